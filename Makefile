@@ -1,0 +1,51 @@
+# A thin front for CMake. `make help` lists what there is.
+BUILD ?= build
+JOBS  ?= $(shell nproc 2>/dev/null || echo 2)
+CMAKE_FLAGS ?=
+
+.PHONY: all deps build demo test check asan tsan conformance fuzz bench format install clean help
+all: build
+
+deps:            ## install what the build and the tests need (apt-get, or .deps/ for llama.cpp)
+	@scripts/deps
+
+build: deps      ## build/nakshatra
+	@cmake -S . -B $(BUILD) $(CMAKE_FLAGS) >$(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }; rm -f $(BUILD).log
+	@cmake --build $(BUILD) -j $(JOBS)
+
+demo: build      ## the main job on a real model over two worker processes
+	@scripts/demo
+
+test: build      ## all tests: unit, system, the same under ASan+UBSan, and the conformance run
+	@scripts/test
+
+check: build     ## the quick part of the tests: unit and system, plain build
+	@cd $(BUILD) && ctest --output-on-failure -j $(JOBS) -L 'unit|system'
+
+asan: deps       ## build-asan/ and its tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@scripts/sanitize asan
+
+tsan: deps       ## build-tsan/ and its tests under ThreadSanitizer
+	@scripts/sanitize tsan
+
+conformance: build ## every architecture llama.cpp can generate, cut and compared; writes docs/architectures.md
+	@scripts/conformance
+
+fuzz: deps       ## run every fuzz target for FUZZ_SECONDS (60) each
+	@scripts/fuzz
+
+bench: build     ## the figures, against peers; writes docs/benchmarks.md
+	@scripts/deps --bench
+	@scripts/bench
+
+format:          ## clang-format over src and tests
+	@git ls-files 'src/*.[ch]' 'tests/*.[ch]' | xargs clang-format -i
+
+install: build   ## to PREFIX (default /usr/local); the private llama.cpp goes along where there is one
+	@cmake --install $(BUILD) $(if $(PREFIX),--prefix $(PREFIX))
+
+clean:           ## remove what was built; .deps/ stays
+	rm -rf build build-asan build-tsan build-fuzz
+
+help:            ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14

@@ -1,0 +1,38 @@
+# llama.cpp as an interface target `llama`: the system's own where pkg-config knows it, else the private copy that
+# scripts/deps unpacked (design.md, "Where llama.cpp comes from").
+#
+# Sets NK_LLAMA_LIBEXEC (where llama.cpp's own tools and tests are) and NK_BACKEND_DIR (the folder that ggml loads its
+# backends from; empty: ggml's own default).
+find_package(PkgConfig REQUIRED)
+set(NK_PRIVATE_ROOT "${CMAKE_SOURCE_DIR}/.deps/root")
+add_library(llama INTERFACE)
+if(EXISTS "${NK_PRIVATE_ROOT}/usr/include/llama.h")
+  execute_process(COMMAND ${CMAKE_C_COMPILER} -print-multiarch OUTPUT_VARIABLE multiarch OUTPUT_STRIP_TRAILING_WHITESPACE)
+  if(NOT multiarch)
+    execute_process(COMMAND dpkg-architecture -qDEB_HOST_MULTIARCH OUTPUT_VARIABLE multiarch OUTPUT_STRIP_TRAILING_WHITESPACE)
+  endif()
+  set(lib "${NK_PRIVATE_ROOT}/usr/lib/${multiarch}")
+  file(GLOB loader "${lib}/ld-linux*.so.*")
+  if(NOT loader)
+    message(FATAL_ERROR "no dynamic loader in ${lib}: run `make deps`")
+  endif()
+  list(GET loader 0 loader)
+  # Only llama.cpp's headers: the private root also has libc's neighbours, which must not shadow the system's.
+  target_include_directories(llama SYSTEM INTERFACE "${NK_PRIVATE_ROOT}/usr/include")
+  target_link_directories(llama INTERFACE "${lib}")
+  # The private libraries must be direct dependencies of the program: libllama carries a RUNPATH of its own.
+  target_link_options(llama INTERFACE
+    "SHELL:-Wl,--no-as-needed -l:libstdc++.so.6 -l:libm.so.6 -l:libgcc_s.so.1 -l:libgomp.so.1 -l:libssl.so.3 -l:libcrypto.so.3 -l:libz.so.1 -l:libzstd.so.1 -lllama -lggml -lggml-base -Wl,--as-needed"
+    "LINKER:--allow-shlib-undefined" "LINKER:--disable-new-dtags" "LINKER:-rpath,${lib}" "LINKER:--dynamic-linker=${loader}")
+  set(NK_BACKEND_DIR "${lib}/ggml/backends0")
+  set(NK_LLAMA_LIBEXEC "${NK_PRIVATE_ROOT}/usr/libexec/${multiarch}/llama.cpp-tests")
+  set(NK_LLAMA_BIN "${NK_PRIVATE_ROOT}/usr/bin")
+  set(NK_LLAMA_LOADER "${loader}")
+  set(NK_LLAMA_LIB "${lib}")
+else()
+  pkg_check_modules(LLAMA REQUIRED IMPORTED_TARGET llama ggml)
+  target_link_libraries(llama INTERFACE PkgConfig::LLAMA)
+  set(NK_BACKEND_DIR "")
+  file(GLOB NK_LLAMA_LIBEXEC /usr/libexec/*/llama.cpp-tests)
+  set(NK_LLAMA_BIN /usr/bin)
+endif()

@@ -1,0 +1,215 @@
+#include "base/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* What a failed system call on a path means for the caller. */
+static int fail_sys(struct nk_error *err, const char *path, const char *doing, const char *reason)
+{
+    int e = errno;
+
+    if (e == ENOSPC || e == EDQUOT)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_space", "%s: no space left while %s", path, doing);
+    return nk_fail(err, e == ENOENT ? NK_E_NOT_FOUND : NK_E_DENIED, reason, "%s: %s: %s", path, doing, strerror(e));
+}
+
+int nk_dir_make(const char *path, struct nk_error *err)
+{
+    char *p = strdup(path);
+    int rc = 0;
+
+    if (!p)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    for (char *s = p + 1;; s++) {
+        char c = *s;
+
+        if (c != '/' && c != '\0')
+            continue;
+        *s = '\0';
+        if (mkdir(p, 0777) < 0 && errno != EEXIST && errno != EISDIR) {
+            rc = fail_sys(err, p, "making the folder", "cannot_create");
+            break;
+        }
+        *s = c;
+        if (!c)
+            break;
+    }
+    if (!rc) {
+        struct stat st;
+
+        if (stat(path, &st) < 0 || !S_ISDIR(st.st_mode)) {
+            errno = ENOTDIR;
+            rc = fail_sys(err, path, "making the folder", "cannot_create");
+        }
+    }
+    free(p);
+    return rc;
+}
+
+int nk_cache_dir(char **path, const char *sub, struct nk_error *err)
+{
+    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    struct nk_buf b = NK_BUF_INIT(8192);
+    int rc;
+
+    *path = NULL;
+    if (xdg && xdg[0] == '/')
+        rc = nk_buf_addf(&b, err, "%s/nakshatra", xdg);
+    else if (home && home[0] == '/')
+        rc = nk_buf_addf(&b, err, "%s/.cache/nakshatra", home);
+    else
+        return nk_fail(err, NK_E_PRECONDITION, "no_home", "neither XDG_CACHE_HOME nor HOME is set to a full path");
+    if (!rc && sub)
+        rc = nk_buf_addf(&b, err, "/%s", sub);
+    if (!rc)
+        rc = nk_dir_make(b.data, err);
+    if (!rc)
+        *path = nk_buf_take(&b, NULL);
+    nk_buf_release(&b);
+    return rc;
+}
+
+int nk_file_read(const char *path, size_t max, struct nk_buf *out, struct nk_error *err)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC), rc = 0;
+
+    if (fd < 0)
+        return fail_sys(err, path, "opening", "no_file");
+    nk_buf_init(out, max);
+    for (;;) {
+        char chunk[65536];
+        ssize_t n = read(fd, chunk, sizeof chunk);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0) {
+            rc = nk_fail(err, NK_E_DATA_LOSS, "read_failed", "%s: %s", path, strerror(errno));
+            break;
+        }
+        if (n == 0)
+            break;
+        rc = nk_buf_add(out, chunk, (size_t)n, err);
+        if (rc) {
+            nk_wrap(rc, err, "%s", path);
+            break;
+        }
+    }
+    if (rc)
+        nk_buf_release(out);
+    close(fd);
+    return rc;
+}
+
+int nk_newfile_open(struct nk_newfile *f, const char *path, struct nk_error *err)
+{
+    char *dir_copy = strdup(path), *base_copy = strdup(path);
+    struct nk_buf tmp = NK_BUF_INIT(16384);
+    int rc;
+
+    *f = (struct nk_newfile)NK_NEWFILE_INIT;
+    if (!dir_copy || !base_copy) {
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+        goto out;
+    }
+    rc = nk_buf_addf(&tmp, err, "%s/.%s.%ld.tmp", dirname(dir_copy), basename(base_copy), (long)getpid());
+    if (rc)
+        goto out;
+    f->fd = open(tmp.data, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (f->fd < 0) {
+        rc = fail_sys(err, path, "creating", "cannot_create");
+        goto out;
+    }
+    f->tmp_path = nk_buf_take(&tmp, NULL);
+    f->path = strdup(path);
+    if (!f->path || !f->tmp_path) {
+        nk_newfile_abort(f);
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    }
+out:
+    nk_buf_release(&tmp);
+    free(dir_copy);
+    free(base_copy);
+    return rc;
+}
+
+int nk_newfile_write(struct nk_newfile *f, const void *data, size_t size, struct nk_error *err)
+{
+    const char *p = data;
+
+    while (size) {
+        ssize_t n = write(f->fd, p, size);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return fail_sys(err, f->path, "writing", "write_failed");
+        p += n;
+        size -= (size_t)n;
+    }
+    return 0;
+}
+
+int nk_newfile_commit(struct nk_newfile *f, struct nk_error *err)
+{
+    char *dir_copy = NULL;
+    int rc = 0, fd;
+
+    if (fsync(f->fd) < 0) {
+        rc = fail_sys(err, f->path, "writing", "write_failed");
+        goto out;
+    }
+    if (close(f->fd) < 0) {
+        f->fd = -1;
+        rc = fail_sys(err, f->path, "closing", "write_failed");
+        goto out;
+    }
+    f->fd = -1;
+    if (rename(f->tmp_path, f->path) < 0) {
+        rc = fail_sys(err, f->path, "renaming into place", "cannot_create");
+        goto out;
+    }
+    free(f->tmp_path);
+    f->tmp_path = NULL;
+    /* Without this the rename may be lost in a crash; a folder that cannot be synced is no reason to fail. */
+    dir_copy = strdup(f->path);
+    fd = dir_copy ? open(dirname(dir_copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (fd >= 0) {
+        fsync(fd);
+        close(fd);
+    }
+out:
+    free(dir_copy);
+    nk_newfile_abort(f);
+    return rc;
+}
+
+void nk_newfile_abort(struct nk_newfile *f)
+{
+    if (f->fd >= 0)
+        close(f->fd);
+    if (f->tmp_path)
+        unlink(f->tmp_path);
+    free(f->tmp_path);
+    free(f->path);
+    *f = (struct nk_newfile)NK_NEWFILE_INIT;
+}
+
+int nk_file_write(const char *path, const void *data, size_t size, struct nk_error *err)
+{
+    struct nk_newfile f;
+    int rc = nk_newfile_open(&f, path, err);
+
+    if (rc)
+        return rc;
+    rc = nk_newfile_write(&f, data, size, err);
+    if (!rc)
+        rc = nk_newfile_commit(&f, err);
+    nk_newfile_abort(&f);
+    return rc;
+}

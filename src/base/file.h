@@ -1,0 +1,43 @@
+/* Files: folders made as needed, the cache folder, and files that appear complete or not at all. Thread-safe. */
+#ifndef NK_BASE_FILE_H
+#define NK_BASE_FILE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/error.h"
+
+/* mkdir -p. DENIED/UNAVAILABLE `cannot_create` with the path and the system's sentence. */
+int nk_dir_make(const char *path, struct nk_error *err);
+
+/* $XDG_CACHE_HOME/nakshatra or ~/.cache/nakshatra, followed by "/sub" where sub is not NULL; made if missing.
+ * *path is owned by the caller. PRECONDITION `no_home` when neither variable is set. */
+int nk_cache_dir(char **path, const char *sub, struct nk_error *err);
+
+/* A whole file, at most max bytes, into out. NOT_FOUND `no_file`, EXHAUSTED `too_large`, DATA_LOSS `read_failed`. */
+int nk_file_read(const char *path, size_t max, struct nk_buf *out, struct nk_error *err);
+
+/* A file under construction: written to a temporary name in the target's folder, made durable and renamed by
+ * nk_newfile_commit, removed by nk_newfile_abort (and by a second start after a crash: the temporary names are
+ * ".NAME.PID.tmp"). */
+struct nk_newfile {
+    int fd; /* -1 when closed */
+    char *path;
+    char *tmp_path;
+};
+#define NK_NEWFILE_INIT { -1, NULL, NULL }
+
+/*   DENIED      cannot_create   the folder is not there or not writable
+ *   EXHAUSTED   no_space */
+int nk_newfile_open(struct nk_newfile *f, const char *path, struct nk_error *err);
+/* All of it or an error: EXHAUSTED `no_space`, DATA_LOSS `write_failed`. */
+int nk_newfile_write(struct nk_newfile *f, const void *data, size_t size, struct nk_error *err);
+int nk_newfile_commit(struct nk_newfile *f, struct nk_error *err); /* fsync, rename, fsync of the folder */
+void nk_newfile_abort(struct nk_newfile *f);                       /* harmless after commit and when not open */
+
+/* Writes a small file atomically. */
+int nk_file_write(const char *path, const void *data, size_t size, struct nk_error *err);
+
+#endif

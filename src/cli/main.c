@@ -1,0 +1,75 @@
+/* nakshatra COMMAND ...: finds the subcommand and runs it. */
+#include "cli/cli.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+
+/* clang-format off */
+#define COMMANDS(XX)                                                                                \
+    /* name      what it does                                              */                       \
+    XX(inspect,  "architecture, layers, bytes per layer, legal cuts of a GGUF")
+/* clang-format on */
+
+#define XX(name, summary) int nk_cmd_##name(int argc, char **argv);
+COMMANDS(XX)
+#undef XX
+
+static const struct {
+    const char *name, *summary;
+    int (*run)(int argc, char **argv);
+} commands[] = {
+#define XX(name, summary) { #name, summary, nk_cmd_##name },
+    COMMANDS(XX)
+#undef XX
+};
+static const int n_commands = sizeof commands / sizeof commands[0];
+
+static void print_help(FILE *out)
+{
+    fprintf(out, "Nakshatra runs one large language model over many unequal machines.\n\nusage: nakshatra COMMAND ...\n\n");
+    for (int i = 0; i < n_commands; i++)
+        fprintf(out, "  %-8s %s\n", commands[i].name, commands[i].summary);
+    fprintf(out, "\nnakshatra COMMAND --help tells more.\n");
+}
+
+int nk_cli_report(const struct nk_error *err)
+{
+    fprintf(stderr, "nakshatra: %s\n", err->msg);
+    return err->code == NK_E_INVALID || err->code == NK_E_NOT_FOUND || err->code == NK_E_OUT_OF_RANGE ? NK_EXIT_USAGE
+                                                                                                      : NK_EXIT_FAILED;
+}
+
+int nk_cli_parse(int argc, char **argv, const struct nk_command *cmd, int *first, int *exit_code)
+{
+    struct nk_error err;
+    int rc = nk_args_parse(argc, argv, cmd, first, &err);
+
+    *exit_code = rc < 0 ? nk_cli_report(&err) : NK_EXIT_OK;
+    return rc;
+}
+
+int main(int argc, char **argv)
+{
+    nk_log_init();
+    signal(SIGPIPE, SIG_IGN);
+    if (argc < 2) {
+        print_help(stderr);
+        return NK_EXIT_USAGE;
+    }
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+        print_help(stdout);
+        return NK_EXIT_OK;
+    }
+    if (!strcmp(argv[1], "--version")) {
+        printf("nakshatra %s\n", NK_VERSION);
+        return NK_EXIT_OK;
+    }
+    for (int i = 0; i < n_commands; i++)
+        if (!strcmp(argv[1], commands[i].name))
+            return commands[i].run(argc - 1, argv + 1);
+    fprintf(stderr, "nakshatra: '%s' is no command; nakshatra --help lists them\n", argv[1]);
+    return NK_EXIT_USAGE;
+}
