@@ -1,0 +1,126 @@
+/* gRPC over gRPC core's C API: a thread that owns a completion queue, servers, channels and calls.
+ *
+ * Rules. A `nk_net` is one completion queue and its thread, the net thread. Handlers run on it, one at a time, and never
+ * from inside a function called here. Functions marked [any] may be called on any thread, the others on the net thread
+ * only (nk_net_post gets you there). A call gets exactly one `end`; until then its handle is valid, after it the handle
+ * is gone. Messages are bounded: a larger one ends the call with EXHAUSTED `message_too_large`. Statuses are struct
+ * nk_error: code, message and a reason word, which travels in the trailer "nk-reason".
+ *
+ * Safety: a call's send queue is guarded by a mutex, held for queue operations only. */
+#ifndef NK_RPC_RPC_H
+#define NK_RPC_RPC_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <protobuf-c/protobuf-c.h>
+
+#include "base/buf.h"
+#include "base/error.h"
+
+/* The one ceiling of a message: the rows of a prefill chunk, 2048 rows x 8192 floats x 4 bytes = 64 MiB, and 1 MiB for
+ * everything else in it. */
+#define NK_RPC_MESSAGE_BYTES_MAX ((64u + 1u) << 20)
+/* What may wait to be sent on one call before nk_call_send answers EXHAUSTED `send_queue_full`: four such messages. */
+#define NK_RPC_SEND_QUEUE_BYTES_MAX (4u * NK_RPC_MESSAGE_BYTES_MAX)
+
+typedef struct nk_net nk_net;
+typedef struct nk_server nk_server;
+typedef struct nk_channel nk_channel;
+typedef struct nk_call nk_call;
+typedef struct nk_timer nk_timer;
+
+/* ---- the net thread ---- */
+int nk_net_start(nk_net **out, struct nk_error *err);
+/* [any but the net thread] Ends the thread after everything on it has ended: the owner stops servers, cancels calls and
+ * closes channels first; what is left is cancelled. Frees. */
+void nk_net_stop(nk_net *net);
+/* [any] fn(arg) runs on the net thread, in the order of posting. Never blocks. */
+void nk_net_post(nk_net *net, void (*fn)(void *arg), void *arg);
+bool nk_net_is_current(const nk_net *net); /* [any] */
+/* fn(arg) once, after ms. The timer is gone after it ran or was cancelled (cancel never runs fn). */
+nk_timer *nk_timer_start(nk_net *net, uint32_t ms, void (*fn)(void *arg), void *arg);
+void nk_timer_cancel(nk_timer *t);
+
+/* ---- credentials ---- */
+struct nk_credentials { /* PEM texts, borrowed for the call that takes them; all NULL: plain text */
+    const char *ca;          /* whom to trust */
+    const char *certificate; /* own */
+    const char *key;
+};
+
+/* ---- calls, on either side ---- */
+struct nk_call_handlers {
+    /* A message; borrowed for the call. The next one is read after this returns unless paused. */
+    void (*message)(nk_call *c, void *user, struct nk_bytes msg);
+    /* The other side will send no more (server: the client's half-close). May be NULL. */
+    void (*half_closed)(nk_call *c, void *user);
+    /* The end, exactly once. status NULL: OK. On the server: the status that was sent, or CANCELLED `cancelled` when the
+     * client cancelled or its connection broke. On the client: the server's status, DEADLINE `deadline`, UNAVAILABLE
+     * `unreachable` or `peer_gone`. The handle is gone after this returns. */
+    void (*end)(nk_call *c, void *user, const struct nk_error *status);
+};
+
+/* Queues a message; it is sent after those queued before it. [any]
+ *   EXHAUSTED    send_queue_full
+ *   UNAVAILABLE  call_ended       it has ended or is ending */
+int nk_call_send(nk_call *c, const void *data, size_t size, struct nk_error *err);
+/* The same, packing a protobuf-c message straight into what is sent. [any] */
+int nk_call_send_pb(nk_call *c, const ProtobufCMessage *msg, struct nk_error *err);
+/* Client: no more messages from this side. [any] */
+void nk_call_send_done(nk_call *c);
+/* Server: ends the call with a status (NULL: OK) after everything queued was sent. Once. [any] */
+void nk_call_finish(nk_call *c, const struct nk_error *status);
+/* Either side: ends it now; `end` follows. [any] */
+void nk_call_cancel(nk_call *c);
+/* Stops and restarts reading; HTTP/2's flow control carries it to the sender. */
+void nk_call_pause(nk_call *c);
+void nk_call_resume(nk_call *c);
+/* [any] More references keep the handle's memory (not the call) alive, so that another thread may still send into a call
+ * that has ended and be told so. */
+nk_call *nk_call_ref(nk_call *c);
+void nk_call_unref(nk_call *c);
+const char *nk_call_peer(const nk_call *c); /* "ipv4:127.0.0.1:41234"; borrowed until `end` */
+
+/* ---- server ---- */
+struct nk_method {
+    const char *path; /* "/nakshatra.v1.Nakshatra/Info" */
+    /* A call has begun: sets its handlers (nk_call_accept), or finishes it at once. */
+    void (*open)(nk_call *c, void *server_user);
+};
+struct nk_server_opts {
+    const char *listen; /* "127.0.0.1:5530", "[::1]:0"; port 0: a free one */
+    struct nk_credentials credentials;
+    const struct nk_method *methods; /* borrowed until the server has stopped */
+    int n_methods;
+    void *user;
+    int calls_max; /* over it: EXHAUSTED `too_many_calls`; 0: 1024 */
+    /* For the reflection service (grpc.reflection.v1alpha): a serialised FileDescriptorSet. */
+    struct nk_bytes descriptors;
+};
+/* Also answers grpc.health.v1.Health (Check and Watch) and reflection. Unknown methods: UNIMPLEMENTED `unknown_method`.
+ *   UNAVAILABLE  cannot_listen */
+int nk_server_start(nk_server **out, nk_net *net, const struct nk_server_opts *opts, struct nk_error *err);
+int nk_server_port(const nk_server *s); /* [any] */
+void nk_server_set_serving(nk_server *s, bool serving); /* [any] what health says */
+/* [any but the net thread] Takes no more calls, cancels those that are left after grace_ms, frees. */
+void nk_server_stop(nk_server *s, uint32_t grace_ms);
+
+/* ---- client ---- */
+/* address "host:port". Connecting happens when a call needs it. [any] */
+int nk_channel_open(nk_channel **out, nk_net *net, const char *address, const struct nk_credentials *credentials,
+                    struct nk_error *err);
+void nk_channel_close(nk_channel *ch); /* [any] calls on it live on */
+/* Starts a call; `end` follows in every case, also when the server cannot be reached. deadline_ms 0: none.
+ * server-side handlers of the same struct are used for client calls. [any] */
+int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t deadline_ms,
+                  const struct nk_call_handlers *handlers, void *user, struct nk_error *err);
+/* Server: gives an opened call its handlers; must be called inside `open`. */
+void nk_call_accept(nk_call *c, const struct nk_call_handlers *handlers, void *user);
+/* One request, one reply, waiting for it. [any but the net thread] *reply is appended to.
+ * Errors: the status. */
+int nk_call_unary(nk_channel *ch, const char *path, const ProtobufCMessage *request, uint32_t deadline_ms,
+                  struct nk_buf *reply, struct nk_error *err);
+
+#endif

@@ -1,0 +1,124 @@
+/* A stage: one slice, loaded by stock llama.cpp on one device. Rows (or token ids) in, rows (or logits) out.
+ *
+ * This is the only place that computes with llama.h. A stage has one owner thread: every function here, but for
+ * nk_stage_info() and nk_stage_cancel(), is called by that thread alone.
+ *
+ * How rows get in and out of an unpatched libllama (design.md facts 2 and 3): a *token* batch is decoded and the context's
+ * cb_eval overwrites the residual that feeds layer 0 with the given rows; on the way out it copies the tensor that leaves
+ * the last layer. Where `embd` input is as exact and faster for the architecture, that is used instead.
+ *
+ * Positions are authoritative: running rows of a sequence at position p first forgets whatever the sequence holds from p
+ * on. A retry, a rejected draft and a rollback are thereby the same thing. Recurrent architectures cannot forget a part:
+ * for them a position other than 0 or the end is refused (OUT_OF_RANGE `no_rollback`). */
+#ifndef NK_STAGE_STAGE_H
+#define NK_STAGE_STAGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/error.h"
+
+typedef struct nk_stage nk_stage;
+struct llama_vocab;
+
+/* One-time process set-up: llama_backend_init, ggml's backends from where the build says, llama.cpp's log into ours.
+ * Call before any other function here and in text/, from the main thread; may be called again. */
+void nk_stage_global_init(void);
+
+/* A computing device that ggml knows. */
+struct nk_device {
+    char name[64];        /* "CPU", "Vulkan0", "CUDA0": what --device takes (case does not matter) */
+    char description[128];
+    uint64_t memory_total_bytes, memory_free_bytes; /* 0: unknown */
+    bool is_gpu;
+};
+/* Fills up to max entries; returns how many there are. */
+int nk_device_list(struct nk_device *out, int max);
+
+struct nk_stage_opts {
+    const char *device; /* a name of nk_device_list; NULL: the first GPU, else the CPU */
+    int n_ctx;          /* KV cells, shared by all sequences; 0: the model's training context (at most 8192) */
+    int n_seq_max;      /* sequences at once */
+    int n_batch;        /* the most rows of one nk_stage_run; also n_ubatch, so that one run is one graph */
+    int n_threads;      /* for batches of decode size; 0: all cores */
+    int n_threads_batch; /* for prefill; 0: n_threads */
+    bool no_mmap;
+    bool no_flash_attn;
+    bool whole_model;   /* PATH is a whole model, not a slice: what `verify` and tests compare with */
+};
+struct nk_stage_opts nk_stage_opts_default(void); /* n_ctx 0, n_seq_max 4, n_batch 512, threads 0 */
+
+struct nk_stage_info {
+    char model_sha256[65]; /* of the source model; "" when unknown (a whole model that was not hashed) */
+    char model_name[128], architecture[64], quantisation[32];
+    int layer_begin, layer_end, layer_count; /* this stage's range, and the whole model's number of layers */
+    bool is_first, is_last;
+    int n_embd;  /* the width: floats per row */
+    int n_vocab; /* of the whole model, on every stage */
+    int n_ctx, n_ctx_train, n_seq_max, n_batch;
+    bool can_rollback; /* false for recurrent and hybrid architectures */
+    bool one_sequence_per_run; /* row order is only kept with one sequence per run (fact 6) */
+    char device[64], device_description[128], backend[32]; /* what really runs it, from ggml */
+    char llama_version[64];
+    uint64_t weights_bytes, kv_bytes; /* on the device */
+    int n_threads;
+};
+
+/* Loads. On success *out is owned by the caller; on failure it is NULL.
+ *   NOT_FOUND     no_file          cannot open
+ *   INVALID       bad_gguf         not a GGUF, truncated, or inconsistent
+ *   INVALID       not_a_slice      a whole model was given where a slice is wanted (see whole_model)
+ *   INVALID       not_a_model      a slice was given where a whole model is wanted
+ *   NOT_FOUND     no_device        no such device; the message lists what there is
+ *   EXHAUSTED     no_memory
+ *   UNIMPLEMENTED unsupported      llama.cpp cannot load it, or its graph has no place to enter or leave
+ */
+int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *opts, struct nk_error *err);
+void nk_stage_close(nk_stage *s);
+
+/* Borrowed until nk_stage_close; constant, any thread. */
+const struct nk_stage_info *nk_stage_info(const nk_stage *s);
+/* The full vocabulary; the last stage (and a whole model) only, else NULL. Borrowed until nk_stage_close. */
+const struct llama_vocab *nk_stage_vocab(const nk_stage *s);
+
+/* The rows of one run, possibly of several sequences. Borrowed for the call. Rows of one sequence are in the order of
+ * their positions, without gaps. */
+struct nk_stage_batch {
+    int n_tokens;
+    const int32_t *ids;  /* n_tokens token ids; on every stage */
+    const float *rows;   /* n_tokens x n_embd, row-major; NULL on the first stage and a whole model */
+    const int32_t *pos;  /* n_tokens */
+    const int32_t *seq;  /* n_tokens, each in [0, n_seq_max) */
+    const int8_t *want;  /* last stage: rows whose logits are wanted; NULL: all. Ignored elsewhere. */
+};
+
+/* Runs the stage's layers. After an error no sequence of the batch holds anything from its first position on, unless
+ * said otherwise.
+ *   INVALID       bad_batch      counts, ids outside the vocabulary, positions that do not follow, a sequence out of range
+ *   INVALID       not_finite     a row holds NaN or infinity
+ *   OUT_OF_RANGE  no_rollback    a recurrent model cannot go back to that position
+ *   OUT_OF_RANGE  gap            the position is past the sequence's end
+ *   EXHAUSTED     kv_full        no room in the KV cache; nothing changed
+ *   CANCELLED     cancelled      nk_stage_cancel; the batch's sequences hold nothing from their first position on
+ *   INTERNAL      decode_failed  llama_decode's answer is in the message */
+int nk_stage_run(nk_stage *s, const struct nk_stage_batch *batch, struct nk_error *err);
+/* Any thread: makes a running nk_stage_run end soon with CANCELLED. Does not affect a later run. */
+void nk_stage_cancel(nk_stage *s);
+
+/* Of the last run, valid until the next call on the stage. */
+const float *nk_stage_rows(const nk_stage *s);         /* not on the last stage: n_tokens x n_embd, in batch order */
+float *nk_stage_logits(nk_stage *s, int token_idx);    /* last stage: n_vocab, of a row that was wanted */
+
+/* A sequence's KV: its length in tokens; forgetting from pos on; making dst hold what src holds; forgetting all. */
+int nk_stage_seq_length(const nk_stage *s, int seq);
+int nk_stage_seq_truncate(nk_stage *s, int seq, int pos, struct nk_error *err); /* OUT_OF_RANGE no_rollback */
+int nk_stage_seq_copy(nk_stage *s, int seq_src, int seq_dst, struct nk_error *err);
+void nk_stage_seq_clear(nk_stage *s, int seq);
+/* A sequence's KV as bytes, for another process with the same slice (and llama.cpp). Load: INVALID `bad_state`, and the
+ * sequence is empty. */
+int nk_stage_seq_save(nk_stage *s, int seq, struct nk_buf *out, struct nk_error *err);
+int nk_stage_seq_load(nk_stage *s, int seq, struct nk_bytes state, struct nk_error *err);
+
+#endif

@@ -1,0 +1,41 @@
+/* How a token is chosen from logits: plain data, with the field's names and libllama's meaning.
+ * Defaults: temperature 0.8, top_k 40, top_p 0.95, min_p 0.05, everything else off. */
+#ifndef NK_TEXT_SAMPLING_H
+#define NK_TEXT_SAMPLING_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+enum { NK_LOGIT_BIAS_MAX = 1024, NK_LOGPROBS_MAX = 20, NK_DRY_BREAKERS_MAX = 16, NK_GRAMMAR_BYTES_MAX = 65536 };
+
+struct nk_logit_bias {
+    int32_t id;
+    float bias;
+};
+
+struct nk_sampling {
+    float temperature; /* 0: greedy, whatever else is set but penalties, bias and grammar */
+    int top_k;         /* 0: off */
+    float top_p;       /* 1: off */
+    float min_p;       /* 0: off */
+    float typical_p;   /* 1: off */
+    float repeat_penalty, presence_penalty, frequency_penalty; /* 1, 0, 0: off */
+    int penalty_last_n;                                        /* tokens looked at; default 64; -1: all of n_ctx */
+    float dry_multiplier, dry_base;                            /* 0: off; 1.75 */
+    int dry_allowed_length, dry_penalty_last_n;                /* 2; -1: all of n_ctx */
+    int mirostat; /* 0 off, 1, 2 */
+    float mirostat_tau, mirostat_eta;
+    uint32_t seed; /* 0xffffffff: a random one, which nk_sampler_seed tells */
+    const struct nk_logit_bias *logit_bias; /* borrowed */
+    int n_logit_bias;
+    const char *grammar; /* GBNF, root rule "root"; NULL: none. borrowed */
+    bool ignore_eos;     /* never choose an end-of-generation token */
+};
+
+struct nk_sampling nk_sampling_default(void);
+/* INVALID `bad_sampling`: names the field, what was found and what would be right. Does not parse the grammar. */
+int nk_sampling_check(const struct nk_sampling *s, struct nk_error *err);
+
+#endif
