@@ -10,7 +10,8 @@
 /* clang-format off */
 #define COMMANDS(XX)                                                                                \
     /* name      what it does                                              */                       \
-    XX(inspect,  "architecture, layers, bytes per layer, legal cuts of a GGUF")
+    XX(inspect,  "architecture, layers, bytes per layer, legal cuts of a GGUF")                     \
+    XX(bench,    "the figures, against peers; synthetic models")
 /* clang-format on */
 
 #define XX(name, summary) int nk_cmd_##name(int argc, char **argv);
