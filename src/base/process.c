@@ -57,6 +57,7 @@ static int become(const struct nk_process_opts *opts, char **env, int out, int n
 {
     sigset_t none;
     struct sigaction dfl = { .sa_handler = SIG_DFL };
+    int e;
 
     /* What the parent blocks or ignores is no business of the child's. */
     for (int sig = 1; sig < 32; sig++)
@@ -80,6 +81,10 @@ static int become(const struct nk_process_opts *opts, char **env, int out, int n
     for (int i = 0; i < opts->n_keep_fds; i++)
         if (fcntl(opts->keep_fds[i], F_SETFD, 0) < 0)
             return errno;
+    if (opts->cwd && chdir(opts->cwd) < 0)
+        return errno;
+    if (opts->in_child && (e = opts->in_child(opts->in_child_arg)))
+        return e;
     execve(opts->argv[0], (char *const *)(uintptr_t)opts->argv, env);
     return errno;
 }
@@ -130,8 +135,10 @@ int nk_process_start(struct nk_process *p, const struct nk_process_opts *opts, s
     null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (opts->err_path)
         err_fd = open(opts->err_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-    if (!env || null_fd < 0 || (opts->err_path && err_fd < 0) || make_pipe(report) < 0 ||
-        (opts->capture_out && make_pipe(out) < 0)) {
+    if (opts->out_path)
+        out[1] = open(opts->out_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (!env || null_fd < 0 || (opts->err_path && err_fd < 0) || (opts->out_path && out[1] < 0) ||
+        make_pipe(report) < 0 || (opts->capture_out && make_pipe(out) < 0)) {
         rc = start_failed(err, opts->argv[0], env ? errno : ENOMEM);
         goto out;
     }

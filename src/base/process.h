@@ -35,7 +35,13 @@ struct nk_process_opts {
     const int *keep_fds;     /* inherited under the same numbers, besides 0 (/dev/null), 1 and 2 */
     int n_keep_fds;
     bool capture_out;     /* standard output becomes out_fd; otherwise it is inherited */
+    const char *out_path; /* standard output goes (appended) to this file; not with capture_out */
     const char *err_path; /* standard error goes (appended) to this file; NULL: inherited */
+    const char *cwd;      /* its working folder; NULL: inherited */
+    /* Runs in the child just before exec; async-signal-safe calls only. What it returns other than
+     * 0 is an errno, with which the start fails. */
+    int (*in_child)(void *arg);
+    void *in_child_arg;
     const char *const
         *env; /* "NAME=VALUE" set over the parent's environment; NULL-terminated; NULL: none */
 };

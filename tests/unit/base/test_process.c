@@ -200,6 +200,45 @@ static void test_process__knows_its_own_path(void **state)
     free(path);
 }
 
+static void test_process__output_goes_to_a_file_and_the_working_folder_is_set(void **state)
+{
+    char path[] = "/tmp/nk_process_XXXXXX", text[16] = "";
+    const char *argv[] = { "/bin/sh", "-c", "pwd", NULL };
+    struct nk_process_opts opts = { .argv = argv, .out_path = path, .cwd = "/" };
+    struct nk_process p;
+    struct nk_error err;
+    int fd = mkstemp(path);
+
+    (void)state;
+    assert_true(fd >= 0);
+    assert_int_equal(nk_process_start(&p, &opts, &err), 0);
+    assert_true(nk_process_wait(&p, 10000));
+    nk_process_stop(&p, 0);
+    assert_int_equal(read(fd, text, sizeof text - 1), 2);
+    assert_string_equal(text, "/\n");
+    close(fd);
+    unlink(path);
+}
+
+static int refuse(void *arg)
+{
+    return *(int *)arg;
+}
+
+static void test_process__a_preparation_that_fails_ends_the_start(void **state)
+{
+    int number = EPERM;
+    const char *argv[] = { "/bin/true", NULL };
+    struct nk_process_opts opts = { .argv = argv, .in_child = refuse, .in_child_arg = &number };
+    struct nk_process p;
+    struct nk_error err;
+
+    (void)state;
+    assert_int_equal(nk_process_start(&p, &opts, &err), NK_E_UNAVAILABLE);
+    assert_int_equal(err.sys, EPERM);
+    assert_int_equal(p.pid, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -212,6 +251,8 @@ int main(void)
             test_process__inherits_the_named_files_the_environment_and_no_ignored_signal),
         cmocka_unit_test(test_process__dies_with_its_parent),
         cmocka_unit_test(test_process__knows_its_own_path),
+        cmocka_unit_test(test_process__output_goes_to_a_file_and_the_working_folder_is_set),
+        cmocka_unit_test(test_process__a_preparation_that_fails_ends_the_start),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
