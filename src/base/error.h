@@ -70,6 +70,6 @@ bool nk_code_elsewhere(int code);
         if (!(cond))                                                                               \
             nk_assert_failed(#cond, __FILE__, __LINE__);                                           \
     } while (0)
-_Noreturn void nk_assert_failed(const char *cond, const char *file, int line);
+void nk_assert_failed(const char *cond, const char *file, int line) __attribute__((noreturn));
 
 #endif

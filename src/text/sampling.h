@@ -8,7 +8,10 @@
 
 #include "base/error.h"
 
-enum { NK_LOGIT_BIAS_MAX = 1024, NK_LOGPROBS_MAX = 20, NK_DRY_BREAKERS_MAX = 16, NK_GRAMMAR_BYTES_MAX = 65536 };
+enum { NK_LOGIT_BIAS_MAX = 1024, NK_LOGPROBS_MAX = 20, NK_GRAMMAR_BYTES_MAX = 65536 };
+#define NK_SEED_RANDOM     0xffffffffu /* libllama's LLAMA_DEFAULT_SEED */
+#define NK_TEMPERATURE_MAX 100.0f
+#define NK_PENALTY_MAX     1000.0f /* of each penalty and DRY; beyond it logits only overflow */
 
 struct nk_logit_bias {
     int32_t id;
@@ -16,18 +19,18 @@ struct nk_logit_bias {
 };
 
 struct nk_sampling {
-    float temperature; /* 0: greedy, whatever else is set but penalties, bias and grammar */
+    float temperature; /* 0: greedy; penalties, DRY, bias and grammar still count */
     int top_k;         /* 0: off */
-    float top_p;       /* 1: off */
-    float min_p;       /* 0: off */
-    float typical_p;   /* 1: off */
+    float top_p;     /* 1: off */
+    float min_p;     /* 0: off */
+    float typical_p; /* 1: off */
     float repeat_penalty, presence_penalty, frequency_penalty; /* 1, 0, 0: off */
-    int penalty_last_n;                                        /* tokens looked at; default 64; -1: all of n_ctx */
-    float dry_multiplier, dry_base;                            /* 0: off; 1.75 */
-    int dry_allowed_length, dry_penalty_last_n;                /* 2; -1: all of n_ctx */
-    int mirostat; /* 0 off, 1, 2 */
+    int penalty_last_n;                         /* tokens looked at; default 64; -1: all of n_ctx */
+    float dry_multiplier, dry_base;             /* 0: off; 1.75. Breakers: newline : " * */
+    int dry_allowed_length, dry_penalty_last_n; /* 2; -1: all of n_ctx */
+    int mirostat; /* 0 off; 1, 2: instead of top-k, typical, top-p and min-p */
     float mirostat_tau, mirostat_eta;
-    uint32_t seed; /* 0xffffffff: a random one, which nk_sampler_seed tells */
+    uint32_t seed; /* NK_SEED_RANDOM: a random one, which nk_sampler_seed tells */
     const struct nk_logit_bias *logit_bias; /* borrowed */
     int n_logit_bias;
     const char *grammar; /* GBNF, root rule "root"; NULL: none. borrowed */

@@ -27,18 +27,24 @@ int32_t nk_vocab_bos(const nk_vocab *v);             /* -1: none */
 int32_t nk_vocab_eos(const nk_vocab *v);
 bool nk_vocab_adds_bos(const nk_vocab *v);
 
+enum { NK_TEXT_BYTES_MAX = 64 << 20 }; /* of one nk_vocab_tokenize */
+
 struct nk_tokens { /* owned; release with free(ids) */
     int32_t *ids;
     size_t n;
 };
 /* Text to ids. add_special: BOS/EOS as the model wants them. parse_special: "<|im_start|>" and its like become their
  * tokens (templates), otherwise they are plain text. max_tokens bounds the result.
- *   INVALID    bad_text     not UTF-8 (position named), or characters that this vocabulary cannot express
- *   EXHAUSTED  too_large    more than max_tokens */
-int nk_vocab_tokenize(const nk_vocab *v, const char *text, size_t size, bool add_special, bool parse_special,
-                      size_t max_tokens, struct nk_tokens *out, struct nk_error *err);
+ *   INVALID    bad_text     not UTF-8 (position named), or a character that this vocabulary cannot express and has no
+ *                           "unknown" token for (named)
+ *   INVALID    no_vocab     a borrowed stub
+ *   EXHAUSTED  too_large    more than max_tokens, or than NK_TEXT_BYTES_MAX */
+int nk_vocab_tokenize(const nk_vocab *v, const char *text, size_t size, bool add_special,
+                      bool parse_special, size_t max_tokens, struct nk_tokens *out,
+                      struct nk_error *err);
 /* The bytes of one token, appended to out; special: also those of control tokens. INVALID `bad_token`. */
-int nk_vocab_piece(const nk_vocab *v, int32_t id, bool special, struct nk_buf *out, struct nk_error *err);
+int nk_vocab_piece(const nk_vocab *v, int32_t id, bool special, struct nk_buf *out,
+                   struct nk_error *err);
 
 /* ---- chat templates ---- */
 struct nk_chat_message {
@@ -48,7 +54,7 @@ struct nk_chat_message {
 const char *nk_vocab_chat_template(const nk_vocab *v);
 /* Renders through llama_chat_apply_template. tmpl: Jinja text that libllama recognises, or the name of a built-in one.
  * INVALID `unknown_template` with what would be known. */
-int nk_chat_render_builtin(const char *tmpl, const struct nk_chat_message *messages, size_t n, bool add_assistant,
-                           struct nk_buf *out, struct nk_error *err);
+int nk_chat_render_builtin(const char *tmpl, const struct nk_chat_message *messages, size_t n,
+                           bool add_assistant, struct nk_buf *out, struct nk_error *err);
 
 #endif

@@ -1,0 +1,446 @@
+#include "text/vocab.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <gguf.h>
+#include <llama.h>
+
+#include "text/guard.h"
+#include "text/utf8.h"
+
+struct nk_vocab {
+    struct llama_model *model; /* owned; NULL when the vocabulary is somebody else's */
+    const struct llama_vocab *llama;
+    int n_tokens;
+    enum llama_vocab_type type;
+    bool may_lose_bytes; /* a BPE vocabulary without a token for every byte: libllama drops the rest
+                            in silence */
+};
+
+/* ---- opening ---- */
+
+/* A tokenizer key of a GGUF and what libllama takes for granted about it: it reads arrays by their
+ * raw bytes, without a look at the element type or the length. */
+struct key_rule {
+    const char *key;
+    enum gguf_type type; /* of the value, or of the elements */
+    bool is_array, per_token;
+};
+
+static const struct key_rule key_rules[] = {
+    { "tokenizer.ggml.tokens", GGUF_TYPE_STRING, true, false },
+    { "tokenizer.ggml.scores", GGUF_TYPE_FLOAT32, true, true },
+    { "tokenizer.ggml.token_type", GGUF_TYPE_INT32, true, true },
+    { "tokenizer.ggml.merges", GGUF_TYPE_STRING, true, false },
+    { "tokenizer.chat_template", GGUF_TYPE_STRING, false, false },
+};
+
+static bool same_type(enum gguf_type found, enum gguf_type wanted)
+{
+    return found == wanted || (wanted == GGUF_TYPE_INT32 && found == GGUF_TYPE_UINT32);
+}
+
+static int check_tokenizer(const struct gguf_context *g, struct nk_error *err)
+{
+    int64_t model = gguf_find_key(g, "tokenizer.ggml.model");
+    int64_t tokens = gguf_find_key(g, "tokenizer.ggml.tokens");
+    const char *name;
+
+    if (model < 0 || gguf_get_kv_type(g, model) != GGUF_TYPE_STRING)
+        return nk_fail(err, NK_E_INVALID, "no_vocab",
+                       "it has no tokenizer (no text under tokenizer.ggml.model)");
+    name = gguf_get_val_str(g, model);
+    if (!strcmp(name, "none") || !strcmp(name, "no_vocab"))
+        return nk_fail(err, NK_E_INVALID, "no_vocab",
+                       "its tokenizer is a stub (\"%s\"), as in every slice but the last", name);
+    if (tokens < 0)
+        return nk_fail(err, NK_E_INVALID, "no_vocab",
+                       "it has no tokens (no tokenizer.ggml.tokens)");
+    for (size_t i = 0; i < sizeof key_rules / sizeof key_rules[0]; i++) {
+        const struct key_rule *r = &key_rules[i];
+        int64_t at = gguf_find_key(g, r->key);
+        bool is_array;
+
+        if (at < 0)
+            continue;
+        is_array = gguf_get_kv_type(g, at) == GGUF_TYPE_ARRAY;
+        if (is_array != r->is_array ||
+            !same_type(is_array ? gguf_get_arr_type(g, at) : gguf_get_kv_type(g, at), r->type))
+            return nk_fail(err, NK_E_INVALID, "bad_gguf", "%s is not %s%s", r->key,
+                           r->is_array ? "an array of " : "a ", gguf_type_name(r->type));
+        if (r->per_token && gguf_get_arr_n(g, at) != gguf_get_arr_n(g, tokens))
+            return nk_fail(err, NK_E_INVALID, "bad_gguf", "%s has %zu entries for %zu tokens",
+                           r->key, gguf_get_arr_n(g, at), gguf_get_arr_n(g, tokens));
+    }
+    if (gguf_get_arr_n(g, tokens) == 0)
+        return nk_fail(err, NK_E_INVALID, "no_vocab", "its vocabulary has no tokens");
+    if (gguf_get_arr_n(g, tokens) > INT32_MAX)
+        return nk_fail(err, NK_E_INVALID, "bad_gguf", "it has %zu tokens",
+                       gguf_get_arr_n(g, tokens));
+    return 0;
+}
+
+static int check_file(const char *path, struct nk_error *err)
+{
+    FILE *f = fopen(path, "rb");
+    struct gguf_context *g;
+    int rc;
+
+    if (!f)
+        return nk_fail(err, NK_E_NOT_FOUND, "no_file", "%s: %s", path, strerror(errno));
+    fclose(f);
+    g = gguf_init_from_file(path, (struct gguf_init_params){ .no_alloc = true });
+    if (!g)
+        return nk_fail(err, NK_E_INVALID, "bad_gguf", "%s is not a GGUF file, or is cut off", path);
+    rc = nk_wrap(check_tokenizer(g, err), err, "%s", path);
+    gguf_free(g);
+    return rc;
+}
+
+/* The byte-level alphabet of GPT-2: each byte's character. Printable ones stand for themselves, the
+ * others are moved to U+0100 and on, in order
+ * (https://github.com/openai/gpt-2/blob/master/src/encoder.py, bytes_to_unicode). */
+static bool has_every_byte(const struct llama_vocab *v)
+{
+    int byte_of[0x180];
+    bool found[256] = { false };
+    int n_found = 0, n_moved = 0;
+
+    memset(byte_of, -1, sizeof byte_of);
+    for (int b = 0; b < 256; b++) {
+        bool itself =
+            (b >= '!' && b <= '~') || (b >= 0xA1 && b <= 0xAC) || (b >= 0xAE && b <= 0xFF);
+
+        byte_of[itself ? b : 0x100 + n_moved++] = b;
+    }
+    for (int32_t id = 0; id < llama_vocab_n_tokens(v); id++) {
+        const char *text = llama_vocab_get_text(v, id);
+        size_t size = strlen(text);
+        uint32_t cp;
+
+        if (size == 0 || nk_utf8_next(text, size, &cp) != (int)size || cp >= 0x180 ||
+            byte_of[cp] < 0)
+            continue;
+        n_found += !found[byte_of[cp]];
+        found[byte_of[cp]] = true;
+    }
+    return n_found == 256;
+}
+
+static void init(nk_vocab *v, const struct llama_vocab *llama)
+{
+    v->llama = llama;
+    v->type = llama_vocab_type(llama);
+    v->n_tokens = llama_vocab_n_tokens(llama);
+    v->may_lose_bytes = v->type == LLAMA_VOCAB_TYPE_BPE && !has_every_byte(llama);
+}
+
+int nk_vocab_open(nk_vocab **out, const char *path, struct nk_error *err)
+{
+    struct llama_model_params params = llama_model_default_params();
+    nk_vocab *v;
+    int rc;
+
+    *out = NULL;
+    rc = check_file(path, err);
+    if (rc)
+        return rc;
+    v = calloc(1, sizeof *v);
+    if (!v)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "%s: no memory", path);
+    params.vocab_only = true;
+    v->model = llama_model_load_from_file(path, params);
+    if (!v->model) {
+        rc = nk_fail(err, NK_E_INVALID, "bad_gguf", "%s: llama.cpp cannot read its vocabulary",
+                     path);
+        goto out;
+    }
+    init(v, llama_model_get_vocab(v->model));
+    if (v->type == LLAMA_VOCAB_TYPE_NONE || v->n_tokens <= 0) {
+        rc = nk_fail(err, NK_E_INVALID, "no_vocab", "%s has no vocabulary", path);
+        goto out;
+    }
+    *out = v;
+    v = NULL;
+out:
+    nk_vocab_close(v);
+    return rc;
+}
+
+nk_vocab *nk_vocab_borrow(const struct llama_vocab *vocab)
+{
+    nk_vocab *v = calloc(1, sizeof *v);
+
+    if (v)
+        init(v, vocab);
+    return v;
+}
+
+void nk_vocab_close(nk_vocab *v)
+{
+    if (!v)
+        return;
+    if (v->model)
+        llama_model_free(v->model);
+    free(v);
+}
+
+/* ---- what it is ---- */
+
+const struct llama_vocab *nk_vocab_llama(const nk_vocab *v)
+{
+    return v->llama;
+}
+
+int nk_vocab_size(const nk_vocab *v)
+{
+    return v->n_tokens;
+}
+
+bool nk_vocab_is_eog(const nk_vocab *v, int32_t id)
+{
+    return v->type != LLAMA_VOCAB_TYPE_NONE && id >= 0 && id < v->n_tokens &&
+           llama_vocab_is_eog(v->llama, id);
+}
+
+int32_t nk_vocab_bos(const nk_vocab *v)
+{
+    return llama_vocab_bos(v->llama);
+}
+
+int32_t nk_vocab_eos(const nk_vocab *v)
+{
+    return llama_vocab_eos(v->llama);
+}
+
+bool nk_vocab_adds_bos(const nk_vocab *v)
+{
+    return llama_vocab_get_add_bos(v->llama);
+}
+
+/* ---- tokens and text ---- */
+
+/* Whether libllama makes tokens of this text that have all its bytes. It throws where a vocabulary
+ * without byte tokens lacks a character (SPM), and drops bytes in silence where a byte-level
+ * vocabulary (BPE) lacks them. */
+static bool can_express(const nk_vocab *v, const char *text, size_t size)
+{
+    int32_t *ids = malloc((size + 8) * sizeof *ids), n = 0, n_piece = 0;
+    size_t n_bytes = 0;
+    bool ok = ids && !nk__guard_tokenize(v->llama, text, (int32_t)size, ids, (int32_t)size + 8,
+                                         false, false, &n, NULL);
+
+    for (int32_t i = 0; ok && v->may_lose_bytes && i < n; i++) {
+        ok = !nk__guard_piece(v->llama, ids[i], NULL, 0, true, &n_piece, NULL);
+        n_bytes += (size_t)(n_piece < 0 ? -n_piece : n_piece);
+    }
+    free(ids);
+    return ok && (!v->may_lose_bytes || n_bytes >= size);
+}
+
+/* Names the first character that this vocabulary cannot express. Prompt text itself does not belong
+ * into messages. */
+static int cannot_express(const nk_vocab *v, const char *text, size_t size, struct nk_error *err)
+{
+    size_t pos = 0;
+
+    while (pos < size) {
+        uint32_t cp = 0;
+        int n = nk_utf8_next(text + pos, size - pos, &cp);
+
+        if (!can_express(v, text + pos, (size_t)n))
+            return nk_fail(err, NK_E_INVALID, "bad_text",
+                           "this vocabulary cannot express U+%04X, at byte %zu of the text", cp,
+                           pos);
+        pos += (size_t)n;
+    }
+    return nk_fail(err, NK_E_INVALID, "bad_text", "this vocabulary cannot express the text");
+}
+
+static int tokenize(const nk_vocab *v, const char *text, size_t size, bool add_special,
+                    bool parse_special, size_t max_tokens, struct nk_tokens *out,
+                    struct nk_error *err)
+{
+    /* A token has a byte or more; a few are added (BOS, EOS, a leading space). Normalising
+     * tokenizers may make more of it: then libllama says how many and is asked again. */
+    size_t n_max = size + 8 < max_tokens ? size + 8 : max_tokens;
+    int32_t *ids = NULL;
+    int32_t n = 0;
+    int rc;
+
+    for (int attempt = 0; attempt < 2; attempt++) {
+        int32_t *larger = realloc(ids, (n_max ? n_max : 1) * sizeof *ids);
+
+        if (!larger) {
+            rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for %zu tokens", n_max);
+            goto out;
+        }
+        ids = larger;
+        rc = nk__guard_tokenize(v->llama, text, (int32_t)size, ids, (int32_t)n_max, add_special,
+                                parse_special, &n, err);
+        if (rc) {
+            if (rc == NK_E_INTERNAL)
+                rc = cannot_express(v, text, size, err);
+            goto out;
+        }
+        if (n >= 0)
+            break;
+        if (n == INT32_MIN || (size_t)-n > max_tokens) {
+            rc = n == INT32_MIN
+                     ? nk_fail(err, NK_E_EXHAUSTED, "too_large", "the text has more than %d tokens",
+                               INT32_MAX)
+                     : nk_fail(err, NK_E_EXHAUSTED, "too_large",
+                               "the text has %d tokens; at most %zu are taken", -n, max_tokens);
+            goto out;
+        }
+        n_max = (size_t)-n;
+    }
+    if (n < 0) {
+        rc = nk_fail(err, NK_E_INTERNAL, "engine_failed",
+                     "llama.cpp says %d tokens, then that these do not suffice", -n);
+        goto out;
+    }
+    *out = (struct nk_tokens){ ids, (size_t)n };
+    ids = NULL;
+out:
+    free(ids);
+    return rc;
+}
+
+int nk_vocab_tokenize(const nk_vocab *v, const char *text, size_t size, bool add_special,
+                      bool parse_special, size_t max_tokens, struct nk_tokens *out,
+                      struct nk_error *err)
+{
+    size_t at;
+
+    *out = (struct nk_tokens){ NULL, 0 };
+    if (v->type == LLAMA_VOCAB_TYPE_NONE)
+        return nk_fail(err, NK_E_INVALID, "no_vocab",
+                       "this slice has no vocabulary to tokenize with");
+    if (size > NK_TEXT_BYTES_MAX)
+        return nk_fail(err, NK_E_EXHAUSTED, "too_large",
+                       "the text has %zu bytes; at most %d are taken", size, NK_TEXT_BYTES_MAX);
+    if (!nk_utf8_valid(text, size, &at))
+        return nk_fail(err, NK_E_INVALID, "bad_text",
+                       "the text is not UTF-8: byte 0x%02x at position %zu", (uint8_t)text[at], at);
+    if (max_tokens > INT32_MAX)
+        max_tokens = INT32_MAX;
+    if (v->may_lose_bytes && !can_express(v, text, size))
+        return cannot_express(v, text, size, err);
+    return tokenize(v, text, size, add_special, parse_special, max_tokens, out, err);
+}
+
+int nk_vocab_piece(const nk_vocab *v, int32_t id, bool special, struct nk_buf *out,
+                   struct nk_error *err)
+{
+    int32_t size = 64, n = 0; /* most pieces are shorter */
+    char *where;
+    int rc;
+
+    if (v->type == LLAMA_VOCAB_TYPE_NONE)
+        return nk_fail(err, NK_E_INVALID, "no_vocab",
+                       "this slice has no vocabulary: token %d has no text", id);
+    if (id < 0 || id >= v->n_tokens)
+        return nk_fail(err, NK_E_INVALID, "bad_token",
+                       "there is no token %d; this vocabulary has 0 to %d", id, v->n_tokens - 1);
+    for (;;) {
+        rc = nk_buf_reserve(out, (size_t)size, &where, size == 64 ? NULL : err);
+        if (rc && size == 64) {
+            /* Perhaps only the estimate does not fit. */
+            rc = nk__guard_piece(v->llama, id, NULL, 0, special, &n, err);
+            if (rc)
+                return rc;
+            size = n < 0 ? -n : n;
+            rc = nk_buf_reserve(out, (size_t)size, &where, err);
+        }
+        if (rc)
+            return rc;
+        rc = nk__guard_piece(v->llama, id, where, size, special, &n, err);
+        if (rc)
+            return rc;
+        if (n >= 0)
+            break;
+        size = -n;
+    }
+    nk_buf_commit(out, (size_t)n);
+    return 0;
+}
+
+/* ---- chat templates ---- */
+
+const char *nk_vocab_chat_template(const nk_vocab *v)
+{
+    return v->model ? llama_model_chat_template(v->model, NULL) : NULL;
+}
+
+/* The names of libllama's own templates, comma-separated, into out. */
+static void builtin_names(char *out, size_t size)
+{
+    const char *names[128];
+    int32_t n = llama_chat_builtin_templates(names, sizeof names / sizeof names[0]);
+    size_t used = 0;
+
+    out[0] = '\0';
+    for (int32_t i = 0; i < n && i < (int32_t)(sizeof names / sizeof names[0]); i++) {
+        int add = snprintf(out + used, size - used, "%s%s", i ? ", " : "", names[i]);
+
+        if (add < 0 || (size_t)add >= size - used) {
+            out[used] = '\0';
+            return;
+        }
+        used += (size_t)add;
+    }
+}
+
+int nk_chat_render_builtin(const char *tmpl, const struct nk_chat_message *messages, size_t n,
+                           bool add_assistant, struct nk_buf *out, struct nk_error *err)
+{
+    const char **texts = NULL;
+    size_t size = 256;
+    int32_t n_bytes = 0;
+    char *where;
+    int rc;
+
+    texts = calloc(2 * n + 1, sizeof *texts);
+    if (!texts)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for %zu messages", n);
+    for (size_t i = 0; i < n; i++) {
+        texts[i] = messages[i].role;
+        texts[n + i] = messages[i].content;
+        size += 2 * (strlen(messages[i].role) + strlen(messages[i].content)) + 64;
+    }
+    for (int attempt = 0; attempt < 2; attempt++) {
+        if (size > INT32_MAX) {
+            rc = nk_fail(err, NK_E_EXHAUSTED, "too_large",
+                         "the messages are too large for a chat template");
+            goto out;
+        }
+        rc = nk_buf_reserve(out, size, &where, err);
+        if (rc)
+            goto out;
+        rc = nk__guard_chat(tmpl, texts, texts + n, n, add_assistant, where, (int32_t)size,
+                            &n_bytes, err);
+        if (rc)
+            goto out;
+        if (n_bytes < 0) {
+            char names[400];
+
+            builtin_names(names, sizeof names);
+            rc = nk_fail(err, NK_E_INVALID, "unknown_template",
+                         "llama.cpp does not know the chat template \"%.32s%s\"; it knows %s", tmpl,
+                         strlen(tmpl) > 32 ? "..." : "", names);
+            goto out;
+        }
+        if ((size_t)n_bytes <= size)
+            break;
+        size = (size_t)n_bytes;
+    }
+    nk_buf_commit(out, (size_t)n_bytes);
+out:
+    free(texts);
+    return rc;
+}
