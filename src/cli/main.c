@@ -11,6 +11,7 @@
 #define COMMANDS(XX)                                                                                \
     /* name      what it does                                              */                       \
     XX(inspect,  "architecture, layers, bytes per layer, legal cuts of a GGUF")                     \
+    XX(split,    "a model into slices, a vocabulary file and a manifest")                           \
     XX(bench,    "the figures, against peers; synthetic models")
 /* clang-format on */
 

@@ -1,10 +1,12 @@
 /* Models as GGUF files, and the slices cut from them.
  *
- * A *model* is one GGUF file or several shards (-00001-of-0000N). A *slice* is a file with the layers [begin, end) of a
- * model that stock llama.cpp loads as a small complete model (design.md facts 1 and 5). Which rewrites an architecture
- * needs, where it may be cut and what cannot be cut at all is in one table: slice/arch.c.
+ * A *model* is one GGUF file or several shards (-00001-of-0000N). A *slice* is a file with the
+ * layers [begin, end) of a model that stock llama.cpp loads as a small complete model (design.md
+ * facts 1 and 5). Which rewrites an architecture needs, where it may be cut and what cannot be cut
+ * at all is in one table: slice/arch.c.
  *
- * Every byte of a file is distrusted: sizes, offsets and types are checked before use. Objects have one owner thread. */
+ * Every byte of a file is distrusted: sizes, offsets and types are checked before use. Objects have
+ * one owner thread. */
 #ifndef NK_SLICE_SLICE_H
 #define NK_SLICE_SLICE_H
 
@@ -28,7 +30,8 @@ struct nk_model_info {
     bool tied_embeddings;
     uint64_t file_bytes, embd_bytes, head_bytes, other_bytes;
     uint64_t layer_bytes[NK_LAYERS_MAX];
-    uint64_t kv_bytes_per_token[NK_LAYERS_MAX]; /* of each layer, with an f16 cache; 0 for recurrent layers */
+    uint64_t kv_bytes_per_token[NK_LAYERS_MAX]; /* of each layer, with an f16 cache; 0 for recurrent
+                                                   layers */
     /* A slice is a model too; these are set from its nakshatra.* keys. */
     bool is_slice;
     int layer_begin, layer_end, layer_count;
@@ -47,12 +50,12 @@ struct nk_model_info {
 int nk_model_open(nk_model **out, const char *path, struct nk_error *err);
 void nk_model_close(nk_model *m);
 const struct nk_model_info *nk_model_info(const nk_model *m); /* borrowed until close */
-/* SHA-256 over the file's bytes (shards one after the other), as hex: the model's id. Reads everything; shows a bar.
- * Kept in the cache folder by path, size, mtime and inode. */
+/* SHA-256 over the file's bytes (shards one after the other), as hex: the model's id. Reads
+ * everything; shows a bar. Kept in the cache folder by path, size, mtime and inode. */
 int nk_model_hash(nk_model *m, char hex[NK_SHA256_HEX], struct nk_error *err);
 
-/* May the model be cut before layer `at` (0 < at < n_layer)? 0, or UNIMPLEMENTED `illegal_cut` with the reason, or
- * UNIMPLEMENTED `cannot_split` when the architecture cannot be cut at all. */
+/* May the model be cut before layer `at` (0 < at < n_layer)? 0, or UNIMPLEMENTED `illegal_cut` with
+ * the reason, or UNIMPLEMENTED `cannot_split` when the architecture cannot be cut at all. */
 int nk_model_cut_check(const nk_model *m, int at, struct nk_error *err);
 
 struct nk_range {
@@ -60,21 +63,41 @@ struct nk_range {
 };
 /* "0-14,14-28": contiguous half-open ranges. Fills ranges, sets *n.
  *   INVALID bad_ranges   not of that form, empty, overlapping, with a gap, or too many */
-int nk_ranges_parse(const char *text, struct nk_range *ranges, int max, int *n, struct nk_error *err);
-/* Ranges against a model: they begin at 0 (when whole is set), end at n_layer, and every cut is legal. */
-int nk_ranges_check(const nk_model *m, const struct nk_range *ranges, int n, bool whole, struct nk_error *err);
-/* k ranges with bytes balanced over legal cuts (the head counts for the last, the embedding lookup is free).
- * INVALID `bad_ranges` when there are not enough legal cuts. */
+int nk_ranges_parse(const char *text, struct nk_range *ranges, int max, int *n,
+                    struct nk_error *err);
+/* Ranges against a model: they begin at 0 (when whole is set), end at n_layer, and every cut is
+ * legal. */
+int nk_ranges_check(const nk_model *m, const struct nk_range *ranges, int n, bool whole,
+                    struct nk_error *err);
+/* k ranges with bytes balanced over legal cuts (the head counts for the last, the embedding lookup
+ * is free). INVALID `bad_ranges` when there are not enough legal cuts. */
 int nk_ranges_balance(const nk_model *m, int k, struct nk_range *ranges, struct nk_error *err);
 
-/* Writes one slice, atomically; *sha256 (may be NULL) gets the slice's own hash. model_sha256: of the source. */
-int nk_slice_write(nk_model *m, struct nk_range range, const char *model_sha256, const char *path, char *sha256,
-                   struct nk_error *err);
+/* Writes one slice, atomically; *sha256 (may be NULL) gets the slice's own hash. model_sha256: of
+ * the source. */
+int nk_slice_write(nk_model *m, struct nk_range range, const char *model_sha256, const char *path,
+                   char *sha256, struct nk_error *err);
 /* Metadata and tokenizer, no weights. */
-int nk_vocab_write(nk_model *m, const char *model_sha256, const char *path, char *sha256, struct nk_error *err);
+int nk_vocab_write(nk_model *m, const char *model_sha256, const char *path, char *sha256,
+                   struct nk_error *err);
+
+/* The embedding rows of a first slice (or a whole model), dequantised exactly as llama.cpp's
+ * GET_ROWS does on the CPU.
+ *
+ * A first slice that is not the last has a stub vocabulary: its token_embd.weight declares 32 rows.
+ * The source's rows are all there nevertheless: it is the last tensor, and the file goes on with
+ * the rest of its nakshatra.n_vocab rows. llama.cpp does not look there. */
+typedef struct nk_embd nk_embd;
+/* Maps the rows; m may be closed before e. *out owned by the caller.
+ *   PRECONDITION  no_embd     not a first slice
+ *   DATA_LOSS     truncated   the file ends within the rows */
+int nk_embd_open(nk_embd **out, const nk_model *m, struct nk_error *err);
+void nk_embd_close(nk_embd *e);
+/* id in [0, n_vocab), which the caller has checked; row: n_embd floats. Any thread. */
+void nk_embd_row(const nk_embd *e, int32_t id, float *row);
 
 struct nk_manifest_file {
-    char name[256]; /* within the folder; never with a slash */
+    char name[256];        /* within the folder; never with a slash */
     struct nk_range range; /* 0-0: the vocabulary file */
     uint64_t size_bytes;
     char sha256[NK_SHA256_HEX];
@@ -85,13 +108,15 @@ struct nk_manifest {
     int n_files;
     struct nk_manifest_file files[NK_LAYERS_MAX + 1]; /* slices in order, then the vocabulary */
 };
-/* Splits into dir: NAME.000-014.gguf ..., NAME.vocab.gguf, manifest.json. Redoes only what is missing or wrong. *out
- * (may be NULL) is owned by the caller (free). */
-int nk_split(nk_model *m, const struct nk_range *ranges, int n, const char *dir, struct nk_manifest **out,
-             struct nk_error *err);
-int nk_manifest_read(struct nk_manifest **out, const char *path, struct nk_error *err); /* out: free() */
+/* Splits into dir: NAME.000-014.gguf ..., NAME.vocab.gguf, manifest.json. Redoes only what is
+ * missing or wrong. *out (may be NULL) is owned by the caller (free). */
+int nk_split(nk_model *m, const struct nk_range *ranges, int n, const char *dir,
+             struct nk_manifest **out, struct nk_error *err);
+int nk_manifest_read(struct nk_manifest **out, const char *path,
+                     struct nk_error *err); /* out: free() */
 
-/* The path of a slice in the cache folder, written first if missing (what `worker --model` and `up` use). *path owned. */
+/* The path of a slice in the cache folder, written first if missing (what `worker --model` and `up`
+ * use). *path owned. */
 int nk_slice_cached(nk_model *m, struct nk_range range, char **path, struct nk_error *err);
 int nk_vocab_cached(nk_model *m, char **path, struct nk_error *err);
 

@@ -1,0 +1,46 @@
+/* What the slice layer's own files see of a model. */
+#ifndef NK_SLICE_MODEL_INT_H
+#define NK_SLICE_MODEL_INT_H
+
+#include "slice/gguf_int.h"
+#include "slice/slice.h"
+
+struct nk__tensor {
+    const char *name; /* borrowed from the shard's gguf_context */
+    int type;         /* enum ggml_type */
+    int64_t ne[4];
+    int shard;
+    uint64_t offset; /* in the shard's file */
+    uint64_t size_bytes;
+    int layer;        /* of blk.<layer>.; -1: not a layer's */
+    const char *rest; /* the name behind "blk.<layer>."; NULL: not a layer's */
+};
+
+enum { NK__KINDS_MAX = 16 };
+struct nk__arch_row;
+
+struct nk_model {
+    struct nk_model_info info;
+    struct nk__gguf *shards;    /* n_shards */
+    struct gguf_context *kv;    /* the first shard's; borrowed */
+    struct nk__tensor *tensors; /* in the order of the files; layers that are never run (n_layer and
+                                   on) included */
+    int n_tensors;
+    char name[256]; /* the file's name without folder, shard number and .gguf: what slices are
+                       called after */
+    const struct nk__arch_row
+        *kind_rows[NK__KINDS_MAX]; /* the KIND rows that say something about this model */
+    int n_kinds;
+    uint32_t kinds[NK_LAYERS_MAX]; /* bit i: the layer is of the kind of kind_rows[i] */
+    char hash[NK_SHA256_HEX];      /* once known */
+};
+
+/* "ARCH.key" as a buffer; keys are shorter than that. */
+struct nk__key {
+    char text[192];
+};
+struct nk__key nk__model_key(const nk_model *m, const char *key);
+/* The tensor of that name, or NULL. */
+const struct nk__tensor *nk__model_tensor(const nk_model *m, const char *name);
+
+#endif

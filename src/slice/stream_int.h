@@ -1,0 +1,33 @@
+/* Bytes into a new file and into its SHA-256 in one pass: the caller's thread reads and writes, a
+ * second one hashes. */
+#ifndef NK_SLICE_STREAM_INT_H
+#define NK_SLICE_STREAM_INT_H
+
+#include <stdint.h>
+
+#include "base/file.h"
+#include "base/sha256.h"
+#include "slice/gguf_int.h"
+
+enum { NK__CHUNK = 1 << 20, NK__CHUNKS = 4 };
+
+/* Called for every piece done, from the caller's thread. May be NULL. An error stops the work. */
+typedef int (*nk__tick)(void *user, uint64_t bytes, struct nk_error *err);
+
+typedef struct nk__stream nk__stream;
+
+/* file: borrowed until the stream is freed; NULL: nothing is written, the bytes are only hashed. */
+int nk__stream_new(nk__stream **out, struct nk_newfile *file, nk__tick tick, void *user,
+                   struct nk_error *err);
+void nk__stream_free(nk__stream *s);
+/* Each appends to what was added before. */
+int nk__stream_add(nk__stream *s, const void *data, size_t n, struct nk_error *err);
+int nk__stream_copy(nk__stream *s, const struct nk__source *from, uint64_t offset, uint64_t n,
+                    struct nk_error *err);
+int nk__stream_zeros(nk__stream *s, uint64_t n, struct nk_error *err); /* a hole in the file */
+uint64_t nk__stream_size(const nk__stream *s);
+/* Sets the file's length (it may end in a hole) and waits for the hash. The stream can only be
+ * freed afterwards. */
+int nk__stream_finish(nk__stream *s, char hex[NK_SHA256_HEX], struct nk_error *err);
+
+#endif

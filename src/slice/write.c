@@ -1,0 +1,434 @@
+/* Writing slices: the general recipe. What is peculiar to an architecture is in arch.c.
+ *
+ * A slice holds the layers [begin, end) of a model as layers 0 .. end-begin of a small complete
+ * model:
+ *
+ *   - blk.<i> is renamed to blk.<i-begin>; <arch>.block_count is the count; arrays with one element
+ * per layer are cut.
+ *   - Tensors that belong to no layer are in every slice: llama.cpp wants them to be there, layers
+ * read some of them (rope_freqs: without it RoPE is wrong past the original context, and nobody
+ * notices on short prompts), and they are small. Not so token_embd and output, whose size goes with
+ * the vocabulary:
+ *   - Only the last slice has the vocabulary. The others have the tokenizer "none" with STUB_ROWS
+ * tokens, and token_embd, output and output.bias cut to that many rows.
+ *   - token_embd.weight is the last tensor of every slice. In the first slice the *file* goes on
+ * with the rows past the stub: all of the source's rows are there, one after the other, from the
+ * tensor's offset on, nakshatra.n_vocab of them. llama.cpp reads the rows that the header declares
+ * and does not look at bytes behind the last tensor; we look embeddings up in all of them
+ * (slice/embd.c). So a slice is one file, and no row is in it twice.
+ *   - The last slice's token_embd is complete where the output layer shares it (tied embeddings).
+ * Elsewhere only its shape matters, since rows enter behind it: a hole in the file, which takes no
+ * space.
+ *   - A range that is the whole model is the whole model: nothing is cut.
+ *
+ * nakshatra.* keys on every slice, all u32 but the last three: layer_range_start, layer_range_end,
+ * layer_count, n_vocab (the source's), has_token_embd, has_lm_head (bool), model_sha256, model_name
+ * (string). */
+#include "slice/slice.h"
+
+#include <ggml.h>
+#include <gguf.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "slice/arch_int.h"
+#include "slice/model_int.h"
+#include "slice/write_int.h"
+
+enum { STUB_ROWS = 32, META_MAX = 1 << 27 };
+
+struct piece {
+    const struct nk__tensor *source;
+    char name[GGML_MAX_NAME];
+    int64_t ne[4];       /* as declared */
+    uint64_t size_bytes; /* as declared */
+    uint64_t copy_bytes; /* of the source's data; 0: a hole */
+};
+
+/* A file about to be written: its header, and what follows. */
+struct plan {
+    const nk_model *m;
+    struct nk_range range; /* 0-0: the vocabulary file */
+    bool first, last, vocab;
+    int n_stub; /* rows of the stub vocabulary */
+    struct gguf_context *kv;
+    struct piece *pieces;
+    int n_pieces;
+    uint64_t alignment;
+};
+
+static int no_memory(struct nk_error *err)
+{
+    return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+}
+
+static void remove_prefix(struct gguf_context *kv, const char *prefix)
+{
+    for (int64_t i = gguf_get_n_kv(kv) - 1; i >= 0; i--) {
+        const char *key = gguf_get_key(kv, i);
+
+        if (!strncmp(key, prefix, strlen(prefix)) &&
+            strcmp(key, "tokenizer.ggml.token_type_count") != 0) {
+            char copy[256];
+
+            snprintf(copy, sizeof copy, "%s", key);
+            gguf_remove_key(kv, copy);
+        }
+    }
+}
+
+static void set_u32(struct plan *p, const char *key, int value)
+{
+    gguf_set_val_u32(p->kv, nk__model_key(p->m, key).text, (uint32_t)value);
+}
+
+static void cut_array(struct plan *p, const char *key, int64_t id)
+{
+    const struct gguf_context *from = p->m->kv;
+    enum gguf_type type = gguf_get_arr_type(from, id);
+    size_t count = (size_t)(p->range.end - p->range.begin), total = gguf_get_arr_n(from, id);
+
+    if (type == GGUF_TYPE_STRING) {
+        const char *strings[NK_LAYERS_MAX];
+
+        for (size_t i = 0; i < count; i++)
+            strings[i] = gguf_get_arr_str(from, id, (size_t)p->range.begin + i);
+        gguf_set_arr_str(p->kv, key, strings, count);
+    } else {
+        const char *data = gguf_get_arr_data(from, id);
+        size_t size;
+
+        switch (type) {
+        case GGUF_TYPE_UINT8:
+        case GGUF_TYPE_INT8:
+        case GGUF_TYPE_BOOL:
+            size = 1;
+            break;
+        case GGUF_TYPE_UINT16:
+        case GGUF_TYPE_INT16:
+            size = 2;
+            break;
+        case GGUF_TYPE_UINT64:
+        case GGUF_TYPE_INT64:
+        case GGUF_TYPE_FLOAT64:
+            size = 8;
+            break;
+        default:
+            size = 4;
+        }
+        NK_ASSERT((size_t)p->range.end <= total);
+        gguf_set_arr_data(p->kv, key, type, data + (size_t)p->range.begin * size, count);
+    }
+}
+
+/* Arrays with one element per layer: as long as block_count says, under the architecture's own
+ * prefix. */
+static void cut_arrays(struct plan *p)
+{
+    const struct gguf_context *from = p->m->kv;
+    const char *arch = p->m->info.architecture;
+    size_t prefix = strlen(arch);
+    uint64_t n_block = 0;
+
+    nk__kv_uint(from, nk__model_key(p->m, "block_count").text, &n_block);
+    for (int64_t i = 0; i < gguf_get_n_kv(from); i++) {
+        const char *key = gguf_get_key(from, i);
+
+        if (gguf_get_kv_type(from, i) != GGUF_TYPE_ARRAY || strncmp(key, arch, prefix) != 0 ||
+            key[prefix] != '.')
+            continue;
+        if (gguf_get_arr_n(from, i) != n_block &&
+            gguf_get_arr_n(from, i) != (size_t)p->m->info.n_layer)
+            continue;
+        if (!nk__arch_find(arch, NK__NOT_PER_LAYER, key + prefix + 1, NULL))
+            cut_array(p, key, i);
+    }
+}
+
+static void shift_keys(struct plan *p)
+{
+    const char *arch = p->m->info.architecture;
+    int count = p->range.end - p->range.begin;
+
+    for (const struct nk__arch_row *row = NULL;
+         (row = nk__arch_find(arch, NK__SHIFT, NULL, row));) {
+        uint64_t v;
+        int64_t shifted;
+
+        if (!nk__kv_uint(p->m->kv, nk__model_key(p->m, row->key).text, &v))
+            continue;
+        shifted = (v > NK_LAYERS_MAX ? NK_LAYERS_MAX : (int64_t)v) - p->range.begin;
+        set_u32(p, row->key, shifted < 0 ? 0 : shifted > count ? count : (int)shifted);
+    }
+    for (const struct nk__arch_row *row = NULL; (row = nk__arch_find(arch, NK__SET, NULL, row));)
+        if (gguf_find_key(p->m->kv, nk__model_key(p->m, row->key).text) >= 0)
+            set_u32(p, row->key, row->n);
+}
+
+/* Arrays of layer numbers. */
+static void pick_layers(struct plan *p)
+{
+    const char *arch = p->m->info.architecture;
+
+    for (const struct nk__arch_row *row = NULL;
+         (row = nk__arch_find(arch, NK__LAYER_LIST, NULL, row));) {
+        struct nk__key key = nk__model_key(p->m, row->key);
+        int32_t picked[NK_LAYERS_MAX];
+        size_t n = 0;
+        int64_t v;
+
+        for (size_t i = 0; nk__kv_array_int(p->m->kv, key.text, i, &v) && n < NK_LAYERS_MAX; i++)
+            if (v >= p->range.begin && v < p->range.end)
+                picked[n++] = (int32_t)(v - p->range.begin);
+        if (nk__kv_array_n(p->m->kv, key.text) >= 0)
+            gguf_set_arr_data(p->kv, key.text, GGUF_TYPE_INT32, picked, n);
+    }
+}
+
+static void plan_kv(struct plan *p, const char *model_sha256)
+{
+    const struct nk_model_info *in = &p->m->info;
+
+    gguf_set_kv(p->kv, p->m->kv);
+    remove_prefix(p->kv, "split.");
+    remove_prefix(p->kv, "nakshatra.");
+    gguf_set_val_u32(p->kv, "nakshatra.layer_count", (uint32_t)in->n_layer);
+    gguf_set_val_u32(p->kv, "nakshatra.n_vocab", (uint32_t)in->n_vocab);
+    gguf_set_val_str(p->kv, "nakshatra.model_sha256", model_sha256);
+    gguf_set_val_str(p->kv, "nakshatra.model_name", in->name);
+    if (p->vocab)
+        return;
+    gguf_set_val_u32(p->kv, "nakshatra.layer_range_start", (uint32_t)p->range.begin);
+    gguf_set_val_u32(p->kv, "nakshatra.layer_range_end", (uint32_t)p->range.end);
+    gguf_set_val_bool(p->kv, "nakshatra.has_token_embd", p->first);
+    gguf_set_val_bool(p->kv, "nakshatra.has_lm_head", p->last);
+    set_u32(p, "block_count", p->range.end - p->range.begin);
+    if (gguf_find_key(p->m->kv, nk__model_key(p->m, "nextn_predict_layers").text) >= 0)
+        set_u32(p, "nextn_predict_layers", 0);
+    cut_arrays(p);
+    shift_keys(p);
+    pick_layers(p);
+    if (!p->last) {
+        remove_prefix(p->kv, "tokenizer.");
+        gguf_set_val_str(p->kv, "tokenizer.ggml.model", "none");
+        set_u32(p, "vocab_size", p->n_stub);
+    }
+}
+
+/* The declared size, from shape and type. */
+static uint64_t declared_bytes(const struct piece *p)
+{
+    uint64_t rows = 1;
+
+    for (int i = 1; i < 4; i++)
+        rows *= (uint64_t)p->ne[i];
+    return rows * ggml_row_size((enum ggml_type)p->source->type, p->ne[0]);
+}
+
+static bool dropped(const struct plan *p, const struct nk__tensor *t)
+{
+    if (t->layer >= 0)
+        return t->layer < p->range.begin || t->layer >= p->range.end;
+    return (!p->first && nk__arch_find(p->m->info.architecture, NK__WITH_FIRST, t->name, NULL)) ||
+           (!p->last && nk__arch_find(p->m->info.architecture, NK__WITH_LAST, t->name, NULL));
+}
+
+static void plan_tensor(struct plan *p, const struct nk__tensor *t)
+{
+    struct piece *q = &p->pieces[p->n_pieces++];
+    bool embd = !strcmp(t->name, "token_embd.weight");
+
+    q->source = t;
+    memcpy(q->ne, t->ne, sizeof q->ne);
+    if (t->layer >= 0)
+        snprintf(q->name, sizeof q->name, "blk.%d.%s", t->layer - p->range.begin, t->rest);
+    else
+        snprintf(q->name, sizeof q->name, "%s", t->name);
+    if (!p->last) {
+        if (embd || !strcmp(t->name, "output.weight"))
+            q->ne[1] = p->n_stub;
+        else if (!strcmp(t->name, "output.bias"))
+            q->ne[0] = p->n_stub;
+    }
+    q->size_bytes = declared_bytes(q);
+    q->copy_bytes = q->size_bytes;
+    if (embd && p->first)
+        q->copy_bytes = t->size_bytes; /* the rows past the stub follow */
+    else if (embd && p->last && !p->m->info.tied_embeddings)
+        q->copy_bytes = 0;
+}
+
+/* In the source's order, token_embd.weight last. */
+static int plan_tensors(struct plan *p, struct nk_error *err)
+{
+    const struct nk__tensor *embd = nk__model_tensor(p->m, "token_embd.weight");
+
+    p->pieces = calloc((size_t)p->m->n_tensors, sizeof *p->pieces);
+    if (!p->pieces)
+        return no_memory(err);
+    for (int i = 0; i < p->m->n_tensors; i++)
+        if (&p->m->tensors[i] != embd && !dropped(p, &p->m->tensors[i]))
+            plan_tensor(p, &p->m->tensors[i]);
+    plan_tensor(p, embd);
+    for (int i = 0; i < p->n_pieces; i++) {
+        struct ggml_tensor t = { .type = (enum ggml_type)p->pieces[i].source->type };
+
+        memcpy(t.ne, p->pieces[i].ne, sizeof t.ne);
+        t.nb[0] = ggml_type_size(t.type);
+        t.nb[1] = ggml_row_size(t.type, t.ne[0]);
+        for (int d = 2; d < GGML_MAX_DIMS; d++)
+            t.nb[d] = t.nb[d - 1] * (size_t)t.ne[d - 1];
+        ggml_set_name(&t, p->pieces[i].name);
+        gguf_add_tensor(p->kv, &t);
+    }
+    return 0;
+}
+
+static void plan_release(struct plan *p)
+{
+    gguf_free(p->kv);
+    free(p->pieces);
+}
+
+static int plan_make(struct plan *p, const nk_model *m, struct nk_range range,
+                     const char *model_sha256, struct nk_error *err)
+{
+    uint64_t alignment;
+
+    *p = (struct plan){ .m = m, .range = range, .vocab = range.end == 0 };
+    p->first = !p->vocab && range.begin == 0;
+    p->last = !p->vocab && range.end == m->info.n_layer;
+    p->n_stub = m->info.n_vocab < STUB_ROWS ? m->info.n_vocab : STUB_ROWS;
+    p->kv = gguf_init_empty();
+    if (!p->kv)
+        return no_memory(err);
+    plan_kv(p, model_sha256);
+    p->alignment =
+        nk__kv_uint(p->kv, "general.alignment", &alignment) ? alignment : GGUF_DEFAULT_ALIGNMENT;
+    return p->vocab ? 0 : plan_tensors(p, err);
+}
+
+static int add_padding(nk__stream *s, uint64_t alignment, struct nk_error *err)
+{
+    return nk__stream_zeros(s, (alignment - nk__stream_size(s) % alignment) % alignment, err);
+}
+
+/* The header: what gguf.h makes of the plan, with the tokenizer's arrays, as the bytes they are in
+ * the source, put before the other keys where the file has a vocabulary. */
+static int write_header(const struct plan *p, nk__stream *s, struct nk_error *err)
+{
+    const struct nk__gguf *source = &p->m->shards[0];
+    size_t size = gguf_get_meta_size(p->kv);
+    uint8_t *meta = size <= META_MAX ? malloc(size) : NULL;
+    struct nk__gguf g = NK__GGUF_INIT;
+    uint64_t n_kv;
+    int rc;
+
+    if (!meta)
+        return no_memory(err);
+    gguf_get_meta_data(p->kv, meta);
+    rc = nk__gguf_open_memory(&g, "the new slice's header", meta, size, false,
+                              err); /* finds where its padding begins */
+    if (!rc && (p->last || p->vocab)) {
+        memcpy(&n_kv, meta + 16, sizeof n_kv);
+        n_kv += (uint64_t)source->n_heavy;
+        memcpy(meta + 16, &n_kv, sizeof n_kv);
+    }
+    if (!rc)
+        rc = nk__stream_add(s, meta, 24, err);
+    for (int i = 0; i < source->n_heavy && (p->last || p->vocab) && !rc; i++)
+        rc = nk__stream_copy(s, &source->source, source->heavy[i].begin,
+                             source->heavy[i].end - source->heavy[i].begin, err);
+    if (!rc)
+        rc = nk__stream_add(s, meta + 24, (size_t)g.header_end - 24, err);
+    if (!rc)
+        rc = add_padding(s, p->alignment, err);
+    nk__gguf_close(&g);
+    free(meta);
+    return rc;
+}
+
+static int write_pieces(const struct plan *p, nk__stream *s, struct nk_error *err)
+{
+    int rc = 0;
+
+    for (int i = 0; i < p->n_pieces && !rc; i++) {
+        const struct piece *q = &p->pieces[i];
+
+        if (q->copy_bytes)
+            rc = nk__stream_copy(s, &p->m->shards[q->source->shard].source, q->source->offset,
+                                 q->copy_bytes, err);
+        else
+            rc = nk__stream_zeros(s, q->size_bytes, err);
+        if (!rc)
+            rc = add_padding(s, p->alignment, err);
+        if (rc)
+            nk_wrap(rc, err, "copying the tensor '%s'", q->source->name);
+    }
+    return rc;
+}
+
+uint64_t nk__slice_bytes(const nk_model *m, struct nk_range range)
+{
+    struct plan p;
+    uint64_t bytes = 0;
+
+    if (!plan_make(&p, m, range, "", NULL))
+        for (int i = 0; i < p.n_pieces; i++)
+            bytes += p.pieces[i].copy_bytes;
+    plan_release(&p);
+    return bytes;
+}
+
+int nk__slice_write(const nk_model *m, struct nk_range range, const char *model_sha256,
+                    const char *path, char *sha256, uint64_t *size_bytes, nk__tick tick, void *user,
+                    struct nk_error *err)
+{
+    struct nk_newfile file = NK_NEWFILE_INIT;
+    char hex[NK_SHA256_HEX];
+    nk__stream *s = NULL;
+    struct plan p;
+    int rc = plan_make(&p, m, range, model_sha256, err);
+
+    if (!rc)
+        rc = nk_newfile_open(&file, path, err);
+    if (!rc)
+        rc = nk__stream_new(&s, &file, tick, user, err);
+    if (!rc)
+        rc = write_header(&p, s, err);
+    if (!rc)
+        rc = write_pieces(&p, s, err);
+    if (!rc)
+        rc = nk__stream_finish(s, hex, err);
+    if (!rc)
+        rc = nk_newfile_commit(&file, err);
+    if (!rc && sha256)
+        memcpy(sha256, hex, sizeof hex);
+    if (!rc && size_bytes)
+        *size_bytes = nk__stream_size(s);
+    nk__stream_free(s);
+    nk_newfile_abort(&file);
+    plan_release(&p);
+    return rc;
+}
+
+int nk_slice_write(nk_model *m, struct nk_range range, const char *model_sha256, const char *path,
+                   char *sha256, struct nk_error *err)
+{
+    int rc = nk__model_check_whole(m, err);
+
+    if (!rc)
+        rc = nk_ranges_check(m, &range, 1, false, err);
+    return rc ? rc : nk__slice_write(m, range, model_sha256, path, sha256, NULL, NULL, NULL, err);
+}
+
+int nk_vocab_write(nk_model *m, const char *model_sha256, const char *path, char *sha256,
+                   struct nk_error *err)
+{
+    int rc = nk__model_check_whole(m, err);
+
+    return rc ? rc
+              : nk__slice_write(m, (struct nk_range){ 0, 0 }, model_sha256, path, sha256, NULL,
+                                NULL, NULL, err);
+}
