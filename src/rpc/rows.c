@@ -26,9 +26,10 @@ static uint16_t half_of(float f)
 
     if (a > 0x7f800000)
         return (uint16_t)(sign | 0x7e00 | (a >> 13 & 0x1ff)); /* NaN stays one */
-    if (a >= 0x477ff000) /* rounds to 2^16 or more: infinity */
+    if (a >= 0x477ff000)                                      /* rounds to 2^16 or more: infinity */
         return (uint16_t)(sign | 0x7c00);
-    if (a < 0x38800000) /* below 2^-14: denormal; adding 0.5 puts the bits in place, rounded by the FPU */
+    if (a <
+        0x38800000) /* below 2^-14: denormal; adding 0.5 puts the bits in place, rounded by the FPU */
         return (uint16_t)(sign | (bits(from_bits(a) + 0.5f) - bits(0.5f)));
     a += 0xc8000fff + (a >> 13 & 1); /* exponent from bias 127 to 15, round to nearest even */
     return (uint16_t)(sign | a >> 13);
@@ -41,7 +42,7 @@ static float float_of(uint16_t h)
     if (a >= 0x7c00)
         return from_bits(sign | 0x7f800000 | (a & 0x3ff) << 13);
     if (a >= 0x0400)
-        return from_bits(sign | (a << 13) + 0x38000000);
+        return from_bits(sign | ((a << 13) + 0x38000000));
     return from_bits(sign | bits((float)a * 0x1p-24f));
 }
 

@@ -1,0 +1,58 @@
+#include "rpc/rpc_int.h"
+
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+void nk__args_int(struct nk__args *a, const char *key, int value)
+{
+    size_t n = a->args.num_args++;
+
+    NK_ASSERT(n < sizeof a->items / sizeof a->items[0]);
+    a->args.args = a->items;
+    a->items[n] =
+        (grpc_arg){ .type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value };
+}
+
+void nk__args_common(struct nk__args *a)
+{
+    /* Sizes are checked in call.c, so that the status has our reason. (gRPC 1.51 checks no earlier either: after the
+     * whole message has arrived.) */
+    nk__args_int(a, GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, -1);
+    nk__args_int(a, GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, -1);
+    /* No compression: rows do not compress, and 64 KiB of zeros must not become 64 MiB here. A compressed message is
+     * answered UNIMPLEMENTED by gRPC itself. */
+    nk__args_int(a, GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1u << GRPC_COMPRESS_NONE);
+    nk__args_int(a, GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0);
+    nk__args_int(a, GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
+    /* A peer whose packets are dropped is noticed after 10 + 5 seconds, by both sides. */
+    nk__args_int(a, GRPC_ARG_KEEPALIVE_TIME_MS, 10000);
+    nk__args_int(a, GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000);
+    nk__args_int(a, GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    nk__args_int(a, GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+    nk__args_int(a, GRPC_ARG_ENABLE_CHANNELZ, 0);
+}
+
+int nk__address_check(const char *address, int port_min, struct nk_error *err)
+{
+    const char *colon = strrchr(address, ':');
+    size_t host_size = colon ? (size_t)(colon - address) : 0;
+    bool ok = colon && host_size && strlen(address) < NK__ADDRESS_MAX;
+    char *end = NULL;
+    long port = -1;
+
+    if (ok && address[0] == '[')
+        ok = address[host_size - 1] == ']' && host_size > 2 &&
+             strspn(address + 1, "0123456789abcdefABCDEF:.") == host_size - 2;
+    else if (ok)
+        ok = strspn(address, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") ==
+             host_size;
+    if (ok && colon[1] >= '0' && colon[1] <= '9')
+        port = strtol(colon + 1, &end, 10);
+    if (!ok || !end || *end || port < port_min || port > 65535)
+        return nk_fail(err, NK_E_INVALID, "bad_address",
+                       "\"%.300s\" is not HOST:PORT with a port from %d to 65535 (an IPv6 address "
+                       "goes in brackets: [::1]:5530)",
+                       address, port_min);
+    return 0;
+}

@@ -1,0 +1,300 @@
+#include "rpc/rpc_int.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+
+/* ---- channels ---- */
+
+/* "dns:///" and the address, so that no host's name is taken for a scheme; a URI has no room for bare brackets. */
+static void target_format(char *out, const char *address)
+{
+    out += sprintf(out, "dns:///");
+    for (const char *p = address; *p; p++)
+        if (*p == '[' || *p == ']')
+            out += sprintf(out, "%%%02X", (unsigned)*p);
+        else
+            *out++ = *p;
+    *out = '\0';
+}
+
+int nk_channel_open(nk_channel **out, nk_net *net, const char *address,
+                    const struct nk_credentials *credentials, struct nk_error *err)
+{
+    struct nk_credentials plain = { 0 };
+    struct nk__args args = { 0 };
+    grpc_channel_credentials *creds;
+    char target[8 + 3 * NK__ADDRESS_MAX];
+    nk_channel *ch;
+    int rc;
+
+    *out = NULL;
+    rc = nk__address_check(address, 1, err);
+    if (rc)
+        return rc;
+    rc = nk__channel_credentials(&creds, credentials ? credentials : &plain, err);
+    if (rc)
+        return rc;
+    nk__args_common(&args);
+    /* A worker that comes back is reached within a second; one that drops packets is given up after five. */
+    nk__args_int(&args, GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+    nk__args_int(&args, GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 500);
+    nk__args_int(&args, GRPC_ARG_MIN_RECONNECT_BACKOFF_MS,
+                 5000); /* so called; it is the time limit of one attempt */
+    /* A connection of its own, with its own idea of whether the peer is there. */
+    nk__args_int(&args, GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    /* Whether a step is sent again is the chain's decision. */
+    nk__args_int(&args, GRPC_ARG_ENABLE_RETRIES, 0);
+    nk__args_int(&args, GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
+    /* A proxy for the web has no part between the machines of a cluster. */
+    nk__args_int(&args, GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+
+    ch = nk__alloc(1, sizeof *ch);
+    ch->net = net;
+    atomic_init(&ch->refs, 1);
+    ch->address = strdup(address);
+    NK_ASSERT(ch->address);
+    target_format(target, address);
+    ch->g = grpc_channel_create(target, creds, &args.args);
+    grpc_channel_credentials_release(creds);
+    pthread_mutex_lock(&net->mu);
+    ch->next = net->channels;
+    if (ch->next)
+        ch->next->prev = ch;
+    net->channels = ch;
+    pthread_mutex_unlock(&net->mu);
+    *out = ch;
+    return 0;
+}
+
+/* Calls keep the channel; the last one to let go destroys it. All of them have ended when the net stops. */
+void nk__channel_unref(nk_channel *ch)
+{
+    if (atomic_fetch_sub(&ch->refs, 1) != 1)
+        return;
+    grpc_channel_destroy(ch->g);
+    free(ch->address);
+    free(ch);
+}
+
+void nk_channel_close(nk_channel *ch)
+{
+    nk_net *net;
+
+    if (!ch)
+        return;
+    net = ch->net;
+    pthread_mutex_lock(&net->mu);
+    if (ch->prev)
+        ch->prev->next = ch->next;
+    else
+        net->channels = ch->next;
+    if (ch->next)
+        ch->next->prev = ch->prev;
+    pthread_mutex_unlock(&net->mu);
+    nk__channel_unref(ch);
+}
+
+/* ---- calls ---- */
+
+int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t deadline_ms,
+                  const struct nk_call_handlers *handlers, void *user, struct nk_error *err)
+{
+    nk_call *c = nk__call_new(ch->net, true);
+    grpc_op status = { .op = GRPC_OP_RECV_STATUS_ON_CLIENT };
+    grpc_op send_headers = { .op = GRPC_OP_SEND_INITIAL_METADATA };
+    grpc_op recv_headers = { .op = GRPC_OP_RECV_INITIAL_METADATA };
+    grpc_slice method;
+
+    *out = NULL;
+    if (!nk__call_link(c, false)) {
+        nk_call_unref(c);
+        return nk_fail(err, NK_E_UNAVAILABLE, "net_stopped", "%s: this process is stopping",
+                       ch->address);
+    }
+    atomic_fetch_add(&ch->refs, 1);
+    c->channel = ch;
+    c->handlers = *handlers;
+    c->user = user;
+    c->deadline_ms = deadline_ms;
+    if (deadline_ms)
+        c->deadline_ns = nk_now_ns() + (uint64_t)deadline_ms * 1000000u;
+    method = grpc_slice_from_copied_string(path);
+    c->g = grpc_channel_create_call(
+        ch->g, NULL, GRPC_PROPAGATE_DEFAULTS, ch->net->cq, method, NULL,
+        deadline_ms ? nk__deadline(c->deadline_ns) : gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+    grpc_slice_unref(method);
+    status.data.recv_status_on_client.trailing_metadata = &c->trailers;
+    status.data.recv_status_on_client.status = &c->code;
+    status.data.recv_status_on_client.status_details = &c->details;
+    recv_headers.data.recv_initial_metadata.recv_initial_metadata = &c->headers;
+
+    /* All three are counted before the first can complete, so that the call does not end in between. */
+    pthread_mutex_lock(&c->mu);
+    c->n_ops = 3;
+    c->sending = true;
+    atomic_fetch_add(&c->g_refs, 1);
+    pthread_mutex_unlock(&c->mu);
+    *out = c;
+    nk__call_batch(c, &status, 1, &c->op_status);
+    nk__call_batch(c, &recv_headers, 1, &c->op_headers);
+    nk__call_batch(c, &send_headers, 1, &c->op_send);
+    nk__call_unpin(c);
+    return 0;
+}
+
+/* gRPC names the peer "ipv4:..." once the call is on a connection, and the channel's target before. */
+static bool is_connected(nk_call *c)
+{
+    const char *peer = nk_call_peer(c);
+
+    return peer &&
+           (!strncmp(peer, "ipv4:", 5) || !strncmp(peer, "ipv6:", 5) || !strncmp(peer, "unix:", 5));
+}
+
+bool nk__client_status(nk_call *c, struct nk_error *out)
+{
+    char text[256];
+    size_t size = GRPC_SLICE_LENGTH(c->details);
+    int code = -(int)c->code;
+
+    if (c->has_status) { /* this side's own verdict */
+        *out = c->status;
+        return true;
+    }
+    if (c->code == GRPC_STATUS_OK)
+        return false;
+    if (code > 0 || code < NK_E_UNAUTHENTICATED)
+        code = NK_E_UNKNOWN;
+    snprintf(text, sizeof text, "%.*s", (int)(size < sizeof text ? size : sizeof text - 1),
+             size ? (const char *)GRPC_SLICE_START_PTR(c->details) : "");
+    for (size_t i = 0; i < c->trailers.count; i++) {
+        const grpc_metadata *m = &c->trailers.metadata[i];
+        const char *reason = (const char *)GRPC_SLICE_START_PTR(m->value);
+        size_t reason_size = GRPC_SLICE_LENGTH(m->value);
+
+        if (grpc_slice_str_cmp(m->key, "nk-reason") == 0 && nk__reason_ok(reason, reason_size)) {
+            nk_fail(out, code, "", "%.*s",
+                    (int)(size < sizeof out->msg ? size : sizeof out->msg - 1),
+                    size ? (const char *)GRPC_SLICE_START_PTR(c->details) : "");
+            memcpy(out->reason, reason, reason_size);
+            out->reason[reason_size] = '\0';
+            return true;
+        }
+    }
+    /* No reason: gRPC's own verdict, on this side or the other, or a server that is none of ours. */
+    switch (code) {
+    case NK_E_DEADLINE:
+        nk_fail(out, code, "deadline", "%s: no answer within the deadline of %u ms",
+                c->channel->address, c->deadline_ms);
+        break;
+    case NK_E_UNAVAILABLE:
+        if (is_connected(c))
+            nk_fail(out, code, "peer_gone", "%s: the connection was lost (%s)", c->channel->address,
+                    text);
+        else
+            nk_fail(out, code, "unreachable", "%s cannot be reached (%s)", c->channel->address,
+                    text);
+        break;
+    case NK_E_CANCELLED:
+        nk_fail(out, code, "cancelled", "%s: the call was cancelled", c->channel->address);
+        break;
+    default:
+        nk_fail(out, code, "", "%s: %s", c->channel->address, size ? text : nk_code_text(code));
+        snprintf(out->reason, sizeof out->reason, "%s", nk_code_text(code));
+        for (char *p = out->reason; *p; p++)
+            if (*p == ' ')
+                *p = '_';
+    }
+    return true;
+}
+
+/* ---- unary ---- */
+
+struct unary {
+    pthread_mutex_t mu;
+    pthread_cond_t changed;
+    struct nk_buf *reply;
+    struct nk_error status;
+    int n_replies;
+    bool failed, done;
+};
+
+static void unary_message(nk_call *c, void *user, struct nk_bytes msg)
+{
+    struct unary *u = user;
+
+    pthread_mutex_lock(&u->mu);
+    u->n_replies++;
+    if (u->n_replies > 1)
+        u->failed = nk_fail(&u->status, NK_E_INTERNAL, "bad_reply",
+                            "more than one reply came where one was expected") != 0;
+    else
+        u->failed = nk_buf_add(u->reply, msg.data, msg.size, &u->status) != 0;
+    if (u->failed)
+        nk_call_cancel(c);
+    pthread_mutex_unlock(&u->mu);
+}
+
+static void unary_end(nk_call *c, void *user, const struct nk_error *status)
+{
+    struct unary *u = user;
+
+    (void)c;
+    pthread_mutex_lock(&u->mu);
+    if (!u->failed && status) {
+        u->status = *status;
+        u->failed = true;
+    }
+    u->done = true;
+    pthread_cond_signal(&u->changed);
+    pthread_mutex_unlock(&u->mu);
+}
+
+int nk_call_unary(nk_channel *ch, const char *path, const ProtobufCMessage *request,
+                  uint32_t deadline_ms, struct nk_buf *reply, struct nk_error *err)
+{
+    static const struct nk_call_handlers handlers = { .message = unary_message, .end = unary_end };
+    struct unary u = { .reply = reply };
+    nk_call *c;
+    int rc;
+
+    NK_ASSERT(!nk_net_is_current(ch->net));
+    rc = protobuf_c_message_get_packed_size(request) > NK_RPC_MESSAGE_BYTES_MAX
+             ? nk_fail(err, NK_E_EXHAUSTED, "message_too_large",
+                       "%s: the request is larger than %u bytes", path, NK_RPC_MESSAGE_BYTES_MAX)
+             : 0;
+    if (rc)
+        return rc;
+    pthread_mutex_init(&u.mu, NULL);
+    pthread_cond_init(&u.changed, NULL);
+    /* The call may end at any moment. unary_end waits for the lock, so the handle is there to be referenced. */
+    pthread_mutex_lock(&u.mu);
+    rc = nk_call_start(&c, ch, path, deadline_ms, &handlers, &u, err);
+    if (!rc)
+        nk_call_ref(c);
+    pthread_mutex_unlock(&u.mu);
+    if (!rc) {
+        nk_call_send_pb(c, request,
+                        NULL); /* fails only when the call ends; then its status tells */
+        nk_call_send_done(c);
+        nk_call_unref(c);
+        pthread_mutex_lock(&u.mu);
+        while (!u.done)
+            pthread_cond_wait(&u.changed, &u.mu);
+        pthread_mutex_unlock(&u.mu);
+        if (!u.failed && u.n_replies == 0)
+            u.failed = nk_fail(&u.status, NK_E_INTERNAL, "bad_reply",
+                               "%s: %s ended without a reply", ch->address, path) != 0;
+        if (u.failed) {
+            if (err)
+                *err = u.status;
+            rc = u.status.code;
+        }
+    }
+    pthread_cond_destroy(&u.changed);
+    pthread_mutex_destroy(&u.mu);
+    return rc;
+}

@@ -1,0 +1,407 @@
+#include "rpc/rpc_int.h"
+
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <grpc/support/log.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+static _Thread_local const nk_net *current_net;
+
+void *nk__alloc(size_t n, size_t size)
+{
+    void *p = calloc(n, size);
+
+    if (!p) {
+        fprintf(stderr, "nakshatra: no memory for %zu bytes\n", n * size);
+        abort();
+    }
+    return p;
+}
+
+gpr_timespec nk__deadline(uint64_t at_ns)
+{
+    return (gpr_timespec){ (int64_t)(at_ns / 1000000000u), (int32_t)(at_ns % 1000000000u),
+                           GPR_CLOCK_MONOTONIC };
+}
+
+/* ---- posting ---- */
+
+static void inbox_add(struct nk__inbox *in, struct nk__posted item)
+{
+    if (in->n == in->capacity) {
+        size_t capacity = in->capacity ? in->capacity * 2 : 64;
+        struct nk__posted *items = nk__alloc(capacity, sizeof *items);
+
+        if (in->n)
+            memcpy(items, in->items, in->n * sizeof *items);
+        free(in->items);
+        in->items = items;
+        in->capacity = capacity;
+    }
+    in->items[in->n++] = item;
+}
+
+/* net->mu held. True: nk_net_kick must follow when it is released. */
+static bool post_locked(nk_net *net, void (*fn)(void *arg), void *arg)
+{
+    bool kick = !net->kicked;
+
+    inbox_add(&net->inbox, (struct nk__posted){ fn, arg });
+    net->kicked = true;
+    return kick;
+}
+
+static void net_kick(nk_net *net)
+{
+    grpc_call_error e;
+
+    pthread_mutex_lock(&net->kick_mu);
+    e = grpc_call_start_batch(net->kick_call, NULL, 0, &net->kick_op, NULL);
+    pthread_mutex_unlock(&net->kick_mu);
+    NK_ASSERT(e == GRPC_CALL_OK);
+}
+
+void nk_net_post(nk_net *net, void (*fn)(void *arg), void *arg)
+{
+    bool kick;
+
+    pthread_mutex_lock(&net->mu);
+    kick = post_locked(net, fn, arg);
+    pthread_mutex_unlock(&net->mu);
+    if (kick)
+        net_kick(net);
+}
+
+static void kicked(struct nk__op *op, bool ok)
+{
+    nk_net *net = nk__container(op, nk_net, kick_op);
+    struct nk__inbox full;
+
+    (void)ok;
+    pthread_mutex_lock(&net->mu);
+    full = net->inbox;
+    net->inbox = net->running;
+    net->inbox.n = 0;
+    net->kicked = false;
+    pthread_mutex_unlock(&net->mu);
+    for (size_t i = 0; i < full.n; i++)
+        full.items[i].fn(full.items[i].arg);
+    net->running = full;
+}
+
+bool nk_net_is_current(const nk_net *net)
+{
+    return current_net == net;
+}
+
+/* ---- timers: a binary heap by time; timers that ran are used again ---- */
+
+static bool earlier(const nk_timer *a, const nk_timer *b)
+{
+    return a->at_ns < b->at_ns;
+}
+
+static void heap_put(nk_net *net, size_t i, nk_timer *t)
+{
+    net->heap[i] = t;
+    t->heap_idx = i;
+}
+
+static void heap_fix(nk_net *net, size_t i)
+{
+    nk_timer *t = net->heap[i];
+
+    while (i > 0 && earlier(t, net->heap[(i - 1) / 2])) {
+        heap_put(net, i, net->heap[(i - 1) / 2]);
+        i = (i - 1) / 2;
+    }
+    for (;;) {
+        size_t child = 2 * i + 1;
+
+        if (child + 1 < net->n_timers && earlier(net->heap[child + 1], net->heap[child]))
+            child++;
+        if (child >= net->n_timers || !earlier(net->heap[child], t))
+            break;
+        heap_put(net, i, net->heap[child]);
+        i = child;
+    }
+    heap_put(net, i, t);
+}
+
+static void timer_remove(nk_timer *t)
+{
+    nk_net *net = t->net;
+    size_t i = t->heap_idx;
+
+    NK_ASSERT(i < net->n_timers && net->heap[i] == t);
+    net->n_timers--;
+    if (i < net->n_timers) {
+        heap_put(net, i, net->heap[net->n_timers]);
+        heap_fix(net, i);
+    }
+    t->next_free = net->free_timers;
+    net->free_timers = t;
+}
+
+nk_timer *nk_timer_start(nk_net *net, uint32_t ms, void (*fn)(void *arg), void *arg)
+{
+    nk_timer *t = net->free_timers;
+
+    NK_ASSERT(nk_net_is_current(net));
+    if (t)
+        net->free_timers = t->next_free;
+    else
+        t = nk__alloc(1, sizeof *t);
+    if (net->n_timers == net->heap_capacity) {
+        size_t capacity = net->heap_capacity ? net->heap_capacity * 2 : 16;
+        nk_timer **heap = nk__alloc(capacity, sizeof *heap);
+
+        if (net->n_timers)
+            memcpy(heap, net->heap, net->n_timers * sizeof *heap);
+        free(net->heap);
+        net->heap = heap;
+        net->heap_capacity = capacity;
+    }
+    *t = (nk_timer){
+        .net = net, .at_ns = nk_now_ns() + (uint64_t)ms * 1000000u, .fn = fn, .arg = arg
+    };
+    heap_put(net, net->n_timers++, t);
+    heap_fix(net, t->heap_idx);
+    return t;
+}
+
+void nk_timer_cancel(nk_timer *t)
+{
+    if (!t)
+        return;
+    NK_ASSERT(nk_net_is_current(t->net));
+    timer_remove(t);
+}
+
+static void run_timers(nk_net *net)
+{
+    uint64_t now = net->n_timers ? nk_now_ns() : 0;
+
+    /* One that starts another with 0 ms gets it run in the next round: now is not read again. */
+    while (net->n_timers && net->heap[0]->at_ns <= now) {
+        nk_timer t = *net->heap[0];
+
+        timer_remove(net->heap[0]);
+        t.fn(t.arg);
+    }
+}
+
+/* ---- the thread ---- */
+
+static void nothing(void *arg)
+{
+    (void)arg;
+}
+
+void nk__net_call_gone(nk_net *net, nk_call *c)
+{
+    bool kick;
+
+    pthread_mutex_lock(&net->mu);
+    if (c->prev)
+        c->prev->next = c->next;
+    else
+        net->calls = c->next;
+    if (c->next)
+        c->next->prev = c->prev;
+    net->n_calls--;
+    /* The net thread may be waiting for just this (check_end). */
+    kick = net->stopping && post_locked(net, nothing, NULL);
+    pthread_mutex_unlock(&net->mu);
+    if (kick)
+        net_kick(net);
+}
+
+/* Once the owner has asked for the end: when nothing is left, no event can come any more. */
+static void check_end(nk_net *net)
+{
+    bool empty;
+
+    if (!net->stop_begun || net->cq_shut)
+        return;
+    pthread_mutex_lock(&net->mu);
+    empty = net->n_calls == 0 && net->inbox.n == 0 && !net->kicked;
+    for (nk_server *s = net->servers; s; s = s->next)
+        empty = empty && s->gone;
+    pthread_mutex_unlock(&net->mu);
+    if (empty) {
+        net->cq_shut = true;
+        grpc_completion_queue_shutdown(net->cq);
+    }
+}
+
+static void *net_main(void *arg)
+{
+    nk_net *net = arg;
+
+    current_net = net;
+    for (;;) {
+        gpr_timespec until =
+            net->n_timers ? nk__deadline(net->heap[0]->at_ns) : gpr_inf_future(GPR_CLOCK_MONOTONIC);
+        grpc_event ev = grpc_completion_queue_next(net->cq, until, NULL);
+
+        if (ev.type == GRPC_QUEUE_SHUTDOWN)
+            break;
+        if (ev.type == GRPC_OP_COMPLETE) {
+            struct nk__op *op = ev.tag;
+            op->done(op, ev.success != 0);
+        }
+        run_timers(net);
+        check_end(net);
+    }
+    current_net = NULL;
+    return NULL;
+}
+
+static void begin_stop(void *arg)
+{
+    nk_net *net = arg;
+
+    net->stop_begun = true;
+    /* Cancelling does not end a call at once: the list cannot change here but by other threads' new calls, which
+     * `stopping` refuses. */
+    pthread_mutex_lock(&net->mu);
+    for (nk_call *c = net->calls; c; c = c->next)
+        nk_call_cancel(c);
+    pthread_mutex_unlock(&net->mu);
+    for (;;) {
+        nk_server *s;
+
+        pthread_mutex_lock(&net->mu);
+        for (s = net->servers; s && s->stopping; s = s->next)
+            ;
+        pthread_mutex_unlock(&net->mu);
+        if (!s)
+            break;
+        s->grace_ms = 0;
+        nk__server_begin_stop(s);
+    }
+}
+
+/* gRPC's own lines: what it calls errors is mostly the weather (a peer that went away), and our statuses say it too. */
+#ifdef NK_HAVE_GPR_LOG
+static void gpr_line(gpr_log_func_args *args)
+{
+    static struct nk_log_limit limit;
+    unsigned long n_suppressed = 0;
+    char quoted[1024];
+
+    if (args->severity == GPR_LOG_SEVERITY_ERROR) {
+        if (!nk_log_enabled(NK_LOG_RPC, NK_LOG_DEBUG) || !nk_log_allow(&limit, &n_suppressed))
+            return;
+        nk_log(NK_LOG_RPC, NK_LOG_DEBUG, "grpc=%s suppressed=%lu",
+               nk_log_quote(quoted, sizeof quoted, args->message), n_suppressed);
+    } else {
+        nk_log(NK_LOG_RPC, NK_LOG_TRACE, "grpc=%s",
+               nk_log_quote(quoted, sizeof quoted, args->message));
+    }
+}
+#endif
+
+int nk_net_start(nk_net **out, struct nk_error *err)
+{
+    nk_net *net = nk__alloc(1, sizeof *net);
+    sigset_t all, old;
+    grpc_slice method;
+    int sys;
+
+    *out = NULL;
+    /* Names are looked up as every other program on this machine does it. */
+    setenv("GRPC_DNS_RESOLVER", "native", 0);
+#ifdef NK_HAVE_GPR_LOG
+    gpr_set_log_function(gpr_line);
+#endif
+    /* Signals are the main thread's; threads inherit the mask, gRPC's own too. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &old);
+    grpc_init();
+    atomic_init(&net->refs, 1);
+    pthread_mutex_init(&net->mu, NULL);
+    pthread_mutex_init(&net->kick_mu, NULL);
+    pthread_cond_init(&net->changed, NULL);
+    net->cq = grpc_completion_queue_create_for_next(NULL);
+    net->kick_op.done = kicked;
+    net->kick_channel =
+        grpc_lame_client_channel_create("kick", GRPC_STATUS_INTERNAL, "goes nowhere");
+    method = grpc_slice_from_static_string("/kick");
+    net->kick_call =
+        grpc_channel_create_call(net->kick_channel, NULL, GRPC_PROPAGATE_DEFAULTS, net->cq, method,
+                                 NULL, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+    sys = pthread_create(&net->thread, NULL, net_main, net);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (sys) {
+        grpc_call_unref(net->kick_call);
+        grpc_channel_destroy(net->kick_channel);
+        grpc_completion_queue_shutdown(net->cq);
+        while (
+            grpc_completion_queue_next(net->cq, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL).type !=
+            GRPC_QUEUE_SHUTDOWN)
+            ;
+        grpc_completion_queue_destroy(net->cq);
+        grpc_shutdown_blocking();
+        nk__net_unref(net);
+        return nk_fail(err, NK_E_EXHAUSTED, "no_thread", "the network thread cannot be started: %s",
+                       strerror(sys));
+    }
+    *out = net;
+    return 0;
+}
+
+void nk_net_stop(nk_net *net)
+{
+    if (!net)
+        return;
+    NK_ASSERT(!nk_net_is_current(net));
+    pthread_mutex_lock(&net->mu);
+    net->stopping = true;
+    pthread_mutex_unlock(&net->mu);
+    nk_net_post(net, begin_stop, net);
+    pthread_join(net->thread, NULL);
+
+    for (nk_channel *ch = net->channels, *next; ch; ch = next) {
+        next = ch->next;
+        nk__channel_unref(ch);
+    }
+    for (nk_server *s = net->servers, *next; s; s = next) {
+        next = s->next;
+        nk__server_free(s);
+    }
+    pthread_mutex_lock(&net->kick_mu); /* whoever kicked last is out of gRPC */
+    grpc_call_unref(net->kick_call);
+    pthread_mutex_unlock(&net->kick_mu);
+    grpc_channel_destroy(net->kick_channel);
+    grpc_completion_queue_destroy(net->cq);
+    grpc_shutdown_blocking();
+
+    while (net->n_timers)
+        timer_remove(net->heap[0]);
+    for (nk_timer *t = net->free_timers, *next; t; t = next) {
+        next = t->next_free;
+        free(t);
+    }
+    free(net->heap);
+    free(net->inbox.items);
+    free(net->running.items);
+    nk__net_unref(net);
+}
+
+void nk__net_unref(nk_net *net)
+{
+    if (atomic_fetch_sub(&net->refs, 1) != 1)
+        return;
+    pthread_mutex_destroy(&net->mu);
+    pthread_mutex_destroy(&net->kick_mu);
+    pthread_cond_destroy(&net->changed);
+    free(net);
+}

@@ -1,0 +1,234 @@
+/* What the files of this layer share. The shape:
+ *
+ *   net.c         the completion queue, its thread, the inbox, timers
+ *   call.c        a call: its operations, its send queue, its end; both sides
+ *   channel.c     client side: channels, starting calls, what a status means
+ *   server.c      server side: listening, accepting, methods, stopping
+ *   health.c      grpc.health.v1.Health
+ *   reflection.c  grpc.reflection.v1alpha.ServerReflection
+ *   args.c        addresses and gRPC's settings
+ *   credentials.c TLS
+ *
+ * Every operation given to gRPC is tagged with a struct nk__op inside the object it belongs to; the net thread takes it
+ * from the completion queue and calls op->done. gRPC never calls us by itself, so handlers run on the net thread's own stack and
+ * nothing here re-enters. */
+#ifndef NK_RPC_RPC_INT_H
+#define NK_RPC_RPC_INT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include <grpc/grpc.h>
+#include <grpc/grpc_security.h>
+#include <grpc/support/alloc.h>
+#include <grpc/support/time.h>
+
+#include "rpc/rpc.h"
+
+struct nk__op {
+    void (*done)(struct nk__op *op, bool ok);
+};
+#define nk__container(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
+
+struct nk__posted {
+    void (*fn)(void *arg);
+    void *arg;
+};
+struct nk__inbox {
+    struct nk__posted *items;
+    size_t n, capacity;
+};
+
+struct nk_timer {
+    nk_net *net;
+    uint64_t at_ns;
+    size_t heap_idx;
+    void (*fn)(void *arg);
+    void *arg;
+    nk_timer *next_free;
+};
+
+struct nk_net {
+    grpc_completion_queue *cq;
+    pthread_t thread;
+
+    /* An empty batch on a call that goes nowhere is gRPC core's public way of putting an event into a completion queue. */
+    grpc_channel *kick_channel;
+    grpc_call *kick_call;
+    struct nk__op kick_op;
+    pthread_mutex_t kick_mu; /* one batch on kick_call at a time */
+    _Atomic int refs;        /* the memory: the owner's and one per nk_call */
+
+    pthread_mutex_t mu; /* all until the line below */
+    pthread_cond_t changed;
+    struct nk__inbox inbox;
+    bool kicked; /* the kick for what is in the inbox is on its way */
+    bool stopping;
+    nk_call *calls;
+    size_t n_calls; /* whose grpc_call exists */
+    nk_server *servers;
+    nk_channel *channels;
+
+    /* net thread only */
+    struct nk__inbox running;
+    nk_timer **heap;
+    size_t n_timers, heap_capacity;
+    nk_timer *free_timers;
+    bool stop_begun, cq_shut;
+};
+
+/* calloc for the small fixed-size things without which nothing goes on; never NULL. */
+void *nk__alloc(size_t n, size_t size);
+void nk__net_unref(nk_net *net);
+/* A call's grpc_call is no more: takes the call off the list. [any] */
+void nk__net_call_gone(nk_net *net, nk_call *c);
+gpr_timespec nk__deadline(uint64_t at_ns);
+
+struct nk__call_out { /* messages waiting to be sent: a ring that grows */
+    grpc_byte_buffer **items;
+    size_t head, n, capacity;
+    size_t bytes; /* with what is being sent */
+};
+
+struct nk_call {
+    nk_net *net;
+    nk_call *prev, *next; /* net->calls; net->mu */
+    grpc_call *g;
+    _Atomic int refs; /* the handle's memory */
+    _Atomic int
+        g_refs; /* g: one until the end, one per thread that is inside gRPC with it; taken under mu */
+    bool is_client;
+    nk_channel *channel; /* client */
+    nk_server *server;   /* server */
+    bool is_internal;    /* server: health and reflection; does not hold up a stop */
+    bool is_counted;     /* server: counts towards calls_max */
+    struct nk_call_handlers handlers;
+    void *user;
+    char *peer;
+    uint64_t deadline_ns; /* 0: none */
+    uint32_t deadline_ms; /* client: as asked for */
+
+    struct nk__op op_send, op_recv, op_headers, op_status;
+
+    /* The send queue. */
+    pthread_mutex_t mu;
+    struct nk__call_out out;
+    grpc_byte_buffer *sending_message;
+    bool sending;      /* a batch of sends is outstanding */
+    bool headers_sent; /* server */
+    bool last_wanted;  /* client: nk_call_send_done; server: nk_call_finish */
+    bool last_sent;
+    bool closed;    /* takes no more messages: it is ending */
+    bool ended;     /* no thread may begin to use g */
+    bool cancelled; /* nk_call_cancel */
+    int n_ops;      /* outstanding batches */
+    bool
+        has_status; /* status is the end's: server: what is sent; client: overrides what gRPC says */
+    struct nk_error status;
+
+    /* net thread only */
+    bool accepted, reading, paused, in_message, eof, held_eof, resume_posted;
+    grpc_byte_buffer *incoming, *held;
+    bool status_done, end_done;
+    grpc_metadata_array headers, trailers;
+    grpc_metadata trailer_out;
+    grpc_status_code code;
+    grpc_slice details;
+    int peer_cancelled;
+};
+
+nk_call *nk__call_new(nk_net *net, bool is_client);
+/* Puts it on the net's list. False: the net is stopping (nothing was changed), unless that does not matter. */
+bool nk__call_link(nk_call *c, bool always);
+/* One batch; the call must be alive (n_ops counted by it). */
+void nk__call_batch(nk_call *c, const grpc_op *ops, size_t n, struct nk__op *tag);
+void nk__call_read(nk_call *c);
+void nk__call_unpin(nk_call *c);
+void nk__call_maybe_end(nk_call *c);
+/* The end's status, by side. False: OK. Net thread. */
+bool nk__client_status(nk_call *c, struct nk_error *out);
+bool nk__server_status(nk_call *c, struct nk_error *out);
+void nk__server_call_gone(nk_server *s, nk_call *c);
+void nk__channel_unref(nk_channel *ch);
+/* From a status' reason trailer; false when it is none of ours. */
+bool nk__reason_ok(const char *reason, size_t size);
+
+struct nk_channel {
+    nk_net *net;
+    nk_channel *prev, *next; /* net->channels; net->mu */
+    grpc_channel *g;
+    char *address;
+    _Atomic int refs; /* the owner's, and one per call */
+};
+
+enum { NK__SERVER_REQUESTS = 16 }; /* calls that gRPC may hand over before we ask for more */
+
+struct nk__request {
+    struct nk__op op;
+    nk_server *server;
+    grpc_call *g;
+    grpc_call_details details;
+    grpc_metadata_array headers;
+};
+
+struct nk__reflection;
+struct nk__watch;
+
+struct nk_server {
+    nk_net *net;
+    nk_server *prev, *next; /* net->servers; net->mu */
+    grpc_server *g;
+    int port;
+    const struct nk_method *methods;
+    int n_methods;
+    void *user;
+    int calls_max;
+    _Atomic bool serving;
+    struct nk__reflection *reflection;
+
+    /* net thread only */
+    struct nk__request requests[NK__SERVER_REQUESTS];
+    int n_requests; /* outstanding */
+    int n_calls, n_counted;
+    bool stopping, shut, all_cancelled;
+    uint32_t grace_ms;
+    nk_timer *grace_timer, *linger_timer;
+    struct nk__op op_shutdown;
+    struct nk__watch *watches;
+
+    bool gone; /* net->mu */
+};
+/* Net thread: begins to stop; `gone` follows. */
+void nk__server_begin_stop(void *server);
+void nk__server_free(nk_server *s);
+
+extern const struct nk_method nk__health_methods[];
+extern const int nk__n_health_methods;
+void nk__health_notify(void *server); /* net thread: tells watchers what is */
+
+extern const struct nk_method nk__reflection_methods[];
+extern const int nk__n_reflection_methods;
+int nk__reflection_new(struct nk__reflection **out, struct nk_bytes descriptors,
+                       struct nk_error *err);
+void nk__reflection_free(struct nk__reflection *r);
+/* Whether a served method belongs to the service. */
+bool nk__server_has_service(const nk_server *s, const char *service);
+
+/* gRPC's settings for a channel or server. */
+struct nk__args {
+    grpc_channel_args args;
+    grpc_arg items[32];
+};
+void nk__args_int(struct nk__args *a, const char *key, int value);
+void nk__args_common(struct nk__args *a);
+#define NK__ADDRESS_MAX 272 /* a DNS name (253), brackets, a port */
+/* "host:port" or "[v6]:port", with port_min <= port <= 65535.
+ *   INVALID  bad_address */
+int nk__address_check(const char *address, int port_min, struct nk_error *err);
+
+int nk__server_credentials(grpc_server_credentials **out, const struct nk_credentials *c,
+                           struct nk_error *err);
+int nk__channel_credentials(grpc_channel_credentials **out, const struct nk_credentials *c,
+                            struct nk_error *err);
+
+#endif
