@@ -1,8 +1,9 @@
 /* A chain: the workers of a cluster as one model, and generations over it.
  *
- * The chain talks to the first stage only (and to each worker for Info): the token loop lives in the cluster. All
- * functions may be called on any thread but the chain's own (its net thread), except where said otherwise; handlers
- * run on the net thread, must not block, and may call nk_gen_cancel and nk_gen_free. */
+ * The chain talks to the first stage only (and to each worker for Info): the token loop lives in
+ * the cluster. All functions may be called on any thread but the chain's own (its net thread),
+ * except where said otherwise; handlers run on the net thread, must not block, and may call
+ * nk_gen_cancel and nk_gen_free. */
 #ifndef NK_CHAIN_CHAIN_H
 #define NK_CHAIN_CHAIN_H
 
@@ -33,7 +34,8 @@ struct nk_worker_report {
     /* What the worker says of itself; set whenever it answered, also when it does not fit. */
     bool answered;
     char worker_id[64], model_id[128], model_sha256[65], architecture[64], quantisation[32];
-    char version[32], llama_version[64], backend[64], device[64], device_description[128], state[16];
+    char version[32], llama_version[64], backend[64], device[64], device_description[128],
+        state[16];
     int has_begin, has_end, layer_count, n_embd, n_vocab, n_ctx, n_ctx_train, n_seq_max, n_batch;
     int n_threads, kv_tokens_free, sequences_free;
     uint64_t device_memory_bytes, device_memory_free_bytes, host_memory_bytes;
@@ -52,12 +54,13 @@ struct nk_chain_report {
     int n_ctx;           /* the most tokens a session can have: the least of the workers' */
     int n_ctx_train, n_vocab;
 };
-/* Asks every worker (in parallel) and compares: model hash, range, width, dtype, protocol and llama.cpp versions, state;
- * waits at most timeout_ms. *out is owned by the caller: free(). Fails only for want of memory; what is wrong is in the
- * report. */
-int nk_chain_check(nk_chain *c, uint32_t timeout_ms, struct nk_chain_report **out, struct nk_error *err);
-/* One token through the whole chain and back, timed (the prefill of one token included); for `check` and readiness.
- * Errors: as a generation's. */
+/* Asks every worker (in parallel) and compares: model hash, range, width, dtype, protocol and
+ * llama.cpp versions, state; waits at most timeout_ms. *out is owned by the caller: free(). Fails
+ * only for want of memory; what is wrong is in the report. */
+int nk_chain_check(nk_chain *c, uint32_t timeout_ms, struct nk_chain_report **out,
+                   struct nk_error *err);
+/* One token through the whole chain and back, timed (the prefill of one token included); for
+ * `check` and readiness. Errors: as a generation's. */
 int nk_chain_probe(nk_chain *c, uint32_t timeout_ms, double *us, struct nk_error *err);
 
 /* ---- generations ---- */
@@ -73,7 +76,7 @@ struct nk_gen_opts {
     bool no_reuse;        /* do not begin from a kept session, do not keep this one */
     bool special;         /* control tokens appear in the text */
     uint32_t deadline_ms; /* of the whole generation; 0: none but the workers' own */
-    uint32_t stall_ms;    /* a worker that does not answer a step for so long is given up; 0: 30,000 */
+    uint32_t stall_ms; /* a worker that does not answer a step for so long is given up; 0: 30,000 */
 };
 struct nk_gen_opts nk_gen_opts_default(void);
 
@@ -89,7 +92,8 @@ struct nk_gen_top {
 struct nk_gen_token { /* borrowed for the handler's call */
     int32_t id;
     int index;        /* 0 for the first generated */
-    const char *text; /* what can be shown now: whole UTF-8 characters, never part of a stop string; may be empty */
+    const char *text; /* what can be shown now: whole UTF-8 characters, never part of a stop string;
+                         may be empty */
     size_t text_size;
     float logprob;     /* NaN when not asked for */
     const char *piece; /* the token's own bytes, when log-probabilities were asked for */
@@ -105,7 +109,7 @@ struct nk_gen_stats {
     enum nk_finish finish;
     int n_prompt, n_reused, n_generated;
     char stop_string[257]; /* "" unless finish is NK_FINISH_STOP */
-    const char *tail;      /* text that was held back and came free at the end; borrowed for the call */
+    const char *tail; /* text that was held back and came free at the end; borrowed for the call */
     size_t tail_size;
     uint64_t prefill_us, decode_us; /* as the first stage saw it */
     uint64_t ttft_us, total_us;     /* as seen here */
@@ -115,17 +119,19 @@ struct nk_gen_stats {
 };
 struct nk_gen_handlers { /* on the net thread */
     void (*token)(void *user, const struct nk_gen_token *t);
-    /* Exactly once, the last call. err NULL: stats are whole. Else the generation failed or was cancelled (CANCELLED);
-     * stats has what is known (n_generated, times); the message names the worker that is to blame. */
+    /* Exactly once, the last call. err NULL: stats are whole. Else the generation failed or was
+     * cancelled (CANCELLED); stats has what is known (n_generated, times); the message names the
+     * worker that is to blame. */
     void (*done)(void *user, const struct nk_gen_stats *stats, const struct nk_error *err);
 };
-/* Starts; what goes wrong later comes through `done`. The handle is valid until nk_gen_free, which the caller must call
- * after `done` (it may do so inside it). `done` may come before this returns.
+/* Starts; what goes wrong later comes through `done`. The handle is valid until nk_gen_free, which
+ * the caller must call after `done` (it may do so inside it). `done` may come before this returns.
  *   INVALID     bad_request     no ids, an option out of range (see nk_sampling_check)
  *   EXHAUSTED   no_memory */
-int nk_gen_start(nk_gen **out, nk_chain *c, const struct nk_gen_opts *opts, const struct nk_gen_handlers *handlers,
-                 void *user, struct nk_error *err);
-void nk_gen_cancel(nk_gen *g); /* any thread; `done` follows with CANCELLED unless it was ending anyway */
-void nk_gen_free(nk_gen *g);   /* any thread, after `done` */
+int nk_gen_start(nk_gen **out, nk_chain *c, const struct nk_gen_opts *opts,
+                 const struct nk_gen_handlers *handlers, void *user, struct nk_error *err);
+void nk_gen_cancel(
+    nk_gen *g); /* any thread; `done` follows with CANCELLED unless it was ending anyway */
+void nk_gen_free(nk_gen *g); /* any thread, after `done` */
 
 #endif

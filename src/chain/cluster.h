@@ -1,11 +1,11 @@
-/* cluster.yaml: which workers hold which layers of which model. Read and validated with line numbers.
+/* cluster.yaml: which workers hold which layers of which model. Read and validated with line
+ * numbers.
  *
  *   model:
  *     id: kjv-tiny
  *     sha256: 1f0e...            # of the source model
- *     vocab: kjv-tiny.vocab.gguf # tokenizer, for whoever has text (run, serve); relative to this file
- *   dtype: f32                   # rows on the wire: f32 (exact, default) or f16
- *   workers:
+ *     vocab: kjv-tiny.vocab.gguf # tokenizer, for whoever has text (run, serve); relative to this
+ * file dtype: f32                   # rows on the wire: f32 (exact, default) or f16 workers:
  *     - id: attic
  *       address: 127.0.0.1:5530
  *       layers: 0-4
@@ -39,11 +39,12 @@ struct nk_cluster {
 
 /* *out is owned by the caller: free(). Messages begin with "FILE:LINE: ".
  *   NOT_FOUND no_file
- *   INVALID   bad_cluster   not YAML, an unknown or missing key, a value of the wrong form, ranges that do not begin
- *                           at 0, overlap or leave a gap, an id or address given twice */
+ *   INVALID   bad_cluster   not YAML, an unknown or missing key, a value of the wrong form, ranges
+ * that do not begin at 0, overlap or leave a gap, an id or address given twice */
 int nk_cluster_read(struct nk_cluster **out, const char *path, struct nk_error *err);
 /* The same from text; name stands for the file in messages. */
-int nk_cluster_parse(struct nk_cluster **out, struct nk_bytes text, const char *name, struct nk_error *err);
+int nk_cluster_parse(struct nk_cluster **out, struct nk_bytes text, const char *name,
+                     struct nk_error *err);
 /* The file's text for a cluster (what `up` writes). */
 int nk_cluster_format(const struct nk_cluster *c, struct nk_buf *out, struct nk_error *err);
 
