@@ -1,0 +1,119 @@
+/* Opening and closing a chain: one net thread, a channel to each worker, and the list of what is
+ * running. */
+#include "chain/chain_int.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "text/utf8.h"
+
+void nk__text_copy(char *out, size_t size, const char *text)
+{
+    size_t n = 0;
+
+    for (size_t left = strlen(text); left && n + 1 < size;) {
+        int k = nk_utf8_next(text, left, NULL);
+        size_t step = k > 0 ? (size_t)k : k < 0 ? (size_t)-k : left;
+
+        if (k <= 0 || (unsigned char)*text < 0x20 || *text == 0x7f) {
+            out[n++] = '?';
+        } else {
+            if (n + step >= size)
+                break;
+            memcpy(out + n, text, step);
+            n += step;
+        }
+        text += step;
+        left -= step;
+    }
+    out[n] = '\0';
+}
+
+int nk__wrap_worker(int code, struct nk_error *err, const struct nk_cluster_worker *w)
+{
+    return nk_wrap(code, err, "worker %s (%s)", w->id, w->address);
+}
+
+const struct nk_cluster *nk_chain_cluster(const nk_chain *c)
+{
+    return &c->cluster;
+}
+
+static void release(nk_chain *c)
+{
+    for (int i = 0; i < c->cluster.n_workers; i++)
+        if (c->channels[i])
+            nk_channel_close(c->channels[i]);
+    if (c->net)
+        nk_net_stop(c->net);
+    nk_arena_free(c->arena);
+    pthread_cond_destroy(&c->idle);
+    pthread_mutex_destroy(&c->mutex);
+    free(c);
+}
+
+int nk_chain_open(nk_chain **out, const struct nk_cluster *cluster, struct nk_error *err)
+{
+    nk_chain *c = calloc(1, sizeof *c);
+    int rc;
+
+    *out = NULL;
+    if (!c)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    c->cluster = *cluster;
+    pthread_mutex_init(&c->mutex, NULL);
+    pthread_cond_init(&c->idle, NULL);
+    c->arena = nk_arena_new(NK__ARENA_BYTES_MAX);
+    rc = c->arena ? nk_net_start(&c->net, err)
+                  : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    for (int i = 0; !rc && i < c->cluster.n_workers; i++) {
+        rc = nk_channel_open(&c->channels[i], c->net, c->cluster.workers[i].address, NULL, err);
+        if (rc)
+            nk__wrap_worker(rc, err, &c->cluster.workers[i]);
+    }
+    if (rc) {
+        release(c);
+        return rc;
+    }
+    *out = c;
+    return 0;
+}
+
+static void cancel_all(void *arg)
+{
+    nk_chain *c = arg;
+
+    pthread_mutex_lock(&c->mutex);
+    for (nk_gen *g = c->gens; g; g = nk__gen_next(g))
+        nk__gen_cancel_now(g);
+    pthread_mutex_unlock(&c->mutex);
+}
+
+static void pass_barrier(void *arg)
+{
+    nk_chain *c = arg;
+
+    pthread_mutex_lock(&c->mutex);
+    c->barrier = true;
+    pthread_cond_broadcast(&c->idle);
+    pthread_mutex_unlock(&c->mutex);
+}
+
+void nk_chain_close(nk_chain *c)
+{
+    if (!c)
+        return;
+    nk_net_post(c->net, cancel_all, c);
+    pthread_mutex_lock(&c->mutex);
+    while (c->n_gens)
+        pthread_cond_wait(&c->idle, &c->mutex);
+    pthread_mutex_unlock(&c->mutex);
+    /* Cancellations that were posted meanwhile hold references: the last of them runs before this
+     * does. */
+    nk_net_post(c->net, pass_barrier, c);
+    pthread_mutex_lock(&c->mutex);
+    while (!c->barrier)
+        pthread_cond_wait(&c->idle, &c->mutex);
+    pthread_mutex_unlock(&c->mutex);
+    release(c);
+}
