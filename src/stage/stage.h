@@ -46,7 +46,7 @@ struct nk_stage_opts {
     int n_threads_batch; /* for prefill; 0: n_threads */
     bool no_mmap;
     bool no_flash_attn;
-    bool whole_model;   /* PATH is a whole model, not a slice: what `verify` and tests compare with */
+    bool whole_model; /* PATH is a whole model, not a slice: what `verify` and tests compare with */
 };
 struct nk_stage_opts nk_stage_opts_default(void); /* n_ctx 0, n_seq_max 4, n_batch 512, threads 0 */
 
@@ -55,11 +55,12 @@ struct nk_stage_info {
     char model_name[128], architecture[64], quantisation[32];
     int layer_begin, layer_end, layer_count; /* this stage's range, and the whole model's number of layers */
     bool is_first, is_last;
-    int n_embd;  /* the width: floats per row */
+    int n_embd;  /* the width: floats per row. More than the model's embedding_length where layers exchange several
+                    streams (hyper-connections) */
     int n_vocab; /* of the whole model, on every stage */
     int n_ctx, n_ctx_train, n_seq_max, n_batch;
     bool can_rollback; /* false for recurrent and hybrid architectures */
-    bool one_sequence_per_run; /* row order is only kept with one sequence per run (fact 6) */
+    bool one_sequence_per_run; /* row order is only kept with one sequence per run (fact 6): more is a bad_batch */
     char device[64], device_description[128], backend[32]; /* what really runs it, from ggml */
     char llama_version[64];
     uint64_t weights_bytes, kv_bytes; /* on the device */
@@ -73,6 +74,7 @@ struct nk_stage_info {
  *   INVALID       not_a_model      a slice was given where a whole model is wanted
  *   NOT_FOUND     no_device        no such device; the message lists what there is
  *   EXHAUSTED     no_memory
+ *   INVALID       bad_option       an option out of bounds
  *   UNIMPLEMENTED unsupported      llama.cpp cannot load it, or its graph has no place to enter or leave
  */
 int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *opts, struct nk_error *err);
@@ -94,14 +96,15 @@ struct nk_stage_batch {
     const int8_t *want;  /* last stage: rows whose logits are wanted; NULL: all. Ignored elsewhere. */
 };
 
-/* Runs the stage's layers. After an error no sequence of the batch holds anything from its first position on, unless
- * said otherwise.
+/* Runs the stage's layers. Bad input (INVALID, OUT_OF_RANGE) changes nothing. After any other error no sequence of the
+ * batch holds anything from its first position on; where that cannot be (a recurrent state), it holds nothing.
  *   INVALID       bad_batch      counts, ids outside the vocabulary, positions that do not follow, a sequence out of range
  *   INVALID       not_finite     a row holds NaN or infinity
- *   OUT_OF_RANGE  no_rollback    a recurrent model cannot go back to that position
+ *   OUT_OF_RANGE  no_rollback    the sequence cannot go back to that position: a recurrent model, or a sliding window
+ *                                whose cells were taken for other rows when the cache ran full
  *   OUT_OF_RANGE  gap            the position is past the sequence's end
- *   EXHAUSTED     kv_full        no room in the KV cache; nothing changed
- *   CANCELLED     cancelled      nk_stage_cancel; the batch's sequences hold nothing from their first position on
+ *   EXHAUSTED     kv_full        no room in the KV cache
+ *   CANCELLED     cancelled      nk_stage_cancel
  *   INTERNAL      decode_failed  llama_decode's answer is in the message */
 int nk_stage_run(nk_stage *s, const struct nk_stage_batch *batch, struct nk_error *err);
 /* Any thread: makes a running nk_stage_run end soon with CANCELLED. Does not affect a later run. */
@@ -116,8 +119,8 @@ int nk_stage_seq_length(const nk_stage *s, int seq);
 int nk_stage_seq_truncate(nk_stage *s, int seq, int pos, struct nk_error *err); /* OUT_OF_RANGE no_rollback */
 int nk_stage_seq_copy(nk_stage *s, int seq_src, int seq_dst, struct nk_error *err);
 void nk_stage_seq_clear(nk_stage *s, int seq);
-/* A sequence's KV as bytes, for another process with the same slice (and llama.cpp). Load: INVALID `bad_state`, and the
- * sequence is empty. */
+/* A sequence's KV as bytes, for another process with the same slice (and llama.cpp). Load: INVALID `bad_state`,
+ * or EXHAUSTED `kv_full`; the sequence is empty then. */
 int nk_stage_seq_save(nk_stage *s, int seq, struct nk_buf *out, struct nk_error *err);
 int nk_stage_seq_load(nk_stage *s, int seq, struct nk_bytes state, struct nk_error *err);
 

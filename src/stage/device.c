@@ -1,0 +1,151 @@
+/* Process set-up and the devices that ggml knows. */
+#include "stage/stage.h"
+#include "stage/device_int.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+#include <ggml-backend.h>
+#include <llama.h>
+
+#include "base/log.h"
+
+static _Thread_local char last_error[512];
+
+const char *nk__llama_error(void)
+{
+    return last_error;
+}
+
+void nk__llama_error_reset(void)
+{
+    last_error[0] = '\0';
+}
+
+/* "llama_model_load: error loading model: ..." without the function's name. */
+static void keep_error(const char *line)
+{
+    const char *colon = strstr(line, ": ");
+
+    snprintf(last_error, sizeof last_error, "%s",
+             colon && !memchr(line, ' ', (size_t)(colon - line)) ? colon + 2 : line);
+}
+
+/* libllama's log comes in pieces of lines, from the thread that calls it. */
+static void log_piece(enum ggml_log_level level, const char *text, void *user)
+{
+    static const enum nk_log_level levels[] = {
+        [GGML_LOG_LEVEL_NONE] = NK_LOG_DEBUG,  [GGML_LOG_LEVEL_DEBUG] = NK_LOG_TRACE,
+        [GGML_LOG_LEVEL_INFO] = NK_LOG_DEBUG,  [GGML_LOG_LEVEL_WARN] = NK_LOG_WARN,
+        [GGML_LOG_LEVEL_ERROR] = NK_LOG_ERROR,
+    };
+    static _Thread_local char line[512];
+    static _Thread_local size_t size;
+    static _Thread_local enum nk_log_level line_level;
+    char quoted[1100];
+
+    (void)user;
+    if (level != GGML_LOG_LEVEL_CONT) {
+        size = 0;
+        line_level = level >= GGML_LOG_LEVEL_NONE && level <= GGML_LOG_LEVEL_ERROR ? levels[level]
+                                                                                   : NK_LOG_DEBUG;
+    }
+    if (line_level != NK_LOG_ERROR && !nk_log_enabled(NK_LOG_LLAMA, line_level))
+        return;
+    for (; *text; text++) {
+        if (*text != '\n') {
+            if (size < sizeof line - 1)
+                line[size++] = *text;
+            continue;
+        }
+        line[size] = '\0';
+        if (size) {
+            if (line_level == NK_LOG_ERROR)
+                keep_error(line);
+            nk_log(NK_LOG_LLAMA, line_level, "msg=%s", nk_log_quote(quoted, sizeof quoted, line));
+        }
+        size = 0;
+    }
+}
+
+void nk_stage_global_init(void)
+{
+    static bool done;
+
+    if (done)
+        return;
+    done = true;
+    llama_log_set(log_piece, NULL);
+    if (NK_BACKEND_DIR[0])
+        ggml_backend_load_all_from_path(NK_BACKEND_DIR);
+    else
+        ggml_backend_load_all();
+    llama_backend_init();
+}
+
+static bool is_gpu(ggml_backend_dev_t dev)
+{
+    enum ggml_backend_dev_type type = ggml_backend_dev_type(dev);
+
+    return type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+}
+
+static bool is_usable(ggml_backend_dev_t dev)
+{
+    return is_gpu(dev) || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
+int nk_device_list(struct nk_device *out, int max)
+{
+    int n = 0;
+
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        ggml_backend_dev_t dev = ggml_backend_dev_get(i);
+        size_t free_bytes = 0, total_bytes = 0;
+
+        if (!is_usable(dev))
+            continue;
+        if (n < max) {
+            memset(&out[n], 0, sizeof out[n]);
+            snprintf(out[n].name, sizeof out[n].name, "%s", ggml_backend_dev_name(dev));
+            snprintf(out[n].description, sizeof out[n].description, "%s",
+                     ggml_backend_dev_description(dev));
+            ggml_backend_dev_memory(dev, &free_bytes, &total_bytes);
+            out[n].memory_free_bytes = free_bytes;
+            out[n].memory_total_bytes = total_bytes;
+            out[n].is_gpu = is_gpu(dev);
+        }
+        n++;
+    }
+    return n;
+}
+
+int nk__device_find(ggml_backend_dev_t *out, const char *name, struct nk_error *err)
+{
+    char known[256] = "";
+    size_t size = 0;
+
+    *out = NULL;
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        ggml_backend_dev_t dev = ggml_backend_dev_get(i);
+
+        if (!is_usable(dev))
+            continue;
+        if (name ? !strcasecmp(name, ggml_backend_dev_name(dev))
+                 : !*out || (is_gpu(dev) && !is_gpu(*out)))
+            *out = dev;
+        if (size < sizeof known)
+            size += (size_t)snprintf(known + size, sizeof known - size, "%s%s", size ? ", " : "",
+                                     ggml_backend_dev_name(dev));
+    }
+    if (*out)
+        return 0;
+    if (!known[0])
+        return nk_fail(err, NK_E_NOT_FOUND, "no_device",
+                       "ggml has no computing device: no backend was found%s%s (is llama.cpp "
+                       "installed completely?)",
+                       NK_BACKEND_DIR[0] ? " in " : "", NK_BACKEND_DIR);
+    return nk_fail(err, NK_E_NOT_FOUND, "no_device", "there is no device '%s' here; there is: %s",
+                   name, known);
+}

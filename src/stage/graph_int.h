@@ -1,0 +1,77 @@
+/* A compute graph as libllama built it, seen through cb_eval: where rows enter it and where they
+ * leave.
+ *
+ * Stock libllama has no call for "start at this residual" or "give me the last layer's output". But
+ * the context's cb_eval is asked about every node, and nodes know their sources. So one small
+ * decode at load is recorded (nk__graph_add for each node asked about), and the places are then
+ * found by structure alone, without a word about architectures:
+ *
+ *   embd     the result of GET_ROWS on token_embd.weight that the output depends on
+ *   entry    the residual that feeds layer 0: the last node before the first use of a blk.0 weight
+ * that every path from embd to the output runs through exit     the same after the last use of a
+ * weight of the last layer, and before the model's final norm
+ *
+ * "Every path runs through it" is what makes it right to put a value there and forget everything
+ * before it. The same test is made between every two layers: where it fails, layers exchange more
+ * than one row (talkie adds the embedding again in each, gemma3n's share KV) and the model is
+ * refused instead of served wrong.
+ *
+ * A node is found again in later graphs, of other sizes, by its `struct nk__place`. */
+#ifndef NK_STAGE_GRAPH_INT_H
+#define NK_STAGE_GRAPH_INT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <ggml.h>
+
+#include "base/error.h"
+
+typedef struct nk__graph nk__graph;
+
+/* Where a node is, in words that hold for graphs of any number of tokens. */
+struct nk__place {
+    enum ggml_op op;
+    char name[GGML_MAX_NAME]; /* "" where libllama gave it none (its default, node_17, changes with
+                                 the graph) */
+    enum ggml_op src_op[2];   /* compared for nodes without a name, as are the sources' names where
+                                 they have one */
+    char src_name[2][GGML_MAX_NAME];
+    int n_before;  /* how many nodes before it in the graph look the same */
+    int64_t width; /* elements per token */
+    bool found;
+};
+
+nk__graph *nk__graph_new(void); /* NULL when out of memory */
+void nk__graph_free(nk__graph *g);
+void nk__graph_reset(nk__graph *g);
+/* Called for every node in order, during the decode; keeps the pointer only. */
+void nk__graph_add(nk__graph *g, const struct ggml_tensor *t);
+/* Called after the decode, before the next: reads what the pointers point to. n_tokens: of that
+ * decode. False when out of memory. */
+bool nk__graph_finish(nk__graph *g, int n_tokens);
+
+/* Finds the places. n_layer: the layers in this graph. embd and entry may be NULL.
+ *   UNIMPLEMENTED unsupported   says which place does not exist */
+int nk__graph_places(const nk__graph *g, int n_layer, struct nk__place *embd,
+                     struct nk__place *entry, struct nk__place *leave, struct nk_error *err);
+/* Does the output depend on the token ids by another way than the embedding (experts chosen by id,
+ * per-layer embeddings)? */
+bool nk__graph_needs_ids(const nk__graph *g);
+/* Is row input through llama_batch.embd the same computation as overwriting `entry`: is a's entry,
+ * overwritten, followed by just what follows b's bare input? a: recorded with token ids, b: with
+ * embd. */
+bool nk__graph_same_after_entry(const nk__graph *a, const struct nk__place *entry,
+                                const nk__graph *b);
+/* Bytes of the KV cache and recurrent states. */
+uint64_t nk__graph_cache_bytes(const nk__graph *g);
+/* The buffer that holds the result of the node at a place, while the graph lives; NULL: none. */
+struct ggml_backend_buffer *nk__graph_buffer(const nk__graph *g, const struct nk__place *p);
+struct ggml_backend_buffer *nk__graph_output_buffer(const nk__graph *g);
+
+/* Does this node look like the one at p? The p->n_before first ones that do are others. n_tokens:
+ * of this graph. Called for every node of every decode: cheap. */
+bool nk__place_matches(const struct nk__place *p, const struct ggml_tensor *t, int n_tokens);
+
+#endif

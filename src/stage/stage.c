@@ -1,0 +1,826 @@
+#include "stage/stage.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <ggml-backend.h>
+#include <llama.h>
+
+#include "base/log.h"
+#include "base/sha256.h"
+#include "slice/slice.h"
+#include "stage/device_int.h"
+#include "stage/graph_int.h"
+
+/* How what a run is given gets into the graph. */
+enum enter {
+    ENTER_IDS, /* libllama looks up the embedding itself: a whole model, or a first slice with its
+                  vocabulary */
+    ENTER_OVERWRITE, /* token batch; eval() overwrites the node at `in` */
+    ENTER_EMBD,      /* llama_batch.embd, where it was seen to be the same computation */
+};
+
+enum { IDLE, RUNNING, CANCELLED };
+
+struct nk_stage {
+    struct nk_stage_info info;
+    struct llama_model *model;
+    struct llama_context *ctx;
+    nk_embd *embd; /* a first slice with a stub vocabulary: the rows of the embedding; else NULL */
+    enum enter enter;
+    struct nk__place in, out; /* found: whether they are used */
+    bool real_ids;            /* libllama knows the whole vocabulary, not a stub */
+    int n_swa;
+
+    /* Of the run in progress, for eval(). */
+    nk__graph *recording; /* at load: eval() records instead */
+    const float *in_rows;
+    int n_tokens, n_in_seen, n_out_seen;
+    bool in_next, out_next, in_done, out_done;
+    atomic_int state;
+
+    /* Allocated at load, so that a run allocates nothing. */
+    llama_token *zero_ids;
+    int32_t *one_seq;
+    llama_seq_id **seq_ptrs;
+    int8_t *all_wanted;
+    float *embd_rows, *out_rows;
+    size_t embd_width;             /* of embd_rows: the model's n_embd, which need not be a row's */
+    int32_t *first_pos, *next_pos; /* per sequence, while a batch is checked */
+};
+
+struct nk_stage_opts nk_stage_opts_default(void)
+{
+    return (struct nk_stage_opts){ .n_seq_max = 4, .n_batch = 512 };
+}
+
+/* ---- the graph's callbacks ---- */
+
+/* ask: does anybody want this node? Every yes ends one piece of the graph and starts another, so it
+ * is said for exactly one node that rows enter at and one that they leave at. Then, called again
+ * with the node computed. Must not return false then: that would cancel the graph. */
+static bool eval(struct ggml_tensor *t, bool ask, void *user)
+{
+    nk_stage *s = user;
+
+    if (s->recording) {
+        if (ask)
+            nk__graph_add(s->recording, t);
+        return !ask;
+    }
+    if (ask) {
+        s->in_next = s->in.found && !s->in_done && nk__place_matches(&s->in, t, s->n_tokens) &&
+                     s->n_in_seen++ == s->in.n_before;
+        s->out_next = !s->in_next && s->out.found && !s->out_done &&
+                      nk__place_matches(&s->out, t, s->n_tokens) &&
+                      s->n_out_seen++ == s->out.n_before;
+        return s->in_next || s->out_next;
+    }
+    if (s->in_next) {
+        ggml_backend_tensor_set(t, s->in_rows, 0, ggml_nbytes(t));
+        s->in_done = true;
+    } else if (s->out_next) {
+        ggml_backend_tensor_get(t, s->out_rows, 0, ggml_nbytes(t));
+        s->out_done = true;
+    }
+    return true;
+}
+
+static bool aborted(void *user)
+{
+    nk_stage *s = user;
+
+    return atomic_load_explicit(&s->state, memory_order_relaxed) == CANCELLED;
+}
+
+/* ---- opening ---- */
+
+static int cpu_count(void)
+{
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+
+    return n < 1 ? 1 : n > 512 ? 512 : (int)n;
+}
+
+static int load_model(nk_stage *s, const char *path, const struct nk_stage_opts *opts,
+                      struct nk_error *err)
+{
+    struct llama_model_params mp = llama_model_default_params();
+    ggml_backend_dev_t devices[2] = { NULL, NULL }, device;
+    int rc = nk__device_find(&device, opts->device, err);
+
+    if (rc)
+        return rc;
+    if (ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_CPU) {
+        devices[0] = device;
+        mp.n_gpu_layers = -1;
+    } else {
+        mp.n_gpu_layers = 0;
+    }
+    mp.devices = devices;
+    if (opts->no_mmap)
+        mp.load_mode = LLAMA_LOAD_MODE_NONE;
+    nk__llama_error_reset();
+    s->model = llama_model_load_from_file(path, mp);
+    if (!s->model) {
+        const char *why = nk__llama_error();
+
+        if (strstr(why, "alloc") || strstr(why, "memory"))
+            return nk_fail(err, NK_E_EXHAUSTED, "no_memory",
+                           "%s: no memory for the weights on %s: %s", path,
+                           ggml_backend_dev_name(device), why);
+        return nk_fail(err, NK_E_UNIMPLEMENTED, "unsupported",
+                       "%s: llama.cpp %s cannot load it%s%s", path, llama_version(),
+                       *why ? ": " : "", why);
+    }
+    return 0;
+}
+
+static int make_context(nk_stage *s, const char *path, const struct nk_stage_opts *opts,
+                        struct nk_error *err)
+{
+    struct llama_context_params cp = llama_context_default_params();
+    int n_ctx = opts->n_ctx, n_ctx_train = s->info.n_ctx_train;
+
+    if (!n_ctx)
+        n_ctx = n_ctx_train > 0 && n_ctx_train < 8192 ? n_ctx_train : 8192;
+    cp.n_ctx = (uint32_t)n_ctx;
+    cp.n_batch = cp.n_ubatch =
+        (uint32_t)opts->n_batch; /* one decode is one graph: rows go in and come out once */
+    cp.n_seq_max = (uint32_t)opts->n_seq_max;
+    cp.n_threads = opts->n_threads ? opts->n_threads : cpu_count();
+    cp.n_threads_batch = opts->n_threads_batch ? opts->n_threads_batch : cp.n_threads;
+    cp.flash_attn_type =
+        opts->no_flash_attn ? LLAMA_FLASH_ATTN_TYPE_DISABLED : LLAMA_FLASH_ATTN_TYPE_AUTO;
+    cp.kv_unified = true; /* separate streams would reorder rows across sequences */
+    cp.swa_full = true;   /* a sliding window that forgets cannot be rolled back */
+    cp.no_perf = true;
+    cp.cb_eval = eval;
+    cp.cb_eval_user_data = s;
+    cp.abort_callback = aborted;
+    cp.abort_callback_data = s;
+    nk__llama_error_reset();
+    s->ctx = llama_init_from_model(s->model, cp);
+    if (!s->ctx)
+        return nk_fail(
+            err, NK_E_EXHAUSTED, "no_memory",
+            "%s: no context of %d tokens, %d sequences and batches of %d could be made: %s", path,
+            n_ctx, opts->n_seq_max, opts->n_batch, nk__llama_error());
+    s->info.n_threads = cp.n_threads;
+    return 0;
+}
+
+static int allocate(nk_stage *s, struct nk_error *err)
+{
+    size_t n = (size_t)s->info.n_batch, n_seq = (size_t)s->info.n_seq_max;
+
+    s->zero_ids = calloc(n, sizeof *s->zero_ids);
+    s->one_seq = malloc(n * sizeof *s->one_seq);
+    s->seq_ptrs = malloc((n + 1) * sizeof *s->seq_ptrs);
+    s->all_wanted = malloc(n);
+    s->first_pos = malloc(n_seq * sizeof *s->first_pos);
+    s->next_pos = malloc(n_seq * sizeof *s->next_pos);
+    if (!s->zero_ids || !s->one_seq || !s->seq_ptrs || !s->all_wanted || !s->first_pos ||
+        !s->next_pos)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for batches of %zu rows", n);
+    for (size_t i = 0; i < n; i++)
+        s->one_seq[i] = s->all_wanted[i] = 1;
+    return 0;
+}
+
+/* Decodes n tokens (or, with embd, n rows of ones) at positions 0.. of sequence 0 and forgets them
+ * again; the graph is left in g. */
+static int record(nk_stage *s, nk__graph *g, int n, bool embd, struct nk_error *err)
+{
+    struct llama_batch batch = { 0 };
+    size_t width = (size_t)llama_model_n_embd_inp(s->model);
+    int32_t *pos = calloc((size_t)n, sizeof *pos), *seq = calloc((size_t)n, sizeof *seq);
+    float *rows = embd ? malloc((size_t)n * width * sizeof *rows) : NULL;
+    int rc = 0, answer;
+
+    if (!pos || !seq || (embd && !rows)) {
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "out of memory");
+        goto out;
+    }
+    for (size_t i = 0; embd && i < (size_t)n * width; i++)
+        rows[i] = 1;
+    for (int i = 0; i < n; i++) {
+        pos[i] = i;
+        s->seq_ptrs[i] = &seq[i];
+    }
+    batch.n_tokens = n;
+    batch.token = embd ? NULL : s->zero_ids;
+    batch.embd = rows;
+    batch.pos = pos;
+    batch.n_seq_id = s->one_seq;
+    batch.seq_id = s->seq_ptrs;
+    batch.logits = s->all_wanted;
+    nk__graph_reset(g);
+    nk__llama_error_reset();
+    s->recording = g;
+    answer = llama_decode(s->ctx, batch);
+    s->recording = NULL;
+    if (answer)
+        rc = nk_fail(err, NK_E_UNIMPLEMENTED, "unsupported",
+                     "llama.cpp cannot run it: llama_decode answers %d%s%s", answer,
+                     *nk__llama_error() ? ": " : "", nk__llama_error());
+    else if (!nk__graph_finish(g, n))
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "out of memory");
+    llama_memory_clear(llama_get_memory(s->ctx), true);
+out:
+    free(pos);
+    free(seq);
+    free(rows);
+    return rc;
+}
+
+static void describe_device(nk_stage *s, struct ggml_backend_buffer *buffer)
+{
+    ggml_backend_dev_t dev =
+        buffer ? ggml_backend_buft_get_device(ggml_backend_buffer_get_type(buffer)) : NULL;
+
+    if (!dev) /* a buffer type of no device is the CPU's own */
+        dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    if (!dev)
+        return;
+    snprintf(s->info.device, sizeof s->info.device, "%s", ggml_backend_dev_name(dev));
+    snprintf(s->info.device_description, sizeof s->info.device_description, "%s",
+             ggml_backend_dev_description(dev));
+    snprintf(s->info.backend, sizeof s->info.backend, "%s",
+             ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)));
+}
+
+static bool same_place(const struct nk__place *a, const struct nk__place *b)
+{
+    return a->op == b->op && a->n_before == b->n_before && a->width == b->width &&
+           !strcmp(a->name, b->name);
+}
+
+/* Finds where rows enter and leave, in graphs of one token and of two: what is not the same in both
+ * would not be found again. */
+static int find_places(nk_stage *s, struct nk_error *err)
+{
+    nk__graph *g = nk__graph_new(), *g2 = nk__graph_new();
+    int n_layer = s->info.layer_end - s->info.layer_begin, n = s->info.n_batch > 1 ? 2 : 1, rc = 0;
+    struct nk__place embd[2], entry[2], leave[2];
+    enum llama_rope_type rope = llama_model_rope_type(s->model);
+
+    if (!g || !g2) {
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "out of memory");
+        goto out;
+    }
+    rc = record(s, g, n, false, err);
+    if (rc)
+        goto out;
+    s->info.kv_bytes = nk__graph_cache_bytes(g);
+    rc = nk__graph_places(g, n_layer, &embd[0], &entry[0], &leave[0], err);
+    if (rc && s->info.is_first && s->info.is_last) { /* a whole model needs no places */
+        rc = 0;
+        describe_device(s, nk__graph_output_buffer(g));
+        goto out;
+    }
+    if (rc)
+        goto out;
+    describe_device(s, nk__graph_buffer(g, &leave[0]));
+    if (s->info.is_first && s->info.is_last)
+        goto out;
+    rc = record(s, g2, 1, false, err);
+    if (!rc)
+        rc = nk__graph_places(g2, n_layer, &embd[1], &entry[1], &leave[1], err);
+    if (rc)
+        goto out;
+    if (!same_place(&embd[0], &embd[1]) || !same_place(&entry[0], &entry[1]) ||
+        !same_place(&leave[0], &leave[1])) {
+        rc = nk_fail(err, NK_E_UNIMPLEMENTED, "unsupported",
+                     "rows enter or leave at different nodes in graphs of one token and of more");
+        goto out;
+    }
+    if (!s->real_ids && nk__graph_needs_ids(g)) {
+        rc = nk_fail(
+            err, NK_E_UNIMPLEMENTED, "unsupported",
+            "its layers read the token ids, but the slice was written without the vocabulary");
+        goto out;
+    }
+    if (!s->info.is_last)
+        s->out = leave[0];
+    if (s->info.is_first && s->real_ids) {
+        s->enter = ENTER_IDS;
+    } else {
+        s->enter = ENTER_OVERWRITE;
+        s->in = s->info.is_first ? embd[0] : entry[0];
+        /* Row input does the same work with one piece of graph less, where nothing stands between
+         * it and layer 0. M-RoPE wants four positions for a row, and one for a token. */
+        if ((!s->info.is_first || same_place(&embd[0], &entry[0])) && !nk__graph_needs_ids(g) &&
+            rope != LLAMA_ROPE_TYPE_MROPE && rope != LLAMA_ROPE_TYPE_IMROPE &&
+            llama_model_n_embd_inp(s->model) == entry[0].width && !record(s, g2, n, true, NULL) &&
+            nk__graph_same_after_entry(g, &entry[0], g2)) {
+            s->enter = ENTER_EMBD;
+            s->in.found = false;
+        }
+    }
+    s->info.n_embd = (int)(s->info.is_last ? entry[0].width : leave[0].width);
+    if (!s->info.is_first && entry[0].width != s->info.n_embd)
+        rc = nk_fail(err, NK_E_UNIMPLEMENTED, "unsupported",
+                     "rows of %lld floats enter it, rows of %d leave it", (long long)entry[0].width,
+                     s->info.n_embd);
+out:
+    nk__graph_free(g);
+    nk__graph_free(g2);
+    return rc;
+}
+
+/* What the file says of itself, against what the caller wants it to be. */
+static int read_file_info(nk_stage *s, nk_model **out, const char *path,
+                          const struct nk_stage_opts *opts, struct nk_error *err)
+{
+    const struct nk_model_info *mi;
+    int rc = nk_model_open(out, path, err);
+
+    if (rc == NK_E_DATA_LOSS || (rc == NK_E_INVALID && err)) {
+        if (err) {
+            err->code = NK_E_INVALID;
+            snprintf(err->reason, sizeof err->reason, "bad_gguf");
+        }
+        return NK_E_INVALID;
+    }
+    if (rc)
+        return rc;
+    mi = nk_model_info(*out);
+    if (mi->is_slice && opts->whole_model)
+        rc = nk_fail(err, NK_E_INVALID, "not_a_model",
+                     "%s holds layers %d-%d of %d: a whole model is wanted here", path,
+                     mi->layer_begin, mi->layer_end, mi->layer_count);
+    else if (!mi->is_slice && !opts->whole_model)
+        rc = nk_fail(err, NK_E_INVALID, "not_a_slice",
+                     "%s is a whole model, or no slice of ours: a slice is wanted here (`nakshatra "
+                     "split` writes them)",
+                     path);
+    snprintf(s->info.model_sha256, sizeof s->info.model_sha256, "%s", mi->model_sha256);
+    snprintf(s->info.model_name, sizeof s->info.model_name, "%s", mi->name);
+    snprintf(s->info.architecture, sizeof s->info.architecture, "%s", mi->architecture);
+    snprintf(s->info.quantisation, sizeof s->info.quantisation, "%s", mi->quantisation);
+    s->info.layer_begin = mi->is_slice ? mi->layer_begin : 0;
+    s->info.layer_end = mi->is_slice ? mi->layer_end : mi->n_layer;
+    s->info.layer_count = mi->is_slice ? mi->layer_count : mi->n_layer;
+    s->info.is_first = s->info.layer_begin == 0;
+    s->info.is_last = s->info.layer_end == s->info.layer_count;
+    s->info.n_embd = mi->n_embd;
+    s->info.n_vocab = mi->n_vocab;
+    return rc;
+}
+
+static int check_opts(const struct nk_stage_opts *o, struct nk_error *err)
+{
+    if (o->n_seq_max < 1 || o->n_seq_max > (int)llama_max_parallel_sequences())
+        return nk_fail(err, NK_E_INVALID, "bad_option", "n_seq_max is %d; 1 to %zu is possible",
+                       o->n_seq_max, llama_max_parallel_sequences());
+    if (o->n_batch < 1 || o->n_batch > 65536)
+        return nk_fail(err, NK_E_INVALID, "bad_option", "n_batch is %d; 1 to 65536 is possible",
+                       o->n_batch);
+    if (o->n_ctx < 0 || o->n_ctx > 1 << 27)
+        return nk_fail(err, NK_E_INVALID, "bad_option", "n_ctx is %d; 0 to %d is possible",
+                       o->n_ctx, 1 << 27);
+    if (o->n_threads < 0 || o->n_threads > 512 || o->n_threads_batch < 0 ||
+        o->n_threads_batch > 512)
+        return nk_fail(err, NK_E_INVALID, "bad_option", "threads: %d and %d; 0 to 512 is possible",
+                       o->n_threads, o->n_threads_batch);
+    return 0;
+}
+
+int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *opts,
+                  struct nk_error *err)
+{
+    nk_stage *s = calloc(1, sizeof *s);
+    nk_model *m = NULL;
+    size_t rows;
+    int rc;
+
+    *out = NULL;
+    if (!s)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "out of memory");
+    rc = check_opts(opts, err);
+    if (!rc)
+        rc = read_file_info(s, &m, path, opts, err);
+    if (!rc)
+        rc = load_model(s, path, opts, err);
+    if (rc)
+        goto out;
+    s->info.n_ctx_train = llama_model_n_ctx_train(s->model);
+    s->info.weights_bytes = llama_model_size(s->model);
+    s->info.can_rollback = !llama_model_is_recurrent(s->model) && !llama_model_is_hybrid(s->model);
+    s->info.one_sequence_per_run = !s->info.can_rollback;
+    s->info.n_seq_max = opts->n_seq_max;
+    s->info.n_batch = opts->n_batch;
+    snprintf(s->info.llama_version, sizeof s->info.llama_version, "%s", llama_version());
+    s->n_swa = llama_model_n_swa(s->model);
+    s->real_ids = llama_vocab_n_tokens(llama_model_get_vocab(s->model)) >= s->info.n_vocab;
+    if (s->info.is_first && !s->real_ids) {
+        rc = nk_embd_open(&s->embd, m, err);
+        s->embd_width = (size_t)nk_model_info(m)->n_embd;
+    }
+    if (!rc)
+        rc = make_context(s, path, opts, err);
+    if (rc)
+        goto out;
+    s->info.n_ctx = (int)llama_n_ctx(s->ctx);
+    rc = allocate(s, err);
+    if (rc)
+        goto out;
+    rc = find_places(s, err);
+    if (rc) {
+        nk_wrap(rc, err, "%s", path);
+        goto out;
+    }
+    rows = (size_t)s->info.n_batch * (size_t)s->info.n_embd;
+    if (!s->info.is_last)
+        s->out_rows = malloc(rows * sizeof(float));
+    if (s->embd)
+        s->embd_rows = malloc((size_t)s->info.n_batch * s->embd_width * sizeof(float));
+    if ((!s->info.is_last && !s->out_rows) || (s->embd && !s->embd_rows)) {
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for batches of %d rows",
+                     s->info.n_batch);
+        goto out;
+    }
+    nk_log(NK_LOG_STAGE, NK_LOG_INFO,
+           "event=loaded arch=%s layers=%d-%d/%d device=%s n_ctx=%d enter=%s", s->info.architecture,
+           s->info.layer_begin, s->info.layer_end, s->info.layer_count, s->info.device,
+           s->info.n_ctx,
+           s->enter == ENTER_IDS    ? "ids"
+           : s->enter == ENTER_EMBD ? "embd"
+                                    : "overwrite");
+    *out = s;
+    s = NULL;
+out:
+    nk_model_close(m);
+    nk_stage_close(s);
+    return rc;
+}
+
+void nk_stage_close(nk_stage *s)
+{
+    if (!s)
+        return;
+    if (s->ctx)
+        llama_free(s->ctx);
+    if (s->model)
+        llama_model_free(s->model);
+    nk_embd_close(s->embd);
+    free(s->zero_ids);
+    free(s->one_seq);
+    free(s->seq_ptrs);
+    free(s->all_wanted);
+    free(s->embd_rows);
+    free(s->out_rows);
+    free(s->first_pos);
+    free(s->next_pos);
+    free(s);
+}
+
+const struct nk_stage_info *nk_stage_info(const nk_stage *s)
+{
+    return &s->info;
+}
+
+const struct llama_vocab *nk_stage_vocab(const nk_stage *s)
+{
+    return s->info.is_last ? llama_model_get_vocab(s->model) : NULL;
+}
+
+/* ---- running ---- */
+
+/* Everything of a batch that libllama would abort on or answer with a bare number. Fills first_pos
+ * and next_pos (-1: not in the batch). Changes nothing. */
+static int check_batch(nk_stage *s, const struct nk_stage_batch *b, struct nk_error *err)
+{
+    int n_seq = 0;
+
+    if (b->n_tokens < 1 || b->n_tokens > s->info.n_batch)
+        return nk_fail(err, NK_E_INVALID, "bad_batch", "%d rows; 1 to %d fit in a run", b->n_tokens,
+                       s->info.n_batch);
+    if (!b->ids || !b->pos || !b->seq)
+        return nk_fail(err, NK_E_INVALID, "bad_batch", "ids, positions or sequences are missing");
+    if (!s->info.is_first && !b->rows)
+        return nk_fail(err, NK_E_INVALID, "bad_batch",
+                       "layers %d-%d need rows, but none were given", s->info.layer_begin,
+                       s->info.layer_end);
+    for (int i = 0; i < s->info.n_seq_max; i++)
+        s->first_pos[i] = s->next_pos[i] = -1;
+    for (int i = 0; i < b->n_tokens; i++) {
+        int seq = b->seq[i], pos = b->pos[i], length;
+
+        if (seq < 0 || seq >= s->info.n_seq_max)
+            return nk_fail(err, NK_E_INVALID, "bad_batch",
+                           "row %d is of sequence %d; there are 0 to %d", i, seq,
+                           s->info.n_seq_max - 1);
+        if (b->ids[i] < 0 || b->ids[i] >= s->info.n_vocab)
+            return nk_fail(err, NK_E_INVALID, "bad_batch",
+                           "row %d has token id %d; the vocabulary has 0 to %d", i, b->ids[i],
+                           s->info.n_vocab - 1);
+        if (s->next_pos[seq] >= 0) {
+            if (pos != s->next_pos[seq])
+                return nk_fail(err, NK_E_INVALID, "bad_batch",
+                               "row %d of sequence %d is at position %d, not %d", i, seq, pos,
+                               s->next_pos[seq]);
+            s->next_pos[seq]++;
+            continue;
+        }
+        length = nk_stage_seq_length(s, seq);
+        if (pos < 0)
+            return nk_fail(err, NK_E_INVALID, "bad_batch", "row %d is at position %d", i, pos);
+        if (pos > length)
+            return nk_fail(err, NK_E_OUT_OF_RANGE, "gap",
+                           "sequence %d holds %d tokens; position %d is past its end", seq, length,
+                           pos);
+        s->first_pos[seq] = pos;
+        s->next_pos[seq] = pos + 1;
+        n_seq++;
+    }
+    if (n_seq > 1 && s->info.one_sequence_per_run)
+        return nk_fail(err, NK_E_INVALID, "bad_batch",
+                       "rows of %d sequences; a %s model takes one sequence per run", n_seq,
+                       s->info.architecture);
+    return 0;
+}
+
+static int check_finite(const nk_stage *s, const struct nk_stage_batch *b, struct nk_error *err)
+{
+    size_t width = (size_t)s->info.n_embd, n = (size_t)b->n_tokens * width;
+    uint32_t bits;
+    unsigned bad = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        memcpy(&bits, &b->rows[i], sizeof bits);
+        bad |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    if (!bad)
+        return 0;
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(b->rows[i]))
+            return nk_fail(err, NK_E_INVALID, "not_finite", "element %zu of row %zu is %f",
+                           i % width, i / width, (double)b->rows[i]);
+    return 0;
+}
+
+/* Can sequence seq be cut back to pos (0 <= pos <= its length)? */
+static int check_rollback(const nk_stage *s, int seq, int pos, struct nk_error *err)
+{
+    int length = nk_stage_seq_length(s, seq), kept;
+
+    if (pos == 0 || pos == length)
+        return 0;
+    if (!s->info.can_rollback)
+        return nk_fail(err, NK_E_OUT_OF_RANGE, "no_rollback",
+                       "sequence %d holds %d tokens and cannot go back to %d: a %s model has a "
+                       "state, not a cache; it can "
+                       "go on or start at 0",
+                       seq, length, pos, s->info.architecture);
+    /* Cells behind the sliding window may have been taken for other rows when the cache ran full.
+     */
+    kept = llama_memory_seq_pos_min(llama_get_memory(s->ctx), seq);
+    if (s->n_swa > 0 && kept > (pos > s->n_swa ? pos - s->n_swa : 0))
+        return nk_fail(
+            err, NK_E_OUT_OF_RANGE, "no_rollback",
+            "sequence %d cannot go back to %d: its sliding window is only kept from position %d on",
+            seq, pos, kept);
+    return 0;
+}
+
+/* Forgets seq from pos on; a state that cannot be cut is forgotten whole. */
+static void forget(nk_stage *s, int seq, int pos)
+{
+    if (!llama_memory_seq_rm(llama_get_memory(s->ctx), seq, pos, -1))
+        llama_memory_seq_rm(llama_get_memory(s->ctx), seq, -1, -1);
+}
+
+static int decode(nk_stage *s, const struct nk_stage_batch *b, struct nk_error *err)
+{
+    struct llama_batch batch = { 0 };
+    int answer, state;
+
+    for (int i = 0; i < b->n_tokens; i++)
+        s->seq_ptrs[i] =
+            (llama_seq_id *)&b->seq[i]; /* libllama's batch is not const, but only read */
+    s->in_rows = b->rows;
+    if (s->embd) {
+        for (int i = 0; i < b->n_tokens; i++)
+            nk_embd_row(s->embd, b->ids[i], s->embd_rows + (size_t)i * s->embd_width);
+        s->in_rows = s->embd_rows;
+    }
+    batch.n_tokens = b->n_tokens;
+    if (s->enter == ENTER_EMBD)
+        batch.embd = (float *)s->in_rows;
+    else
+        batch.token = s->real_ids ? (llama_token *)b->ids : s->zero_ids;
+    batch.pos = (llama_pos *)b->pos;
+    batch.n_seq_id = s->one_seq;
+    batch.seq_id = s->seq_ptrs;
+    /* Where rows leave, all are outputs: else the last layer keeps only the wanted ones. */
+    batch.logits = s->info.is_last && b->want ? (int8_t *)b->want : s->all_wanted;
+    s->n_tokens = b->n_tokens;
+    s->n_in_seen = s->n_out_seen = 0;
+    s->in_next = s->out_next = s->in_done = s->out_done = false;
+    nk__llama_error_reset();
+    atomic_store(&s->state, RUNNING);
+    answer = llama_decode(s->ctx, batch);
+    if (!answer)
+        llama_synchronize(s->ctx);
+    state = atomic_exchange(&s->state, IDLE);
+    if (state == CANCELLED)
+        return nk_fail(err, NK_E_CANCELLED, "cancelled", "the run was cancelled");
+    if (answer == 1)
+        return nk_fail(err, NK_E_EXHAUSTED, "kv_full",
+                       "no room for %d more tokens in a KV cache of %d", b->n_tokens,
+                       s->info.n_ctx);
+    if (answer)
+        return nk_fail(err, NK_E_INTERNAL, "decode_failed", "llama_decode answers %d%s%s", answer,
+                       *nk__llama_error() ? ": " : "", nk__llama_error());
+    if (s->in.found != s->in_done || s->out.found != s->out_done)
+        return nk_fail(err, NK_E_INTERNAL, "decode_failed",
+                       "llama.cpp computed a batch of %d rows in another way than the one that was "
+                       "seen at load",
+                       b->n_tokens);
+    return 0;
+}
+
+int nk_stage_run(nk_stage *s, const struct nk_stage_batch *b, struct nk_error *err)
+{
+    int rc = check_batch(s, b, err);
+
+    for (int seq = 0; !rc && seq < s->info.n_seq_max; seq++)
+        if (s->first_pos[seq] >= 0)
+            rc = check_rollback(s, seq, s->first_pos[seq], err);
+    if (!rc && !s->info.is_first)
+        rc = check_finite(s, b, err);
+    if (rc)
+        return rc;
+    for (int seq = 0; seq < s->info.n_seq_max; seq++)
+        if (s->first_pos[seq] >= 0 && s->first_pos[seq] < nk_stage_seq_length(s, seq))
+            forget(s, seq, s->first_pos[seq]);
+    rc = decode(s, b, err);
+    if (rc)
+        for (int seq = 0; seq < s->info.n_seq_max; seq++)
+            if (s->first_pos[seq] >= 0 && nk_stage_seq_length(s, seq) != s->first_pos[seq])
+                forget(s, seq, s->first_pos[seq]);
+    return rc;
+}
+
+void nk_stage_cancel(nk_stage *s)
+{
+    int expected = RUNNING;
+
+    atomic_compare_exchange_strong(&s->state, &expected, CANCELLED);
+}
+
+const float *nk_stage_rows(const nk_stage *s)
+{
+    return s->out_rows;
+}
+
+float *nk_stage_logits(nk_stage *s, int token_idx)
+{
+    return s->info.is_last ? llama_get_logits_ith(s->ctx, token_idx) : NULL;
+}
+
+/* ---- sequences ---- */
+
+static int check_seq(const nk_stage *s, int seq, struct nk_error *err)
+{
+    if (seq >= 0 && seq < s->info.n_seq_max)
+        return 0;
+    return nk_fail(err, NK_E_INVALID, "bad_batch", "sequence %d; there are 0 to %d", seq,
+                   s->info.n_seq_max - 1);
+}
+
+int nk_stage_seq_length(const nk_stage *s, int seq)
+{
+    return seq < 0 || seq >= s->info.n_seq_max
+               ? 0
+               : llama_memory_seq_pos_max(llama_get_memory(s->ctx), seq) + 1;
+}
+
+int nk_stage_seq_truncate(nk_stage *s, int seq, int pos, struct nk_error *err)
+{
+    int rc = check_seq(s, seq, err);
+
+    if (rc)
+        return rc;
+    if (pos < 0)
+        return nk_fail(err, NK_E_INVALID, "bad_batch", "position %d", pos);
+    if (pos >= nk_stage_seq_length(s, seq))
+        return 0;
+    rc = check_rollback(s, seq, pos, err);
+    if (!rc)
+        forget(s, seq, pos);
+    return rc;
+}
+
+int nk_stage_seq_copy(nk_stage *s, int seq_src, int seq_dst, struct nk_error *err)
+{
+    int rc = check_seq(s, seq_src, err);
+
+    if (!rc)
+        rc = check_seq(s, seq_dst, err);
+    if (rc || seq_src == seq_dst)
+        return rc;
+    nk_stage_seq_clear(s, seq_dst);
+    if (nk_stage_seq_length(s, seq_src) > 0)
+        llama_memory_seq_cp(llama_get_memory(s->ctx), seq_src, seq_dst, -1, -1);
+    return 0;
+}
+
+void nk_stage_seq_clear(nk_stage *s, int seq)
+{
+    if (!check_seq(s, seq, NULL))
+        llama_memory_seq_rm(llama_get_memory(s->ctx), seq, -1, -1);
+}
+
+/* A saved sequence: this header, then libllama's bytes. libllama trusts its own bytes, so that they
+ * are these bytes, made by the same slice and version, is made sure of before it sees them. */
+struct state_header {
+    char magic[8];
+    char sha256[NK_SHA256_HEX]; /* of what follows the header */
+    char slice[512];            /* what the state belongs to, as text */
+    uint64_t size_bytes, n_tokens;
+};
+static const char state_magic[8] = "nkstate1";
+
+static void state_header_fill(const nk_stage *s, struct state_header *h, const uint8_t *data,
+                              size_t size)
+{
+    nk_sha256 *hash = nk_sha256_new();
+
+    memset(h, 0, sizeof *h);
+    memcpy(h->magic, state_magic, sizeof h->magic);
+    snprintf(h->slice, sizeof h->slice, "%s layers %d-%d of %d, %s, llama.cpp %s",
+             s->info.architecture, s->info.layer_begin, s->info.layer_end, s->info.layer_count,
+             s->info.model_sha256, s->info.llama_version);
+    h->size_bytes = size;
+    if (hash) {
+        nk_sha256_add(hash, data, size);
+        nk_sha256_finish(hash, h->sha256);
+    }
+}
+
+int nk_stage_seq_save(nk_stage *s, int seq, struct nk_buf *out, struct nk_error *err)
+{
+    struct state_header h;
+    size_t size;
+    char *where;
+    int rc = check_seq(s, seq, err);
+
+    if (rc)
+        return rc;
+    size = llama_state_seq_get_size(s->ctx, seq);
+    rc = nk_buf_reserve(out, sizeof h + size, &where, err);
+    if (rc)
+        return rc;
+    size = llama_state_seq_get_data(s->ctx, (uint8_t *)where + sizeof h, size, seq);
+    if (!size)
+        return nk_fail(err, NK_E_INTERNAL, "decode_failed",
+                       "llama.cpp could not save sequence %d: %s", seq, nk__llama_error());
+    state_header_fill(s, &h, (uint8_t *)where + sizeof h, size);
+    h.n_tokens = (uint64_t)nk_stage_seq_length(s, seq);
+    memcpy(where, &h, sizeof h);
+    nk_buf_commit(out, sizeof h + size);
+    return 0;
+}
+
+int nk_stage_seq_load(nk_stage *s, int seq, struct nk_bytes state, struct nk_error *err)
+{
+    struct state_header h, mine;
+    int rc = check_seq(s, seq, err);
+
+    if (rc)
+        return rc;
+    nk_stage_seq_clear(s, seq);
+    if (state.size <= sizeof h)
+        return nk_fail(err, NK_E_INVALID, "bad_state", "%zu bytes are no saved sequence",
+                       state.size);
+    memcpy(&h, state.data, sizeof h);
+    state_header_fill(s, &mine, state.data + sizeof h, state.size - sizeof h);
+    h.slice[sizeof h.slice - 1] = '\0';
+    if (memcmp(h.magic, mine.magic, sizeof h.magic))
+        return nk_fail(err, NK_E_INVALID, "bad_state", "these bytes are no saved sequence");
+    if (strcmp(h.slice, mine.slice))
+        return nk_fail(err, NK_E_INVALID, "bad_state",
+                       "the saved sequence is of %s; this stage is %s", h.slice, mine.slice);
+    if (h.size_bytes != mine.size_bytes || memcmp(h.sha256, mine.sha256, sizeof h.sha256) ||
+        !mine.sha256[0])
+        return nk_fail(err, NK_E_INVALID, "bad_state", "the saved sequence is damaged");
+    if (h.n_tokens == 0)
+        return 0;
+    nk__llama_error_reset();
+    if (!llama_state_seq_set_data(s->ctx, state.data + sizeof h, state.size - sizeof h, seq) ||
+        (uint64_t)nk_stage_seq_length(s, seq) != h.n_tokens) {
+        nk_stage_seq_clear(s, seq);
+        return nk_fail(err, NK_E_EXHAUSTED, "kv_full",
+                       "no room for a saved sequence of %llu tokens in a KV cache of %d%s%s",
+                       (unsigned long long)h.n_tokens, s->info.n_ctx,
+                       *nk__llama_error() ? ": " : "", nk__llama_error());
+    }
+    return 0;
+}
