@@ -11,45 +11,90 @@
 
 #include "slice/model_int.h"
 
-#define SWA   "its sliding-window and full-attention layers alternate by layer number"
-#define KINDS "every slice needs at least one layer of each kind"
+#define KINDS   "every slice needs at least one layer of each kind"
+#define SWA     "it has sliding-window and full-attention layers, and " KINDS
+#define HYBRID  "it has recurrent and attention layers, and " KINDS
+#define ENCODER "it is an encoder and generates nothing"
+#define NO_ROPE "every fourth layer is treated specially, by its number in the whole model"
+#define PATTERN "attention.sliding_window_pattern"
+#define RECURR  "attention.recurrent_layers"
 
 /* clang-format off */
 static const struct nk__arch_row table[] = {
-    /* arch          rule               key                                    n  why */
+    /* arch, rule, key, n, from, why */
 
     /* Keys that mean the same everywhere. */
-    { "*",           NK__SHIFT,         "leading_dense_block_count",           0, NULL },
-    { "*",           NK__NOT_PER_LAYER, "rope.dimension_sections",             0, NULL },
-    { "*",           NK__NOT_PER_LAYER, "classifier.output_labels",            0, NULL },
-    { "*",           NK__NOT_PER_LAYER, "rope.scaling.*",                      0, NULL },
-    { "*",           NK__KIND_KEY,      "attention.sliding_window_pattern",    0, "it has sliding-window and full-attention layers; " KINDS },
-    { "*",           NK__KIND_KEY,      "attention.recurrent_layers",          0, "it has recurrent and attention layers; " KINDS },
-    { "*",           NK__KIND_KEY,      "attention.head_count_kv",             0, "it has recurrent and attention layers; " KINDS },
+    { "*", NK__SHIFT,         "leading_dense_block_count", 0, NULL, NULL },
+    { "*", NK__SET,           "nextn_predict_layers",      0, NULL, NULL }, /* the slices do not have these layers */
+    { "*", NK__NOT_PER_LAYER, "rope.dimension_sections",   0, NULL, NULL },
+    { "*", NK__NOT_PER_LAYER, "rope.scaling.*",            0, NULL, NULL },
+    { "*", NK__NOT_PER_LAYER, "classifier.output_labels",  0, NULL, NULL },
+    { "*", NK__NOT_PER_LAYER, "deepstack_mapping",         0, NULL, NULL },
+    { "*", NK__PER_LAYER,     "xielu.*",                   0, NULL, NULL },
+    { "*", NK__KIND_KEY,      PATTERN,                     0, NULL, SWA },
+    { "*", NK__KIND_KEY,      RECURR,                      0, NULL, HYBRID },
+    { "*", NK__KIND_KEY,      "attention.head_count_kv",   0, NULL, HYBRID },
+    { "*", NK__KIND_TENSOR,   "ssm_*",                     0, NULL, HYBRID },
+    { "*", NK__KIND_TENSOR,   "shortconv.*",               0, NULL, HYBRID },
+    { "*", NK__KIND_TENSOR,   "attn_k*",                   0, NULL, "some of its layers have no attention, and " KINDS },
 
-    /* Patterns by layer number in llama.cpp's code. */
-    { "gemma2",      NK__PERIOD,        NULL,                                  2, SWA },
-    { "gemma3",      NK__PERIOD,        NULL,                                  6, SWA },
-    { "cohere2",     NK__PERIOD,        NULL,                                  4, SWA },
-    { "gpt-oss",     NK__PERIOD,        NULL,                                  2, SWA },
-    { "llama4",      NK__PERIOD,        NULL,                                  4, "its chunked and full-attention layers alternate by layer number" },
-    { "olmo2",       NK__PERIOD,        NULL,                                  4, SWA },
+    /* Sliding windows by layer number. */
+    { "gemma2",       NK__PATTERN, PATTERN,  2, PATTERN, SWA },
+    { "gemma3",       NK__PATTERN, PATTERN,  6, PATTERN, SWA },
+    { "cohere2",      NK__PATTERN, PATTERN,  4, PATTERN, SWA },
+    { "cohere2moe",   NK__PATTERN, PATTERN, -4, PATTERN, SWA },
+    { "gpt-oss",      NK__PATTERN, PATTERN,  2, PATTERN, SWA },
+    { "llama4",       NK__PATTERN, PATTERN,  4, PATTERN, SWA },
+    { "olmo2",        NK__PATTERN, PATTERN,  4, PATTERN, SWA },
+    { "mellum",       NK__PATTERN, PATTERN,  4, PATTERN, SWA },
+    { "exaone-moe",   NK__PATTERN, PATTERN,  4, PATTERN, SWA },
+    { "afmoe",        NK__PATTERN, PATTERN,  4, PATTERN, SWA },
+    { "plamo3",       NK__PATTERN, PATTERN,  8, PATTERN, SWA },
+    { "smallthinker", NK__PATTERN, PATTERN, -4, PATTERN, SWA },
+    { "laguna",       NK__PATTERN, PATTERN, -4, PATTERN, SWA },
+
+    /* Recurrent layers by layer number. */
+    { "qwen3next",    NK__PATTERN, RECURR,   4, "full_attention_interval", HYBRID },
+    { "qwen35",       NK__PATTERN, RECURR,   4, "full_attention_interval", HYBRID },
+    { "qwen35moe",    NK__PATTERN, RECURR,   4, "full_attention_interval", HYBRID },
+
+    /* Patterns that no key can say. */
+    { "llama4",       NK__PERIOD,     NULL, 4, NULL, NO_ROPE },
+    { "llama4",       NK__PERIOD_KEY, "interleave_moe_layer_step", 0, NULL, "every so many layers have experts" },
+    { "afmoe",        NK__PERIOD,     NULL, 4, NULL, NO_ROPE },
+    { "smollm3",      NK__PERIOD,     NULL, 4, NULL, NO_ROPE },
+    { "smallthinker", NK__PERIOD,     NULL, 4, NULL, NO_ROPE },
+    { "ernie4_5-moe", NK__PERIOD_KEY, "interleave_moe_layer_step", 0, NULL, "every so many layers have experts" },
+    { "rwkv6",        NK__PERIOD_KEY, "rescale_every_n_layers", 0, NULL, "every so many layers are rescaled" },
+    { "rwkv6qwen2",   NK__PERIOD_KEY, "rescale_every_n_layers", 0, NULL, "every so many layers are rescaled" },
+
+    /* llama.cpp recognises the model by its number of layers and computes something else for it. */
+    { "gemma2",       NK__COUNT_MATTERS, NULL, 46, NULL, "its attention is scaled as the 27B model's" },
+    { "gemma3",       NK__COUNT_MATTERS, NULL, 62, NULL, "its attention is scaled as the 27B model's" },
+    { "exaone4",      NK__COUNT_MATTERS, NULL, 64, NULL, "it has sliding windows" },
+    { "baichuan",     NK__COUNT_MATTERS, NULL, 32, NULL, "it has rotary positions" },
+    { "baichuan",     NK__COUNT_MATTERS, NULL, 40, NULL, "it has ALiBi positions" },
+
+    /* More than one row leaves a layer, or layers look at other layers. */
+    { "rwkv7",        NK__REFUSE, NULL, 0, NULL, "every layer uses the values of the first" },
+    { "arwkv7",       NK__REFUSE, NULL, 0, NULL, "every layer uses the values of the first" },
+    { "gemma3n",      NK__REFUSE, NULL, 0, NULL, "its layers use inputs, keys and values of other layers" },
 
     /* Not decoders of the plain kind. */
-    { "t5",          NK__REFUSE,        NULL,                                  0, "it is an encoder and a decoder, not one stack of layers" },
-    { "t5encoder",   NK__REFUSE,        NULL,                                  0, "it is an encoder: it generates nothing" },
-    { "clip",        NK__REFUSE,        NULL,                                  0, "it is an image or audio encoder, not a language model" },
-    { "bert",        NK__REFUSE,        NULL,                                  0, "it is an encoder: it generates nothing" },
-    { "modern-bert", NK__REFUSE,        NULL,                                  0, "it is an encoder: it generates nothing" },
-    { "nomic-bert",  NK__REFUSE,        NULL,                                  0, "it is an encoder: it generates nothing" },
-    { "nomic-bert-moe", NK__REFUSE,     NULL,                                  0, "it is an encoder: it generates nothing" },
-    { "neo-bert",    NK__REFUSE,        NULL,                                  0, "it is an encoder: it generates nothing" },
-    { "jina-bert-v2", NK__REFUSE,       NULL,                                  0, "it is an encoder: it generates nothing" },
-    { "jina-bert-v3", NK__REFUSE,       NULL,                                  0, "it is an encoder: it generates nothing" },
-    { "eurobert",    NK__REFUSE,        NULL,                                  0, "it is an encoder: it generates nothing" },
-    { "gemma-embedding", NK__REFUSE,    NULL,                                  0, "it is an encoder: it generates nothing" },
-    { "wavtokenizer-dec", NK__REFUSE,   NULL,                                  0, "it decodes audio, not text" },
-    { "gemma3n",     NK__REFUSE,        NULL,                                  0, "its layers use inputs and keys and values of other layers" },
+    { "t5",               NK__REFUSE, NULL, 0, NULL, "it is an encoder and a decoder, not one stack of layers" },
+    { "t5encoder",        NK__REFUSE, NULL, 0, NULL, ENCODER },
+    { "bert",             NK__REFUSE, NULL, 0, NULL, ENCODER },
+    { "modern-bert",      NK__REFUSE, NULL, 0, NULL, ENCODER },
+    { "nomic-bert",       NK__REFUSE, NULL, 0, NULL, ENCODER },
+    { "nomic-bert-moe",   NK__REFUSE, NULL, 0, NULL, ENCODER },
+    { "neo-bert",         NK__REFUSE, NULL, 0, NULL, ENCODER },
+    { "jina-bert-v2",     NK__REFUSE, NULL, 0, NULL, ENCODER },
+    { "jina-bert-v3",     NK__REFUSE, NULL, 0, NULL, ENCODER },
+    { "eurobert",         NK__REFUSE, NULL, 0, NULL, ENCODER },
+    { "gemma-embedding",  NK__REFUSE, NULL, 0, NULL, ENCODER },
+    { "llama-embed",      NK__REFUSE, NULL, 0, NULL, ENCODER },
+    { "clip",             NK__REFUSE, NULL, 0, NULL, "it is an image or audio encoder, not a language model" },
+    { "wavtokenizer-dec", NK__REFUSE, NULL, 0, NULL, "it makes audio, not text" },
 };
 /* clang-format on */
 static const int n_rows = sizeof table / sizeof table[0];
@@ -89,6 +134,12 @@ static int check_splittable(const nk_model *m, struct nk_error *err)
         return nk_fail(err, NK_E_UNIMPLEMENTED, "cannot_split",
                        "models of architecture %s cannot be split: %s", m->info.architecture,
                        row->why);
+    for (row = NULL; (row = nk__arch_find(m->info.architecture, NK__COUNT_MATTERS, NULL, row));)
+        if (m->info.n_layer == row->n)
+            return nk_fail(err, NK_E_UNIMPLEMENTED, "cannot_split",
+                           "%s models of %d layers cannot be split: llama.cpp knows them by that "
+                           "number, and only then %s",
+                           m->info.architecture, row->n, row->why);
     if (!nk__model_tensor(m, "token_embd.weight"))
         return nk_fail(err, NK_E_UNIMPLEMENTED, "cannot_split",
                        "a model without a tensor token_embd.weight cannot be split");
@@ -113,6 +164,15 @@ int nk__arch_check_cut(const nk_model *m, int at, struct nk_error *err)
 
     if (rc)
         return rc;
+    for (const struct nk__arch_row *row = NULL;
+         (row = nk__arch_find(m->info.architecture, NK__CUT_WHERE, NULL, row));) {
+        int64_t v;
+
+        if (nk__kv_array_int(m->kv, nk__model_key(m, row->key).text, (size_t)at, &v) && !v)
+            return nk_fail(err, NK_E_UNIMPLEMENTED, "illegal_cut",
+                           "%s cannot be cut before layer %d: %s", m->info.architecture, at,
+                           row->why);
+    }
     for (int i = 0; i < 2; i++) {
         for (const struct nk__arch_row *row = NULL;
              (row = nk__arch_find(m->info.architecture, periods[i], NULL, row));) {
@@ -127,9 +187,26 @@ int nk__arch_check_cut(const nk_model *m, int at, struct nk_error *err)
     return 0;
 }
 
+bool nk__arch_pattern(const nk_model *m, const struct nk__arch_row *row, int layer, bool *value)
+{
+    int period = row->n < 0 ? -row->n : row->n;
+    uint64_t v;
+
+    /* A window of 0 means that there is none, and then there is no pattern. */
+    if (!strcmp(row->key, PATTERN) &&
+        nk__kv_uint(m->kv, nk__model_key(m, "attention.sliding_window").text, &v) && !v)
+        return false;
+    if (nk__kv_uint(m->kv, nk__model_key(m, row->from).text, &v) && v <= NK_LAYERS_MAX)
+        period = (int)v;
+    /* llama.cpp: a period of 0 is no exception at all. */
+    *value = period == 0 || (row->n < 0 ? layer % period != 0 : layer % period != period - 1);
+    return true;
+}
+
 /* Is layer `layer` of the row's kind? *known is false when the model says nothing about it. */
 static bool is_of_kind(const nk_model *m, const struct nk__arch_row *row, int layer, bool *known)
 {
+    bool pattern = false;
     int64_t v = 0;
 
     *known = true;
@@ -137,8 +214,13 @@ static bool is_of_kind(const nk_model *m, const struct nk__arch_row *row, int la
     case NK__KIND_KEY:
         *known = nk__kv_array_int(m->kv, nk__model_key(m, row->key).text, (size_t)layer, &v);
         return v != 0;
-    case NK__KIND_PERIOD:
-        return layer % row->n == row->n - 1;
+    case NK__PATTERN:
+        if (nk__kv_array_n(m->kv, nk__model_key(m, row->key).text) >= 0) {
+            *known = false; /* the KIND_KEY row sees to it */
+            return false;
+        }
+        *known = nk__arch_pattern(m, row, layer, &pattern);
+        return pattern;
     case NK__KIND_TENSOR:
         for (int i = 0; i < m->n_tensors; i++)
             if (m->tensors[i].layer == layer && key_matches(row->key, m->tensors[i].rest))
@@ -152,7 +234,7 @@ static bool is_of_kind(const nk_model *m, const struct nk__arch_row *row, int la
 
 void nk__arch_learn(nk_model *m)
 {
-    static const enum nk__rule rules[] = { NK__KIND_KEY, NK__KIND_TENSOR, NK__KIND_PERIOD };
+    static const enum nk__rule rules[] = { NK__KIND_KEY, NK__KIND_TENSOR, NK__PATTERN };
 
     for (int i = 0; i < 3; i++)
         for (const struct nk__arch_row *row = NULL;
@@ -203,5 +285,14 @@ int nk__arch_check_range(const nk_model *m, struct nk_range range, struct nk_err
         rc = nk__arch_check_cut(m, range.begin, err);
     if (!rc && range.end < m->info.n_layer)
         rc = nk__arch_check_cut(m, range.end, err);
+    for (const struct nk__arch_row *row = NULL;
+         !rc && (row = nk__arch_find(m->info.architecture, NK__COUNT_MATTERS, NULL, row));)
+        if (range.end - range.begin == row->n && m->info.n_layer != row->n)
+            rc = nk_fail(err, NK_E_UNIMPLEMENTED, "illegal_cut",
+                         "layers %d-%d: a slice of exactly %d layers is not possible for %s: "
+                         "llama.cpp takes %s models of %d "
+                         "layers for one in which %s",
+                         range.begin, range.end, row->n, m->info.architecture, m->info.architecture,
+                         row->n, row->why);
     return rc ? rc : check_kinds(m, range, err);
 }

@@ -7,29 +7,30 @@
 
 #include "slice/slice.h"
 
-/* What a row says. `key` is a metadata key without the architecture's prefix, or a tensor's name
- * where said so. */
+/* What a row says. `key` is a metadata key without the architecture's prefix (or a tensor's name where said so); where a
+ * pattern is allowed, one that ends in '*' means all that begin so. `n` and `from` are explained with the rules. */
 enum nk__rule {
     NK__REFUSE, /* cannot be cut at all: why */
-    NK__PERIOD, /* llama.cpp's code gives layers their kind by index modulo n: cut at multiples of n
-                   only */
-    NK__PERIOD_KEY, /* the same; the period is the integer `key` (a missing key or 0: n; n 0: no
-                       period) */
-    NK__KIND_KEY,   /* per-layer integers in `key`: zero and not zero are different kinds of layers.
-                       llama.cpp keeps a   cache per kind and fails on an empty one: every range must
-                       have all kinds that the model has */
-    NK__KIND_TENSOR, /* the same, by whether blk.<i>.<key> exists (key may end in '*': a prefix) */
-    NK__KIND_PERIOD, /* the same, by whether the layer is the last of its period of n (to go with
-                        NK__PERIOD) */
-    NK__SHIFT, /* an integer that counts layers from the model's first: minus begin, within [0,
-                  count] */
-    NK__NOT_PER_LAYER, /* an array that is not per layer, whatever its length (key may end in '*')
-                        */
-    NK__LAYER_LIST,    /* an array of layer numbers: those in range stay, minus begin */
-    NK__SET,           /* the integer is set to n in every slice */
-    NK__WITH_FIRST, /* the non-layer tensor `key` is needed by the first slice only; the others drop
-                       it */
-    NK__WITH_LAST,  /* by the last slice only */
+    NK__COUNT_MATTERS, /* llama.cpp does something else for a model of exactly n layers, so neither a slice of that model
+                          nor a slice that happens to have n layers would compute the same: refused, why */
+    NK__PERIOD, /* llama.cpp's code treats layers by index modulo n and has no key for it: cut at multiples of n */
+    NK__PERIOD_KEY, /* the same; the period is the integer `key` (missing or 0: n; n 0 or 1: no period) */
+    NK__PATTERN, /* layers are of two kinds by index modulo a period: the integer `from`, or else n. llama.cpp takes
+                          an array `key`, one element per layer, as well: slices get that array, so that any cut is legal.
+                          n > 0: 1 for every layer but the last of each period; n < 0 (period -n): for every one but the
+                          first. A source that has the array is simply cut. The two kinds count as in KIND_KEY */
+    NK__KIND_KEY, /* per-layer integers in `key`: zero and not zero are different kinds of layers. llama.cpp keeps a
+                          cache per kind and fails on an empty one: every range must have all kinds that the model has */
+    NK__KIND_TENSOR, /* the same, by whether a tensor blk.<i>.<key> exists (pattern allowed) */
+    NK__CUT_WHERE, /* cut only before layers whose element of the array `key` is not zero (no array: anywhere) */
+    NK__SHIFT, /* an integer that counts layers from the model's first: minus begin, within [0, count] */
+    NK__NOT_PER_LAYER, /* an array that is not per layer, whatever its length (pattern allowed) */
+    NK__PER_LAYER, /* an array per layer although its key has no architecture prefix: `key` is the whole key (pattern
+                          allowed) */
+    NK__LAYER_LIST, /* an array of layer numbers: those in range stay, minus begin */
+    NK__SET,        /* the integer is set to n in every slice that has it */
+    NK__WITH_FIRST, /* the non-layer tensor `key` is needed by the first slice only; the others drop it */
+    NK__WITH_LAST, /* by the last slice only */
 };
 
 struct nk__arch_row {
@@ -37,7 +38,8 @@ struct nk__arch_row {
     enum nk__rule rule;
     const char *key;
     int n;
-    const char *why; /* REFUSE, PERIOD and KIND: for the person whose cut is refused */
+    const char *from;
+    const char *why; /* what follows the colon in the sentence that refuses a cut */
 };
 
 /* The first row of this rule for the architecture (own rows before "*" rows) and, where key is
@@ -47,6 +49,9 @@ const struct nk__arch_row *nk__arch_find(const char *arch, enum nk__rule rule, c
 
 /* Reads off the model which layer is of which kind (the KIND rules); once, when it is opened. */
 void nk__arch_learn(nk_model *m);
+
+/* The elements of a PATTERN row's array for a model that does not have it; false when the pattern is not in use. */
+bool nk__arch_pattern(const nk_model *m, const struct nk__arch_row *row, int layer, bool *value);
 
 /* May the model be cut before layer `at`, and are layers [begin, end) a loadable slice? 0, or
  * UNIMPLEMENTED `cannot_split`, `illegal_cut`, with a sentence. */

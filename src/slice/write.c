@@ -87,7 +87,9 @@ static void cut_array(struct plan *p, const char *key, int64_t id)
 {
     const struct gguf_context *from = p->m->kv;
     enum gguf_type type = gguf_get_arr_type(from, id);
-    size_t count = (size_t)(p->range.end - p->range.begin), total = gguf_get_arr_n(from, id);
+    size_t count = (size_t)(p->range.end - p->range.begin);
+
+    NK_ASSERT((size_t)p->range.end <= gguf_get_arr_n(from, id));
 
     if (type == GGUF_TYPE_STRING) {
         const char *strings[NK_LAYERS_MAX];
@@ -117,32 +119,56 @@ static void cut_array(struct plan *p, const char *key, int64_t id)
         default:
             size = 4;
         }
-        NK_ASSERT((size_t)p->range.end <= total);
         gguf_set_arr_data(p->kv, key, type, data + (size_t)p->range.begin * size, count);
     }
 }
 
-/* Arrays with one element per layer: as long as block_count says, under the architecture's own
- * prefix. */
-static void cut_arrays(struct plan *p)
+/* Is this an array with one element per layer? Under the architecture's own prefix, one that is as long as block_count
+ * says. */
+static bool is_per_layer(const nk_model *m, int64_t id)
 {
-    const struct gguf_context *from = p->m->kv;
-    const char *arch = p->m->info.architecture;
-    size_t prefix = strlen(arch);
+    const char *key = gguf_get_key(m->kv, id), *arch = m->info.architecture;
+    size_t prefix = strlen(arch), n;
     uint64_t n_block = 0;
 
-    nk__kv_uint(from, nk__model_key(p->m, "block_count").text, &n_block);
-    for (int64_t i = 0; i < gguf_get_n_kv(from); i++) {
-        const char *key = gguf_get_key(from, i);
+    if (gguf_get_kv_type(m->kv, id) != GGUF_TYPE_ARRAY)
+        return false;
+    n = gguf_get_arr_n(m->kv, id);
+    nk__kv_uint(m->kv, nk__model_key(m, "block_count").text, &n_block);
+    if (n != n_block && n != (size_t)m->info.n_layer)
+        return false;
+    if (nk__arch_find(arch, NK__PER_LAYER, key, NULL))
+        return true;
+    return !strncmp(key, arch, prefix) && key[prefix] == '.' &&
+           !nk__arch_find(arch, NK__NOT_PER_LAYER, key + prefix + 1, NULL);
+}
 
-        if (gguf_get_kv_type(from, i) != GGUF_TYPE_ARRAY || strncmp(key, arch, prefix) != 0 ||
-            key[prefix] != '.')
-            continue;
-        if (gguf_get_arr_n(from, i) != n_block &&
-            gguf_get_arr_n(from, i) != (size_t)p->m->info.n_layer)
-            continue;
-        if (!nk__arch_find(arch, NK__NOT_PER_LAYER, key + prefix + 1, NULL))
-            cut_array(p, key, i);
+static void cut_arrays(struct plan *p)
+{
+    for (int64_t i = 0; i < gguf_get_n_kv(p->m->kv); i++)
+        if (is_per_layer(p->m, i))
+            cut_array(p, gguf_get_key(p->m->kv, i), i);
+}
+
+/* Patterns by layer number, said layer by layer; the whole model needs no such help. */
+static void write_patterns(struct plan *p)
+{
+    for (const struct nk__arch_row *row = NULL;
+         (row = nk__arch_find(p->m->info.architecture, NK__PATTERN, NULL, row)) &&
+         !(p->first && p->last);) {
+        struct nk__key key = nk__model_key(p->m, row->key);
+        uint32_t values[NK_LAYERS_MAX];
+        bool in_use = nk__kv_array_n(p->m->kv, key.text) < 0;
+
+        for (int i = p->range.begin; i < p->range.end && in_use; i++) {
+            bool value;
+
+            in_use = nk__arch_pattern(p->m, row, i, &value);
+            values[i - p->range.begin] = value;
+        }
+        if (in_use)
+            gguf_set_arr_data(p->kv, key.text, GGUF_TYPE_UINT32, values,
+                              (size_t)(p->range.end - p->range.begin));
     }
 }
 
@@ -204,9 +230,8 @@ static void plan_kv(struct plan *p, const char *model_sha256)
     gguf_set_val_bool(p->kv, "nakshatra.has_token_embd", p->first);
     gguf_set_val_bool(p->kv, "nakshatra.has_lm_head", p->last);
     set_u32(p, "block_count", p->range.end - p->range.begin);
-    if (gguf_find_key(p->m->kv, nk__model_key(p->m, "nextn_predict_layers").text) >= 0)
-        set_u32(p, "nextn_predict_layers", 0);
     cut_arrays(p);
+    write_patterns(p);
     shift_keys(p);
     pick_layers(p);
     if (!p->last) {
