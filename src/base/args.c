@@ -20,8 +20,9 @@ void nk_args_help(const struct nk_command *cmd)
 
         if (!a->help[0])
             continue;
-        snprintf(left, sizeof left, "%c%c%s --%s%s%s", a->letter ? '-' : ' ', a->letter ? a->letter : ' ',
-                 a->letter ? "," : " ", a->name, a->value_name ? " " : "", a->value_name ? a->value_name : "");
+        snprintf(left, sizeof left, "%c%c%s --%s%s%s", a->letter ? '-' : ' ',
+                 a->letter ? a->letter : ' ', a->letter ? "," : " ", a->name,
+                 a->value_name ? " " : "", a->value_name ? a->value_name : "");
         printf("  %-32s %s\n", left, a->help);
     }
 }
@@ -43,8 +44,8 @@ static int set_value(const struct nk_arg *a, const char *value, struct nk_error 
         struct nk_arg_list *list = a->dest;
 
         if (list->n == NK_ARG_LIST_MAX)
-            return nk_fail(err, NK_E_INVALID, "bad_argument", "--%s was given more than %d times", a->name,
-                           NK_ARG_LIST_MAX);
+            return nk_fail(err, NK_E_INVALID, "bad_argument", "--%s was given more than %d times",
+                           a->name, NK_ARG_LIST_MAX);
         list->items[list->n++] = value;
         return 0;
     }
@@ -66,12 +67,13 @@ static int set_value(const struct nk_arg *a, const char *value, struct nk_error 
         return nk_fail(err, NK_E_INVALID, "bad_argument", "--%s: '%s' is not %s", a->name, value,
                        a->kind == NK_ARG_INT ? "a whole number" : "a number");
     if (bounded && (number < a->min || number > a->max))
-        return nk_fail(err, NK_E_INVALID, "bad_argument", "--%s: %s is outside %.15g to %.15g", a->name, value,
-                       a->min, a->max);
+        return nk_fail(err, NK_E_INVALID, "bad_argument", "--%s: %s is outside %.15g to %.15g",
+                       a->name, value, a->min, a->max);
     return 0;
 }
 
-int nk_args_parse(int argc, char **argv, const struct nk_command *cmd, int *first, struct nk_error *err)
+int nk_args_parse(int argc, char **argv, const struct nk_command *cmd, int *first,
+                  struct nk_error *err)
 {
     struct option longs[ARGS_MAX + 2] = { { "help", no_argument, NULL, 'h' } };
     char shorts[3 * ARGS_MAX + 4] = ":h";
@@ -82,7 +84,8 @@ int nk_args_parse(int argc, char **argv, const struct nk_command *cmd, int *firs
         bool takes = a->kind != NK_ARG_FLAG;
 
         NK_ASSERT(n < ARGS_MAX);
-        longs[n + 1] = (struct option){ a->name, takes ? required_argument : no_argument, NULL, LONG_ONLY + n };
+        longs[n + 1] = (struct option){ a->name, takes ? required_argument : no_argument, NULL,
+                                        LONG_ONLY + n };
         if (a->letter) {
             shorts[n_short++] = a->letter;
             if (takes)
@@ -102,13 +105,15 @@ int nk_args_parse(int argc, char **argv, const struct nk_command *cmd, int *firs
             const char *given = argv[optind - 1];
 
             if (c == ':')
-                return nk_fail(err, NK_E_INVALID, "bad_argument", "%s needs a value; see nakshatra %s --help", given,
-                               argv[0]);
+                return nk_fail(err, NK_E_INVALID, "bad_argument",
+                               "%s needs a value; see nakshatra %s --help", given, argv[0]);
             if (optopt && optopt < LONG_ONLY)
                 return nk_fail(err, NK_E_INVALID, "bad_argument",
-                               "option -%c is unknown; nakshatra %s --help lists what there is", optopt, argv[0]);
+                               "option -%c is unknown; nakshatra %s --help lists what there is",
+                               optopt, argv[0]);
             return nk_fail(err, NK_E_INVALID, "bad_argument",
-                           "option %s is unknown; nakshatra %s --help lists what there is", given, argv[0]);
+                           "option %s is unknown; nakshatra %s --help lists what there is", given,
+                           argv[0]);
         }
         for (int i = 0; i < n; i++)
             if (c == LONG_ONLY + i || (cmd->args[i].letter && c == cmd->args[i].letter))
@@ -120,9 +125,11 @@ int nk_args_parse(int argc, char **argv, const struct nk_command *cmd, int *firs
     }
     *first = optind;
     if (argc - optind < cmd->n_min)
-        return nk_fail(err, NK_E_INVALID, "bad_argument", "an argument is missing. usage: nakshatra %s", cmd->usage);
+        return nk_fail(err, NK_E_INVALID, "bad_argument",
+                       "an argument is missing. usage: nakshatra %s", cmd->usage);
     if (argc - optind > cmd->n_max)
-        return nk_fail(err, NK_E_INVALID, "bad_argument", "'%s' is one argument too many. usage: nakshatra %s",
+        return nk_fail(err, NK_E_INVALID, "bad_argument",
+                       "'%s' is one argument too many. usage: nakshatra %s",
                        argv[optind + cmd->n_max], cmd->usage);
     return 0;
 }
@@ -155,7 +162,8 @@ int nk_size_parse(const char *text, uint64_t *bytes, struct nk_error *err)
     *bytes = (uint64_t)(v * scale);
     return 0;
 bad:
-    return nk_fail(err, NK_E_INVALID, "bad_size", "'%s' is not a size; 4096, 64K, 300M and 1.5G are", text);
+    return nk_fail(err, NK_E_INVALID, "bad_size",
+                   "'%s' is not a size; 4096, 64K, 300M and 1.5G are", text);
 }
 
 const char *nk_size_format(char out[24], uint64_t bytes)

@@ -43,7 +43,8 @@ struct nk_command {
 /* argv[0] is the subcommand's name. On success positional arguments are argv[*first .. argc).
  * Returns 0; 1 when --help was given and printed on standard output (exit 0 then); or
  *   INVALID  bad_argument   an unknown option, a missing or unusable value, too few or too many arguments */
-int nk_args_parse(int argc, char **argv, const struct nk_command *cmd, int *first, struct nk_error *err);
+int nk_args_parse(int argc, char **argv, const struct nk_command *cmd, int *first,
+                  struct nk_error *err);
 void nk_args_help(const struct nk_command *cmd);
 
 /* "64Ki", "1.5G", "300M", "4096" as bytes. INVALID bad_size. */

@@ -25,8 +25,8 @@ void nk_buf_reset(struct nk_buf *b)
 int nk_buf_reserve(struct nk_buf *b, size_t size, char **where, struct nk_error *err)
 {
     if (size > b->max - b->size)
-        return nk_fail(err, NK_E_EXHAUSTED, "too_large", "%zu bytes and %zu more are over the limit of %zu",
-                       b->size, size, b->max);
+        return nk_fail(err, NK_E_EXHAUSTED, "too_large",
+                       "%zu bytes and %zu more are over the limit of %zu", b->size, size, b->max);
     if (!b->data || size > b->capacity - b->size) {
         size_t need = b->size + size, capacity = b->capacity ? b->capacity : 64;
         char *data;

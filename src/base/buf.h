@@ -24,7 +24,10 @@ struct nk_buf {
     size_t max;
 };
 
-#define NK_BUF_INIT(max_bytes) { NULL, 0, 0, (max_bytes) }
+#define NK_BUF_INIT(max_bytes)                                                                     \
+    {                                                                                              \
+        NULL, 0, 0, (max_bytes)                                                                    \
+    }
 
 void nk_buf_init(struct nk_buf *b, size_t max);
 void nk_buf_release(struct nk_buf *b); /* harmless on an empty one */
@@ -33,7 +36,8 @@ void nk_buf_reset(struct nk_buf *b);   /* empties it, keeps the memory */
 /* Appending. 0, or EXHAUSTED `too_large` with the buffer unchanged. */
 int nk_buf_add(struct nk_buf *b, const void *data, size_t size, struct nk_error *err);
 int nk_buf_adds(struct nk_buf *b, const char *text, struct nk_error *err);
-int nk_buf_addf(struct nk_buf *b, struct nk_error *err, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+int nk_buf_addf(struct nk_buf *b, struct nk_error *err, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 /* Room for size more bytes at *where (b->data + b->size); nk_buf_commit then says how many were filled. */
 int nk_buf_reserve(struct nk_buf *b, size_t size, char **where, struct nk_error *err);
 void nk_buf_commit(struct nk_buf *b, size_t size);

@@ -5,8 +5,8 @@
 #include <stdint.h>
 #include <stddef.h>
 
-uint64_t nk_now_ns(void);                      /* CLOCK_MONOTONIC */
-void nk_utc_format(char *out, size_t size);    /* 2026-03-02T10:15:04.211Z */
-void nk_sleep_ms(unsigned ms);                 /* for tests and start-up; never on the token path */
+uint64_t nk_now_ns(void);                   /* CLOCK_MONOTONIC */
+void nk_utc_format(char *out, size_t size); /* 2026-03-02T10:15:04.211Z */
+void nk_sleep_ms(unsigned ms);              /* for tests and start-up; never on the token path */
 
 #endif

@@ -52,12 +52,14 @@ struct nk_error {
 };
 
 /* Fills err (if not NULL) and returns code. errno is kept in err->sys. Use as `return nk_fail(...)`. */
-#define nk_fail(err, code, reason, ...) nk_fail_at(err, code, __FILE__, __LINE__, reason, __VA_ARGS__)
-int nk_fail_at(struct nk_error *err, int code, const char *file, int line, const char *reason, const char *fmt,
-               ...) __attribute__((format(printf, 6, 7)));
+#define nk_fail(err, code, reason, ...)                                                            \
+    nk_fail_at(err, code, __FILE__, __LINE__, reason, __VA_ARGS__)
+int nk_fail_at(struct nk_error *err, int code, const char *file, int line, const char *reason,
+               const char *fmt, ...) __attribute__((format(printf, 6, 7)));
 
 /* Puts what the callee could not know before its message ("context: message"); returns code unchanged. */
-int nk_wrap(int code, struct nk_error *err, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+int nk_wrap(int code, struct nk_error *err, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 
 /* The code's text ("deadline exceeded"), HTTP status, and whether another worker may succeed. Any int is accepted. */
 const char *nk_code_text(int code);

@@ -16,7 +16,8 @@ static int fail_sys(struct nk_error *err, const char *path, const char *doing, c
 
     if (e == ENOSPC || e == EDQUOT)
         return nk_fail(err, NK_E_EXHAUSTED, "no_space", "%s: no space left while %s", path, doing);
-    return nk_fail(err, e == ENOENT ? NK_E_NOT_FOUND : NK_E_DENIED, reason, "%s: %s: %s", path, doing, strerror(e));
+    return nk_fail(err, e == ENOENT ? NK_E_NOT_FOUND : NK_E_DENIED, reason, "%s: %s: %s", path,
+                   doing, strerror(e));
 }
 
 int nk_dir_make(const char *path, struct nk_error *err)
@@ -64,7 +65,8 @@ int nk_cache_dir(char **path, const char *sub, struct nk_error *err)
     else if (home && home[0] == '/')
         rc = nk_buf_addf(&b, err, "%s/.cache/nakshatra", home);
     else
-        return nk_fail(err, NK_E_PRECONDITION, "no_home", "neither XDG_CACHE_HOME nor HOME is set to a full path");
+        return nk_fail(err, NK_E_PRECONDITION, "no_home",
+                       "neither XDG_CACHE_HOME nor HOME is set to a full path");
     if (!rc && sub)
         rc = nk_buf_addf(&b, err, "/%s", sub);
     if (!rc)
@@ -117,7 +119,8 @@ int nk_newfile_open(struct nk_newfile *f, const char *path, struct nk_error *err
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
         goto out;
     }
-    rc = nk_buf_addf(&tmp, err, "%s/.%s.%ld.tmp", dirname(dir_copy), basename(base_copy), (long)getpid());
+    rc = nk_buf_addf(&tmp, err, "%s/.%s.%ld.tmp", dirname(dir_copy), basename(base_copy),
+                     (long)getpid());
     if (rc)
         goto out;
     f->fd = open(tmp.data, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);

@@ -27,15 +27,19 @@ struct nk_newfile {
     char *path;
     char *tmp_path;
 };
-#define NK_NEWFILE_INIT { -1, NULL, NULL }
+#define NK_NEWFILE_INIT                                                                            \
+    {                                                                                              \
+        -1, NULL, NULL                                                                             \
+    }
 
 /*   DENIED      cannot_create   the folder is not there or not writable
  *   EXHAUSTED   no_space */
 int nk_newfile_open(struct nk_newfile *f, const char *path, struct nk_error *err);
 /* All of it or an error: EXHAUSTED `no_space`, DATA_LOSS `write_failed`. */
 int nk_newfile_write(struct nk_newfile *f, const void *data, size_t size, struct nk_error *err);
-int nk_newfile_commit(struct nk_newfile *f, struct nk_error *err); /* fsync, rename, fsync of the folder */
-void nk_newfile_abort(struct nk_newfile *f);                       /* harmless after commit and when not open */
+int nk_newfile_commit(struct nk_newfile *f,
+                      struct nk_error *err); /* fsync, rename, fsync of the folder */
+void nk_newfile_abort(struct nk_newfile *f); /* harmless after commit and when not open */
 
 /* Writes a small file atomically. */
 int nk_file_write(const char *path, const void *data, size_t size, struct nk_error *err);

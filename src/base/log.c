@@ -40,7 +40,8 @@ int nk_log_configure(const char *spec, struct nk_error *err)
 
         if (level < 0 || component < 0)
             return nk_fail(err, NK_E_INVALID, "bad_log_spec",
-                           "log level '%.*s' is not understood: LEVEL or COMPONENT=LEVEL, with a level of error, "
+                           "log level '%.*s' is not understood: LEVEL or COMPONENT=LEVEL, with a "
+                           "level of error, "
                            "warn, info, debug or trace",
                            (int)len, p);
         if (eq) {
@@ -121,7 +122,8 @@ bool nk_log_allow(struct nk_log_limit *limit, unsigned long *n_suppressed)
 {
     unsigned long long now = nk_now_ns(), last = atomic_load(&limit->last_ns);
 
-    if ((last && now - last < 1000000000ull) || !atomic_compare_exchange_strong(&limit->last_ns, &last, now)) {
+    if ((last && now - last < 1000000000ull) ||
+        !atomic_compare_exchange_strong(&limit->last_ns, &last, now)) {
         atomic_fetch_add(&limit->n_dropped, 1);
         return false;
     }

@@ -14,7 +14,8 @@ void nk_progress_start(struct nk_progress *p, const char *label, uint64_t total_
 {
     const char *term = getenv("TERM");
 
-    *p = (struct nk_progress){ .label = label, .total_bytes = total_bytes, .start_ns = nk_now_ns() };
+    *p =
+        (struct nk_progress){ .label = label, .total_bytes = total_bytes, .start_ns = nk_now_ns() };
     p->tty = isatty(STDERR_FILENO) && (!term || strcmp(term, "dumb") != 0);
 }
 

@@ -12,6 +12,7 @@
     /* name      what it does                                              */                       \
     XX(inspect,  "architecture, layers, bytes per layer, legal cuts of a GGUF")                     \
     XX(split,    "a model into slices, a vocabulary file and a manifest")                           \
+    XX(worker,   "one stage, served over gRPC")                                                         \
     XX(bench,    "the figures, against peers; synthetic models")
 /* clang-format on */
 

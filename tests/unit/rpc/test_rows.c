@@ -28,8 +28,11 @@ static void test_rows__every_half_survives_the_way_there_and_back(void **state)
 
 static void test_rows__halves_have_the_values_of_ieee_754(void **state)
 {
-    const uint16_t in[] = { 0x0000, 0x8000, 0x3c00, 0xc000, 0x7bff, 0x0001, 0x0400, 0x3555, 0x7c00 };
-    const float want[] = { 0.0f, -0.0f, 1.0f, -2.0f, 65504.0f, 0x1p-24f, 0x1p-14f, 0.333251953125f, INFINITY };
+    const uint16_t in[] = {
+        0x0000, 0x8000, 0x3c00, 0xc000, 0x7bff, 0x0001, 0x0400, 0x3555, 0x7c00
+    };
+    const float want[] = { 0.0f,     -0.0f,           1.0f,    -2.0f, 65504.0f, 0x1p-24f,
+                           0x1p-14f, 0.333251953125f, INFINITY };
     float got[9];
 
     (void)state;

@@ -1,0 +1,296 @@
+/* nakshatra worker: one stage, served. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/log.h"
+#include "chain/cluster.h"
+#include "cli/cli.h"
+#include "slice/slice.h"
+#include "stage/stage.h"
+#include "worker/worker.h"
+
+int nk_cmd_worker(int argc, char **argv);
+
+enum { PEM_BYTES_MAX = 1 << 20 };
+
+struct options {
+    const char *slice, *model, *layers, *listen, *id, *device, *cluster, *trace, *tls_ca, *tls_cert,
+        *tls_key;
+    int64_t ctx, sequences, batch, chunk, threads, threads_batch, drain_ms, stall_ms, idle_ms,
+        queue, queue_ms, parent_fd;
+    bool deterministic, insecure, no_mmap, no_flash_attn;
+    struct nk_arg_list peers;
+};
+
+/* ---- what ends it: a signal, or the death of whoever started it ---- */
+
+static int signal_pipe[2];
+
+static void on_signal(int sig)
+{
+    char c = (char)sig;
+
+    if (write(signal_pipe[1], &c, 1) < 0)
+        return;
+}
+
+static int catch_signals(struct nk_error *err)
+{
+    struct sigaction sa = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
+
+    if (pipe(signal_pipe) < 0)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_files", "a pipe could not be made: %s",
+                       strerror(errno));
+    for (int i = 0; i < 2; i++) {
+        fcntl(signal_pipe[i], F_SETFD, FD_CLOEXEC);
+        fcntl(signal_pipe[i], F_SETFL, O_NONBLOCK);
+    }
+    sigemptyset(&sa.sa_mask);
+    sigaction(SIGTERM, &sa, NULL);
+    sigaction(SIGINT, &sa, NULL);
+    return 0;
+}
+
+/* Waits for SIGTERM or SIGINT, or for parent_fd (-1: none) to read end-of-file. Returns why. */
+static const char *wait_for_end(int parent_fd)
+{
+    struct pollfd fds[2] = { { signal_pipe[0], POLLIN, 0 }, { parent_fd, POLLIN, 0 } };
+
+    for (;;) {
+        char c;
+
+        if (poll(fds, parent_fd >= 0 ? 2 : 1, -1) < 0 && errno != EINTR)
+            return "poll failed";
+        if (fds[0].revents && read(signal_pipe[0], &c, 1) == 1)
+            return c == SIGINT ? "interrupted" : "terminated";
+        if (fds[1].revents && read(parent_fd, &c, 1) <= 0)
+            return "the process that started it is gone";
+    }
+}
+
+/* ---- options ---- */
+
+/* May strangers connect there? */
+static bool is_loopback(const char *listen)
+{
+    return !strncmp(listen, "127.", 4) || !strncmp(listen, "[::1]:", 6) ||
+           !strncmp(listen, "localhost:", 10) || !strncmp(listen, "unix:", 5);
+}
+
+static int check_options(const struct options *o, struct nk_error *err)
+{
+    if (!o->slice == !o->model)
+        return nk_fail(
+            err, NK_E_INVALID, "bad_argument",
+            o->slice ? "--slice and --model were both given; one of them says what to load"
+                     : "what to load is missing: --slice FILE, or --model FILE with --layers A-B");
+    if (o->model && !o->layers)
+        return nk_fail(err, NK_E_INVALID, "bad_argument",
+                       "--model needs --layers A-B (0-14, for example)");
+    if (o->slice && o->layers)
+        return nk_fail(err, NK_E_INVALID, "bad_argument",
+                       "--layers goes with --model; a slice has its own range");
+    if ((o->tls_cert || o->tls_key || o->tls_ca) && !(o->tls_cert && o->tls_key && o->tls_ca))
+        return nk_fail(err, NK_E_INVALID, "bad_argument",
+                       "mutual TLS needs all of --tls-ca, --tls-cert and --tls-key");
+    if (!is_loopback(o->listen) && !o->tls_cert && !o->insecure)
+        return nk_fail(
+            err, NK_E_INVALID, "not_loopback",
+            "--listen %s is reachable from other machines: give --tls-ca, --tls-cert and "
+            "--tls-key, or "
+            "--insecure if everybody on that network may use this worker and read what passes",
+            o->listen);
+    return 0;
+}
+
+/* The slice's path: as given, or cut from the model into the cache. *path owned by the caller. */
+static int find_slice(const struct options *o, char **path, struct nk_error *err)
+{
+    struct nk_range range;
+    nk_model *m;
+    int n, rc;
+
+    if (o->slice) {
+        *path = strdup(o->slice);
+        return *path ? 0 : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    }
+    rc = nk_ranges_parse(o->layers, &range, 1, &n, err);
+    if (rc)
+        return rc;
+    rc = nk_model_open(&m, o->model, err);
+    if (rc)
+        return rc;
+    rc = nk_ranges_check(m, &range, 1, false, err);
+    if (!rc)
+        rc = nk_slice_cached(m, range, path, err);
+    nk_model_close(m);
+    return rc;
+}
+
+/* A second start with OpenMP's spinning bounded, which libgomp reads only while it is loaded: ggml's threads otherwise
+ * spin between two runs and take the cores that a neighbour stage needs (design.md fact 10). Whoever sets one of these
+ * knows better. */
+static void bound_spinning(char **argv)
+{
+    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY"))
+        return;
+    setenv("GOMP_SPINCOUNT", "5000", 1);
+    argv[-1] = (char *)(uintptr_t) "nakshatra";
+    execv("/proc/self/exe", argv - 1);
+    /* Not Linux, or no /proc: slower, not wrong. */
+}
+
+int nk_cmd_worker(int argc, char **argv)
+{
+    struct options o = { .listen = "127.0.0.1:5530",
+                         .sequences = 8,
+                         .batch = 512,
+                         .drain_ms = 30000,
+                         .stall_ms = 30000,
+                         .idle_ms = 300000,
+                         .queue = 64,
+                         .queue_ms = 60000,
+                         .parent_fd = -1 };
+    const struct nk_arg args[] = {
+        { "slice", 0, NK_ARG_STRING, &o.slice, "FILE",
+          "the slice to serve (made by nakshatra split)", 0, 0 },
+        { "model", 0, NK_ARG_STRING, &o.model, "FILE",
+          "a whole model to cut the slice from, into the cache", 0, 0 },
+        { "layers", 0, NK_ARG_STRING, &o.layers, "A-B", "which of its layers, half open", 0, 0 },
+        { "listen", 'l', NK_ARG_STRING, &o.listen, "HOST:PORT",
+          "where to listen (127.0.0.1:5530); port 0: a free one", 0, 0 },
+        { "id", 0, NK_ARG_STRING, &o.id, "NAME", "the name in messages and reports (HOST:PORT)", 0,
+          0 },
+        { "device", 'd', NK_ARG_STRING, &o.device, "NAME",
+          "CPU, Vulkan0, CUDA0, ... (the first GPU, else CPU)", 0, 0 },
+        { "ctx", 'c', NK_ARG_INT, &o.ctx, "N",
+          "KV tokens, shared by all sequences (the model's context)", 0, 1 << 24 },
+        { "sequences", 's', NK_ARG_INT, &o.sequences, "N", "sessions at once (8)", 1, 256 },
+        { "batch", 'b', NK_ARG_INT, &o.batch, "N", "most rows of one run (512)", 1, 8192 },
+        { "chunk", 0, NK_ARG_INT, &o.chunk, "N",
+          "rows of a prefill chunk (64 on the CPU, else 256)", 1, 8192 },
+        { "threads", 't', NK_ARG_INT, &o.threads, "N", "for decode (all cores)", 1, 1024 },
+        { "threads-batch", 0, NK_ARG_INT, &o.threads_batch, "N", "for prefill (as --threads)", 1,
+          1024 },
+        { "allow-peer", 0, NK_ARG_LIST, &o.peers, "HOST:PORT",
+          "a worker that routes may continue at; repeatable", 0, 0 },
+        { "cluster", 0, NK_ARG_STRING, &o.cluster, "FILE", "allow the workers of this cluster file",
+          0, 0 },
+        { "deterministic", 0, NK_ARG_FLAG, &o.deterministic, NULL, "never merge sessions", 0, 0 },
+        { "no-mmap", 0, NK_ARG_FLAG, &o.no_mmap, NULL, "read the slice instead of mapping it", 0,
+          0 },
+        { "no-flash-attn", 0, NK_ARG_FLAG, &o.no_flash_attn, NULL, "plain attention", 0, 0 },
+        { "trace", 0, NK_ARG_STRING, &o.trace, "FILE", "write a JSON line per step event", 0, 0 },
+        { "drain-ms", 0, NK_ARG_INT, &o.drain_ms, "N",
+          "after SIGTERM running sessions have so long (30000)", 0, 3600000 },
+        { "stall-ms", 0, NK_ARG_INT, &o.stall_ms, "N",
+          "a stage that does not answer for so long is given up (30000)", 100, 3600000 },
+        { "idle-ms", 0, NK_ARG_INT, &o.idle_ms, "N",
+          "a session that is sent nothing for so long ends (300000)", 100, 86400000 },
+        { "queue", 0, NK_ARG_INT, &o.queue, "N", "sessions that may wait for room (64)", 0, 10000 },
+        { "queue-ms", 0, NK_ARG_INT, &o.queue_ms, "N", "and for how long (60000)", 0, 3600000 },
+        { "tls-ca", 0, NK_ARG_STRING, &o.tls_ca, "FILE",
+          "PEM: the cluster's CA; peers must have its certificates", 0, 0 },
+        { "tls-cert", 0, NK_ARG_STRING, &o.tls_cert, "FILE", "PEM: this worker's certificate", 0,
+          0 },
+        { "tls-key", 0, NK_ARG_STRING, &o.tls_key, "FILE", "PEM: its key", 0, 0 },
+        { "insecure", 0, NK_ARG_FLAG, &o.insecure, NULL, "listen beyond loopback without TLS", 0,
+          0 },
+        { "parent-fd", 0, NK_ARG_INT, &o.parent_fd, "N",
+          "end when this file descriptor reads end-of-file", 0, 1 << 20 },
+        { 0 },
+    };
+    const struct nk_command cmd = { "worker (--slice FILE | --model FILE --layers A-B) [options]",
+                                    "Serves one stage over gRPC. Prints one line on standard "
+                                    "output when it is ready. SIGTERM drains: no new\n"
+                                    "sessions, running ones finish, then it ends.",
+                                    args, 0, 0 };
+    struct nk_worker_opts opts = nk_worker_opts_default();
+    struct nk_buf ca = NK_BUF_INIT(PEM_BYTES_MAX), cert = NK_BUF_INIT(PEM_BYTES_MAX),
+                  key = NK_BUF_INIT(PEM_BYTES_MAX);
+    const char *peers[NK_WORKER_PEERS_MAX];
+    struct nk_cluster *cluster = NULL;
+    const struct nk_stage_info *info;
+    nk_worker *w = NULL;
+    char *slice = NULL;
+    struct nk_error err;
+    int first, code, rc;
+
+    if (nk_cli_parse(argc, argv, &cmd, &first, &code))
+        return code;
+    rc = check_options(&o, &err);
+    if (rc)
+        goto out;
+    bound_spinning(argv);
+    rc = catch_signals(&err);
+    if (!rc)
+        rc = find_slice(&o, &slice, &err);
+    if (!rc && o.cluster)
+        rc = nk_cluster_read(&cluster, o.cluster, &err);
+    if (!rc && o.tls_ca) {
+        rc = nk_file_read(o.tls_ca, PEM_BYTES_MAX, &ca, &err);
+        if (!rc)
+            rc = nk_file_read(o.tls_cert, PEM_BYTES_MAX, &cert, &err);
+        if (!rc)
+            rc = nk_file_read(o.tls_key, PEM_BYTES_MAX, &key, &err);
+        opts.credentials =
+            (struct nk_credentials){ nk_buf_str(&ca), nk_buf_str(&cert), nk_buf_str(&key) };
+    }
+    if (rc)
+        goto out;
+    for (int i = 0; i < o.peers.n; i++)
+        peers[opts.n_peers++] = o.peers.items[i];
+    for (int i = 0; cluster && i < cluster->n_workers; i++)
+        peers[opts.n_peers++] = cluster->workers[i].address;
+    opts.peers = peers;
+    opts.slice_path = slice;
+    opts.id = o.id;
+    opts.listen = o.listen;
+    opts.stage.device = o.device;
+    opts.stage.n_ctx = (int)o.ctx;
+    opts.stage.n_seq_max = (int)o.sequences;
+    opts.stage.n_batch = (int)o.batch;
+    opts.stage.n_threads = (int)o.threads;
+    opts.stage.n_threads_batch = (int)o.threads_batch;
+    opts.stage.no_mmap = o.no_mmap;
+    opts.stage.no_flash_attn = o.no_flash_attn;
+    opts.deterministic = o.deterministic;
+    opts.chunk = (int)o.chunk;
+    opts.queue_max = (int)o.queue;
+    opts.queue_ms = (uint32_t)o.queue_ms;
+    opts.stall_ms = (uint32_t)o.stall_ms;
+    opts.idle_ms = (uint32_t)o.idle_ms;
+    opts.trace_path = o.trace;
+    nk_stage_global_init();
+    rc = nk_worker_start(&w, &opts, &err);
+    if (rc)
+        goto out;
+    if (o.insecure && !is_loopback(o.listen))
+        nk_log(NK_LOG_CLI, NK_LOG_WARN,
+               "listen=%s msg=\"no encryption and no authentication: everybody who can reach this "
+               "port can use the model and read what passes\"",
+               o.listen);
+    info = nk_worker_stage(w);
+    printf("ready %.*s:%d layers %d-%d of %d device %s\n", (int)(strrchr(o.listen, ':') - o.listen),
+           o.listen, nk_worker_port(w), info->layer_begin, info->layer_end, info->layer_count,
+           info->device);
+    fflush(stdout);
+    nk_log(NK_LOG_CLI, NK_LOG_INFO, "event=drain why=\"%s\"", wait_for_end((int)o.parent_fd));
+    signal(SIGTERM, SIG_DFL); /* a second one ends it at once */
+    signal(SIGINT, SIG_DFL);
+    nk_worker_stop(w, (uint32_t)o.drain_ms);
+out:
+    free(slice);
+    free(cluster);
+    nk_buf_release(&ca);
+    nk_buf_release(&cert);
+    nk_buf_release(&key);
+    return rc ? nk_cli_report(&err) : NK_EXIT_OK;
+}

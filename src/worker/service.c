@@ -1,0 +1,397 @@
+/* Info, Forward, Sleep and Wake. Each is one message in, one out. */
+#include "worker/service.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+/* ---- a unary call: waits for its one message ---- */
+
+struct unary {
+    nk_worker *w;
+    void (*handle)(nk_worker *w, nk_call *c, struct nk_bytes msg);
+    bool handled;
+};
+
+static void unary_message(nk_call *c, void *user, struct nk_bytes msg)
+{
+    struct unary *u = user;
+
+    if (u->handled)
+        return;
+    u->handled = true;
+    u->handle(u->w, c, msg);
+}
+
+static void unary_half_closed(nk_call *c, void *user)
+{
+    struct unary *u = user;
+    struct nk_error err;
+
+    if (u->handled)
+        return;
+    u->handled = true;
+    nk_fail(&err, NK_E_INVALID, "bad_message", "the request is missing");
+    nk_call_finish(c, &err);
+}
+
+static void unary_end(nk_call *c, void *user, const struct nk_error *status)
+{
+    (void)c, (void)status;
+    free(user);
+}
+
+static const struct nk_call_handlers unary_handlers = { .message = unary_message,
+                                                        .half_closed = unary_half_closed,
+                                                        .end = unary_end };
+
+static void unary_open(nk_call *c, nk_worker *w,
+                       void (*handle)(nk_worker *, nk_call *, struct nk_bytes))
+{
+    struct unary *u = calloc(1, sizeof *u);
+    struct nk_error err;
+
+    if (!u) {
+        nk_fail(&err, NK_E_EXHAUSTED, "no_memory", "no memory for a call");
+        nk_call_finish(c, &err);
+        return;
+    }
+    u->w = w;
+    u->handle = handle;
+    nk_call_accept(c, &unary_handlers, u);
+}
+
+static void reply(nk_call *c, const ProtobufCMessage *msg)
+{
+    struct nk_error err;
+
+    nk_call_finish(c, nk_call_send_pb(c, msg, &err) ? &err : NULL);
+}
+
+static const char *state_name(const nk_worker *w)
+{
+    switch (w->state) {
+    case NK_WORKER_SERVING:
+        return "serving";
+    case NK_WORKER_ASLEEP:
+        return "asleep";
+    case NK_WORKER_WAKING:
+        return "waking";
+    case NK_WORKER_DRAINING:
+        return "draining";
+    }
+    return "unknown";
+}
+
+/* ---- Info ---- */
+
+static uint64_t host_bytes(int what)
+{
+    long pages = sysconf(what), size = sysconf(_SC_PAGESIZE);
+
+    return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : 0;
+}
+
+static void fill_device(Nakshatra__V1__InfoReply *m, const struct nk_stage_info *info)
+{
+    struct nk_device devices[32];
+    int n = nk_device_list(devices, 32);
+
+    for (int i = 0; i < n && i < 32; i++)
+        if (strcmp(devices[i].name, info->device) == 0) {
+            m->device_memory_bytes = devices[i].memory_total_bytes;
+            m->device_memory_free_bytes = devices[i].memory_free_bytes;
+        }
+}
+
+static void info_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
+{
+    const struct nk_stage_info *info = nk__engine_info(w->engine);
+    struct nk_engine_counters *n = nk__engine_counters(w->engine);
+    Nakshatra__V1__InfoReply m = NAKSHATRA__V1__INFO_REPLY__INIT;
+    Nakshatra__V1__Counters counters = NAKSHATRA__V1__COUNTERS__INIT;
+    Nakshatra__V1__Dtype dtypes[] = { NAKSHATRA__V1__DTYPE__DTYPE_F32,
+                                      NAKSHATRA__V1__DTYPE__DTYPE_F16 };
+    char *capabilities[8];
+    size_t n_capabilities = 0;
+    int active = nk__session_n_active(w), kept = w->sessions[NK_SESSION_KEPT].n;
+
+    (void)msg; /* InfoRequest has no fields; a newer client's are not ours to judge */
+    m.protocol = 1;
+    m.worker_id = w->id;
+    m.version = (char *)(uintptr_t)NK_VERSION;
+    m.llama_version = (char *)(uintptr_t)info->llama_version;
+    m.model_id = (char *)(uintptr_t)info->model_name;
+    m.model_sha256 = (char *)(uintptr_t)info->model_sha256;
+    m.architecture = (char *)(uintptr_t)info->architecture;
+    m.quantisation = (char *)(uintptr_t)info->quantisation;
+    m.layer_begin = (uint32_t)info->layer_begin;
+    m.layer_end = (uint32_t)info->layer_end;
+    m.layer_count = (uint32_t)info->layer_count;
+    m.n_embd = (uint32_t)info->n_embd;
+    m.n_vocab = (uint32_t)info->n_vocab;
+    m.dtypes = dtypes;
+    m.n_dtypes = 2;
+    m.n_ctx = (uint32_t)info->n_ctx;
+    m.n_ctx_train = (uint32_t)info->n_ctx_train;
+    m.n_seq_max = (uint32_t)info->n_seq_max;
+    m.n_batch = (uint32_t)info->n_batch;
+    m.kv_tokens_free = (uint32_t)(info->n_ctx - w->kv_reserved);
+    m.sequences_free = (uint32_t)(w->n_seq_free + kept);
+    m.backend = (char *)(uintptr_t)info->backend;
+    m.device = (char *)(uintptr_t)info->device;
+    m.device_description = (char *)(uintptr_t)info->device_description;
+    fill_device(&m, info);
+    m.host_memory_bytes = host_bytes(_SC_PHYS_PAGES);
+#ifdef _SC_AVPHYS_PAGES
+    m.host_memory_free_bytes = host_bytes(_SC_AVPHYS_PAGES);
+#endif
+    m.weights_bytes = w->state == NK_WORKER_ASLEEP ? 0 : info->weights_bytes;
+    m.kv_bytes = w->state == NK_WORKER_ASLEEP ? 0 : info->kv_bytes;
+    m.n_threads = (uint32_t)info->n_threads;
+    m.state = (char *)(uintptr_t)state_name(w);
+    m.deterministic = w->opts.deterministic;
+    if (info->can_rollback)
+        capabilities[n_capabilities++] = (char *)(uintptr_t) "rollback";
+    capabilities[n_capabilities++] = (char *)(uintptr_t) "prefix_reuse";
+    capabilities[n_capabilities++] = (char *)(uintptr_t) "sleep";
+    if (info->is_last) {
+        capabilities[n_capabilities++] = (char *)(uintptr_t) "sampling";
+        capabilities[n_capabilities++] = (char *)(uintptr_t) "logprobs";
+        capabilities[n_capabilities++] = (char *)(uintptr_t) "grammar";
+    }
+    m.capabilities = capabilities;
+    m.n_capabilities = n_capabilities;
+    counters.sessions_opened = w->n_opened;
+    counters.sessions_open = (uint64_t)active;
+    counters.sessions_kept = (uint64_t)kept;
+    counters.sessions_failed = w->n_failed;
+    counters.tokens_prefilled = atomic_load(&n->tokens_prefilled);
+    counters.tokens_decoded = atomic_load(&n->tokens_decoded);
+    counters.tokens_reused = w->n_tokens_reused;
+    counters.runs = atomic_load(&n->runs);
+    counters.rows_in_runs = atomic_load(&n->rows);
+    counters.compute_us = atomic_load(&n->compute_ns) / 1000;
+    counters.queue_us = atomic_load(&n->queue_ns) / 1000;
+    counters.uptime_ms = (nk_now_ns() - w->started_ns) / 1000000;
+    counters.streams_open = (uint64_t)active;
+    counters.jobs_queued = (uint64_t)atomic_load(&n->jobs_queued);
+    m.counters = &counters;
+    reply(c, (ProtobufCMessage *)&m);
+}
+
+static void info_open(nk_call *c, void *worker)
+{
+    unary_open(c, worker, info_handle);
+}
+
+/* ---- Forward ---- */
+
+static int forward(nk_worker *w, nk_call *c, const Nakshatra__V1__ForwardRequest *m,
+                   struct nk_error *err)
+{
+    const struct nk_stage_info *info = nk__engine_info(w->engine);
+    uint64_t out_width = (uint64_t)(info->is_last ? info->n_vocab : info->n_embd);
+    struct nk_job *j;
+    int rc;
+
+    if (w->state == NK_WORKER_ASLEEP || w->state == NK_WORKER_WAKING)
+        return nk_fail(err, NK_E_UNAVAILABLE, "asleep", "the worker is asleep; rpc Wake wakes it");
+    if (m->n_ids == 0 || m->n_ids > (size_t)info->n_batch)
+        return nk_fail(err, NK_E_INVALID, "bad_request",
+                       "%zu rows; 1 to %d are possible in one Forward", m->n_ids, info->n_batch);
+    if (info->is_first && m->rows)
+        return nk_fail(err, NK_E_INVALID, "bad_rows",
+                       "the first stage takes token ids alone; rows came with them");
+    for (size_t i = 0; i < m->n_ids; i++)
+        if (m->ids[i] < 0 || m->ids[i] >= info->n_vocab)
+            return nk_fail(err, NK_E_INVALID, "bad_token",
+                           "token id %d is outside the vocabulary of %d", m->ids[i], info->n_vocab);
+    if ((!info->is_last || m->all_logits) &&
+        m->n_ids * out_width * 4 > NK_RPC_MESSAGE_BYTES_MAX / 2)
+        return nk_fail(err, NK_E_INVALID, "too_large",
+                       "the answer of %zu rows of %llu floats is over the limit of %u bytes",
+                       m->n_ids, (unsigned long long)out_width, NK_RPC_MESSAGE_BYTES_MAX / 2);
+    rc = nk__engine_job(w->engine, &j, (int)m->n_ids, !info->is_first, err);
+    if (rc)
+        return rc;
+    if (!info->is_first)
+        rc = nk__wire_rows(j->rows, m->rows, (int)m->n_ids, info->n_embd, err);
+    if (!rc && (j->seq = nk__session_borrow_seq(w)) < 0)
+        rc =
+            nk_fail(err, NK_E_EXHAUSTED, "kv_full", "all %d sequences are in use", info->n_seq_max);
+    if (rc) {
+        nk__engine_job_free(w->engine, j);
+        return rc;
+    }
+    memcpy(j->ids, m->ids, m->n_ids * sizeof *j->ids);
+    j->kind = NK_JOB_FORWARD;
+    j->all_logits = m->all_logits;
+    j->call = nk_call_ref(c);
+    j->worker = w;
+    nk__engine_submit(w->engine, j);
+    return 0;
+}
+
+static void forward_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
+{
+    Nakshatra__V1__ForwardRequest *m;
+    struct nk_error err;
+    int rc;
+
+    nk_arena_reset(w->arena);
+    m = nakshatra__v1__forward_request__unpack(nk_arena_allocator(w->arena), msg.size, msg.data);
+    rc =
+        m ? forward(w, c, m, &err)
+          : nk_fail(&err, NK_E_INVALID, "bad_message", "%zu bytes are no ForwardRequest", msg.size);
+    if (rc) {
+        nk_wrap(rc, &err, "worker %s", w->id);
+        nk_call_finish(c, &err);
+    }
+}
+
+static void forward_open(nk_call *c, void *worker)
+{
+    unary_open(c, worker, forward_handle);
+}
+
+/* ---- Sleep, Wake ---- */
+
+static int submit_control(nk_worker *w, nk_call *c, enum nk_job_kind kind, struct nk_error *err)
+{
+    struct nk_job *j;
+    int rc = nk__engine_job(w->engine, &j, 0, false, err);
+
+    if (rc)
+        return rc;
+    j->kind = kind;
+    j->worker = w;
+    j->call = nk_call_ref(c);
+    nk__engine_submit(w->engine, j);
+    return 0;
+}
+
+static void go_to_sleep(void *worker)
+{
+    nk_worker *w = worker;
+    nk_call *c = w->sleep_call;
+    struct nk_error err;
+
+    w->sleep_timer = NULL;
+    w->sleep_call = NULL;
+    if (nk__session_n_active(w)) {
+        nk_fail(&err, NK_E_UNAVAILABLE, "asleep", "worker %s goes to sleep", w->id);
+        nk__session_end_all(w, &err, false);
+    }
+    nk__session_end_all(w, NULL, true);
+    if (submit_control(w, c, NK_JOB_SLEEP, &err))
+        nk_call_finish(c, &err);
+    nk_call_unref(c);
+}
+
+static void sleep_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
+{
+    Nakshatra__V1__SleepRequest *m;
+    struct nk_error err;
+    uint32_t grace;
+
+    nk_arena_reset(w->arena);
+    m = nakshatra__v1__sleep_request__unpack(nk_arena_allocator(w->arena), msg.size, msg.data);
+    if (!m)
+        nk_fail(&err, NK_E_INVALID, "bad_message", "%zu bytes are no SleepRequest", msg.size);
+    else if (w->state != NK_WORKER_SERVING)
+        nk_fail(&err, NK_E_PRECONDITION, "not_serving",
+                "worker %s is %s; only one that serves can be put to sleep", w->id, state_name(w));
+    if (!m || w->state != NK_WORKER_SERVING) {
+        nk_call_finish(c, &err);
+        return;
+    }
+    grace = m->grace_ms < 600000 ? m->grace_ms : 600000;
+    w->state = NK_WORKER_ASLEEP;
+    nk_server_set_serving(w->server, false);
+    w->sleep_call = nk_call_ref(c);
+    /* Sessions may end by themselves within the grace; looking once, at its end, keeps this simple. */
+    w->sleep_timer = nk_timer_start(w->net, nk__session_n_active(w) ? grace : 0, go_to_sleep, w);
+}
+
+static void sleep_open(nk_call *c, void *worker)
+{
+    unary_open(c, worker, sleep_handle);
+}
+
+static void wake_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
+{
+    struct nk_error err;
+
+    (void)msg;
+    if (w->state == NK_WORKER_SERVING) {
+        Nakshatra__V1__WakeReply m = NAKSHATRA__V1__WAKE_REPLY__INIT;
+
+        reply(c, (ProtobufCMessage *)&m);
+        return;
+    }
+    if (w->state != NK_WORKER_ASLEEP || w->sleep_timer) {
+        nk_fail(&err, NK_E_PRECONDITION, "not_asleep",
+                "worker %s is %s; only one that sleeps can be woken", w->id,
+                w->sleep_timer ? "going to sleep" : state_name(w));
+        nk_call_finish(c, &err);
+        return;
+    }
+    w->state = NK_WORKER_WAKING;
+    if (submit_control(w, c, NK_JOB_WAKE, &err)) {
+        w->state = NK_WORKER_ASLEEP;
+        nk_call_finish(c, &err);
+    }
+}
+
+static void wake_open(nk_call *c, void *worker)
+{
+    unary_open(c, worker, wake_handle);
+}
+
+void nk__service_result(struct nk_job *j)
+{
+    nk_worker *w = j->worker;
+    const struct nk_stage_info *info = nk__engine_info(w->engine);
+
+    if (j->kind == NK_JOB_FORWARD)
+        nk__session_return_seq(w, j->seq);
+    if (j->kind == NK_JOB_WAKE && w->state == NK_WORKER_WAKING) {
+        w->state = j->rc ? NK_WORKER_ASLEEP : NK_WORKER_SERVING;
+        nk_server_set_serving(w->server, !j->rc);
+    }
+    if (j->rc) {
+        nk_wrap(j->rc, &j->err, "worker %s", w->id);
+        nk_call_finish(j->call, &j->err);
+    } else if (j->kind == NK_JOB_FORWARD) {
+        nk_call_finish(j->call, NULL);
+    } else if (j->kind == NK_JOB_SLEEP) {
+        Nakshatra__V1__SleepReply m = NAKSHATRA__V1__SLEEP_REPLY__INIT;
+
+        m.freed_bytes = info->weights_bytes + info->kv_bytes;
+        reply(j->call, (ProtobufCMessage *)&m);
+    } else {
+        Nakshatra__V1__WakeReply m = NAKSHATRA__V1__WAKE_REPLY__INIT;
+
+        m.load_ms = (j->end_ns - j->begin_ns) / 1000000;
+        reply(j->call, (ProtobufCMessage *)&m);
+    }
+    nk__engine_job_free(w->engine, j);
+}
+
+const struct nk_method *nk__service_methods(int *n)
+{
+    static const struct nk_method methods[] = {
+        { "/nakshatra.v1.Nakshatra/Info", info_open },
+        { "/nakshatra.v1.Nakshatra/Forward", forward_open },
+        { "/nakshatra.v1.Nakshatra/Inference", nk__session_open_call },
+        { "/nakshatra.v1.Nakshatra/Sleep", sleep_open },
+        { "/nakshatra.v1.Nakshatra/Wake", wake_open },
+    };
+
+    *n = sizeof methods / sizeof methods[0];
+    return methods;
+}

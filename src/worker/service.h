@@ -1,0 +1,12 @@
+/* The methods of the service other than Inference, and what every method needs. Internal to the worker. */
+#ifndef NK_WORKER_SERVICE_H
+#define NK_WORKER_SERVICE_H
+
+#include "worker/worker_int.h"
+
+/* The method table, for nk_server_opts. */
+const struct nk_method *nk__service_methods(int *n);
+/* A Forward, Sleep or Wake is through the engine; takes the job. [net thread] */
+void nk__service_result(struct nk_job *j);
+
+#endif

@@ -1,0 +1,244 @@
+/* A worker's life: start, drain, stop. */
+#include "worker/worker.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "rpc/proto.h"
+#include "worker/service.h"
+#include "worker/worker_int.h"
+
+enum { CHUNK_CPU = 64, CHUNK_GPU = 256 };
+
+struct nk_worker_opts nk_worker_opts_default(void)
+{
+    return (struct nk_worker_opts){
+        .listen = "127.0.0.1:5530",
+        .stage = nk_stage_opts_default(),
+        .queue_max = 64,
+        .queue_ms = 60000,
+        .stall_ms = 30000,
+        .idle_ms = 300000,
+    };
+}
+
+static int copy(char **out, const char *text, struct nk_error *err)
+{
+    *out = text ? strdup(text) : NULL;
+    return text && !*out ? nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory") : 0;
+}
+
+static int copy_opts(nk_worker *w, const struct nk_worker_opts *o, struct nk_error *err)
+{
+    int rc;
+
+    w->opts = *o;
+    if ((rc = copy(&w->slice_path, o->slice_path, err)) ||
+        (rc = copy(&w->listen, o->listen, err)) || (rc = copy(&w->device, o->stage.device, err)) ||
+        (rc = copy(&w->ca, o->credentials.ca, err)) ||
+        (rc = copy(&w->certificate, o->credentials.certificate, err)) ||
+        (rc = copy(&w->key, o->credentials.key, err)))
+        return rc;
+    w->opts.slice_path = w->slice_path;
+    w->opts.listen = w->listen;
+    w->opts.stage.device = w->device;
+    w->opts.credentials = (struct nk_credentials){ w->ca, w->certificate, w->key };
+    if (o->n_peers > NK_WORKER_PEERS_MAX)
+        return nk_fail(err, NK_E_INVALID, "bad_option", "%d peers; at most %d are possible",
+                       o->n_peers, NK_WORKER_PEERS_MAX);
+    for (int i = 0; i < o->n_peers; i++) {
+        rc = copy(&w->peers[i].address, o->peers[i], err);
+        if (rc)
+            return rc;
+        w->n_peers++;
+    }
+    w->opts.peers = NULL;
+    return 0;
+}
+
+static void worker_free(nk_worker *w)
+{
+    nk_trace_close(w->trace);
+    if (w->arena)
+        nk_arena_free(w->arena);
+    for (int i = 0; i < w->n_peers; i++)
+        free(w->peers[i].address);
+    free(w->slice_path);
+    free(w->listen);
+    free(w->device);
+    free(w->ca);
+    free(w->certificate);
+    free(w->key);
+    free(w->seq_used);
+    pthread_cond_destroy(&w->cond);
+    pthread_mutex_destroy(&w->mutex);
+    free(w);
+}
+
+static void set_chunk(nk_worker *w)
+{
+    const struct nk_stage_info *info = nk__engine_info(w->engine);
+
+    if (w->opts.chunk <= 0)
+        w->opts.chunk = strcmp(info->device, "CPU") == 0 ? CHUNK_CPU : CHUNK_GPU;
+    if (w->opts.chunk > info->n_batch)
+        w->opts.chunk = info->n_batch;
+}
+
+static void set_id(nk_worker *w)
+{
+    if (w->opts.id) {
+        snprintf(w->id, sizeof w->id, "%s", w->opts.id);
+    } else {
+        const char *colon = strrchr(w->listen, ':');
+
+        snprintf(w->id, sizeof w->id, "%.*s:%d",
+                 colon ? (int)(colon - w->listen) : (int)strlen(w->listen), w->listen,
+                 nk_server_port(w->server));
+    }
+    w->opts.id = w->id;
+}
+
+int nk_worker_start(nk_worker **out, const struct nk_worker_opts *opts, struct nk_error *err)
+{
+    nk_worker *w = calloc(1, sizeof *w);
+    struct nk_server_opts server = { 0 };
+    pthread_condattr_t attr;
+    int rc;
+
+    *out = NULL;
+    if (!w)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    pthread_mutex_init(&w->mutex, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&w->cond, &attr);
+    pthread_condattr_destroy(&attr);
+    w->started_ns = nk_now_ns();
+    w->idle = true;
+    rc = copy_opts(w, opts, err);
+    if (!rc && opts->trace_path)
+        rc = nk_trace_open(&w->trace, opts->trace_path, opts->id ? opts->id : opts->listen, err);
+    if (rc)
+        goto fail;
+    /* A message's bytes, and the structs around them, at most once more. */
+    w->arena = nk_arena_new(2 * NK_RPC_MESSAGE_BYTES_MAX);
+    if (!w->arena) {
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+        goto fail;
+    }
+    rc = nk_net_start(&w->net, err);
+    if (!rc)
+        rc = nk__engine_start(&w->engine, w, err);
+    if (rc)
+        goto fail;
+    w->n_seq_free = nk__engine_info(w->engine)->n_seq_max;
+    w->seq_used = calloc((size_t)w->n_seq_free, 1);
+    if (!w->seq_used) {
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+        goto fail;
+    }
+    set_chunk(w);
+    if (opts->id)
+        snprintf(w->id, sizeof w->id, "%s", opts->id);
+    server.listen = w->listen;
+    server.credentials = w->opts.credentials;
+    server.methods = nk__service_methods(&server.n_methods);
+    server.user = w;
+    server.descriptors = nk_proto_descriptors();
+    rc = nk_server_start(&w->server, w->net, &server, err);
+    if (rc)
+        goto fail;
+    set_id(w);
+    *out = w;
+    return 0;
+fail:
+    nk__engine_stop(w->engine);
+    if (w->net)
+        nk_net_stop(w->net);
+    worker_free(w);
+    return rc;
+}
+
+int nk_worker_port(const nk_worker *w)
+{
+    return nk_server_port(w->server);
+}
+
+const struct nk_stage_info *nk_worker_stage(const nk_worker *w)
+{
+    return nk__engine_info(w->engine);
+}
+
+static void drain(void *worker)
+{
+    nk_worker *w = worker;
+
+    w->state = NK_WORKER_DRAINING;
+    pthread_mutex_lock(&w->mutex);
+    w->drain_began = true;
+    w->idle = nk__session_n_active(w) == 0;
+    pthread_cond_broadcast(&w->cond);
+    pthread_mutex_unlock(&w->mutex);
+}
+
+static void end_all(void *worker)
+{
+    nk_worker *w = worker;
+    struct nk_error err;
+
+    nk_fail(&err, NK_E_UNAVAILABLE, "draining", "worker %s shuts down", w->id);
+    nk__session_end_all(w, &err, false);
+    if (w->sleep_timer) {
+        nk_timer_cancel(w->sleep_timer);
+        w->sleep_timer = NULL;
+        nk_call_finish(w->sleep_call, &err);
+        nk_call_unref(w->sleep_call);
+        w->sleep_call = NULL;
+    }
+    if (w->tick)
+        nk_timer_cancel(w->tick);
+    w->tick = NULL;
+    w->no_tick = true;
+}
+
+static bool wait_idle(nk_worker *w, uint32_t ms)
+{
+    uint64_t until = nk_now_ns() + ms * 1000000ull;
+    struct timespec ts = { (time_t)(until / 1000000000u), (long)(until % 1000000000u) };
+    bool idle;
+
+    pthread_mutex_lock(&w->mutex);
+    while (!(w->drain_began && w->idle) &&
+           pthread_cond_timedwait(&w->cond, &w->mutex, &ts) != ETIMEDOUT)
+        ;
+    idle = w->drain_began && w->idle;
+    pthread_mutex_unlock(&w->mutex);
+    return idle;
+}
+
+void nk_worker_stop(nk_worker *w, uint32_t grace_ms)
+{
+    if (!w)
+        return;
+    nk_server_set_serving(w->server, false);
+    nk_net_post(w->net, drain, w);
+    if (!wait_idle(w, grace_ms))
+        nk_log(NK_LOG_WORKER, NK_LOG_WARN,
+               "event=drain msg=\"sessions are left after %u ms; they are ended\"", grace_ms);
+    nk_net_post(w->net, end_all, w);
+    nk_server_stop(w->server, 500);
+    for (int i = 0; i < w->n_peers; i++)
+        if (w->peers[i].channel)
+            nk_channel_close(w->peers[i].channel);
+    /* The engine posts to the net thread: it ends first, and what it had posted is still handled. */
+    nk__engine_stop_thread(w->engine);
+    nk_net_stop(w->net);
+    nk__engine_stop(w->engine);
+    worker_free(w);
+}

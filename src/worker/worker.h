@@ -1,0 +1,48 @@
+/* A worker: one stage served over gRPC (proto/nakshatra.proto). Sessions, batching, forwarding to the next stage.
+ *
+ * Threads: the net thread (rpc) owns every call and every session's state; the compute thread owns the stage, and with
+ * it the KV and the samplers. They talk through the engine's queues (worker_int.h). */
+#ifndef NK_WORKER_WORKER_H
+#define NK_WORKER_WORKER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "rpc/rpc.h"
+#include "stage/stage.h"
+
+typedef struct nk_worker nk_worker;
+
+enum { NK_WORKER_PEERS_MAX = 256 };
+
+struct nk_worker_opts {
+    const char *slice_path;
+    const char *id; /* NULL: "HOST:PORT" as it listens */
+    const char *listen;
+    struct nk_stage_opts stage;
+    const char *const *
+        peers; /* addresses that a route may name after this worker; borrowed for nk_worker_start */
+    int n_peers;
+    bool deterministic; /* no session's rows are ever merged with another's */
+    int chunk; /* rows of a prefill chunk; 0: 64 on the CPU, 256 elsewhere, never over n_batch */
+    int queue_max;     /* sessions waiting for room; over it: EXHAUSTED queue_full */
+    uint32_t queue_ms; /* how long one waits: then EXHAUSTED queue_timeout */
+    uint32_t stall_ms; /* a step that the next stage does not answer for so long ends the session */
+    uint32_t idle_ms;  /* a session that is sent nothing for so long ends */
+    const char *trace_path; /* NULL: none */
+    struct nk_credentials credentials;
+};
+/* n_ctx etc. as nk_stage_opts_default; queue 64 for 60 s, stall 30 s, idle 300 s. */
+struct nk_worker_opts nk_worker_opts_default(void);
+
+/* Loads the slice, listens, serves. *out is owned by the caller. Not on a net thread.
+ * Errors: nk_stage_open's and nk_server_start's; INVALID bad_option. */
+int nk_worker_start(nk_worker **out, const struct nk_worker_opts *opts, struct nk_error *err);
+int nk_worker_port(const nk_worker *w);
+const struct nk_stage_info *
+nk_worker_stage(const nk_worker *w); /* of the loaded slice; borrowed until stop */
+/* Takes no new sessions, lets running ones finish for at most grace_ms, then cancels them, unloads and frees. */
+void nk_worker_stop(nk_worker *w, uint32_t grace_ms);
+
+#endif

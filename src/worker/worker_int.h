@@ -1,0 +1,246 @@
+/* The worker's inside: sessions (net thread), the engine (compute thread), and the jobs that cross between them.
+ *
+ * A job has one owner at a time. The net thread fills it and gives it up with nk__engine_submit; the compute thread runs
+ * it and either recycles it (its result went straight to a call) or posts it back (nk__session_result).
+ *
+ * A session's fields belong to the net thread, but for those under "compute thread". Both hold references; the last one
+ * frees. `dead` is set by the net thread and read by the compute thread, which then drops the session's jobs. */
+#ifndef NK_WORKER_WORKER_INT_H
+#define NK_WORKER_WORKER_INT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "nakshatra.pb-c.h"
+#include "rpc/arena.h"
+#include "text/detok.h"
+#include "text/sampler.h"
+#include "worker/trace.h"
+#include "worker/worker.h"
+
+typedef struct nk_engine nk_engine;
+
+enum {
+    NK_SESSION_ID_BYTES = 16,
+    NK_ROUTE_MAX = 64,
+    /* Steps of one session that a stage may have received and not answered: two prefill chunks in flight (the credit
+     * window), and two of slack for an answer that crosses with a new step. */
+    NK_WINDOW = 2,
+    NK_STEPS_OUT_MAX = 4,
+    NK_OPEN_DEADLINE_MS = 10000, /* a call that has not said Open by then is ended */
+    NK_GROUP_WAIT_MS =
+        20, /* a group whose rows do not all arrive (a session was cancelled) is run without them */
+};
+
+/* ---- sessions ---- */
+
+/* Every state has a list; nk__session_set_state moves between them. */
+enum nk_session_state {
+    NK_SESSION_NEW,     /* the call is there, Open is not */
+    NK_SESSION_WAITING, /* first stage: no room yet */
+    NK_SESSION_OPENING, /* Open went to the next stage */
+    NK_SESSION_RUNNING,
+    NK_SESSION_FINISHING, /* Finish went to the next stage */
+    NK_SESSION_KEPT,      /* over; its KV waits for a continuation */
+    NK_SESSION_STATES
+};
+
+struct
+    nk_step_out { /* a step that was received (or, on the first stage, made) and is not answered yet */
+    uint64_t step, received_ns;
+};
+
+struct nk_session {
+    atomic_int refs;
+    atomic_bool dead;
+    nk_worker *w;
+    enum nk_session_state state;
+    struct nk_session *prev, *next; /* in the state's list */
+    uint8_t id[NK_SESSION_ID_BYTES];
+    char name[9]; /* the id's first four bytes as hex, for logs */
+
+    nk_call *up;       /* from the client or the stage before; NULL once ended */
+    nk_call *down;     /* to the next stage; NULL on the last one, or once ended */
+    nk_call *down_ref; /* a reference for the compute thread; valid as long as the session */
+    nk_call *up_ref;   /* likewise */
+    bool is_first, is_last;
+    int n_route, stage_idx;
+    char *next_address; /* owned */
+    int seq;            /* -1: none */
+    bool closed;        /* ended, or kept: its calls have no more say */
+    bool reserved;      /* n_tokens_max counts in the worker's kv_reserved */
+    bool decoding;      /* first stage: counts in the worker's n_decoding */
+    uint64_t state_ns;  /* when it came into its state */
+    int keep_tokens;    /* later stages: what Finish said */
+
+    bool deterministic, reuse, f16, special;
+    int n_tokens_max; /* KV tokens reserved */
+    int n_predict;    /* first and last stage: most tokens to generate */
+    int n_logprobs;   /* -1: none */
+    uint32_t stall_ms;
+    uint64_t opened_ns, heard_ns, deadline_ns; /* deadline 0: none */
+
+    int32_t *ids; /* tokens whose rows are in the KV (or on their way), n_tokens_max of room */
+    int n_ids;
+    struct nk_step_out steps_out[NK_STEPS_OUT_MAX];
+    int n_steps_out;
+    uint64_t last_step;
+
+    /* first stage: the driver */
+    int32_t *prompt;
+    int n_prompt, n_submitted, n_reused, n_generated;
+    uint64_t first_token_ns, last_token_ns;
+    Nakshatra__V1__FinishReason finish;
+    char stop_string[NK_STOP_BYTES_MAX + 1];
+    size_t stop_string_size;
+    uint8_t *open_bytes; /* the Open message as it came, until it has gone to the next stage */
+    size_t open_size;
+    uint8_t resume_id[NK_SESSION_ID_BYTES];
+    int n_resume;
+    uint64_t resume_hash;
+
+    /* compute thread */
+    nk_sampler *sampler; /* last stage */
+    nk_detok *detok;
+    struct nk_buf text; /* of one token */
+    int n_sampler_seen; /* ids that the sampler has been told of */
+    int n_sampled;
+    uint64_t group; /* first stage: the group in flight that a row of this session is in, or 0 */
+    atomic_ullong compute_ns, queue_ns, runs;
+    atomic_int n_unanswered; /* last stage of several: steps received and not answered */
+    atomic_ullong sent_ns
+        [NK_STEPS_OUT_MAX]; /* when a step's rows went to the next stage, by step modulo the window */
+
+    uint64_t wire_ns; /* net thread */
+};
+
+struct nk_session_list {
+    struct nk_session *head, *tail;
+    int n;
+};
+
+/* ---- jobs ---- */
+enum nk_job_kind {
+    NK_JOB_STEP,
+    NK_JOB_CLEAR,   /* forget a sequence */
+    NK_JOB_COPY,    /* make seq_to hold what seq holds */
+    NK_JOB_FORWARD, /* rpc Forward */
+    NK_JOB_SLEEP,   /* close the stage */
+    NK_JOB_WAKE,    /* open it again */
+};
+
+struct nk_job {
+    struct nk_job *next;
+    enum nk_job_kind kind;
+    struct nk_session *session; /* a reference; STEP */
+    int seq, seq_to;            /* seq_to: COPY */
+    uint64_t step, group;
+    uint32_t group_size;
+    bool sample, all_logits;
+    bool solo; /* never merged with another session's */
+    int pos, n;
+    int32_t *ids; /* n; owned, capacity below */
+    float *rows;  /* n x n_embd; owned; unused on the first stage */
+    int ids_capacity;
+    size_t rows_capacity;
+    bool has_rows;
+    uint64_t received_ns, queued_ns, begin_ns, end_ns;
+    /* the result, for those that are posted back */
+    int rc;
+    struct nk_error err;
+    struct nk_sampled sampled;
+    int index, finish; /* of the sampled token */
+    nk_worker *worker; /* FORWARD, SLEEP, WAKE */
+    nk_call *call;     /* FORWARD, SLEEP, WAKE: a reference; answered by the engine */
+};
+
+/* ---- engine ---- */
+struct nk_engine_counters { /* any thread */
+    atomic_ullong runs, rows, tokens_prefilled, tokens_decoded, compute_ns, queue_ns;
+    atomic_int jobs_queued;
+};
+
+/* Opens the stage (on the calling thread) and starts the compute thread. */
+int nk__engine_start(nk_engine **out, nk_worker *w, struct nk_error *err);
+/* Ends the thread; what it gave back before may still come to the net thread. Then, when the net thread has ended: drops
+ * what is queued, closes the stage, frees. */
+void nk__engine_stop_thread(nk_engine *e);
+void nk__engine_stop(nk_engine *e);
+struct nk_engine_counters *nk__engine_counters(nk_engine *e);
+/* The loaded slice; also while asleep. */
+const struct nk_stage_info *nk__engine_info(const nk_engine *e);
+/* Last stage: the vocabulary, while awake. */
+const nk_vocab *nk__engine_vocab(const nk_engine *e);
+/* A job from the pool with room for n ids and, if with_rows, their rows. EXHAUSTED `no_memory`. [net thread] */
+int nk__engine_job(nk_engine *e, struct nk_job **out, int n, bool with_rows, struct nk_error *err);
+void nk__engine_job_free(nk_engine *e,
+                         struct nk_job *j); /* back to the pool; drops its references [any] */
+void nk__engine_submit(nk_engine *e, struct nk_job *j); /* takes j [net thread] */
+/* First stage: the session's row is no longer under way (its token was handled, or it has ended). [net thread] */
+void nk__engine_leave_group(nk_engine *e, struct nk_session *s);
+/* First stage: how many sessions are in the decode phase, and how many stages their route has. [net thread] */
+void nk__engine_set_decoding(nk_engine *e, int n_sessions, int n_stages);
+
+/* ---- worker ---- */
+enum nk_worker_state { NK_WORKER_SERVING, NK_WORKER_ASLEEP, NK_WORKER_WAKING, NK_WORKER_DRAINING };
+
+struct nk_peer { /* a channel to a worker that a route may name */
+    char *address;
+    nk_channel *channel; /* opened when first needed */
+};
+
+struct nk_worker {
+    struct nk_worker_opts opts; /* strings owned below */
+    char *slice_path, *listen, *device, *ca, *certificate, *key;
+    char id[128];
+    nk_net *net;
+    nk_server *server;
+    nk_engine *engine;
+    struct nk_trace *trace;
+    nk_arena *arena; /* net thread: what is unpacked from one message */
+    struct nk_peer peers[NK_WORKER_PEERS_MAX];
+    int n_peers;
+    enum nk_worker_state state; /* net thread */
+    struct nk_session_list sessions[NK_SESSION_STATES];
+    int n_decoding;    /* first stage: sessions in the decode phase */
+    int kv_reserved;   /* tokens, of sessions that are not kept */
+    int kv_kept;       /* tokens of kept ones */
+    uint8_t *seq_used; /* n_seq_max */
+    int n_seq_free;
+    nk_timer *tick;
+    bool admitting, no_tick;
+    nk_timer *sleep_timer; /* Sleep's grace; with the call that asked */
+    nk_call *sleep_call;
+    uint64_t started_ns;
+    uint64_t n_opened, n_failed, n_tokens_reused;
+    /* for nk_worker_stop, under the mutex */
+    pthread_mutex_t mutex;
+    pthread_cond_t cond;
+    bool drain_began;
+    bool idle; /* no active session; may be out of date, but for a worker that takes no new ones */
+};
+
+/* session.c: the calls of rpc Inference */
+void nk__session_open_call(nk_call *c, void *worker);
+void nk__session_unref(struct nk_session *s);
+/* A step's outcome that the compute thread could not answer itself (single-stage results and errors). Takes the job.
+ * [net thread] */
+void nk__session_result(struct nk_job *j);
+/* Deadlines, stalls, waiting sessions; now and then. */
+void nk__session_tick(nk_worker *w, uint64_t now);
+/* Ends every session: those that run with status; kept ones are forgotten. */
+void nk__session_end_all(nk_worker *w, const struct nk_error *status, bool kept_only);
+int nk__session_n_active(const nk_worker *w); /* all but kept ones */
+/* A sequence for a moment (Forward): evicts a kept session if needed; -1: none. */
+int nk__session_borrow_seq(nk_worker *w);
+void nk__session_return_seq(nk_worker *w, int seq);
+
+/* wire.c: between protobuf and ours */
+int nk__wire_sampling(struct nk_sampling *out, struct nk_logit_bias *bias,
+                      const Nakshatra__V1__Sampling *in, struct nk_error *err);
+/* Rows of a message into f32. n_rows and width must be these; sizes are checked against each other first.
+ *   INVALID bad_rows; not_finite */
+int nk__wire_rows(float *out, const Nakshatra__V1__Rows *in, int n_rows, int width,
+                  struct nk_error *err);
+
+#endif
