@@ -220,6 +220,7 @@ int nk_cmd_worker(int argc, char **argv)
     const struct nk_stage_info *info;
     nk_worker *w = NULL;
     char *slice = NULL;
+    const char *why; /* nk_log's arguments are only evaluated when it logs */
     struct nk_error err;
     int first, code, rc;
 
@@ -282,7 +283,8 @@ int nk_cmd_worker(int argc, char **argv)
            o.listen, nk_worker_port(w), info->layer_begin, info->layer_end, info->layer_count,
            info->device);
     fflush(stdout);
-    nk_log(NK_LOG_CLI, NK_LOG_INFO, "event=drain why=\"%s\"", wait_for_end((int)o.parent_fd));
+    why = wait_for_end((int)o.parent_fd);
+    nk_log(NK_LOG_CLI, NK_LOG_INFO, "event=drain why=\"%s\"", why);
     signal(SIGTERM, SIG_DFL); /* a second one ends it at once */
     signal(SIGINT, SIG_DFL);
     nk_worker_stop(w, (uint32_t)o.drain_ms);
