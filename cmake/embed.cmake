@@ -1,0 +1,46 @@
+# The files of web/ as C arrays: build/gen/gateway/assets.c (src/gateway/assets.h).
+#
+# Run as a script at build time: cmake -DOUT=FILE -DDIR=web "-DFILES=index.html;app.js" -P embed.cmake
+# Included, it sets NK_ASSETS (the generated file) and the rule that makes it.
+if(CMAKE_SCRIPT_MODE_FILE)
+  set(types "html=text/html; charset=utf-8" "js=text/javascript; charset=utf-8" "css=text/css; charset=utf-8"
+    "svg=image/svg+xml" "png=image/png" "ico=image/x-icon" "woff2=font/woff2")
+  set(arrays "")
+  set(rows "")
+  set(n 0)
+  foreach(file ${FILES})
+    file(READ "${DIR}/${file}" hex HEX)
+    file(SIZE "${DIR}/${file}" size)
+    file(SHA256 "${DIR}/${file}" hash)
+    string(SUBSTRING "${hash}" 0 16 etag)
+    string(REGEX REPLACE "([0-9a-f][0-9a-f])" "0x\\1," bytes "${hex}")
+    string(REGEX REPLACE "(0x[0-9a-f][0-9a-f],0x[0-9a-f][0-9a-f],0x[0-9a-f][0-9a-f],0x[0-9a-f][0-9a-f],0x[0-9a-f][0-9a-f],0x[0-9a-f][0-9a-f],0x[0-9a-f][0-9a-f],0x[0-9a-f][0-9a-f],)" "\\1\n" bytes "${bytes}")
+    get_filename_component(ext "${file}" LAST_EXT)
+    string(SUBSTRING "${ext}" 1 -1 ext)
+    set(type "")
+    foreach(t ${types})
+      if(t MATCHES "^${ext}=(.*)$")
+        set(type "${CMAKE_MATCH_1}")
+      endif()
+    endforeach()
+    if(NOT type)
+      message(FATAL_ERROR "${file}: what media type has .${ext}?")
+    endif()
+    string(APPEND arrays "static const unsigned char file_${n}[] = {\n${bytes}0 };\n")
+    if(file STREQUAL "index.html")
+      string(APPEND rows "    { \"/\", \"${type}\", file_${n}, ${size}, \"\\\"${etag}\\\"\" },\n")
+    endif()
+    string(APPEND rows "    { \"/${file}\", \"${type}\", file_${n}, ${size}, \"\\\"${etag}\\\"\" },\n")
+    math(EXPR n "${n} + 1")
+  endforeach()
+  file(WRITE "${OUT}" "/* Made from web/ by cmake/embed.cmake. */\n#include \"gateway/assets.h\"\n\n#include <stddef.h>\n\n${arrays}\nconst struct nk_asset nk__assets[] = {\n${rows}    { NULL, NULL, NULL, 0, NULL },\n};\n")
+  return()
+endif()
+
+file(GLOB files RELATIVE "${CMAKE_SOURCE_DIR}/web" CONFIGURE_DEPENDS web/*.html web/*.js web/*.css web/*.svg)
+set(NK_ASSETS "${CMAKE_BINARY_DIR}/gen/gateway/assets.c")
+set(paths "${files}")
+list(TRANSFORM paths PREPEND "${CMAKE_SOURCE_DIR}/web/")
+add_custom_command(OUTPUT "${NK_ASSETS}"
+  COMMAND ${CMAKE_COMMAND} "-DOUT=${NK_ASSETS}" "-DDIR=${CMAKE_SOURCE_DIR}/web" "-DFILES=${files}" -P "${CMAKE_SOURCE_DIR}/cmake/embed.cmake"
+  DEPENDS ${paths} "${CMAKE_SOURCE_DIR}/cmake/embed.cmake" VERBATIM)

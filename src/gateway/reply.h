@@ -1,0 +1,69 @@
+/* What a client reads: generated tokens in, bytes of OpenAI's or Ollama's replies out. Pure; one
+ * thread at a time.
+ *
+ * A reply is one request's: it knows the choices, takes each one's text apart (output.h) and writes
+ * server-sent events (OpenAI, streamed), lines of JSON (Ollama, streamed) or one JSON object.
+ * Streamed and not streamed texts are the same, because both go the same way until the last step.
+ */
+#ifndef NK_GATEWAY_REPLY_H
+#define NK_GATEWAY_REPLY_H
+
+#include "base/buf.h"
+#include "chain/chain.h"
+#include "gateway/output.h"
+#include "gateway/request.h"
+
+struct nk_reply_opts {
+    enum nk_api api;
+    bool stream, include_usage;
+    int n_choices;
+    int n_logprobs;        /* as asked for; -1: none */
+    size_t text_bytes_max; /* of all that is kept of one choice; over it EXHAUSTED `too_large` */
+    char id[40];           /* "chatcmpl-..." is made of it */
+    char model[128];       /* the name that the request used */
+    char fingerprint[96];
+    int64_t created;                     /* seconds since 1970 */
+    bool parse;                          /* take reasoning and tool calls out of the text, by: */
+    struct nk_output_opts output;        /* without its sink */
+    void (*utc)(char *out, size_t size); /* Ollama's created_at */
+};
+
+typedef struct nk_reply nk_reply;
+
+nk_reply *nk__reply_new(const struct nk_reply_opts *opts); /* NULL: no memory */
+void nk__reply_free(nk_reply *r);
+
+/* The media type of the reply's body. */
+const char *nk__reply_type(const nk_reply *r);
+
+/* A token of a choice. Appends what is to be sent now to out (nothing, when the reply is not
+ * streamed). *ended: the choice needs no more tokens (the one tool call that was wanted is
+ * complete). */
+int nk__reply_token(nk_reply *r, int choice, const struct nk_gen_token *t, struct nk_buf *out,
+                    bool *ended, struct nk_error *err);
+
+struct nk_reply_done { /* of one choice */
+    enum nk_finish finish;
+    const char *tail; /* text that came free at the end */
+    size_t tail_size;
+    int n_prompt, n_reused, n_generated;
+    uint64_t prefill_us, decode_us, total_us, waiting_us;
+    const int32_t *context; /* Ollama's generate: the ids of prompt and reply */
+    size_t n_context;
+    bool counts_prompt; /* usage counts the prompt once for all choices over it */
+};
+int nk__reply_done(nk_reply *r, int choice, const struct nk_reply_done *d, struct nk_buf *out,
+                   struct nk_error *err);
+/* After the last choice is done: the end of the stream, or the whole object. */
+int nk__reply_end(nk_reply *r, struct nk_buf *out, struct nk_error *err);
+/* Tool calls of all choices so far; for counting how requests ended. */
+int nk__reply_calls(const nk_reply *r);
+
+/* ---- errors ---- */
+/* The HTTP status for an error. */
+int nk__error_status(const struct nk_error *err);
+/* The body, in the dialect's shape; in_stream: as the stream's last event. param: "" for none. */
+int nk__error_body(bool openai, bool in_stream, const struct nk_error *err, const char *param,
+                   struct nk_buf *out);
+
+#endif

@@ -1,0 +1,451 @@
+#include "gateway/request.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gateway/json.h"
+#include "gateway/request_int.h"
+
+const char *nk__api_path(enum nk_api api)
+{
+    static const char *const paths[] = {
+#define XX(name, path, openai, input) path,
+        NK_API_MAP(XX)
+#undef XX
+    };
+    return paths[api];
+}
+
+bool nk__api_is_openai(enum nk_api api)
+{
+    static const bool openai_[] = {
+#define XX(name, path, openai, input) openai,
+        NK_API_MAP(XX)
+#undef XX
+    };
+    return openai_[api];
+}
+
+const char *nk__api_input(enum nk_api api)
+{
+    static const char *const inputs[] = {
+#define XX(name, path, openai, input) input,
+        NK_API_MAP(XX)
+#undef XX
+    };
+    return inputs[api];
+}
+
+/* ---- the tables, for the documentation ---- */
+
+static const struct {
+    const char *title;
+    const struct nk_field_rule *rules;
+} tables[] = {
+    { "POST /v1/chat/completions", nk__rules_chat },
+    { "messages[] of /v1/chat/completions", nk__rules_message },
+    { "tools[].function", nk__rules_tool_function },
+    { "stream_options", nk__rules_stream_options },
+    { "POST /v1/completions", nk__rules_completion },
+    { "POST /api/chat", nk__rules_ollama_chat },
+    { "messages[] of /api/chat", nk__rules_ollama_message },
+    { "POST /api/generate", nk__rules_ollama_generate },
+    { "options of /api/chat and /api/generate", nk__rules_ollama_options },
+    { "POST /api/show", nk__rules_ollama_show },
+};
+
+bool nk__field_table(int idx, struct nk_field_table *out)
+{
+    if (idx < 0 || idx >= (int)(sizeof tables / sizeof tables[0]))
+        return false;
+    *out = (struct nk_field_table){ .title = tables[idx].title };
+    while (tables[idx].rules[out->n].name)
+        out->n++;
+    return true;
+}
+
+struct nk_field nk__field(int table_idx, int field_idx)
+{
+    const struct nk_field_rule *f = &tables[table_idx].rules[field_idx];
+
+    return (struct nk_field){ .name = f->name, .use = f->use, .note = f->note };
+}
+
+/* ---- reading ---- */
+
+int nk__bad(struct nk_parse *p, int code, const char *reason, const char *name, const char *fmt,
+            ...)
+{
+    char text[400];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    snprintf(p->e->param, sizeof p->e->param, "%s%s", p->path, name);
+    return nk_fail(&p->e->err, code, reason, "%s%s%s", p->e->param, p->e->param[0] ? ": " : "",
+                   text);
+}
+
+int nk__read_object(struct nk_parse *p, const struct nk_field_rule *rules, const json_t *object)
+{
+    const char *name;
+    json_t *v;
+    int rc = 0;
+
+    json_object_foreach((json_t *)object, name, v)
+    {
+        const struct nk_field_rule *f = rules;
+
+        while (f->name && strcmp(f->name, name))
+            f++;
+        if (!f->name) {
+            char known[300] = "";
+            size_t at = 0;
+
+            for (f = rules; f->name; f++)
+                if (f->use == NK_FIELD_YES && at + strlen(f->name) + 3 < sizeof known)
+                    at += (size_t)snprintf(known + at, sizeof known - at, "%s%s", at ? ", " : "",
+                                           f->name);
+            return nk__bad(p, NK_E_INVALID, "unknown_field", name, "unknown field; known are %s",
+                           known);
+        }
+        if (json_is_null(v))
+            continue;
+        if (f->use == NK_FIELD_REFUSED)
+            return nk__bad(p, NK_E_INVALID, "refused_field", name, "not supported: %s", f->note);
+        rc = f->read(p, f, v);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+static void *at(struct nk_parse *p, const struct nk_field_rule *f)
+{
+    return (char *)p->r + f->offset;
+}
+
+int nk__read_float(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    double x;
+
+    if (!json_is_number(v))
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be a number, not %s",
+                       nk__json_type(v));
+    x = json_number_value(v);
+    if (!(x >= f->min && x <= f->max))
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "%g is outside %g to %g", x, f->min,
+                       f->max);
+    *(float *)at(p, f) = (float)x;
+    return 0;
+}
+
+int nk__read_int(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    json_int_t i;
+
+    if (!json_is_integer(v))
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be an integer, not %s",
+                       nk__json_type(v));
+    i = json_integer_value(v);
+    if ((double)i < f->min || (double)i > f->max)
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "%lld is outside %.0f to %.0f",
+                       (long long)i, f->min, f->max);
+    *(int *)at(p, f) = (int)i;
+    return 0;
+}
+
+int nk__read_bool(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    if (!json_is_boolean(v))
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be true or false, not %s",
+                       nk__json_type(v));
+    *(bool *)at(p, f) = json_is_true(v);
+    return 0;
+}
+
+int nk__read_string(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    if (!json_is_string(v))
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be a string, not %s",
+                       nk__json_type(v));
+    *(const char **)at(p, f) = json_string_value(v);
+    return 0;
+}
+
+int nk__read_only_false(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    if (!json_is_false(v))
+        return nk__bad(p, NK_E_INVALID, "refused_field", f->name, "only false is supported: %s",
+                       f->note);
+    return 0;
+}
+
+/* libllama's seeds have 32 bits, and all ones mean "a random one"; OpenAI's have 64. Folding keeps
+ * "same seed, same text"; -1 is the random one, as for llama-server. */
+int nk__read_seed(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    uint64_t seed;
+
+    if (!json_is_integer(v))
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be an integer, not %s",
+                       nk__json_type(v));
+    seed = (uint64_t)json_integer_value(v);
+    if (seed == UINT64_MAX || seed == NK_SEED_RANDOM) {
+        p->r->sampling.seed = NK_SEED_RANDOM;
+        return 0;
+    }
+    p->r->sampling.seed = (uint32_t)seed ^ (uint32_t)(seed >> 32);
+    if (p->r->sampling.seed == NK_SEED_RANDOM)
+        p->r->sampling.seed = 0;
+    return 0;
+}
+
+int nk__read_stop(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    size_t n = json_is_array(v) ? json_array_size(v) : 1;
+
+    if (!json_is_string(v) && !json_is_array(v))
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
+                       "must be a string or a list of strings, not %s", nk__json_type(v));
+    if (n > NK_STOP_MAX)
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
+                       "%zu strings; at most %d are possible", n, NK_STOP_MAX);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *one = json_is_array(v) ? json_array_get(v, i) : v;
+
+        if (!json_is_string(one))
+            return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must hold strings, not %s",
+                           nk__json_type(one));
+        if (!json_string_length(one) || json_string_length(one) > NK_STOP_BYTES_MAX)
+            return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
+                           "a string of %zu bytes; 1 to %d are possible", json_string_length(one),
+                           NK_STOP_BYTES_MAX);
+        p->r->stop[i] = json_string_value(one);
+    }
+    p->r->n_stop = n;
+    return 0;
+}
+
+int nk__read_grammar(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    if (!json_is_string(v))
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be a string (GBNF), not %s",
+                       nk__json_type(v));
+    if (json_string_length(v) > NK_GRAMMAR_BYTES_MAX)
+        return nk__bad(p, NK_E_EXHAUSTED, "too_large", f->name,
+                       "%zu bytes; at most %d are possible", json_string_length(v),
+                       NK_GRAMMAR_BYTES_MAX);
+    if (json_string_length(v))
+        p->grammar = json_string_value(v);
+    return 0;
+}
+
+int nk__read_want_logprobs(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    if (!json_is_boolean(v))
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be true or false, not %s",
+                       nk__json_type(v));
+    p->want_logprobs = json_is_true(v);
+    return 0;
+}
+
+int nk__read_top_logprobs(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    json_int_t i = json_integer_value(v);
+
+    if (!json_is_integer(v) || i < 0 || i > NK_LOGPROBS_MAX)
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be an integer from 0 to %d",
+                       NK_LOGPROBS_MAX);
+    p->seen_top_logprobs = true;
+    p->top_logprobs = (int)i;
+    return 0;
+}
+
+int nk__read_ids(struct nk_parse *p, const char *name, const json_t *v, int32_t **ids, size_t *n)
+{
+    size_t size = json_array_size(v);
+
+    *ids = NULL;
+    *n = 0;
+    if (!size)
+        return 0;
+    *ids = calloc(size, sizeof **ids);
+    if (!*ids)
+        return nk__bad(p, NK_E_EXHAUSTED, "no_memory", name, "no memory for %zu token ids", size);
+    for (size_t i = 0; i < size; i++) {
+        const json_t *one = json_array_get(v, i);
+
+        if (!json_is_integer(one) || json_integer_value(one) < 0 ||
+            json_integer_value(one) > INT32_MAX) {
+            free(*ids);
+            *ids = NULL;
+            return nk__bad(p, NK_E_INVALID, "bad_value", name, "element %zu is not a token id", i);
+        }
+        (*ids)[i] = (int32_t)json_integer_value(one);
+    }
+    *n = size;
+    return 0;
+}
+
+/* ---- the whole ---- */
+
+/* Ollama's defaults differ from llama.cpp's (its api/types.go, DefaultOptions). */
+static struct nk_sampling defaults(enum nk_api api)
+{
+    struct nk_sampling s = nk_sampling_default();
+
+    s.seed = NK_SEED_RANDOM;
+    if (!nk__api_is_openai(api)) {
+        s.top_p = 0.9f;
+        s.min_p = 0.0f;
+        s.repeat_penalty = 1.1f;
+    }
+    return s;
+}
+
+/* What concerns several fields at once. */
+static int check_together(struct nk_parse *p)
+{
+    struct nk_request *r = p->r;
+    int n_constraints = (p->grammar != NULL) + (r->format != NK_FORMAT_TEXT);
+
+    if (!r->model || !r->model[0])
+        return nk__bad(p, NK_E_INVALID, "missing_field", "model",
+                       "is required: the name of a model, as /v1/models lists");
+    if (r->api == NK_API_OLLAMA_SHOW)
+        return 0;
+    if (n_constraints > 1)
+        return nk__bad(p, NK_E_INVALID, "bad_value", "grammar",
+                       "cannot be combined with response_format: each of them "
+                       "decides alone what the text may be");
+    if (n_constraints && r->tools && r->tool_choice != NK_TOOLS_NONE)
+        return nk__bad(p, NK_E_INVALID, "bad_value",
+                       p->grammar                  ? "grammar"
+                       : nk__api_is_openai(r->api) ? "response_format"
+                                                   : "format",
+                       "cannot be combined with tools unless tool_choice is \"none\": a tool call "
+                       "would not fit it");
+    r->sampling.grammar = p->grammar;
+    if ((r->tool_choice == NK_TOOLS_REQUIRED || r->tool_choice == NK_TOOLS_NAMED) && !r->tools)
+        return nk__bad(p, NK_E_INVALID, "bad_value", "tool_choice",
+                       "asks for a tool call, but there are no tools");
+    if (r->tool_choice == NK_TOOLS_NAMED) {
+        size_t i;
+        const json_t *tool;
+
+        json_array_foreach(r->tools, i, tool)
+        {
+            if (!strcmp(
+                    json_string_value(json_object_get(json_object_get(tool, "function"), "name")),
+                    r->tool_name))
+                break;
+        }
+        if (i == json_array_size(r->tools))
+            return nk__bad(p, NK_E_INVALID, "bad_value", "tool_choice",
+                           "there is no tool named \"%s\"", r->tool_name);
+    }
+    if (r->api != NK_API_COMPLETION) {
+        if (p->seen_top_logprobs && p->top_logprobs && !p->want_logprobs)
+            return nk__bad(p, NK_E_INVALID, "bad_value", "top_logprobs",
+                           "needs logprobs to be true");
+        r->n_logprobs = p->want_logprobs ? p->top_logprobs : -1;
+    }
+    if (r->include_usage && !r->stream)
+        return nk__bad(p, NK_E_INVALID, "bad_value", "stream_options",
+                       "is only possible when stream is true");
+    switch (r->api) {
+    case NK_API_CHAT:
+        if (!r->messages)
+            return nk__bad(p, NK_E_INVALID, "missing_field", "messages",
+                           "is required: a list of messages");
+        break;
+    case NK_API_COMPLETION:
+        if (!r->n_prompts)
+            return nk__bad(p, NK_E_INVALID, "missing_field", "prompt",
+                           "is required: a string, a list of strings, or token ids");
+        if ((int64_t)r->n * r->n_prompts > p->limits->n_max)
+            return nk__bad(p, NK_E_INVALID, "too_many", "n",
+                           "%d choices for %d prompts; at most %d together are possible", r->n,
+                           r->n_prompts, p->limits->n_max);
+        break;
+    case NK_API_OLLAMA_CHAT:
+        if (!r->messages)
+            r->only_load = true;
+        break;
+    case NK_API_OLLAMA_GENERATE:
+        if (!r->n_prompts ||
+            (r->prompts[0].text && !r->prompts[0].size && !r->system && !r->n_context))
+            r->only_load = true;
+        if (r->raw && (r->system || r->n_context))
+            return nk__bad(p, NK_E_INVALID, "bad_value", r->system ? "system" : "context",
+                           "is not possible with raw: the prompt is taken as it is");
+        break;
+    default:
+        break;
+    }
+    if (r->only_load && r->no_reuse)
+        r->only_unload = true;
+    if (nk_sampling_check(&r->sampling, &p->e->err)) {
+        p->e->param[0] = '\0';
+        return p->e->err.code;
+    }
+    return 0;
+}
+
+int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, size_t size,
+                      const struct nk_request_limits *limits, struct nk_request_error *e)
+{
+    static const struct nk_field_rule *const rules[] = {
+        [NK_API_CHAT] = nk__rules_chat,
+        [NK_API_COMPLETION] = nk__rules_completion,
+        [NK_API_OLLAMA_CHAT] = nk__rules_ollama_chat,
+        [NK_API_OLLAMA_GENERATE] = nk__rules_ollama_generate,
+        [NK_API_OLLAMA_SHOW] = nk__rules_ollama_show,
+    };
+    struct nk_parse p = { .r = r, .limits = limits, .e = e };
+    json_error_t at_error;
+    int rc;
+
+    *r = (struct nk_request){
+        .api = api,
+        .n = 1,
+        .n_logprobs = -1,
+        .sampling = defaults(api),
+        .stream = api == NK_API_OLLAMA_CHAT || api == NK_API_OLLAMA_GENERATE,
+        .parallel_tool_calls = true,
+    };
+    e->param[0] = '\0';
+    if (!size)
+        return nk__bad(&p, NK_E_INVALID, "bad_json", "",
+                       "the body is empty; a JSON object is needed");
+    r->root = json_loadb(body, size, JSON_REJECT_DUPLICATES, &at_error);
+    if (!r->root)
+        return nk__bad(&p, NK_E_INVALID, "bad_json", "",
+                       "the body is not JSON: line %d, column %d: %s", at_error.line,
+                       at_error.column, at_error.text);
+    if (!json_is_object(r->root))
+        rc = nk__bad(&p, NK_E_INVALID, "not_an_object", "",
+                     "the body is %s; a JSON object is needed", nk__json_type(r->root));
+    else
+        rc = nk__read_object(&p, rules[api], r->root);
+    if (!rc)
+        rc = check_together(&p);
+    if (rc)
+        nk__request_release(r);
+    return rc;
+}
+
+void nk__request_release(struct nk_request *r)
+{
+    for (int i = 0; i < r->n_prompts; i++)
+        free(r->prompts[i].ids);
+    free(r->context);
+    free(r->logit_bias);
+    json_decref(r->messages);
+    json_decref(r->tools);
+    json_decref(r->root);
+    *r = (struct nk_request){ 0 };
+}

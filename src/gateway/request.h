@@ -1,0 +1,122 @@
+/* A request for text, in OpenAI's or Ollama's words, read from its JSON and checked. Pure: no
+ * model, no network.
+ *
+ * The bytes come from strangers. Every field that exists is in a table (nk__fields): what is not in
+ * it, or is in it as refused, is answered by its name; what is in it has an effect. docs/api.md
+ * shows the same tables, and a test compares. Strings of a request live in its own JSON values. */
+#ifndef NK_GATEWAY_REQUEST_H
+#define NK_GATEWAY_REQUEST_H
+
+#include <jansson.h>
+
+#include "base/buf.h"
+#include "base/error.h"
+#include "text/detok.h"
+#include "text/sampling.h"
+
+/* clang-format off */
+#define NK_API_MAP(XX)                                                   \
+    XX(CHAT,            "/v1/chat/completions", true,  "messages")       \
+    XX(COMPLETION,      "/v1/completions",      true,  "prompt")         \
+    XX(OLLAMA_CHAT,     "/api/chat",            false, "messages")       \
+    XX(OLLAMA_GENERATE, "/api/generate",        false, "prompt")         \
+    XX(OLLAMA_SHOW,     "/api/show",            false, "model")
+/* clang-format on */
+enum nk_api {
+#define XX(name, path, openai, input) NK_API_##name,
+    NK_API_MAP(XX)
+#undef XX
+};
+const char *nk__api_path(enum nk_api api);
+bool nk__api_is_openai(enum nk_api api);
+const char *nk__api_input(enum nk_api api); /* the field that a too long input is in */
+
+/* What is wrong with a request: err for the program, param for the client ("messages[2].content";
+ * "" for the whole). */
+struct nk_request_error {
+    struct nk_error err;
+    char param[128];
+};
+
+struct nk_request_limits {
+    int messages_max, n_max;
+};
+
+struct nk_prompt { /* text, or token ids */
+    const char *text;
+    size_t size;
+    int32_t *ids; /* owned by the request */
+    size_t n_ids;
+};
+
+enum nk_output_format { NK_FORMAT_TEXT, NK_FORMAT_JSON, NK_FORMAT_SCHEMA };
+enum nk_tool_choice { NK_TOOLS_AUTO, NK_TOOLS_NONE, NK_TOOLS_REQUIRED, NK_TOOLS_NAMED };
+enum nk_think { NK_THINK_DEFAULT, NK_THINK_OFF, NK_THINK_ON };
+enum { NK_PROMPTS_MAX = 64, NK_TOOLS_MAX = 128, NK_TOOL_NAME_MAX = 64 };
+
+struct nk_request {
+    enum nk_api api;
+    json_t *root;      /* the request as it came */
+    const char *model; /* all strings: borrowed from root */
+    const char *user;  /* an identifier of the end user, for the log; or NULL */
+    bool stream, include_usage;
+    int n;         /* choices per prompt */
+    int n_predict; /* 0: as many as the context holds */
+    int num_ctx;   /* Ollama: prompt and reply together; 0: what the chain has */
+    struct nk_sampling sampling;
+    struct nk_logit_bias *logit_bias; /* owned; sampling points to it */
+    const char *stop[NK_STOP_MAX];
+    size_t n_stop;
+    int n_logprobs; /* -1: none */
+    enum nk_output_format format;
+    const json_t *schema; /* borrowed from root; for NK_FORMAT_SCHEMA */
+    bool no_reuse, deterministic;
+    /* chats */
+    json_t *messages;  /* owned; OpenAI's shape, content always a string, tool calls' arguments
+                          always text */
+    json_t *tools;     /* owned; OpenAI's shape; NULL: none */
+    bool tools_strict; /* a tool's arguments must keep to its schema */
+    enum nk_tool_choice tool_choice;
+    const char *tool_name; /* for NK_TOOLS_NAMED */
+    bool parallel_tool_calls;
+    enum nk_think think;
+    const char *reasoning_effort;  /* or NULL */
+    const json_t *template_kwargs; /* an object, or NULL */
+    /* completions and Ollama's generate */
+    struct nk_prompt prompts[NK_PROMPTS_MAX];
+    int n_prompts;
+    bool raw;           /* Ollama: the prompt is not put into a template */
+    const char *system; /* Ollama; or NULL */
+    int32_t *context;   /* Ollama: token ids of what came before; owned */
+    size_t n_context;
+    bool only_load; /* Ollama: nothing to generate: is the model there? */
+    bool only_unload;
+};
+
+/* Reads one. On success *r is to be released. On failure it is empty and e says what and where:
+ *   INVALID        bad_json, not_an_object, unknown_field, refused_field, bad_value, missing_field
+ *   EXHAUSTED      too_many (messages, choices), too_large */
+int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, size_t size,
+                      const struct nk_request_limits *limits, struct nk_request_error *e);
+void nk__request_release(struct nk_request *r); /* harmless on an empty one */
+
+/* ---- the fields ---- */
+enum nk_field_use {
+    NK_FIELD_YES,     /* has the effect that the API's documentation says */
+    NK_FIELD_FIXED,   /* only with the value that changes nothing */
+    NK_FIELD_REFUSED, /* known, and refused */
+};
+struct nk_field {
+    const char *name;
+    enum nk_field_use use;
+    const char *note; /* for docs/api.md and for the refusal */
+};
+struct nk_field_table {
+    const char *title; /* "POST /v1/chat/completions" */
+    int n;
+};
+/* The tables one after the other, idx from 0; false past the last. */
+bool nk__field_table(int idx, struct nk_field_table *out);
+struct nk_field nk__field(int table_idx, int field_idx);
+
+#endif

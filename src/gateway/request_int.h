@@ -1,0 +1,55 @@
+/* What the files that read requests share. */
+#ifndef NK_GATEWAY_REQUEST_INT_H
+#define NK_GATEWAY_REQUEST_INT_H
+
+#include "gateway/request.h"
+
+struct nk_parse {
+    struct nk_request *r;
+    const struct nk_request_limits *limits;
+    struct nk_request_error *e;
+    char path[96]; /* of the object whose fields are read, with a dot at its end: "options." */
+    /* What is only decided when all fields were read. */
+    const char *grammar;
+    bool want_logprobs, seen_top_logprobs, seen_max_tokens;
+    int top_logprobs;
+};
+
+struct nk_field_rule {
+    const char *name;
+    enum nk_field_use use;
+    /* Reads a value that is not null. For REFUSED: NULL. */
+    int (*read)(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+    size_t offset; /* into struct nk_request, for the readers of plain numbers and switches */
+    double min, max;
+    const char *note;
+};
+
+/* Fills the error: param is p->path and name; the message begins with it. Returns code. */
+int nk__bad(struct nk_parse *p, int code, const char *reason, const char *name, const char *fmt,
+            ...) __attribute__((format(printf, 5, 6)));
+/* Reads every member of an object by the table (ended by a NULL name). null counts as not given. */
+int nk__read_object(struct nk_parse *p, const struct nk_field_rule *rules, const json_t *object);
+
+/* Readers that both dialects use. */
+int nk__read_float(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_int(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_bool(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_string(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_seed(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_stop(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_grammar(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_top_logprobs(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_want_logprobs(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_messages(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_tools(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_only_false(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+/* Token ids: an array of integers into owned memory. */
+int nk__read_ids(struct nk_parse *p, const char *name, const json_t *v, int32_t **ids, size_t *n);
+
+extern const struct nk_field_rule nk__rules_chat[], nk__rules_completion[], nk__rules_ollama_chat[],
+    nk__rules_ollama_generate[], nk__rules_ollama_options[], nk__rules_ollama_show[],
+    nk__rules_message[], nk__rules_ollama_message[], nk__rules_stream_options[],
+    nk__rules_tool_function[];
+
+#endif

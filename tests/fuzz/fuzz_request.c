@@ -1,0 +1,29 @@
+/* layer: gateway. The first byte chooses the route, the rest is the body; a request that is taken is released. */
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gateway/request.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static const struct nk_request_limits limits = { .messages_max = 16, .n_max = 8 };
+    struct nk_request r;
+    struct nk_request_error e = { .param = "" };
+
+    if (!size)
+        return 0;
+    if (nk__request_parse(&r, (enum nk_api)(data[0] % 5), (const char *)data + 1, size - 1, &limits,
+                          &e)) {
+        if (r.root || !e.err.code || !e.err.reason[0] || !e.err.msg[0] ||
+            strlen(e.param) >= sizeof e.param)
+            abort();
+        return 0;
+    }
+    if (!r.model || r.n < 1 || r.n_stop > NK_STOP_MAX || nk_sampling_check(&r.sampling, NULL))
+        abort();
+    nk__request_release(&r);
+    return 0;
+}

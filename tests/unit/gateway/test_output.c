@@ -1,0 +1,240 @@
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "gateway/output.h"
+
+/* Events as text: runs of one kind are joined, "R:..|C:..|T:name|A:...". */
+struct trace {
+    char text[4096];
+    enum nk_output_kind last;
+};
+
+static int record(void *user, enum nk_output_kind kind, const char *text, size_t size,
+                  struct nk_error *err)
+{
+    static const char letters[] = { [NK_OUTPUT_CONTENT] = 'C',
+                                    [NK_OUTPUT_REASONING] = 'R',
+                                    [NK_OUTPUT_TOOL] = 'T',
+                                    [NK_OUTPUT_ARGUMENTS] = 'A' };
+    struct trace *t = user;
+    size_t n = strlen(t->text);
+
+    (void)err;
+    assert_true(size > 0);
+    if (!n || t->last != kind || kind == NK_OUTPUT_TOOL)
+        n +=
+            (size_t)snprintf(t->text + n, sizeof t->text - n, "%s%c:", n ? "|" : "", letters[kind]);
+    snprintf(t->text + n, sizeof t->text - n, "%.*s", (int)size, text);
+    t->last = kind;
+    return 0;
+}
+
+static const struct nk_think_marks think = { "<think>", "</think>" };
+static const char *const tools[] = { "f", "get_weather" };
+
+static void expect(enum nk_tool_format format, bool starts_thinking, const char *text,
+                   const char *want)
+{
+    size_t n = strlen(text);
+
+    /* Whole, cut at every place, and byte by byte. */
+    for (size_t cut = 0; cut <= n + 1; cut++) {
+        struct trace t = { .text = "" };
+        struct nk_output_opts opts = { .think = think,
+                                       .starts_thinking = starts_thinking,
+                                       .tools = format,
+                                       .tool_names = tools,
+                                       .n_tool_names = 2,
+                                       .sink = record,
+                                       .user = &t };
+        nk_output *o = nk__output_new(&opts);
+
+        if (cut <= n) {
+            assert_int_equal(nk__output_feed(o, text, cut, NULL), 0);
+            assert_int_equal(nk__output_feed(o, text + cut, n - cut, NULL), 0);
+        } else
+            for (size_t i = 0; i < n; i++)
+                assert_int_equal(nk__output_feed(o, text + i, 1, NULL), 0);
+        assert_int_equal(nk__output_finish(o, NULL), 0);
+        if (strcmp(t.text, want))
+            fail_msg("%s cut at %zu\n  gives  %s\n  wanted %s", text, cut, t.text, want);
+        nk__output_free(o);
+    }
+}
+
+static void test_output__reasoning_comes_first_and_loses_its_marks(void **state)
+{
+    (void)state;
+    expect(NK_TOOL_FORMAT_NONE, false, "hello", "C:hello");
+    expect(NK_TOOL_FORMAT_NONE, false, "", "");
+    expect(NK_TOOL_FORMAT_NONE, false, "  a \n", "C:  a \n");
+    expect(NK_TOOL_FORMAT_NONE, false, "<think>\na < b </t\n</think>\n\nyes\n",
+           "R:a < b </t|C:yes\n");
+    expect(NK_TOOL_FORMAT_NONE, false, "<think>never closed", "R:never closed");
+    expect(NK_TOOL_FORMAT_NONE, false, "<think></think>x", "C:x");
+    expect(NK_TOOL_FORMAT_NONE, false, "<thinking>", "C:<thinking>");
+    expect(NK_TOOL_FORMAT_NONE, false, "say <think>x</think>", "C:say <think>x</think>");
+    expect(NK_TOOL_FORMAT_NONE, true, "deep\n</think>\nx </think>", "R:deep|C:x </think>");
+    expect(NK_TOOL_FORMAT_NONE, false, "<thi", "C:<thi");
+}
+
+static void test_output__hermes_calls(void **state)
+{
+    (void)state;
+    expect(NK_TOOL_FORMAT_HERMES, false,
+           "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": \"}\\\"\", \"y\": [1, "
+           "{}]}}\n</tool_call>",
+           "T:f|A:{\"x\": \"}\\\"\", \"y\": [1, {}]}");
+    expect(NK_TOOL_FORMAT_HERMES, false,
+           "I "
+           "look.\n<tool_call>{\"name\":\"f\",\"arguments\":{}}</"
+           "tool_call>\n<tool_call>{\"name\":\"g\",\"arguments\":{\"a\":1}}</tool_call>\nso",
+           "C:I look.|T:f|A:{}|T:g|A:{\"a\":1}|C:so");
+    expect(NK_TOOL_FORMAT_HERMES, false,
+           "<think>hm</think>\n<tool_call>{\"arguments\":{\"a\":1},\"name\":\"f\"}</tool_call>",
+           "R:hm|T:f|A:{\"a\":1}");
+    expect(NK_TOOL_FORMAT_HERMES, false, "<tool_call>{\"name\":\"f\"}</tool_call>", "T:f|A:{}");
+    expect(NK_TOOL_FORMAT_HERMES, false,
+           "<tool_call>{\"name\":\"f\",\"arguments\":\"{\\\"a\\\":1}\"}</tool_call>",
+           "T:f|A:{\"a\":1}");
+    expect(NK_TOOL_FORMAT_HERMES, false,
+           "<tool_call>{\"name\":\"f\",\"id\":12,\"arguments\":{\"a\":1},\"x\":null }</tool_call>",
+           "T:f|A:{\"a\":1}");
+}
+
+static void test_output__what_is_no_call_is_content(void **state)
+{
+    (void)state;
+    expect(NK_TOOL_FORMAT_HERMES, false, "<tool_call>nothing</tool_call>",
+           "C:<tool_call>nothing</tool_call>");
+    expect(NK_TOOL_FORMAT_HERMES, false, "<tool_call>{\"x\":1}</tool_call>",
+           "C:<tool_call>{\"x\":1}</tool_call>");
+    expect(NK_TOOL_FORMAT_HERMES, false, "<tool_call>{\"name\":5}", "C:<tool_call>{\"name\":5}");
+    expect(NK_TOOL_FORMAT_HERMES, false, "<tool_call>{\"name\":\"f\"",
+           "C:<tool_call>{\"name\":\"f\"");
+    expect(NK_TOOL_FORMAT_HERMES, false, "a <tool_ca", "C:a <tool_ca");
+    expect(NK_TOOL_FORMAT_NONE, false, "<tool_call>{\"name\":\"f\",\"arguments\":{}}</tool_call>",
+           "C:<tool_call>{\"name\":\"f\",\"arguments\":{}}</tool_call>");
+    /* Cut off by a token limit: what is there is given. */
+    expect(NK_TOOL_FORMAT_HERMES, false,
+           "<tool_call>{\"name\":\"f\",\"arguments\":{\"a\":", "T:f|A:{\"a\":");
+}
+
+static void test_output__llama_calls_need_no_mark_but_a_known_name(void **state)
+{
+    (void)state;
+    expect(NK_TOOL_FORMAT_LLAMA, false, "{\"name\": \"f\", \"parameters\": {\"a\": 1}}",
+           "T:f|A:{\"a\": 1}");
+    expect(NK_TOOL_FORMAT_LLAMA, false, "<|python_tag|>{\"name\": \"f\", \"parameters\": {}}",
+           "T:f|A:{}");
+    expect(NK_TOOL_FORMAT_LLAMA, false,
+           "{\"name\": \"f\", \"parameters\": {}}; {\"name\": \"get_weather\", \"parameters\": "
+           "{\"a\": 2}}",
+           "T:f|A:{}|T:get_weather|A:{\"a\": 2}");
+    expect(NK_TOOL_FORMAT_LLAMA, false, "{\"name\": \"Bob\", \"parameters\": {}}",
+           "C:{\"name\": \"Bob\", \"parameters\": {}}");
+    expect(NK_TOOL_FORMAT_LLAMA, false, "so {\"name\": \"f\", \"parameters\": {}}",
+           "C:so {\"name\": \"f\", \"parameters\": {}}");
+    expect(NK_TOOL_FORMAT_LLAMA, false, " {\"a\": 1} x", "C: {\"a\": 1} x");
+}
+
+static void test_output__mistral_calls(void **state)
+{
+    (void)state;
+    expect(NK_TOOL_FORMAT_MISTRAL, false,
+           "[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {\"a\": 1}}, {\"name\": \"g\", "
+           "\"arguments\": {}, \"id\": \"abc\"}\n]",
+           "T:f|A:{\"a\": 1}|T:g|A:{}");
+    expect(NK_TOOL_FORMAT_MISTRAL, false, "x [TOOL_CALLS] none", "C:x [TOOL_CALLS] none");
+    expect(NK_TOOL_FORMAT_MISTRAL, false, "[TOOL_CALLS] [", "C:[TOOL_CALLS] [");
+    expect(NK_TOOL_FORMAT_ARGS, false, "[TOOL_CALLS]f[ARGS]{\"a\": 1}[TOOL_CALLS]g[ARGS]{}",
+           "T:f|A:{\"a\": 1}|T:g|A:{}");
+    expect(NK_TOOL_FORMAT_ARGS, false, "[TOOL_CALLS]f{\"a\": 1}", "C:[TOOL_CALLS]f{\"a\": 1}");
+    expect(NK_TOOL_FORMAT_ARGS, false, "[TOOL_CALLS]f[ARGS]", "C:[TOOL_CALLS]f[ARGS]");
+}
+
+#define BEGINS                                                                                     \
+    "<\xef\xbd\x9ctool\xe2\x96\x81"                                                                \
+    "calls\xe2\x96\x81"                                                                            \
+    "begin\xef\xbd\x9c>"
+#define ENDS                                                                                       \
+    "<\xef\xbd\x9ctool\xe2\x96\x81"                                                                \
+    "calls\xe2\x96\x81"                                                                            \
+    "end\xef\xbd\x9c>"
+#define BEGIN                                                                                      \
+    "<\xef\xbd\x9ctool\xe2\x96\x81"                                                                \
+    "call\xe2\x96\x81"                                                                             \
+    "begin\xef\xbd\x9c>"
+#define END                                                                                        \
+    "<\xef\xbd\x9ctool\xe2\x96\x81"                                                                \
+    "call\xe2\x96\x81"                                                                             \
+    "end\xef\xbd\x9c>"
+#define SEP "<\xef\xbd\x9ctool\xe2\x96\x81sep\xef\xbd\x9c>"
+
+static void test_output__deepseek_calls(void **state)
+{
+    (void)state;
+    expect(NK_TOOL_FORMAT_DEEPSEEK, false,
+           "ok\n" BEGINS BEGIN "function" SEP "f\n```json\n{\"a\": 1}\n```" END "\n" BEGIN
+           "function" SEP "g\n```json\n{}\n```" END ENDS,
+           "C:ok|T:f|A:{\"a\": 1}|T:g|A:{}");
+    expect(NK_TOOL_FORMAT_DEEPSEEK, false, BEGINS BEGIN "f" SEP "{\"a\": 1}" END ENDS,
+           "T:f|A:{\"a\": 1}");
+}
+
+static void test_output__one_call_ends_the_reply(void **state)
+{
+    const char *text = "<tool_call>{\"name\":\"f\",\"arguments\":{}}</"
+                       "tool_call><tool_call>{\"name\":\"g\",\"arguments\":{}}</tool_call>x";
+    struct trace t = { .text = "" };
+    struct nk_output_opts opts = {
+        .tools = NK_TOOL_FORMAT_HERMES, .one_call = true, .sink = record, .user = &t
+    };
+    nk_output *o = nk__output_new(&opts);
+
+    (void)state;
+    assert_int_equal(nk__output_feed(o, text, strlen(text), NULL), 0);
+    assert_true(nk__output_ended(o));
+    assert_int_equal(nk__output_finish(o, NULL), 0);
+    assert_int_equal(nk__output_calls(o), 1);
+    assert_string_equal(t.text, "T:f|A:{}");
+    nk__output_free(o);
+}
+
+static void test_output__formats_are_found_in_templates(void **state)
+{
+    (void)state;
+    assert_int_equal(nk__tool_format_detect("x <tool_call> y"), NK_TOOL_FORMAT_HERMES);
+    assert_int_equal(nk__tool_format_detect("<tool_call>\n<function=a>"), NK_TOOL_FORMAT_NONE);
+    assert_int_equal(nk__tool_format_detect("[TOOL_CALLS]"), NK_TOOL_FORMAT_MISTRAL);
+    assert_int_equal(nk__tool_format_detect("[TOOL_CALLS]a[ARGS]"), NK_TOOL_FORMAT_ARGS);
+    assert_int_equal(nk__tool_format_detect("<|start_header_id|> \"parameters\""),
+                     NK_TOOL_FORMAT_LLAMA);
+    assert_int_equal(nk__tool_format_detect("{{ messages }}"), NK_TOOL_FORMAT_NONE);
+    assert_string_equal(nk__think_marks_detect("a </think>").open, "<think>");
+    assert_null(nk__think_marks_detect("a").open);
+    assert_true(nk__prompt_opens_think("x<think>\n", 9, think));
+    assert_false(nk__prompt_opens_think("<think></think>\n", 16, think));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_output__reasoning_comes_first_and_loses_its_marks),
+        cmocka_unit_test(test_output__hermes_calls),
+        cmocka_unit_test(test_output__what_is_no_call_is_content),
+        cmocka_unit_test(test_output__llama_calls_need_no_mark_but_a_known_name),
+        cmocka_unit_test(test_output__mistral_calls),
+        cmocka_unit_test(test_output__deepseek_calls),
+        cmocka_unit_test(test_output__one_call_ends_the_reply),
+        cmocka_unit_test(test_output__formats_are_found_in_templates),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,371 @@
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include <math.h>
+
+#include <jansson.h>
+
+#include "gateway/reply.h"
+
+static void fixed_utc(char *out, size_t size)
+{
+    snprintf(out, size, "2026-03-02T10:15:04.211Z");
+}
+
+static struct nk_reply_opts opts_for(enum nk_api api, bool stream)
+{
+    struct nk_reply_opts o = { .api = api,
+                               .stream = stream,
+                               .n_choices = 1,
+                               .n_logprobs = -1,
+                               .text_bytes_max = 1 << 20,
+                               .id = "x1",
+                               .model = "m\"odel",
+                               .fingerprint = "fp",
+                               .created = 7,
+                               .parse = api == NK_API_CHAT || api == NK_API_OLLAMA_CHAT,
+                               .utc = fixed_utc };
+
+    o.output.think = (struct nk_think_marks){ "<think>", "</think>" };
+    o.output.tools = NK_TOOL_FORMAT_HERMES;
+    return o;
+}
+
+/* The pieces as tokens of choice 0, then its end and the reply's. */
+static char *reply(const struct nk_reply_opts *o, const char *const *pieces, enum nk_finish finish)
+{
+    struct nk_buf out = NK_BUF_INIT(1 << 20);
+    nk_reply *r = nk__reply_new(o);
+    struct nk_reply_done d = { .finish = finish,
+                               .tail = "!",
+                               .tail_size = 1,
+                               .n_prompt = 5,
+                               .n_reused = 2,
+                               .prefill_us = 3,
+                               .decode_us = 4,
+                               .total_us = 9,
+                               .waiting_us = 1,
+                               .counts_prompt = true };
+    bool ended;
+
+    for (int i = 0; pieces[i]; i++) {
+        struct nk_gen_token t = { .id = i,
+                                  .index = i,
+                                  .text = pieces[i],
+                                  .text_size = strlen(pieces[i]),
+                                  .logprob = -0.5f,
+                                  .piece = pieces[i],
+                                  .piece_size = strlen(pieces[i]),
+                                  .n_top = 1 };
+
+        t.top[0] = (struct nk_gen_top){
+            .id = i, .logprob = -INFINITY, .text = "\xf0\x9f", .text_size = 2
+        };
+        assert_int_equal(nk__reply_token(r, 0, &t, &out, &ended, NULL), 0);
+        d.n_generated++;
+    }
+    assert_int_equal(nk__reply_done(r, 0, &d, &out, NULL), 0);
+    assert_int_equal(nk__reply_end(r, &out, NULL), 0);
+    nk__reply_free(r);
+    return nk_buf_take(&out, NULL);
+}
+
+static json_t *json(const char *text, size_t size)
+{
+    json_error_t e;
+    json_t *v = json_loadb(text, size, JSON_REJECT_DUPLICATES, &e);
+
+    if (!v)
+        fail_msg("%.*s: %s", (int)size, text, e.text);
+    return v;
+}
+
+/* The frames of a stream, as a JSON array; SSE must end with [DONE]. */
+static json_t *frames(const char *text, bool sse)
+{
+    json_t *list = json_array();
+    const char *sep = sse ? "\n\n" : "\n";
+
+    while (*text) {
+        const char *end = strstr(text, sep);
+
+        assert_non_null(end);
+        if (sse) {
+            assert_memory_equal(text, "data: ", 6);
+            text += 6;
+        }
+        if (end - text == 6 && !memcmp(text, "[DONE]", 6)) {
+            assert_string_equal(end, "\n\n");
+            return list;
+        }
+        json_array_append_new(list, json(text, (size_t)(end - text)));
+        text = end + strlen(sep);
+    }
+    assert_false(sse);
+    return list;
+}
+
+/* All values at path (dot separated, numbers are indices) of the frames, joined. */
+static const json_t *get(const json_t *v, const char *path)
+{
+    char word[64];
+
+    while (v && *path) {
+        size_t n = strcspn(path, ".");
+
+        snprintf(word, sizeof word, "%.*s", (int)n, path);
+        v = json_is_array(v) ? json_array_get(v, (size_t)atoi(word)) : json_object_get(v, word);
+        path += n + (path[n] == '.');
+    }
+    return v;
+}
+
+static const char *joined(const json_t *list, const char *path)
+{
+    static char text[4096];
+    size_t i;
+    json_t *f;
+
+    text[0] = '\0';
+    json_array_foreach((json_t *)list, i, f)
+    {
+        const char *s = json_string_value(get(f, path));
+
+        if (s)
+            strcat(text, s);
+    }
+    return text;
+}
+
+static const char *const thinking[] = { "<think>",          "hm ", "\xe4\xb8\xad",
+                                        "</think>",         "\n",  "yes\n",
+                                        "\xf0\x9f\x98\x80", "",    NULL };
+static const char *const calling[] = { "so\n<tool", "_call>{\"name\":\"f\",\"arguments\":{\"a\":",
+                                       "\"\xc3\xa9\\n\"}}", "</tool_call>", NULL };
+
+static void test_reply__streamed_text_is_the_whole_text(void **state)
+{
+    (void)state;
+    for (int api = NK_API_CHAT; api <= NK_API_OLLAMA_GENERATE; api++) {
+        static const char *const whole_paths[] = { "choices.0.message.content", "choices.0.text",
+                                                   "message.content", "response" };
+        static const char *const delta_paths[] = { "choices.0.delta.content", "choices.0.text",
+                                                   "message.content", "response" };
+        struct nk_reply_opts o = opts_for((enum nk_api)api, false);
+        char *whole = reply(&o, thinking, NK_FINISH_EOG), *stream;
+        json_t *w = json(whole, strlen(whole)), *s;
+
+        o.stream = true;
+        stream = reply(&o, thinking, NK_FINISH_EOG);
+        s = frames(stream, nk__api_is_openai((enum nk_api)api));
+        assert_string_equal(joined(s, delta_paths[api]),
+                            json_string_value(get(w, whole_paths[api])));
+        if (o.parse) {
+            assert_string_equal(json_string_value(get(w, whole_paths[api])),
+                                "yes\n\xf0\x9f\x98\x80!");
+            assert_string_equal(joined(s, api == NK_API_CHAT ? "choices.0.delta.reasoning_content"
+                                                             : "message.thinking"),
+                                "hm \xe4\xb8\xad");
+            assert_string_equal(
+                json_string_value(get(w, api == NK_API_CHAT ? "choices.0.message.reasoning_content"
+                                                            : "message.thinking")),
+                "hm \xe4\xb8\xad");
+        } else
+            assert_string_equal(json_string_value(get(w, whole_paths[api])),
+                                "<think>hm \xe4\xb8\xad</think>\nyes\n\xf0\x9f\x98\x80!");
+        json_decref(w);
+        json_decref(s);
+        free(whole);
+        free(stream);
+    }
+}
+
+static void test_reply__chat_chunks_have_openais_shape(void **state)
+{
+    struct nk_reply_opts o = opts_for(NK_API_CHAT, true);
+    char *text;
+    json_t *s;
+    const json_t *last, *usage;
+
+    (void)state;
+    o.include_usage = true;
+    text = reply(&o, thinking, NK_FINISH_LENGTH);
+    s = frames(text, true);
+    assert_string_equal(json_string_value(get(s, "0.object")), "chat.completion.chunk");
+    assert_string_equal(json_string_value(get(s, "0.id")), "chatcmpl-x1");
+    assert_string_equal(json_string_value(get(s, "0.model")), "m\"odel");
+    assert_string_equal(json_string_value(get(s, "0.choices.0.delta.role")), "assistant");
+    assert_null(get(s, "1.choices.0.delta.role"));
+    assert_true(json_is_null(get(s, "0.usage")));
+    last = json_array_get(s, json_array_size(s) - 2);
+    assert_string_equal(json_string_value(get(last, "choices.0.finish_reason")), "length");
+    assert_int_equal(json_object_size(get(last, "choices.0.delta")), 0);
+    usage = json_array_get(s, json_array_size(s) - 1);
+    assert_int_equal(json_array_size(get(usage, "choices")), 0);
+    assert_int_equal(json_integer_value(get(usage, "usage.prompt_tokens")), 5);
+    assert_int_equal(json_integer_value(get(usage, "usage.completion_tokens")), 8);
+    assert_int_equal(json_integer_value(get(usage, "usage.total_tokens")), 13);
+    assert_int_equal(json_integer_value(get(usage, "usage.prompt_tokens_details.cached_tokens")),
+                     2);
+    assert_int_equal(
+        json_integer_value(get(usage, "usage.completion_tokens_details.reasoning_tokens")), 4);
+    json_decref(s);
+    free(text);
+}
+
+static void test_reply__tool_calls_come_as_deltas_and_whole(void **state)
+{
+    struct nk_reply_opts o = opts_for(NK_API_CHAT, true);
+    char *text = reply(&o, calling, NK_FINISH_EOG);
+    json_t *s = frames(text, true), *args = NULL;
+    size_t i, k, n_begin = 0;
+    json_t *f, *call;
+    char arguments[200] = "";
+
+    (void)state;
+    json_array_foreach(s, i, f)
+    {
+        json_array_foreach((json_t *)get(f, "choices.0.delta.tool_calls"), k, call)
+        {
+            if (json_object_get(call, "id")) {
+                n_begin++;
+                assert_string_equal(json_string_value(get(call, "function.name")), "f");
+                assert_string_equal(json_string_value(get(call, "type")), "function");
+            }
+            assert_int_equal(json_integer_value(json_object_get(call, "index")), 0);
+            strcat(arguments, json_string_value(get(call, "function.arguments")));
+        }
+    }
+    assert_int_equal(n_begin, 1);
+    assert_string_equal(arguments, "{\"a\":\"\xc3\xa9\\n\"}");
+    /* The tail came after the call: content. */
+    assert_string_equal(joined(s, "choices.0.delta.content"), "so!");
+    assert_string_equal(json_string_value(get(json_array_get(s, json_array_size(s) - 1),
+                                              "choices.0.finish_reason")),
+                        "tool_calls");
+    json_decref(s);
+    free(text);
+
+    o.stream = false;
+    text = reply(&o, calling, NK_FINISH_EOG);
+    s = json(text, strlen(text));
+    assert_string_equal(
+        json_string_value(get(s, "choices.0.message.tool_calls.0.function.arguments")), arguments);
+    assert_string_equal(json_string_value(get(s, "choices.0.message.tool_calls.0.id")),
+                        "call_x1_0_0");
+    assert_string_equal(json_string_value(get(s, "choices.0.finish_reason")), "tool_calls");
+    json_decref(s);
+    free(text);
+
+    o = opts_for(NK_API_OLLAMA_CHAT, true);
+    text = reply(&o, calling, NK_FINISH_EOG);
+    s = frames(text, false);
+    args = (json_t *)get(json_array_get(s, json_array_size(s) - 1),
+                         "message.tool_calls.0.function.arguments");
+    assert_string_equal(json_string_value(json_object_get(args, "a")), "\xc3\xa9\n");
+    json_decref(s);
+    free(text);
+}
+
+static void test_reply__log_probabilities(void **state)
+{
+    static const char *const pieces[] = { "a", "\xc3\xa9", NULL };
+    struct nk_reply_opts o = opts_for(NK_API_CHAT, false);
+    char *text;
+    json_t *v;
+
+    (void)state;
+    o.n_logprobs = 1;
+    text = reply(&o, pieces, NK_FINISH_EOG);
+    v = json(text, strlen(text));
+    assert_int_equal(json_array_size(get(v, "choices.0.logprobs.content")), 2);
+    assert_string_equal(json_string_value(get(v, "choices.0.logprobs.content.1.token")),
+                        "\xc3\xa9");
+    assert_int_equal(json_integer_value(get(v, "choices.0.logprobs.content.1.bytes.1")), 0xa9);
+    assert_true(json_real_value(get(v, "choices.0.logprobs.content.0.logprob")) == -0.5);
+    /* Half a character is shown as U+FFFD, its bytes are true; what is impossible has OpenAI's number. */
+    assert_string_equal(
+        json_string_value(get(v, "choices.0.logprobs.content.0.top_logprobs.0.token")),
+        "\xef\xbf\xbd");
+    assert_int_equal(json_array_size(get(v, "choices.0.logprobs.content.0.top_logprobs.0.bytes")),
+                     2);
+    assert_true(json_number_value(get(v, "choices.0.logprobs.content.0.top_logprobs.0.logprob")) ==
+                -9999);
+    json_decref(v);
+    free(text);
+    o = opts_for(NK_API_COMPLETION, false);
+    o.n_logprobs = 1;
+    text = reply(&o, pieces, NK_FINISH_EOG);
+    v = json(text, strlen(text));
+    assert_string_equal(json_string_value(get(v, "choices.0.logprobs.tokens.1")), "\xc3\xa9");
+    assert_int_equal(json_integer_value(get(v, "choices.0.logprobs.text_offset.1")), 1);
+    json_decref(v);
+    free(text);
+}
+
+static void test_reply__ollamas_last_frame_counts_and_times(void **state)
+{
+    struct nk_reply_opts o = opts_for(NK_API_OLLAMA_GENERATE, true);
+    char *text = reply(&o, thinking, NK_FINISH_LENGTH);
+    json_t *s = frames(text, false);
+    const json_t *last = json_array_get(s, json_array_size(s) - 1);
+
+    (void)state;
+    assert_true(json_is_false(get(s, "0.done")));
+    assert_true(json_is_true(get(last, "done")));
+    assert_string_equal(json_string_value(get(last, "done_reason")), "length");
+    assert_int_equal(json_integer_value(get(last, "total_duration")), 9000);
+    assert_int_equal(json_integer_value(get(last, "load_duration")), 1000);
+    assert_int_equal(json_integer_value(get(last, "prompt_eval_count")), 5);
+    assert_int_equal(json_integer_value(get(last, "prompt_eval_duration")), 3000);
+    assert_int_equal(json_integer_value(get(last, "eval_count")), 8);
+    assert_int_equal(json_integer_value(get(last, "eval_duration")), 4000);
+    json_decref(s);
+    free(text);
+}
+
+static void test_reply__errors_have_the_dialects_shape(void **state)
+{
+    struct nk_error err;
+    struct nk_buf out = NK_BUF_INIT(4096);
+    json_t *v;
+
+    (void)state;
+    nk_fail(&err, NK_E_INVALID, "unknown_field", "\"x\": unknown");
+    assert_int_equal(nk__error_status(&err), 400);
+    nk__error_body(true, false, &err, "x", &out);
+    v = json(out.data, out.size);
+    assert_string_equal(json_string_value(get(v, "error.message")), "\"x\": unknown");
+    assert_string_equal(json_string_value(get(v, "error.type")), "invalid_request_error");
+    assert_string_equal(json_string_value(get(v, "error.param")), "x");
+    assert_string_equal(json_string_value(get(v, "error.code")), "unknown_field");
+    json_decref(v);
+    nk_buf_reset(&out);
+    nk__error_body(false, true, &err, "x", &out);
+    assert_string_equal(out.data, "{\"error\":\"\\\"x\\\": unknown\"}\n");
+    nk_fail(&err, NK_E_EXHAUSTED, "body_too_large", "x");
+    assert_int_equal(nk__error_status(&err), 413);
+    nk_fail(&err, NK_E_EXHAUSTED, "queue_full", "x");
+    assert_int_equal(nk__error_status(&err), 429);
+    nk_buf_release(&out);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_reply__streamed_text_is_the_whole_text),
+        cmocka_unit_test(test_reply__chat_chunks_have_openais_shape),
+        cmocka_unit_test(test_reply__tool_calls_come_as_deltas_and_whole),
+        cmocka_unit_test(test_reply__log_probabilities),
+        cmocka_unit_test(test_reply__ollamas_last_frame_counts_and_times),
+        cmocka_unit_test(test_reply__errors_have_the_dialects_shape),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
