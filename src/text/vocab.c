@@ -9,6 +9,7 @@
 #include <gguf.h>
 #include <llama.h>
 
+#include "base/log.h"
 #include "text/guard.h"
 #include "text/utf8.h"
 
@@ -19,7 +20,27 @@ struct nk_vocab {
     enum llama_vocab_type type;
     bool may_lose_bytes; /* a BPE vocabulary without a token for every byte: libllama drops the rest
                             in silence */
+    char model_sha256[65];
 };
+
+/* ---- set-up ---- */
+
+static void log_line(enum ggml_log_level level, const char *text, void *user)
+{
+    enum nk_log_level ours = level == GGML_LOG_LEVEL_ERROR  ? NK_LOG_ERROR
+                             : level == GGML_LOG_LEVEL_WARN ? NK_LOG_WARN
+                                                            : NK_LOG_DEBUG;
+    char quoted[1100];
+
+    (void)user;
+    if (level != GGML_LOG_LEVEL_CONT && nk_log_enabled(NK_LOG_LLAMA, ours))
+        nk_log(NK_LOG_LLAMA, ours, "msg=%s", nk_log_quote(quoted, sizeof quoted, text));
+}
+
+void nk_vocab_global_init(void)
+{
+    llama_log_set(log_line, NULL);
+}
 
 /* ---- opening ---- */
 
@@ -164,6 +185,9 @@ int nk_vocab_open(nk_vocab **out, const char *path, struct nk_error *err)
         rc = nk_fail(err, NK_E_INVALID, "no_vocab", "%s has no vocabulary", path);
         goto out;
     }
+    if (llama_model_meta_val_str(v->model, "nakshatra.model_sha256", v->model_sha256,
+                                 sizeof v->model_sha256) != 64)
+        v->model_sha256[0] = '\0';
     *out = v;
     v = NULL;
 out:
@@ -190,6 +214,11 @@ void nk_vocab_close(nk_vocab *v)
 }
 
 /* ---- what it is ---- */
+
+const char *nk_vocab_model_sha256(const nk_vocab *v)
+{
+    return v->model_sha256;
+}
 
 const struct llama_vocab *nk_vocab_llama(const nk_vocab *v)
 {

@@ -13,6 +13,10 @@
 struct llama_vocab;
 typedef struct nk_vocab nk_vocab;
 
+/* libllama's log into ours, for a program that has vocabularies and no stage (nk_stage_global_init does it too). From the
+ * main thread, before threads start. */
+void nk_vocab_global_init(void);
+
 /* From NAME.vocab.gguf or any GGUF with a tokenizer. *out owned by the caller.
  *   NOT_FOUND no_file; INVALID bad_gguf; INVALID no_vocab (a slice other than the last has a stub) */
 int nk_vocab_open(nk_vocab **out, const char *path, struct nk_error *err);
@@ -22,6 +26,8 @@ void nk_vocab_close(nk_vocab *v);
 
 const struct llama_vocab *nk_vocab_llama(const nk_vocab *v);
 int nk_vocab_size(const nk_vocab *v);
+/* The SHA-256 of the model that it was cut from, as the file says; "" for a whole model and a borrowed one. Borrowed. */
+const char *nk_vocab_model_sha256(const nk_vocab *v);
 bool nk_vocab_is_eog(const nk_vocab *v, int32_t id); /* end of generation: EOS, EOT ... */
 int32_t nk_vocab_bos(const nk_vocab *v);             /* -1: none */
 int32_t nk_vocab_eos(const nk_vocab *v);

@@ -1,0 +1,350 @@
+#include "cli/answer.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli/cli.h"
+#include "cli/interrupt.h"
+#include "text/utf8.h"
+
+enum {
+    /* What may wait for a reader that does not read, and all that is kept of a text. */
+    PENDING_BYTES_MAX = 64 << 20,
+    TEXT_BYTES_MAX = 1 << 30,
+};
+
+/* Between the net thread, which appends, and the main thread, which writes. */
+struct stream {
+    pthread_mutex_t mutex; /* all until `over` */
+    struct nk_buf pending;
+    struct nk_answer *a;
+    size_t ids_capacity;
+    int rc; /* the net thread could not keep what came */
+    struct nk_error err;
+    bool woken, over;
+    int wake[2];
+    bool want_logprobs;
+};
+
+/* mutex held */
+static void wake(struct stream *s)
+{
+    if (!s->woken && write(s->wake[1], "", 1) == 1)
+        s->woken = true;
+}
+
+/* A token's bytes: as text where they are UTF-8, and as numbers always. */
+static void set_piece(json_t *o, const char *piece, size_t size)
+{
+    json_t *bytes = json_array();
+
+    json_object_set_new(o, "text", json_stringn(piece, size)); /* null where it is not UTF-8 */
+    for (size_t i = 0; i < size; i++)
+        json_array_append_new(bytes, json_integer((unsigned char)piece[i]));
+    json_object_set_new(o, "bytes", bytes);
+    if (!json_object_get(o, "text"))
+        json_object_set_new(o, "text", json_null());
+}
+
+static json_t *number(double v)
+{
+    return isfinite(v) ? json_real(v) : json_null();
+}
+
+static json_t *logprob_json(const struct nk_gen_token *t)
+{
+    json_t *o = json_object(), *top = json_array();
+
+    json_object_set_new(o, "id", json_integer(t->id));
+    set_piece(o, t->piece ? t->piece : "", t->piece_size);
+    json_object_set_new(o, "logprob", number((double)t->logprob));
+    for (int i = 0; i < t->n_top; i++) {
+        json_t *e = json_object();
+
+        json_object_set_new(e, "id", json_integer(t->top[i].id));
+        set_piece(e, t->top[i].text ? t->top[i].text : "", t->top[i].text_size);
+        json_object_set_new(e, "logprob", number((double)t->top[i].logprob));
+        json_array_append_new(top, e);
+    }
+    json_object_set_new(o, "top", top);
+    return o;
+}
+
+static void keep_text(struct stream *s, const char *text, size_t size)
+{
+    if (s->rc || !size)
+        return;
+    if (nk_buf_add(&s->pending, text, size, &s->err))
+        s->rc = nk_fail(&s->err, NK_E_EXHAUSTED, "reader_too_slow",
+                        "%d MiB of text wait to be read by nobody", PENDING_BYTES_MAX >> 20);
+    else
+        s->rc = nk_buf_add(&s->a->text, text, size, &s->err);
+}
+
+static void on_token(void *user, const struct nk_gen_token *t)
+{
+    struct stream *s = user;
+    struct nk_answer *a = s->a;
+
+    pthread_mutex_lock(&s->mutex);
+    if ((size_t)a->n_ids == s->ids_capacity) {
+        size_t capacity = s->ids_capacity ? 2 * s->ids_capacity : 256;
+        int32_t *ids = realloc(a->ids, capacity * sizeof *ids);
+
+        if (ids) {
+            a->ids = ids;
+            s->ids_capacity = capacity;
+        } else if (!s->rc) {
+            s->rc = nk_fail(&s->err, NK_E_EXHAUSTED, "no_memory", "no memory");
+        }
+    }
+    if ((size_t)a->n_ids < s->ids_capacity)
+        a->ids[a->n_ids++] = t->id;
+    if (s->want_logprobs)
+        json_array_append_new(a->logprobs, logprob_json(t));
+    keep_text(s, t->text, t->text_size);
+    if (s->pending.size || s->rc)
+        wake(s);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+static void on_done(void *user, const struct nk_gen_stats *stats, const struct nk_error *err)
+{
+    struct stream *s = user;
+
+    pthread_mutex_lock(&s->mutex);
+    keep_text(s, stats->tail, stats->tail_size);
+    s->a->stats = *stats;
+    s->a->stats.tail = NULL;
+    s->a->stats.tail_size = 0;
+    if (err) {
+        s->a->rc = err->code;
+        s->a->err = *err;
+    }
+    s->over = true;
+    wake(s);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+int nk_write_all(int fd, const char *data, size_t size, struct nk_error *err)
+{
+    while (size) {
+        ssize_t n = write(fd, data, size);
+
+        if (n < 0 && errno == EINTR && !nk_interrupt_signal())
+            continue;
+        if (n < 0 && errno == EAGAIN) { /* somebody made the terminal non-blocking */
+            struct pollfd pfd[2] = { { .fd = fd, .events = POLLOUT },
+                                     { .fd = nk_interrupt_fd(), .events = POLLIN } };
+
+            poll(pfd, 2, -1);
+            if (!nk_interrupt_signal())
+                continue;
+            errno = EINTR;
+        }
+        if (n < 0 && errno == EINTR)
+            return nk_fail(err, NK_E_CANCELLED, "interrupted", "interrupted by a signal");
+        if (n < 0 && errno == EPIPE)
+            return nk_fail(err, NK_E_UNAVAILABLE, "reader_gone",
+                           "nobody reads the output any more");
+        if (n < 0)
+            return nk_fail(err, NK_E_DATA_LOSS, "write_failed", "the output cannot be written: %s",
+                           strerror(errno));
+        data += n;
+        size -= (size_t)n;
+    }
+    return 0;
+}
+
+/* Moves what came to the output, until the generation is over. The first thing that goes wrong on this side cancels it;
+ * its end is waited for in every case. */
+static void pump(struct stream *s, nk_gen *g, int out_fd)
+{
+    struct nk_answer *a = s->a;
+    struct nk_buf now = NK_BUF_INIT(PENDING_BYTES_MAX);
+    struct nk_error err;
+    bool over = false, cancelled = false;
+    int rc = 0;
+
+    while (!over) {
+        struct pollfd pfd[2] = { { .fd = s->wake[0], .events = POLLIN },
+                                 { .fd = cancelled ? -1 : nk_interrupt_fd(), .events = POLLIN } };
+        struct nk_buf empty = now;
+        char c;
+
+        if (poll(pfd, 2, -1) < 0 && errno != EINTR)
+            break; /* cannot happen; the generation's own deadline ends it */
+        pthread_mutex_lock(&s->mutex);
+        if (s->woken && read(s->wake[0], &c, 1) == 1)
+            s->woken = false;
+        nk_buf_reset(&empty);
+        now = s->pending;
+        s->pending = empty;
+        over = s->over;
+        if (!rc && s->rc) {
+            rc = s->rc;
+            err = s->err;
+        }
+        pthread_mutex_unlock(&s->mutex);
+        if (!rc && out_fd >= 0 && now.size)
+            rc = nk_write_all(out_fd, nk_buf_str(&now), now.size, &err);
+        if (!cancelled && (rc || nk_interrupt_signal())) {
+            a->interrupted = nk_interrupt_signal();
+            nk_gen_cancel(g);
+            cancelled = true;
+        }
+    }
+    nk_buf_release(&now);
+    if (rc && !a->interrupted) {
+        a->rc = rc;
+        a->err = err;
+        a->out_closed = !strcmp(err.reason, "reader_gone");
+    }
+}
+
+int nk_answer_run(struct nk_answer *a, nk_chain *c, const struct nk_gen_opts *opts, int out_fd)
+{
+    static const struct nk_gen_handlers handlers = { on_token, on_done };
+    struct stream s = { .a = a, .want_logprobs = opts->n_logprobs >= 0 };
+    nk_gen *g = NULL;
+
+    *a = (struct nk_answer){ 0 };
+    nk_buf_init(&a->text, TEXT_BYTES_MAX);
+    nk_buf_init(&s.pending, PENDING_BYTES_MAX);
+    if (s.want_logprobs)
+        a->logprobs = json_array();
+    if (pipe(s.wake) < 0) {
+        a->rc = nk_fail(&a->err, NK_E_UNAVAILABLE, "no_pipe", "no pipe: %s", strerror(errno));
+        return a->rc;
+    }
+    for (int i = 0; i < 2; i++) {
+        fcntl(s.wake[i], F_SETFD, FD_CLOEXEC);
+        fcntl(s.wake[i], F_SETFL, O_NONBLOCK);
+    }
+    pthread_mutex_init(&s.mutex, NULL);
+    a->rc = nk_gen_start(&g, c, opts, &handlers, &s, &a->err);
+    if (!a->rc) {
+        pump(&s, g, out_fd);
+        nk_gen_free(g);
+    }
+    pthread_mutex_destroy(&s.mutex);
+    nk_buf_release(&s.pending);
+    close(s.wake[0]);
+    close(s.wake[1]);
+    return a->rc;
+}
+
+void nk_answer_release(struct nk_answer *a)
+{
+    nk_buf_release(&a->text);
+    free(a->ids);
+    json_decref(a->logprobs);
+    *a = (struct nk_answer){ 0 };
+}
+
+/* Tokens per second over the steps after the first token. */
+static double decode_rate(const struct nk_gen_stats *s)
+{
+    return s->n_generated > 1 && s->decode_us ? (s->n_generated - 1) * 1e6 / (double)s->decode_us
+                                              : 0;
+}
+
+static double prefill_rate(const struct nk_gen_stats *s)
+{
+    return s->n_prompt > s->n_reused && s->prefill_us
+               ? (s->n_prompt - s->n_reused) * 1e6 / (double)s->prefill_us
+               : 0;
+}
+
+static json_t *ms(uint64_t us)
+{
+    return json_real((double)us / 1e3);
+}
+
+json_t *nk_answer_json(const struct nk_answer *a, const nk_chain *c)
+{
+    const struct nk_gen_stats *s = &a->stats;
+    json_t *o = json_object(), *ids = json_array(), *stages = json_array(),
+           *timings = json_object();
+
+    json_object_set_new(o, "model", json_string(nk_chain_cluster(c)->model_id));
+    json_object_set_new(o, "text", json_stringn(nk_buf_str(&a->text), a->text.size));
+    for (int i = 0; i < a->n_ids; i++)
+        json_array_append_new(ids, json_integer(a->ids[i]));
+    json_object_set_new(o, "ids", ids);
+    json_object_set_new(o, "finish", json_string(nk_finish_name(s->finish)));
+    json_object_set_new(o, "stop",
+                        s->finish == NK_FINISH_STOP ? json_string(s->stop_string) : json_null());
+    json_object_set_new(o, "seed", json_integer(s->seed));
+    json_object_set_new(o, "n_prompt", json_integer(s->n_prompt));
+    json_object_set_new(o, "n_reused", json_integer(s->n_reused));
+    json_object_set_new(o, "n_generated", json_integer(s->n_generated));
+    if (a->logprobs)
+        json_object_set(o, "logprobs", a->logprobs);
+    json_object_set_new(timings, "first_token_ms", ms(s->ttft_us));
+    json_object_set_new(timings, "prefill_ms", ms(s->prefill_us));
+    json_object_set_new(timings, "decode_ms", ms(s->decode_us));
+    json_object_set_new(timings, "total_ms", ms(s->total_us));
+    json_object_set_new(timings, "prefill_tokens_per_second", json_real(prefill_rate(s)));
+    json_object_set_new(timings, "decode_tokens_per_second", json_real(decode_rate(s)));
+    json_object_set_new(o, "timings", timings);
+    for (int i = 0; i < s->n_stages; i++) {
+        json_t *e = json_object();
+
+        json_object_set_new(e, "worker", json_string(s->stages[i].worker_id));
+        json_object_set_new(e, "compute_ms", ms(s->stages[i].compute_us));
+        json_object_set_new(e, "queue_ms", ms(s->stages[i].queue_us));
+        json_object_set_new(e, "wire_ms", ms(s->stages[i].wire_us));
+        json_object_set_new(e, "runs", json_integer((json_int_t)s->stages[i].runs));
+        json_array_append_new(stages, e);
+    }
+    json_object_set_new(o, "stages", stages);
+    if (a->rc) {
+        json_t *e = json_object();
+
+        json_object_set_new(e, "code", json_string(nk_code_text(a->rc)));
+        json_object_set_new(e, "reason", json_string(a->err.reason));
+        json_object_set_new(e, "message", json_string(a->err.msg));
+        json_object_set_new(o, "error", e);
+    }
+    return o;
+}
+
+void nk_answer_print_stats(const struct nk_answer *a)
+{
+    const struct nk_gen_stats *s = &a->stats;
+
+    fprintf(stderr,
+            "prompt     %6d tokens, %d of them from a kept session, %.1f ms to the first token "
+            "(%.1f tokens/s)\n",
+            s->n_prompt, s->n_reused, (double)s->ttft_us / 1e3, prefill_rate(s));
+    fprintf(stderr, "generated  %6d tokens in %.1f ms (%.1f tokens/s), finish %s, seed %u\n",
+            s->n_generated, (double)s->decode_us / 1e3, decode_rate(s), nk_finish_name(s->finish),
+            s->seed);
+    if (s->n_stages)
+        fprintf(stderr, "%-24s %8s %12s %12s %12s\n", "worker", "runs", "compute ms", "queue ms",
+                "wire ms");
+    for (int i = 0; i < s->n_stages; i++)
+        fprintf(stderr, "%-24s %8llu %12.1f %12.1f %12.1f\n", s->stages[i].worker_id,
+                (unsigned long long)s->stages[i].runs, (double)s->stages[i].compute_us / 1e3,
+                (double)s->stages[i].queue_us / 1e3, (double)s->stages[i].wire_us / 1e3);
+}
+
+int nk_answer_exit(const struct nk_answer *a)
+{
+    if (a->interrupted)
+        return nk_interrupt_exit_code(a->interrupted);
+    if (a->out_closed) {
+        signal(SIGPIPE, SIG_DFL);
+        raise(SIGPIPE);
+    }
+    return a->rc ? nk_cli_report(&a->err) : NK_EXIT_OK;
+}

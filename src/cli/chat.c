@@ -1,0 +1,343 @@
+#include "cli/chat.h"
+
+#include <errno.h>
+#include <histedit.h>
+#include <locale.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "cli/answer.h"
+#include "cli/cli.h"
+#include "cli/interrupt.h"
+
+enum {
+    HISTORY_LINES = 1000,
+    MESSAGE_BYTES_MAX = 1 << 20,
+    /* A conversation is cut to leave a quarter of the context, or what -n asks for, to the answer. */
+    ANSWER_SHARE = 4,
+};
+
+struct chat {
+    nk_chain *c;
+    const nk_vocab *v;
+    const struct nk_gen_opts *opts;
+    const struct nk_chat_opts *chat;
+    const char *chat_template;
+    struct nk_chat_message *messages; /* role is static, content owned */
+    size_t n_messages, capacity;
+    /* the terminal; NULL when standard input is none */
+    EditLine *el;
+    History *history;
+    char *history_path;
+    bool continues; /* the last line ended with a backslash */
+};
+
+static struct chat *current; /* libedit's prompt callback is told its EditLine only */
+
+static char *prompt_text(EditLine *el)
+{
+    static char first[] = "> ", more[] = ". ";
+
+    (void)el;
+    return current->continues ? more : first;
+}
+
+/* $XDG_STATE_HOME/nakshatra/chat_history; NULL when there is no home or it cannot be made: no history then. */
+static char *history_path(void)
+{
+    const char *xdg = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
+    struct nk_buf b = NK_BUF_INIT(8192);
+    mode_t old;
+    int rc;
+
+    if (xdg && xdg[0] == '/')
+        rc = nk_buf_addf(&b, NULL, "%s/nakshatra", xdg);
+    else if (home && home[0] == '/')
+        rc = nk_buf_addf(&b, NULL, "%s/.local/state/nakshatra", home);
+    else
+        return NULL;
+    old = umask(077); /* what is asked is nobody else's business */
+    if (!rc)
+        rc = nk_dir_make(b.data, NULL);
+    umask(old);
+    if (!rc)
+        rc = nk_buf_adds(&b, "/chat_history", NULL);
+    if (rc) {
+        nk_buf_release(&b);
+        return NULL;
+    }
+    return nk_buf_take(&b, NULL);
+}
+
+static void terminal_open(struct chat *k)
+{
+    HistEvent ev;
+
+    if (!isatty(0))
+        return;
+    setlocale(LC_CTYPE, "");
+    /* Prompts go to standard error, so that standard output has the model's text and nothing else. */
+    k->el = el_init("nakshatra", stdin, stderr, stderr);
+    if (!k->el)
+        return;
+    el_set(k->el, EL_PROMPT, prompt_text);
+    el_set(k->el, EL_EDITOR, "emacs");
+    k->history = history_init();
+    if (k->history) {
+        history(k->history, &ev, H_SETSIZE, HISTORY_LINES);
+        history(k->history, &ev, H_SETUNIQUE, 1);
+        el_set(k->el, EL_HIST, history, k->history);
+        k->history_path = history_path();
+        if (k->history_path)
+            history(k->history, &ev, H_LOAD, k->history_path);
+    }
+    el_source(k->el, NULL); /* ~/.editrc */
+}
+
+static void terminal_close(struct chat *k)
+{
+    HistEvent ev;
+
+    if (k->history && k->history_path) {
+        mode_t old = umask(077);
+
+        history(k->history, &ev, H_SAVE, k->history_path);
+        chmod(k->history_path, 0600); /* one that was there with another mode */
+        umask(old);
+    }
+    if (k->history)
+        history_end(k->history);
+    if (k->el)
+        el_end(k->el);
+    free(k->history_path);
+}
+
+/* One line into out, without its newline. False: the end. */
+static bool read_line(struct chat *k, struct nk_buf *out)
+{
+    char *line = NULL;
+    const char *text;
+    size_t capacity = 0;
+    int n = 0;
+    ssize_t size;
+    bool ok;
+
+    current = k;
+    if (k->el) {
+        text = el_gets(k->el, &n);
+        size = text ? n : -1;
+    } else {
+        size = getline(&line, &capacity, stdin);
+        text = line;
+    }
+    ok = size > 0 && !nk_interrupt_signal();
+    if (ok) {
+        while (size && (text[size - 1] == '\n' || text[size - 1] == '\r'))
+            size--;
+        ok = !nk_buf_add(out, text, (size_t)size, NULL);
+        if (!ok)
+            fprintf(stderr, "nakshatra: a message has at most %d bytes\n", MESSAGE_BYTES_MAX);
+    }
+    free(line);
+    return ok;
+}
+
+/* A message: lines as long as they end with a backslash. False: the end of the conversation. */
+static bool read_message(struct chat *k, struct nk_buf *out)
+{
+    HistEvent ev;
+
+    nk_buf_reset(out);
+    k->continues = false;
+    for (;;) {
+        if (!read_line(k, out))
+            return false;
+        if (!out->size || out->data[out->size - 1] != '\\')
+            break;
+        out->data[out->size - 1] = '\n';
+        k->continues = true;
+    }
+    if (k->history && out->size)
+        history(k->history, &ev, H_ENTER, nk_buf_str(out));
+    return true;
+}
+
+static int add_message(struct chat *k, const char *role, const char *text)
+{
+    if (k->n_messages == k->capacity) {
+        size_t capacity = k->capacity ? 2 * k->capacity : 16;
+        struct nk_chat_message *m = realloc(k->messages, capacity * sizeof *m);
+
+        if (!m)
+            return NK_E_EXHAUSTED;
+        k->messages = m;
+        k->capacity = capacity;
+    }
+    k->messages[k->n_messages].role = role;
+    k->messages[k->n_messages].content = strdup(text);
+    return k->messages[k->n_messages].content ? (k->n_messages++, 0) : NK_E_EXHAUSTED;
+}
+
+static void drop_messages(struct chat *k, size_t begin, size_t n)
+{
+    for (size_t i = begin; i < begin + n; i++)
+        free((char *)(uintptr_t)k->messages[i].content);
+    memmove(k->messages + begin, k->messages + begin + n,
+            (k->n_messages - begin - n) * sizeof *k->messages);
+    k->n_messages -= n;
+}
+
+static size_t n_system(const struct chat *k)
+{
+    return k->chat->system ? 1 : 0;
+}
+
+static int tokenize(struct chat *k, struct nk_tokens *out, struct nk_error *err)
+{
+    struct nk_buf text = NK_BUF_INIT(NK_TEXT_BYTES_MAX);
+    int rc = nk_chat_render_builtin(k->chat_template, k->messages, k->n_messages, true, &text, err);
+
+    if (!rc)
+        rc = nk_vocab_tokenize(k->v, nk_buf_str(&text), text.size, true, true, NK_TEXT_BYTES_MAX,
+                               out, err);
+    nk_buf_release(&text);
+    return rc;
+}
+
+/* The conversation as ids, without its oldest exchanges if it must be. */
+static int tokenize_what_fits(struct chat *k, struct nk_tokens *out, struct nk_error *err)
+{
+    int reserve = k->opts->n_predict ? k->opts->n_predict : k->chat->n_ctx / ANSWER_SHARE;
+    int n_dropped = 0, rc;
+
+    if (reserve > k->chat->n_ctx / 2)
+        reserve = k->chat->n_ctx / 2;
+    for (;;) {
+        rc = tokenize(k, out, err);
+        if (rc || out->n + (size_t)reserve <= (size_t)k->chat->n_ctx)
+            break;
+        if (k->n_messages <= n_system(k) + 1) {
+            rc = nk_fail(err, NK_E_INVALID, "context_length_exceeded",
+                         "the message has %zu tokens; with room for an answer at most %d fit the "
+                         "context of %d",
+                         out->n, k->chat->n_ctx - reserve, k->chat->n_ctx);
+            free(out->ids);
+            break;
+        }
+        free(out->ids);
+        drop_messages(k, n_system(k), 2);
+        n_dropped++;
+    }
+    if (!rc && n_dropped)
+        fprintf(stderr, "[the oldest %d exchange%s no longer fit%s the context and %s left out]\n",
+                n_dropped, n_dropped > 1 ? "s" : "", n_dropped > 1 ? "" : "s",
+                n_dropped > 1 ? "are" : "is");
+    return rc;
+}
+
+/* One exchange. Returns an exit code; *over: the conversation cannot go on. */
+static int exchange(struct chat *k, const char *text, bool *over)
+{
+    struct nk_gen_opts o = *k->opts;
+    struct nk_tokens tokens = { 0 };
+    struct nk_answer a;
+    struct nk_error err = { 0 };
+    int code = NK_EXIT_OK, rc;
+
+    rc = add_message(k, "user", text) ? nk_fail(&err, NK_E_EXHAUSTED, "no_memory", "no memory")
+                                      : tokenize_what_fits(k, &tokens, &err);
+    if (rc) {
+        if (k->n_messages > n_system(k))
+            drop_messages(k, k->n_messages - 1, 1);
+        return nk_cli_report(&err);
+    }
+    o.ids = tokens.ids;
+    o.n_ids = tokens.n;
+    nk_answer_run(&a, k->c, &o, 1);
+    free(tokens.ids);
+    if (!a.out_closed)
+        (void)!write(1, "\n", 1);
+    if (a.interrupted == 2) { /* SIGINT: this answer only */
+        fprintf(stderr, "[cancelled]\n");
+        nk_interrupt_clear();
+    } else if (a.rc) {
+        code = nk_answer_exit(&a);
+        *over = a.interrupted || a.out_closed || !isatty(0);
+    }
+    if (k->chat->stats && !a.rc)
+        nk_answer_print_stats(&a);
+    /* What was said stays said, also by half; a question without any answer is taken back. */
+    if (!a.text.size || add_message(k, "assistant", nk_buf_str(&a.text)))
+        drop_messages(k, k->n_messages - 1, 1);
+    nk_answer_release(&a);
+    return code;
+}
+
+/* A line that begins with a slash. True: the conversation ends. */
+static bool command(struct chat *k, const char *line)
+{
+    if (!strcmp(line, "/exit") || !strcmp(line, "/quit") || !strcmp(line, "/bye"))
+        return true;
+    if (!strcmp(line, "/clear")) {
+        drop_messages(k, n_system(k), k->n_messages - n_system(k));
+        fprintf(stderr, "[the conversation begins anew]\n");
+    } else {
+        if (strcmp(line, "/help"))
+            fprintf(stderr, "'%s' is no command.\n", line);
+        fprintf(stderr,
+                "/clear  forget the conversation\n/exit   end (so does Ctrl-D)\n/help   this\n"
+                "A backslash at the end of a line continues the message on the next one. Ctrl-C "
+                "stops an answer.\n");
+    }
+    return false;
+}
+
+int nk_chat_run(nk_chain *c, const nk_vocab *v, const struct nk_gen_opts *opts,
+                const struct nk_chat_opts *chat)
+{
+    struct chat k = { .c = c, .v = v, .opts = opts, .chat = chat };
+    struct nk_buf message = NK_BUF_INIT(MESSAGE_BYTES_MAX), trial = NK_BUF_INIT(MESSAGE_BYTES_MAX);
+    struct nk_error err = { 0 };
+    bool over = false;
+    int code = NK_EXIT_OK, rc = 0;
+
+    k.chat_template = chat->chat_template ? chat->chat_template : nk_vocab_chat_template(v);
+    if (!k.chat_template)
+        rc = nk_fail(&err, NK_E_INVALID, "no_template",
+                     "this model has no chat template; --template NAME chooses a built-in one "
+                     "(chatml, llama3, ...)");
+    if (!rc) { /* an unknown template is told before the first question */
+        const struct nk_chat_message hello = { "user", "hello" };
+
+        rc = nk_chat_render_builtin(k.chat_template, &hello, 1, true, &trial, &err);
+    }
+    if (!rc && chat->system && add_message(&k, "system", chat->system))
+        rc = nk_fail(&err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    nk_buf_release(&trial);
+    if (rc) {
+        free(k.messages);
+        return nk_cli_report(&err);
+    }
+    terminal_open(&k);
+    while (!over && read_message(&k, &message)) {
+        if (!message.size)
+            continue;
+        if (message.data[0] == '/')
+            over = command(&k, nk_buf_str(&message));
+        else
+            code = exchange(&k, nk_buf_str(&message), &over);
+    }
+    if (k.el && !over)
+        fprintf(stderr, "\n");
+    terminal_close(&k);
+    drop_messages(&k, 0, k.n_messages);
+    free(k.messages);
+    nk_buf_release(&message);
+    return nk_interrupt_signal() && nk_interrupt_signal() != 2
+               ? nk_interrupt_exit_code(nk_interrupt_signal())
+               : code;
+}

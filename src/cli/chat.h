@@ -1,0 +1,20 @@
+/* A conversation on the terminal: the model's own chat template, line editing and a history (libedit), Ctrl-C for the
+ * answer that runs. What is said goes to standard error's terminal for prompts and to standard output for answers. */
+#ifndef NK_CLI_CHAT_H
+#define NK_CLI_CHAT_H
+
+#include "chain/chain.h"
+#include "text/vocab.h"
+
+struct nk_chat_opts {
+    const char *system; /* the system message; NULL: none */
+    const char *
+        chat_template; /* Jinja text that libllama knows, or a built-in one's name; NULL: the model's own */
+    bool stats;
+    int n_ctx; /* the context of the chain: the oldest exchanges are left out when the conversation outgrows it */
+};
+/* Until /exit, the end of standard input, or Ctrl-C at the prompt. opts: without a prompt. Returns an exit code. */
+int nk_chat_run(nk_chain *c, const nk_vocab *v, const struct nk_gen_opts *opts,
+                const struct nk_chat_opts *chat);
+
+#endif
