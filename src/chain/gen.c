@@ -115,18 +115,26 @@ static const struct nk_cluster_worker *first_worker(const nk_gen *g)
 
 /* ---- endings [net thread] ---- */
 
-/* Does the message name one of the cluster's workers already? The stages name their neighbours by
- * address. */
-static bool names_worker(const nk_gen *g, const char *msg)
+/* The message with the worker that is to blame before it, unless it names one: the one whose address it has (the stages
+ * know each other by address only), else the first. */
+static void name_worker(nk_gen *g, struct nk_error *e)
 {
-    for (int i = 0; i < g->c->cluster.n_workers; i++) {
+    const struct nk_cluster *c = &g->c->cluster;
+    const struct nk_cluster_worker *blamed = &c->workers[0];
+
+    for (int i = c->n_workers - 1; i >= 0; i--) {
         char named[80];
 
-        snprintf(named, sizeof named, "worker %s", g->c->cluster.workers[i].id);
-        if (strstr(msg, g->c->cluster.workers[i].address) || strstr(msg, named))
-            return true;
+        snprintf(named, sizeof named, "worker %s", c->workers[i].id);
+        if (strstr(e->msg, named))
+            return;
+        if (strstr(e->msg, c->workers[i].address))
+            blamed = &c->workers[i];
     }
-    return false;
+    if (strstr(e->msg, blamed->address))
+        nk_wrap(e->code, e, "worker %s", blamed->id);
+    else
+        nk__wrap_worker(e->code, e, blamed);
 }
 
 /* The last thing that happens to a generation. error NULL: the stats are whole. */
@@ -432,8 +440,7 @@ static void call_ended(nk_call *call, void *user, const struct nk_error *status)
         else
             nk_fail(&g->failure, NK_E_DATA_LOSS, "bad_peer",
                     "it ended the stream without being done");
-        if (!names_worker(g, g->failure.msg))
-            nk__wrap_worker(g->failure.code, &g->failure, first_worker(g));
+        name_worker(g, &g->failure);
     }
     finish_when_quiet(g, &g->failure);
 }

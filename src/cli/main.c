@@ -14,7 +14,7 @@
     XX(split,    "a model into slices, a vocabulary file and a manifest")                           \
     XX(worker,   "one stage, served over gRPC")                                                     \
     XX(check,    "is a cluster what its file says, and would a request run?")                       \
-    XX(run,      "one generation, or a conversation, through a cluster")
+    XX(run,      "one generation, or a conversation, through a cluster")                           \
     XX(bench,    "the figures, against peers; synthetic models")
 /* clang-format on */
 
