@@ -5,13 +5,13 @@
 #include <math.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "cli/generate.h"
 #include "cli/interrupt.h"
 #include "text/utf8.h"
 
@@ -342,9 +342,7 @@ int nk_answer_exit(const struct nk_answer *a)
 {
     if (a->interrupted)
         return nk_interrupt_exit_code(a->interrupted);
-    if (a->out_closed) {
-        signal(SIGPIPE, SIG_DFL);
-        raise(SIGPIPE);
-    }
+    if (a->out_closed)
+        return NK_EXIT_CLOSED;
     return a->rc ? nk_cli_report(&a->err) : NK_EXIT_OK;
 }

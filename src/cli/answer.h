@@ -31,8 +31,7 @@ json_t *nk_answer_json(const struct nk_answer *a, const nk_chain *c);
 void nk_answer_print_stats(const struct nk_answer *a);
 /* All of it or an error; a signal that came ends it too (CANCELLED `interrupted`). UNAVAILABLE `reader_gone`: EPIPE. */
 int nk_write_all(int fd, const char *data, size_t size, struct nk_error *err);
-/* The exit code for how it went, after reporting it on standard error; for a closed output the process ends by SIGPIPE, as
- * filters do (everything that must end before has to be ended by then). */
+/* The exit code for how it went, after reporting it on standard error; NK_EXIT_CLOSED for a closed output. */
 int nk_answer_exit(const struct nk_answer *a);
 
 #endif

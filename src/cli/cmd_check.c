@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "chain/chain.h"
-#include "cli/request.h"
+#include "cli/generate.h"
 
 int nk_cmd_check(int argc, char **argv);
 

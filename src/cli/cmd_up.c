@@ -1,0 +1,154 @@
+/* nakshatra up: everything on this machine in one command. Cuts the model, starts the workers, checks, and generates or
+ * serves; what it started ends with it. */
+#include "cli/cli.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli/generate.h"
+#include "cli/interrupt.h"
+#include "cli/local.h"
+
+int nk_cmd_up(int argc, char **argv);
+
+enum { CHECK_MS = 30000 };
+
+/* One generation keeps one stage busy at a time, so each may have all cores; many keep all stages busy. */
+static int threads_of(bool serve, int n_workers)
+{
+    long n_cores = sysconf(_SC_NPROCESSORS_ONLN);
+
+    if (!serve || n_cores < 1)
+        return 0;
+    return n_cores / n_workers > 1 ? (int)(n_cores / n_workers) : 1;
+}
+
+/* Without a prompt the workers stay for others: who they are, and for how long. */
+static int stay(struct nk_local *l)
+{
+    struct nk_error err;
+    int rc;
+
+    printf("cluster file: %s\n", l->cluster->path);
+    fflush(stdout);
+    fprintf(stderr, "nakshatra: %d worker%s up. Ctrl-C ends %s.\n", l->n,
+            l->n > 1 ? "s are" : " is", l->n > 1 ? "them" : "it");
+    rc = nk_local_wait(l, &err);
+    return rc ? nk_cli_report(&err) : NK_EXIT_OK;
+}
+
+static int use(struct nk_generate *g, struct nk_local *l, bool serve)
+{
+    struct nk_chain_report *report = NULL;
+    nk_chain *c = NULL;
+    nk_vocab *v = NULL;
+    struct nk_error err;
+    int code, rc = nk_cluster_vocab_open(&v, l->cluster, &err);
+
+    if (!rc)
+        rc = nk_chain_open(&c, l->cluster, &err);
+    if (!rc)
+        rc = nk_chain_check(c, CHECK_MS, &report, &err);
+    if (!rc && !report->ok) {
+        err = report->err;
+        rc = err.code;
+    }
+    free(report);
+    if (rc)
+        code = nk_cli_report(&err);
+    else
+        code = serve ? stay(l) : nk_generate_run(g, c, v);
+    nk_chain_close(c);
+    nk_vocab_close(v);
+    return code;
+}
+
+static int up(struct nk_generate *g, struct nk_local_opts *o, bool serve)
+{
+    struct nk_local_files *files = NULL;
+    struct nk_local *l = NULL;
+    struct nk_error err;
+    int code, rc = nk_generate_prepare(g, false, &err);
+
+    if (!rc)
+        rc = nk_local_files_make(&files, o, &err);
+    if (!rc && !o->n_threads)
+        o->n_threads = threads_of(serve, files->cluster->n_workers);
+    /* Until here Ctrl-C ends it at once: there is nothing to end before. */
+    nk_interrupt_init();
+    if (!rc)
+        rc = nk_local_start(&l, files, o, &err);
+    if (!rc)
+        code = use(g, l, serve);
+    else
+        code = nk_interrupt_signal() ? nk_interrupt_exit_code(nk_interrupt_signal())
+                                     : nk_cli_report(&err);
+    nk_local_stop(l);
+    nk_local_files_free(files);
+    nk_generate_release(g);
+    return nk_generate_exit(code);
+}
+
+int nk_cmd_up(int argc, char **argv)
+{
+    struct nk_generate g = NK_GENERATE_INIT;
+    int64_t n_workers = 2, ctx = 0, sequences = 0, threads = 0;
+    const char *layers = NULL, *device = NULL, *dtype = "f32";
+    const struct nk_arg args[] = {
+        { "workers", 'w', NK_ARG_INT, &n_workers, "K",
+          "processes, each with a share of the layers (2)", 1, NK_CLUSTER_WORKERS_MAX },
+        { "layers", 0, NK_ARG_STRING, &layers, "RANGES",
+          "these shares, e.g. 0-14,14-28, instead of balanced ones", 0, 0 },
+        { "device", 'd', NK_ARG_STRING, &device, "NAME",
+          "where the workers compute: CPU, Vulkan0, CUDA0, ...", 0, 0 },
+        { "ctx", 0, NK_ARG_INT, &ctx, "N",
+          "KV tokens of each worker, shared by its sessions (the model's context)", 1, 1 << 30 },
+        { "sequences", 0, NK_ARG_INT, &sequences, "N", "sessions at once (8)", 1, 4096 },
+        { "threads", 0, NK_ARG_INT, &threads, "N",
+          "of each worker (all cores for a prompt, else a fair share)", 1, 1024 },
+        { "dtype", 0, NK_ARG_STRING, &dtype, "TYPE",
+          "rows between workers: f32 (exact) or f16 (f32)", 0, 0 },
+        NK_GENERATE_ARGS(g),
+        { 0 },
+    };
+    const struct nk_command cmd = {
+        .usage = "up MODEL.gguf [--workers K] [--prompt TEXT | --file FILE | --chat] [-n N] "
+                 "[--temp T] ...",
+        .summary = "Runs a model over several worker processes on this machine: cuts it into "
+                   "slices (in the cache),\n"
+                   "starts the workers, checks them, and generates from the prompt, or converses. "
+                   "Without a prompt the\n"
+                   "workers stay up. Ctrl-C ends everything it started.",
+        .args = args,
+        .n_min = 1,
+        .n_max = 1,
+    };
+    struct nk_local_opts o = { 0 };
+    struct nk_error err;
+    int first, exit_code;
+    bool serve;
+
+    if (nk_cli_parse(argc, argv, &cmd, &first, &exit_code))
+        return exit_code;
+    serve = !g.prompt && !g.file && !g.chat;
+    o = (struct nk_local_opts){
+        .model_path = argv[first],
+        .n_workers = (int)n_workers,
+        .layers = layers,
+        .device = device,
+        .n_ctx = (int)ctx,
+        .n_sequences = (int)sequences,
+        .n_threads = (int)threads,
+        .f16 = !strcmp(dtype, "f16"),
+        .deterministic = g.gen.deterministic,
+    };
+    if (!o.f16 && strcmp(dtype, "f32")) {
+        nk_fail(&err, NK_E_INVALID, "bad_argument", "--dtype: '%s' is not known; f32 and f16 are",
+                dtype);
+        return nk_cli_report(&err);
+    }
+    nk_vocab_global_init();
+    return up(&g, &o, serve);
+}

@@ -1,0 +1,61 @@
+/* What a command does that generates (run, up): its options, the prompt, the vocabulary that fits the cluster, and the
+ * output as text, ids or JSON, or a conversation. */
+#ifndef NK_CLI_GENERATE_H
+#define NK_CLI_GENERATE_H
+
+#include "base/buf.h"
+#include "chain/chain.h"
+#include "cli/gen_args.h"
+#include "text/vocab.h"
+
+/* Nobody reads the output any more: what a filter's exit code looks like that SIGPIPE ended. */
+enum { NK_EXIT_CLOSED = 141 };
+
+struct nk_generate {
+    const char *prompt, *file, *system, *chat_template; /* borrowed from argv */
+    bool json, stats, ids, chat;
+    struct nk_gen_args gen;
+    /* made by nk_generate_prepare */
+    struct nk_gen_opts opts;
+    struct nk_buf text; /* the prompt */
+};
+#define NK_GENERATE_INIT                                                                           \
+    {                                                                                              \
+        .gen = nk_gen_args_default()                                                               \
+    }
+
+/* clang-format off */
+/* Rows of a command's table of arguments (struct nk_generate g). */
+#define NK_GENERATE_ARGS(g)                                                                                                  \
+    { "prompt", 'p', NK_ARG_STRING, &(g).prompt, "TEXT", "the prompt (seen in the process list, where --file is not)", 0, 0 }, \
+    { "file", 'f', NK_ARG_STRING, &(g).file, "FILE", "the prompt from a file; -: standard input", 0, 0 },                    \
+    { "chat", 0, NK_ARG_FLAG, &(g).chat, NULL, "a conversation on the terminal, with the model's chat template", 0, 0 },     \
+    { "system", 0, NK_ARG_STRING, &(g).system, "TEXT", "the conversation's system message", 0, 0 },                          \
+    { "template", 0, NK_ARG_STRING, &(g).chat_template, "NAME", "a built-in chat template instead of the model's own", 0, 0 }, \
+    NK_GEN_ARGS((g).gen),                                                                                                    \
+    { "json", 'j', NK_ARG_FLAG, &(g).json, NULL, "one JSON object with text, ids and timings at the end", 0, 0 },            \
+    { "logprobs", 0, NK_ARG_INT, &(g).gen.logprobs, "K", "with --json: each token's log-probability and K alternatives", 0, NK_LOGPROBS_MAX }, \
+    { "ids", 0, NK_ARG_FLAG, &(g).ids, NULL, "print the generated tokens' ids instead of their text", 0, 0 },                \
+    { "stats", 0, NK_ARG_FLAG, &(g).stats, NULL, "tokens, rates and each worker's times on standard error", 0, 0 }
+/* clang-format on */
+
+/* Options against each other, and the prompt from --prompt, from --file ("-": standard input) or, when neither is given
+ * and need_prompt is set, from standard input unless that is a terminal. One newline at the end of a file is not part of
+ * the prompt (editors and echo put it there).
+ *   INVALID    bad_argument, bad_sampling
+ *   NOT_FOUND  no_file; EXHAUSTED too_large (over NK_TEXT_BYTES_MAX); DATA_LOSS read_failed; CANCELLED interrupted */
+int nk_generate_prepare(struct nk_generate *g, bool need_prompt, struct nk_error *err);
+/* Generates or converses; reports what goes wrong on standard error. Returns the exit code. */
+int nk_generate_run(struct nk_generate *g, nk_chain *c, const nk_vocab *v);
+void nk_generate_release(struct nk_generate *g);
+/* The last thing of a command: returns code, but for NK_EXIT_CLOSED ends the process by SIGPIPE as filters end. */
+int nk_generate_exit(int code);
+
+/* The cluster's vocabulary file, which must be of the cluster's model: ids of another vocabulary would give wrong text
+ * without anybody noticing. *out owned by the caller.
+ *   INVALID       no_vocab        the cluster file names none
+ *   PRECONDITION  model_mismatch  it was cut from another model; both hashes are named
+ * and nk_vocab_open's, nk_model_open's. */
+int nk_cluster_vocab_open(nk_vocab **out, const struct nk_cluster *c, struct nk_error *err);
+
+#endif

@@ -1,0 +1,288 @@
+#include "cli/local.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "cli/interrupt.h"
+#include "slice/slice.h"
+
+enum {
+    READY_MS = 600000, /* a large slice from a slow disk */
+    STOP_MS = 5000,
+    POLL_MS = 200, /* how soon a signal is seen while waiting for a worker */
+};
+
+/* ---- files ---- */
+
+void nk_local_files_free(struct nk_local_files *f)
+{
+    if (!f)
+        return;
+    for (int i = 0; i < NK_CLUSTER_WORKERS_MAX; i++)
+        free(f->slices[i]);
+    free(f->vocab);
+    free(f->cluster);
+    free(f);
+}
+
+/* "models/kjv-tiny.gguf" is the model kjv-tiny. */
+static void set_model_id(struct nk_cluster *c, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    size_t n;
+
+    snprintf(c->model_id, sizeof c->model_id, "%.120s", slash ? slash + 1 : path);
+    n = strlen(c->model_id);
+    if (n > 5 && !strcmp(c->model_id + n - 5, ".gguf"))
+        c->model_id[n - 5] = '\0';
+}
+
+static int choose_ranges(nk_model *m, const struct nk_local_opts *o, struct nk_range *ranges,
+                         int *n, struct nk_error *err)
+{
+    int rc;
+
+    if (o->layers) {
+        rc = nk_ranges_parse(o->layers, ranges, NK_CLUSTER_WORKERS_MAX, n, err);
+        return rc ? rc : nk_ranges_check(m, ranges, *n, true, err);
+    }
+    *n = o->n_workers;
+    return nk_ranges_balance(m, o->n_workers, ranges, err);
+}
+
+int nk_local_files_make(struct nk_local_files **out, const struct nk_local_opts *o,
+                        struct nk_error *err)
+{
+    struct nk_local_files *f = calloc(1, sizeof *f);
+    struct nk_range ranges[NK_CLUSTER_WORKERS_MAX];
+    nk_model *m = NULL;
+    int n = 0, rc;
+
+    *out = NULL;
+    if (!f || !(f->cluster = calloc(1, sizeof *f->cluster))) {
+        free(f);
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    }
+    rc = nk_model_open(&m, o->model_path, err);
+    if (!rc)
+        rc = choose_ranges(m, o, ranges, &n, err);
+    if (!rc)
+        rc = nk_model_hash(m, f->cluster->model_sha256, err);
+    if (!rc)
+        rc = nk_vocab_cached(m, &f->vocab, err);
+    for (int i = 0; !rc && i < n; i++) {
+        struct nk_cluster_worker *w = &f->cluster->workers[i];
+
+        rc = nk_slice_cached(m, ranges[i], &f->slices[i], err);
+        snprintf(w->id, sizeof w->id, "w%d", i);
+        w->layer_begin = ranges[i].begin;
+        w->layer_end = ranges[i].end;
+    }
+    nk_model_close(m);
+    if (!rc && strlen(f->vocab) >= sizeof f->cluster->vocab_path)
+        rc = nk_fail(err, NK_E_INVALID, "bad_argument", "the cache folder's path is too long");
+    if (rc) {
+        nk_local_files_free(f);
+        return rc;
+    }
+    strcpy(f->cluster->vocab_path, f->vocab);
+    set_model_id(f->cluster, o->model_path);
+    f->cluster->f16 = o->f16;
+    f->cluster->n_workers = n;
+    *out = f;
+    return 0;
+}
+
+/* ---- processes ---- */
+
+static int worker_ended(struct nk_local *l, int i, struct nk_error *err)
+{
+    char how[96] = "closed its output";
+
+    if (nk_process_wait(&l->processes[i], 1000))
+        nk_process_status_format(how, sizeof how, l->processes[i].status);
+    return nk_fail(err, NK_E_UNAVAILABLE, "worker_ended", "worker %s %s", l->cluster->workers[i].id,
+                   how);
+}
+
+/* Waits for "ready HOST:PORT layers A-B of N device NAME" and takes the address from it. */
+static int wait_ready(struct nk_local *l, int i, struct nk_error *err)
+{
+    struct nk_cluster_worker *w = &l->cluster->workers[i];
+    uint64_t end = nk_now_ns() + (uint64_t)READY_MS * 1000000;
+    struct nk_error e;
+    char line[512], address[256];
+    int rc;
+
+    do {
+        if (nk_interrupt_signal())
+            return nk_fail(err, NK_E_CANCELLED, "interrupted", "interrupted");
+        rc = nk_process_read_line(&l->processes[i], line, sizeof line, POLL_MS, &e);
+    } while (rc == NK_E_DEADLINE && nk_now_ns() < end);
+    if (rc == NK_E_UNAVAILABLE)
+        return nk_interrupt_signal() ? nk_fail(err, NK_E_CANCELLED, "interrupted", "interrupted")
+                                     : worker_ended(l, i, err);
+    if (rc)
+        return nk_fail(err, rc == NK_E_DEADLINE ? NK_E_DEADLINE : NK_E_INTERNAL, "worker_silent",
+                       "worker %s is not ready after %d s: %s", w->id, READY_MS / 1000, e.msg);
+    if (sscanf(line, "ready %255s layers", address) != 1)
+        return nk_fail(err, NK_E_INTERNAL, "bad_ready_line",
+                       "worker %s says '%s' where 'ready HOST:PORT' was expected", w->id, line);
+    memcpy(w->address, address, sizeof w->address);
+    return 0;
+}
+
+static int start_worker(struct nk_local *l, int i, const char *self, const char *slice, int life,
+                        const struct nk_local_opts *o, struct nk_error *err)
+{
+    struct nk_cluster_worker *w = &l->cluster->workers[i];
+    char numbers[4][16];
+    const char *argv[32], *env[2] = { NULL };
+    int n = 0;
+
+#define ADD(...)                                                                                   \
+    do {                                                                                           \
+        const char *const more[] = { __VA_ARGS__ };                                                \
+        for (size_t k = 0; k < sizeof more / sizeof more[0]; k++)                                  \
+            argv[n++] = more[k];                                                                   \
+    } while (0)
+#define NUMBER(k, v) (snprintf(numbers[k], sizeof numbers[k], "%d", v), numbers[k])
+    ADD(self, "worker", "--slice", slice, "--listen", "127.0.0.1:0", "--id", w->id, "--parent-fd",
+        NUMBER(0, life));
+    if (o->n_ctx)
+        ADD("--ctx", NUMBER(1, o->n_ctx));
+    if (o->n_sequences)
+        ADD("--sequences", NUMBER(2, o->n_sequences));
+    if (o->n_threads)
+        ADD("--threads", NUMBER(3, o->n_threads));
+    if (o->device)
+        ADD("--device", o->device);
+    if (o->deterministic)
+        ADD("--deterministic");
+    if (i + 1 < l->n)
+        ADD("--allow-peer", l->cluster->workers[i + 1].address);
+    argv[n] = NULL;
+#undef ADD
+#undef NUMBER
+    if (!getenv("NK_LOG"))
+        env[0] = "NK_LOG=warn"; /* the worker's own messages are in the way of the text */
+    return nk_process_start(
+        &l->processes[i],
+        &(struct nk_process_opts){ .argv = argv,
+                                   .keep_fds = &life,
+                                   .n_keep_fds = 1,
+                                   .capture_out = true,
+                                   .env = env[0] ? (const char *const[]){ env[0], NULL } : NULL },
+        err);
+}
+
+/* A folder of its own with cluster.yaml in it, for as long as the workers live. */
+static int write_cluster(struct nk_local *l, struct nk_error *err)
+{
+    const char *runtime = getenv("XDG_RUNTIME_DIR"), *tmp = getenv("TMPDIR");
+    const char *base = runtime && runtime[0] == '/' ? runtime : tmp && tmp[0] == '/' ? tmp : "/tmp";
+    struct nk_buf text = NK_BUF_INIT(1 << 20);
+    char dir[sizeof l->dir];
+    int rc;
+
+    if (snprintf(dir, sizeof dir, "%s/nakshatra-XXXXXX", base) >= (int)sizeof dir || !mkdtemp(dir))
+        return nk_fail(err, NK_E_DENIED, "cannot_create", "%s: no folder can be made there: %s",
+                       base, strerror(errno));
+    strcpy(l->dir, dir);
+    snprintf(l->cluster->path, sizeof l->cluster->path, "%s/cluster.yaml", dir);
+    rc = nk_cluster_format(l->cluster, &text, err);
+    if (!rc)
+        rc = nk_file_write(l->cluster->path, nk_buf_str(&text), text.size, err);
+    nk_buf_release(&text);
+    return rc;
+}
+
+int nk_local_start(struct nk_local **out, struct nk_local_files *files,
+                   const struct nk_local_opts *o, struct nk_error *err)
+{
+    struct nk_local *l = calloc(1, sizeof *l);
+    int life[2] = { -1, -1 }, rc;
+    char *self = NULL;
+
+    *out = NULL;
+    if (!l)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    l->life = -1;
+    l->cluster = files->cluster;
+    files->cluster = NULL;
+    l->n = l->cluster->n_workers;
+    for (int i = 0; i < l->n; i++)
+        l->processes[i] = (struct nk_process)NK_PROCESS_INIT;
+    rc = nk_process_self(&self, err);
+    if (!rc && pipe(life) < 0)
+        rc = nk_fail(err, NK_E_UNAVAILABLE, "no_pipe", "no pipe: %s", strerror(errno));
+    if (!rc) {
+        fcntl(life[0], F_SETFD, FD_CLOEXEC); /* the workers' copies are made by nk_process_start */
+        fcntl(life[1], F_SETFD, FD_CLOEXEC);
+        l->life = life[1];
+    }
+    for (int i = l->n - 1; !rc && i >= 0; i--) {
+        rc = start_worker(l, i, self, files->slices[i], life[0], o, err);
+        if (!rc)
+            rc = wait_ready(l, i, err);
+    }
+    if (life[0] >= 0)
+        close(life[0]);
+    free(self);
+    if (!rc)
+        rc = write_cluster(l, err);
+    if (rc) {
+        nk_local_stop(l);
+        return rc;
+    }
+    *out = l;
+    return 0;
+}
+
+int nk_local_wait(struct nk_local *l, struct nk_error *err)
+{
+    struct pollfd fds[NK_CLUSTER_WORKERS_MAX + 1] = { { .fd = nk_interrupt_fd(),
+                                                        .events = POLLIN } };
+
+    for (int i = 0; i < l->n; i++)
+        fds[i + 1] = (struct pollfd){ .fd = l->processes[i].out_fd, .events = POLLIN };
+    for (;;) {
+        if (nk_interrupt_signal())
+            return 0;
+        if (poll(fds, (nfds_t)l->n + 1, -1) < 0)
+            continue;
+        for (int i = 0; i < l->n; i++) {
+            char rest[256];
+
+            /* A ready worker says no more: its output ends with it. */
+            if (fds[i + 1].revents && read(fds[i + 1].fd, rest, sizeof rest) <= 0)
+                return worker_ended(l, i, err);
+        }
+    }
+}
+
+void nk_local_stop(struct nk_local *l)
+{
+    if (!l)
+        return;
+    for (int i = 0; i < l->n; i++)
+        nk_process_terminate(&l->processes[i]);
+    if (l->life >= 0)
+        close(l->life);
+    for (int i = 0; i < l->n; i++)
+        nk_process_stop(&l->processes[i], STOP_MS);
+    if (l->dir[0]) {
+        unlink(l->cluster->path);
+        rmdir(l->dir);
+    }
+    free(l->cluster);
+    free(l);
+}
