@@ -11,7 +11,7 @@ deps:            ## install what the build and the tests need (apt-get, or .deps
 
 build: deps      ## build/nakshatra
 	@cmake -S . -B $(BUILD) $(CMAKE_FLAGS) >$(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }; rm -f $(BUILD).log
-	@cmake --build $(BUILD) -j $(JOBS)
+	@MAKEFLAGS=--no-print-directory cmake --build $(BUILD) -j $(JOBS) --target nakshatra
 
 demo: build      ## the main job on a real model over two worker processes
 	@scripts/demo
@@ -20,6 +20,7 @@ test: build      ## all tests: unit, system, the same under ASan+UBSan, and the 
 	@scripts/test
 
 check: build     ## the quick part of the tests: unit and system, plain build
+	@MAKEFLAGS=--no-print-directory cmake --build $(BUILD) -j $(JOBS)
 	@cd $(BUILD) && ctest --output-on-failure -j $(JOBS) -L 'unit|system'
 
 asan: deps       ## build-asan/ and its tests under AddressSanitizer and UndefinedBehaviorSanitizer
