@@ -1,8 +1,10 @@
 #include "base/file.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,8 +16,8 @@ static int fail_sys(struct nk_error *err, const char *path, const char *doing, c
 {
     int e = errno;
 
-    if (e == ENOSPC || e == EDQUOT)
-        return nk_fail(err, NK_E_EXHAUSTED, "no_space", "%s: no space left while %s", path, doing);
+    if (e == ENOSPC || e == EDQUOT || e == EFBIG)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_space", "%s: %s: %s", path, doing, strerror(e));
     return nk_fail(err, e == ENOENT ? NK_E_NOT_FOUND : NK_E_DENIED, reason, "%s: %s: %s", path,
                    doing, strerror(e));
 }
@@ -108,9 +110,31 @@ int nk_file_read(const char *path, size_t max, struct nk_buf *out, struct nk_err
     return rc;
 }
 
+/* Removes what a run that was killed left of this file: ".NAME.PID.tmp" of a process that is no more. */
+static void remove_stale(const char *dir, const char *base)
+{
+    DIR *d = opendir(dir);
+    size_t n = strlen(base);
+    struct dirent *e;
+
+    while (d && (e = readdir(d))) {
+        char *end;
+        long pid;
+
+        if (e->d_name[0] != '.' || strncmp(e->d_name + 1, base, n) != 0 || e->d_name[1 + n] != '.')
+            continue;
+        pid = strtol(e->d_name + 2 + n, &end, 10);
+        if (pid > 0 && !strcmp(end, ".tmp") && kill((pid_t)pid, 0) < 0 && errno == ESRCH)
+            unlinkat(dirfd(d), e->d_name, 0);
+    }
+    if (d)
+        closedir(d);
+}
+
 int nk_newfile_open(struct nk_newfile *f, const char *path, struct nk_error *err)
 {
     char *dir_copy = strdup(path), *base_copy = strdup(path);
+    const char *dir, *base;
     struct nk_buf tmp = NK_BUF_INIT(16384);
     int rc;
 
@@ -119,8 +143,10 @@ int nk_newfile_open(struct nk_newfile *f, const char *path, struct nk_error *err
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
         goto out;
     }
-    rc = nk_buf_addf(&tmp, err, "%s/.%s.%ld.tmp", dirname(dir_copy), basename(base_copy),
-                     (long)getpid());
+    dir = dirname(dir_copy);
+    base = basename(base_copy);
+    remove_stale(dir, base);
+    rc = nk_buf_addf(&tmp, err, "%s/.%s.%ld.tmp", dir, base, (long)getpid());
     if (rc)
         goto out;
     f->fd = open(tmp.data, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);

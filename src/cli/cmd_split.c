@@ -1,34 +1,60 @@
 /* nakshatra split: a model into slices, a vocabulary file and a manifest. */
 #include "cli/cli.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "slice/slice.h"
 
 int nk_cmd_split(int argc, char **argv);
 
-static int split(const char *path, int64_t into, const char *layers, const char *out,
+static void on_signal(int sig)
+{
+    (void)sig;
+    nk_split_interrupt();
+}
+
+/* The first ^C ends it cleanly, temporary files removed; the second one at once. */
+static void catch_signals(void)
+{
+    struct sigaction sa = { .sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND };
+
+    sigaction(SIGINT, &sa, NULL);
+    sigaction(SIGTERM, &sa, NULL);
+    sigaction(SIGHUP, &sa, NULL);
+}
+
+static void print_files(const struct nk_manifest *manifest, const char *dir)
+{
+    for (int i = 0; i < manifest->n_files; i++) {
+        const struct nk_manifest_file *f = &manifest->files[i];
+        char size[24];
+
+        printf("%s/%s  %s%s\n", dir, f->name, nk_size_format(size, f->size_bytes),
+               f->kept ? "  (was there already)" : "");
+    }
+}
+
+static int split(const char *path, int64_t into, const char *layers, const char *dir,
                  struct nk_error *err)
 {
     struct nk_range ranges[NK_LAYERS_MAX];
     struct nk_manifest *manifest = NULL;
     nk_model *m = NULL;
-    int n = 0, rc;
+    int n = (int)into, rc;
 
     rc = nk_model_open(&m, path, err);
-    if (!rc && layers)
-        rc = nk_ranges_parse(layers, ranges, NK_LAYERS_MAX, &n, err);
-    else if (!rc && !(rc = nk_ranges_balance(m, (int)into, ranges, err)))
-        n = (int)into;
     if (!rc)
-        rc = nk_split(m, ranges, n, out, &manifest, err);
-    for (int i = 0; !rc && i < manifest->n_files; i++) {
-        const struct nk_manifest_file *f = &manifest->files[i];
-        char size[24];
-
-        printf("%s/%s  %s\n", out, f->name, nk_size_format(size, f->size_bytes));
-    }
+        rc = layers ? nk_ranges_parse(layers, ranges, NK_LAYERS_MAX, &n, err)
+                    : nk_ranges_balance(m, n, ranges, err);
+    if (!rc)
+        rc = nk_split(m, ranges, n, dir, &manifest, err);
+    if (!rc)
+        print_files(manifest, dir);
+    else if (!strcmp(err->reason, "interrupted"))
+        nk_fail(err, rc, "interrupted", "interrupted; the same command goes on from here");
     free(manifest);
     nk_model_close(m);
     return rc;
@@ -85,6 +111,7 @@ int nk_cmd_split(int argc, char **argv)
         nk_fail(&err, NK_E_INVALID, "bad_argument", "--out is missing: the folder to write to");
         return nk_cli_report(&err);
     }
+    catch_signals();
     rc = split(argv[first], into, layers, out, &err);
     return rc ? nk_cli_report(&err) : NK_EXIT_OK;
 }

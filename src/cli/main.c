@@ -61,6 +61,7 @@ int main(int argc, char **argv)
 {
     nk_log_init();
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file past the shell's limit is an error message, not a death */
     if (argc < 2) {
         print_help(stderr);
         return NK_EXIT_USAGE;

@@ -1,62 +1,76 @@
-/* Slices in the cache folder: $XDG_CACHE_HOME/nakshatra/slices/MODEL_SHA256/NAME.000-014.gguf. The folder's name is the
- * source's hash and files appear complete or not at all, so a file that is there is the right one. */
+/* Slices made when they are first wanted, kept in the cache folder: slices/HASH-FORMAT/NAME.014-028.gguf (HASH: the model's). A file
+ * there is complete, since it appears by rename; its keys are checked before it is used, its bytes are not hashed again. */
+#include "slice/slice.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "base/buf.h"
-#include "base/file.h"
-#include "slice/slice.h"
+#include "base/progress.h"
+#include "slice/model_int.h"
+#include "slice/write_int.h"
 
-/* The model's file name without folder, extension and shard number. */
-static void stem(char out[128], const char *path)
+static bool is_there(const char *path, struct nk_range range, const char *model_sha256)
 {
-    const char *slash = strrchr(path, '/');
-    char *dot;
+    struct nk__gguf g;
+    uint64_t begin = 0, end = 0, format = 0;
+    const char *hash;
+    bool ok = !nk__gguf_open(&g, path, NULL);
 
-    snprintf(out, 128, "%.127s", slash ? slash + 1 : path);
-    dot = strstr(out, "-00001-of-");
-    if (!dot)
-        dot = strrchr(out, '.');
-    if (dot && dot != out)
-        *dot = '\0';
+    if (ok) {
+        hash = nk__kv_string(g.ctx, "nakshatra.model_sha256");
+        nk__kv_uint(g.ctx, "nakshatra.layer_range_start", &begin);
+        nk__kv_uint(g.ctx, "nakshatra.layer_range_end", &end);
+        ok = nk__kv_uint(g.ctx, "nakshatra.slice_format", &format) && format == NK__SLICE_FORMAT &&
+             hash && !strcmp(hash, model_sha256) && begin == (uint64_t)range.begin &&
+             end == (uint64_t)range.end;
+    }
+    nk__gguf_close(&g);
+    return ok;
 }
 
-static int cached(nk_model *m, const struct nk_range *range, char **path, struct nk_error *err)
+static int cached(nk_model *m, struct nk_range range, char **out, struct nk_error *err)
 {
-    char sha256[NK_SHA256_HEX], sub[16 + NK_SHA256_HEX], name[128];
-    struct nk_buf b = NK_BUF_INIT(8192);
-    char *dir = NULL;
-    int rc;
+    struct nk_buf path = NK_BUF_INIT(8192);
+    struct nk_progress bar;
+    char hash[NK_SHA256_HEX], sub[sizeof hash + 32], *dir = NULL;
+    int rc = nk_model_hash(m, hash, err);
 
-    *path = NULL;
-    rc = nk_model_hash(m, sha256, err);
-    if (rc)
-        return rc;
-    snprintf(sub, sizeof sub, "slices/%s", sha256);
-    stem(name, nk_model_info(m)->path);
-    rc = nk_cache_dir(&dir, sub, err);
-    if (!rc && range)
-        rc = nk_buf_addf(&b, err, "%s/%s.%03d-%03d.gguf", dir, name, range->begin, range->end);
-    else if (!rc)
-        rc = nk_buf_addf(&b, err, "%s/%s.vocab.gguf", dir, name);
-    if (!rc && access(b.data, R_OK) != 0)
-        rc = range ? nk_slice_write(m, *range, sha256, b.data, NULL, err)
-                   : nk_vocab_write(m, sha256, b.data, NULL, err);
+    *out = NULL;
+    if (!rc) {
+        snprintf(sub, sizeof sub, "slices/%s-%d", hash, NK__SLICE_FORMAT);
+        rc = nk_cache_dir(&dir, sub, err);
+    }
     if (!rc)
-        *path = nk_buf_take(&b, NULL);
-    nk_buf_release(&b);
+        rc = range.end ? nk_buf_addf(&path, err, "%s/%s.%03d-%03d.gguf", dir, m->name, range.begin,
+                                     range.end)
+                       : nk_buf_addf(&path, err, "%s/%s.vocab.gguf", dir, m->name);
+    if (!rc && !is_there(path.data, range, hash)) {
+        nk_progress_start(&bar, "slicing", range.end ? nk__slice_bytes(m, range) : 0);
+        rc = nk__slice_write(m, range, hash, path.data, NULL, NULL, nk__tick_bar, &bar, err);
+        nk_progress_end(&bar);
+    }
+    if (!rc)
+        *out = nk_buf_take(&path, NULL);
+    nk_buf_release(&path);
     free(dir);
     return rc;
 }
 
 int nk_slice_cached(nk_model *m, struct nk_range range, char **path, struct nk_error *err)
 {
-    return cached(m, &range, path, err);
+    int rc = nk__model_check_whole(m, err);
+
+    *path = NULL;
+    if (!rc)
+        rc = nk_ranges_check(m, &range, 1, false, err);
+    return rc ? rc : cached(m, range, path, err);
 }
 
 int nk_vocab_cached(nk_model *m, char **path, struct nk_error *err)
 {
-    return cached(m, NULL, path, err);
+    int rc = nk__model_check_whole(m, err);
+
+    *path = NULL;
+    return rc ? rc : cached(m, (struct nk_range){ 0, 0 }, path, err);
 }

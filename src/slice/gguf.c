@@ -48,6 +48,9 @@ struct walk {
     uint64_t window_at;
     size_t window_size;
     struct nk_buf light;
+    struct nk_buf
+        names; /* of keys and tensors, each with a NUL and a letter before it: 'k' or 't' */
+    int n_names;
     char where[128]; /* what is being read, for messages */
     struct nk_error *err;
 };
@@ -98,9 +101,8 @@ static int take_u64(struct walk *w, uint64_t *v)
     return look(w, v, sizeof *v);
 }
 
-/* A string that must be short enough to be kept: NUL-terminated into out, which holds max + 1
- * bytes. */
-static int take_name(struct walk *w, char *out, size_t max, const char *what)
+/* The name of a key ('k') or tensor ('t'), NUL-terminated into out, which holds max + 1 bytes. */
+static int take_name(struct walk *w, char *out, size_t max, char kind)
 {
     uint64_t n;
     int rc = take_u64(w, &n);
@@ -109,16 +111,46 @@ static int take_name(struct walk *w, char *out, size_t max, const char *what)
         return rc;
     if (n > max)
         return nk_fail(w->err, NK_E_INVALID, "bad_gguf",
-                       "%s: %s of %llu bytes; at most %zu are allowed", w->where, what,
+                       "%s: a name of %llu bytes; at most %zu are allowed", w->where,
                        (unsigned long long)n, max);
     rc = look(w, out, (size_t)n);
     if (rc)
         return rc;
     out[n] = '\0';
-    if (n == 0 || strlen(out) != n)
-        return nk_fail(w->err, NK_E_INVALID, "bad_gguf", "%s: %s is empty or holds a zero byte",
-                       w->where, what);
-    return 0;
+    if (n == 0)
+        return nk_fail(w->err, NK_E_INVALID, "bad_gguf", "%s: the name is empty", w->where);
+    for (uint64_t i = 0; i < n; i++) /* names are printed, and used as C strings */
+        if ((unsigned char)out[i] < 0x20 || out[i] == 0x7f)
+            return nk_fail(w->err, NK_E_INVALID, "bad_gguf", "%s: a control character in the name",
+                           w->where);
+    w->n_names++;
+    rc = nk_buf_add(&w->names, &kind, 1, w->err);
+    return rc ? rc : nk_buf_add(&w->names, out, (size_t)n + 1, w->err);
+}
+
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* No key and no tensor may be there twice. */
+static int check_names(struct walk *w)
+{
+    const char **sorted = malloc((size_t)w->n_names * sizeof *sorted + 1),
+               *p = nk_buf_str(&w->names);
+    int rc = 0;
+
+    if (!sorted)
+        return nk_fail(w->err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    for (int i = 0; i < w->n_names; i++, p += strlen(p) + 1)
+        sorted[i] = p;
+    qsort(sorted, (size_t)w->n_names, sizeof *sorted, compare_names);
+    for (int i = 1; i < w->n_names && !rc; i++)
+        if (!strcmp(sorted[i - 1], sorted[i]))
+            rc = nk_fail(w->err, NK_E_INVALID, "bad_gguf", "the %s '%.80s' is there twice",
+                         sorted[i][0] == 'k' ? "metadata key" : "tensor", sorted[i] + 1);
+    free(sorted);
+    return rc;
 }
 
 static int skip_string(struct walk *w)
@@ -235,7 +267,7 @@ static int walk_kv(struct walk *w, struct nk__gguf *g, uint64_t idx, uint64_t n_
 
     snprintf(w->where, sizeof w->where, "metadata key %llu of %llu", (unsigned long long)idx + 1,
              (unsigned long long)n_kv);
-    rc = take_name(w, key, NK__KEY_MAX, "a name");
+    rc = take_name(w, key, NK__KEY_MAX, 'k');
     if (rc)
         return rc;
     snprintf(w->where, sizeof w->where, "the metadata key '%.80s'", key);
@@ -282,7 +314,7 @@ static int walk_tensor(struct walk *w, uint64_t idx, uint64_t n_tensors, uint64_
 
     snprintf(w->where, sizeof w->where, "tensor %llu of %llu", (unsigned long long)idx + 1,
              (unsigned long long)n_tensors);
-    rc = take_name(w, name, sizeof name - 1, "a name");
+    rc = take_name(w, name, sizeof name - 1, 't');
     if (rc)
         return rc;
     snprintf(w->where, sizeof w->where, "the tensor '%s'", name);
@@ -376,6 +408,8 @@ static int walk_header(struct walk *w, struct nk__gguf *g)
         rc = walk_kv(w, g, i, n_kv, &alignment, &n_kept);
     for (uint64_t i = 0; i < n_tensors && !rc; i++)
         rc = walk_tensor(w, i, n_tensors, alignment, &end);
+    if (!rc)
+        rc = check_names(w);
     if (rc)
         return rc;
     g->header_end = w->at;
@@ -411,6 +445,7 @@ static int parse(struct nk__gguf *g, struct nk_error *err)
 {
     struct walk w = { .source = &g->source,
                       .light = NK_BUF_INIT(NK__LIGHT_MAX + 2 * ALIGNMENT_MAX),
+                      .names = NK_BUF_INIT(NK__LIGHT_MAX),
                       .err = err };
     int rc;
 
@@ -421,12 +456,11 @@ static int parse(struct nk__gguf *g, struct nk_error *err)
     if (!rc) {
         g->ctx = gguf_init_from_buffer(w.light.data, w.light.size,
                                        (struct gguf_init_params){ .no_alloc = true });
-        if (!g->ctx) /* what the walk does not look at: a key or a tensor that comes twice */
-            rc = nk_fail(
-                err, NK_E_INVALID, "bad_gguf",
-                "llama.cpp cannot read the metadata; a key or a tensor's name may be there twice");
+        if (!g->ctx) /* the walk is meant to leave it nothing to find */
+            rc = nk_fail(err, NK_E_INVALID, "bad_gguf", "llama.cpp cannot read the metadata");
     }
     nk_buf_release(&w.light);
+    nk_buf_release(&w.names);
     free(w.window);
     return rc;
 }

@@ -1,33 +1,36 @@
-/* A model's identity: SHA-256 over its bytes. */
+/* A model's identity: SHA-256 over its bytes, remembered between runs.
+ *
+ * The cache folder holds one small file per model, named by a hash of what identifies the model's files without reading
+ * them: full path, size, time of change, device and inode of each shard. A model that was written to within the last
+ * RACY seconds is not remembered: it could be written to again without its time of change moving on. */
 #include "slice/slice.h"
 
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <time.h>
 
 #include "base/progress.h"
 #include "slice/model_int.h"
 #include "slice/stream_int.h"
+#include "slice/write_int.h"
 
-static int draw(void *user, uint64_t bytes, struct nk_error *err)
-{
-    (void)err;
-    nk_progress_add(user, bytes);
-    return 0;
-}
+enum { RACY = 3 };
 
-static int compute(nk_model *m, char hex[NK_SHA256_HEX], struct nk_error *err)
+static int compute(const nk_model *m, char hex[NK_SHA256_HEX], struct nk_error *err)
 {
     struct nk_progress bar;
     nk__stream *s;
     int rc;
 
     nk_progress_start(&bar, "hashing", m->info.file_bytes);
-    rc = nk__stream_new(&s, NULL, draw, &bar, err);
+    rc = nk__stream_new(&s, NULL, true, nk__tick_bar, &bar, err);
     for (int i = 0; i < m->info.n_shards && !rc; i++) {
-        const struct nk__gguf *g = &m->shards[i];
-
-        rc = nk__stream_copy(s, &g->source, 0, g->source.size, err);
+        rc = nk__stream_copy(s, &m->shards[i].source, 0, m->shards[i].source.size, err);
         if (rc)
-            nk_wrap(rc, err, "%s", g->path);
+            nk_wrap(rc, err, "%s", m->shards[i].path);
     }
     if (!rc)
         rc = nk__stream_finish(s, hex, err);
@@ -36,10 +39,89 @@ static int compute(nk_model *m, char hex[NK_SHA256_HEX], struct nk_error *err)
     return rc;
 }
 
+int nk__model_check_unchanged(const nk_model *m, struct nk_error *err)
+{
+    for (int i = 0; i < m->info.n_shards; i++) {
+        const struct nk__gguf *g = &m->shards[i];
+        struct stat st;
+
+        if (g->source.fd < 0)
+            continue;
+        if (fstat(g->source.fd, &st) < 0 || (uint64_t)st.st_size != g->source.size ||
+            st.st_mtim.tv_sec != g->mtime_s || st.st_mtim.tv_nsec != g->mtime_ns)
+            return nk_fail(err, NK_E_ABORTED, "file_changed", "%s was changed while it was read",
+                           g->path);
+    }
+    return 0;
+}
+
+/* The cache's file for this model; NULL when there can be none. Owned by the caller. */
+static char *memory_path(const nk_model *m)
+{
+    nk_sha256 *h = nk_sha256_new();
+    char hex[NK_SHA256_HEX], *dir = NULL, *path = NULL;
+
+    if (!h)
+        return NULL;
+    for (int i = 0; i < m->info.n_shards; i++) {
+        const struct nk__gguf *g = &m->shards[i];
+        char *full = realpath(g->path, NULL), line[PATH_MAX + 128];
+        int n;
+
+        if (!full || time(NULL) - g->mtime_s < RACY) {
+            free(full);
+            nk_sha256_free(h);
+            return NULL;
+        }
+        n = snprintf(line, sizeof line, "%s\n%llu %lld.%09lld %llu:%llu\n", full,
+                     (unsigned long long)g->source.size, (long long)g->mtime_s,
+                     (long long)g->mtime_ns, (unsigned long long)g->dev,
+                     (unsigned long long)g->ino);
+        nk_sha256_add(h, line, n < (int)sizeof line ? (size_t)n : sizeof line - 1);
+        free(full);
+    }
+    nk_sha256_finish(h, hex);
+    if (!nk_cache_dir(&dir, "hashes", NULL)) {
+        size_t size = strlen(dir) + sizeof hex + 1;
+
+        path = malloc(size);
+        if (path)
+            snprintf(path, size, "%s/%s", dir, hex);
+    }
+    free(dir);
+    return path;
+}
+
+static bool recall(const char *path, char hex[NK_SHA256_HEX])
+{
+    struct nk_buf b = NK_BUF_INIT(NK_SHA256_HEX);
+    bool ok = !nk_file_read(path, NK_SHA256_HEX, &b, NULL) && nk__is_sha256(nk_buf_str(&b));
+
+    if (ok)
+        memcpy(hex, b.data, NK_SHA256_HEX);
+    nk_buf_release(&b);
+    return ok;
+}
+
+bool nk__is_sha256(const char *text)
+{
+    return strspn(text, "0123456789abcdef") == NK_SHA256_HEX - 1 &&
+           strlen(text) == NK_SHA256_HEX - 1;
+}
+
 int nk_model_hash(nk_model *m, char hex[NK_SHA256_HEX], struct nk_error *err)
 {
-    int rc = m->hash[0] ? 0 : compute(m, m->hash, err);
+    char *memory = m->hash[0] ? NULL : memory_path(m);
+    int rc = 0;
 
+    if (!m->hash[0] && !(memory && recall(memory, m->hash))) {
+        rc = compute(m, m->hash, err);
+        if (!rc)
+            rc = nk__model_check_unchanged(m, err);
+        if (!rc && memory)
+            nk_file_write(memory, m->hash, strlen(m->hash), NULL); /* best effort */
+    }
+    free(memory);
     if (rc)
         m->hash[0] = '\0';
     else

@@ -63,6 +63,15 @@ static void set_name(nk_model *m, const char *path)
     snprintf(m->name, sizeof m->name, "%.*s", (int)(size < 200 ? size : 200), base);
 }
 
+/* Text from a file, for people: control characters would reach their terminal. */
+static void copy_printable(char *out, size_t size, const char *text)
+{
+    snprintf(out, size, "%.*s", (int)size - 1, text);
+    for (; *out; out++)
+        if ((unsigned char)*out < 0x20 || *out == 0x7f)
+            *out = '?';
+}
+
 static int no_memory(struct nk_error *err)
 {
     return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
@@ -306,6 +315,13 @@ static void count_bytes(nk_model *m)
         in->kv_bytes_per_token[i] = kv_bytes_of(m, i, attends[i]);
 }
 
+static uint64_t row_bytes(const nk_model *m, const char *tensor)
+{
+    const struct nk__tensor *t = nk__model_tensor(m, tensor);
+
+    return t ? ggml_row_size((enum ggml_type)t->type, t->ne[0]) : 0;
+}
+
 static int read_slice_keys(nk_model *m, struct nk_error *err)
 {
     struct nk_model_info *in = &m->info;
@@ -338,6 +354,10 @@ static int read_slice_keys(nk_model *m, struct nk_error *err)
     in->has_token_embd = embd;
     in->has_lm_head = head;
     in->n_vocab = (int)n_vocab;
+    /* What the header declares there is a stub, or a hole. */
+    if (!in->has_lm_head)
+        in->head_bytes = 0;
+    in->embd_bytes = in->has_token_embd ? n_vocab * row_bytes(m, "token_embd.weight") : 0;
     memcpy(in->model_sha256, hash, NK_SHA256_HEX);
     return 0;
 }
@@ -353,8 +373,12 @@ static int read_info(nk_model *m, struct nk_error *err)
     if (!arch || !arch[0] || strlen(arch) >= sizeof in->architecture)
         return nk_fail(err, NK_E_INVALID, "bad_arch",
                        "%s: no architecture is given (general.architecture)", in->path);
+    if (strspn(arch, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") !=
+        strlen(arch))
+        return nk_fail(err, NK_E_INVALID, "bad_arch", "%s: general.architecture is not a name",
+                       in->path);
     snprintf(in->architecture, sizeof in->architecture, "%s", arch);
-    snprintf(in->name, sizeof in->name, "%.127s", name && name[0] ? name : m->name);
+    copy_printable(in->name, sizeof in->name, name && name[0] ? name : m->name);
     if (!nk__kv_uint(m->kv, nk__model_key(m, "block_count").text, &n_layer) || n_layer < 1 ||
         n_layer > NK_LAYERS_MAX)
         return nk_fail(err, NK_E_INVALID, "bad_arch",
@@ -398,10 +422,24 @@ static int read_info(nk_model *m, struct nk_error *err)
     return read_slice_keys(m, err);
 }
 
+static int finish_open(nk_model **out, nk_model *m, int rc, struct nk_error *err)
+{
+    if (!rc) {
+        m->kv = m->shards[0].ctx;
+        rc = collect_tensors(m, err);
+    }
+    if (!rc)
+        rc = read_info(m, err);
+    if (rc)
+        nk_model_close(m);
+    else
+        *out = m;
+    return rc;
+}
+
 int nk_model_open(nk_model **out, const char *path, struct nk_error *err)
 {
     nk_model *m;
-    int rc;
 
     *out = NULL;
     if (strlen(path) + 32 > sizeof m->info.path)
@@ -412,19 +450,26 @@ int nk_model_open(nk_model **out, const char *path, struct nk_error *err)
     if (!m)
         return no_memory(err);
     set_name(m, path);
-    rc = open_shards(m, path, err);
-    if (!rc) {
-        m->kv = m->shards[0].ctx;
-        rc = collect_tensors(m, err);
+    return finish_open(out, m, open_shards(m, path, err), err);
+}
+
+int nk__model_open_memory(nk_model **out, const void *data, size_t size, struct nk_error *err)
+{
+    nk_model *m = calloc(1, sizeof *m);
+
+    *out = NULL;
+    if (m)
+        m->shards = calloc(1, sizeof *m->shards);
+    if (!m || !m->shards) {
+        free(m);
+        return no_memory(err);
     }
-    if (!rc)
-        rc = read_info(m, err);
-    if (rc) {
-        nk_model_close(m);
-        return rc;
-    }
-    *out = m;
-    return 0;
+    m->info.n_shards = 1;
+    m->info.file_bytes = size;
+    snprintf(m->info.path, sizeof m->info.path, "memory");
+    snprintf(m->name, sizeof m->name, "memory");
+    return finish_open(out, m, nk__gguf_open_memory(m->shards, "memory", data, size, true, err),
+                       err);
 }
 
 void nk_model_close(nk_model *m)
@@ -443,8 +488,39 @@ const struct nk_model_info *nk_model_info(const nk_model *m)
     return &m->info;
 }
 
+int nk_model_types(const nk_model *m, struct nk_type_share *out, int max)
+{
+    struct nk_type_share all[GGML_TYPE_COUNT] = { { 0 } };
+    int n = 0;
+
+    for (int i = 0; i < m->n_tensors; i++) {
+        all[m->tensors[i].type].bytes += m->tensors[i].size_bytes;
+        all[m->tensors[i].type].n_tensors++;
+    }
+    for (;;) {
+        int most = 0;
+
+        for (int t = 1; t < GGML_TYPE_COUNT; t++)
+            if (all[t].bytes > all[most].bytes)
+                most = t;
+        if (!all[most].bytes)
+            return n;
+        all[most].type = ggml_type_name((enum ggml_type)most);
+        if (n < max)
+            out[n] = all[most];
+        n++;
+        all[most].bytes = 0;
+    }
+}
+
 int nk_model_cut_check(const nk_model *m, int at, struct nk_error *err)
 {
+    int rc;
+
     NK_ASSERT(at > 0 && at < m->info.n_layer);
-    return nk__arch_check_cut(m, at, err);
+    rc = nk__arch_check_cut(m, at, err);
+    /* The largest ranges on both sides: what they lack, every smaller one lacks. */
+    if (!rc)
+        rc = nk__arch_check_range(m, (struct nk_range){ 0, at }, err);
+    return rc ? rc : nk__arch_check_range(m, (struct nk_range){ at, m->info.n_layer }, err);
 }

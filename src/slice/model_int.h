@@ -35,6 +35,9 @@ struct nk_model {
     char hash[NK_SHA256_HEX];      /* once known */
 };
 
+/* A model of one file that is in memory, borrowed until close: for tests and fuzzing. */
+int nk__model_open_memory(nk_model **out, const void *data, size_t size, struct nk_error *err);
+
 /* "ARCH.key" as a buffer; keys are shorter than that. */
 struct nk__key {
     char text[192];

@@ -152,18 +152,20 @@ int nk_ranges_balance(const nk_model *m, int k, struct nk_range *ranges, struct 
     }
     fill(m, k, &b);
     if (b.best[k * w + n] == UINT64_MAX) {
-        int most = 0;
+        struct nk_error why = { 0 };
+        int most = 1;
 
-        rc = nk__arch_check_range(m, (struct nk_range){ 0, n },
-                                  err); /* cannot be split at all: says why */
         for (int j = 1; j <= k; j++)
             if (b.best[j * w + n] != UINT64_MAX)
                 most = j;
-        if (!rc)
-            rc = nk_fail(err, NK_E_INVALID, "bad_ranges",
-                         "%d slices are not possible: this %s model has legal cuts for at most %d "
-                         "(nakshatra inspect lists them)",
-                         k, m->info.architecture, most);
+        if (most == 1)
+            nk_model_cut_check(m, n / 2, &why);
+        rc = !strcmp(why.reason, "cannot_split")
+                 ? nk_fail(err, why.code, why.reason, "%s", why.msg)
+                 : nk_fail(err, NK_E_INVALID, "bad_ranges",
+                           "%d slices are not possible; at most %d are (nakshatra inspect lists "
+                           "the legal cuts)%s%s",
+                           k, most, why.msg[0] ? ": " : "", why.msg);
         goto out;
     }
     for (int j = k, end = n; j > 0; j--) {

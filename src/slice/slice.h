@@ -54,8 +54,16 @@ const struct nk_model_info *nk_model_info(const nk_model *m); /* borrowed until 
  * everything; shows a bar. Kept in the cache folder by path, size, mtime and inode. */
 int nk_model_hash(nk_model *m, char hex[NK_SHA256_HEX], struct nk_error *err);
 
-/* May the model be cut before layer `at` (0 < at < n_layer)? 0, or UNIMPLEMENTED `illegal_cut` with
- * the reason, or UNIMPLEMENTED `cannot_split` when the architecture cannot be cut at all. */
+/* How much of the weights is of which type ("q4_K"), largest first. Fills up to max, returns how many there are. */
+struct nk_type_share {
+    const char *type; /* static */
+    uint64_t bytes;
+    int n_tensors;
+};
+int nk_model_types(const nk_model *m, struct nk_type_share *out, int max);
+
+/* May the model be cut before layer `at` (0 < at < n_layer), so that both sides can be slices? 0, or UNIMPLEMENTED
+ * `illegal_cut` with the reason, or UNIMPLEMENTED `cannot_split` when the model cannot be cut at all. */
 int nk_model_cut_check(const nk_model *m, int at, struct nk_error *err);
 
 struct nk_range {
@@ -101,6 +109,7 @@ struct nk_manifest_file {
     struct nk_range range; /* 0-0: the vocabulary file */
     uint64_t size_bytes;
     char sha256[NK_SHA256_HEX];
+    bool kept; /* nk_split found it complete and did not write it again; not in the file */
 };
 struct nk_manifest {
     char model_id[128], model_sha256[NK_SHA256_HEX], architecture[64];
@@ -108,15 +117,27 @@ struct nk_manifest {
     int n_files;
     struct nk_manifest_file files[NK_LAYERS_MAX + 1]; /* slices in order, then the vocabulary */
 };
-/* Splits into dir: NAME.000-014.gguf ..., NAME.vocab.gguf, manifest.json. Redoes only what is
- * missing or wrong. *out (may be NULL) is owned by the caller (free). */
+/* Splits into dir (made if missing): NAME.000-014.gguf ..., NAME.vocab.gguf, manifest.json. Each file appears complete
+ * or not at all, the manifest last. What an earlier run left complete is kept: a file is written again only when it is
+ * missing or its hash is wrong. Shows bars. *out (may be NULL) is owned by the caller (free).
+ *   INVALID    not_a_model   m is itself a slice
+ *   EXHAUSTED  no_space      with what is needed and what there is
+ *   DENIED     cannot_create
+ *   CANCELLED  interrupted   nk_split_interrupt() was called; temporary files are removed
+ *   and those of nk_ranges_check */
 int nk_split(nk_model *m, const struct nk_range *ranges, int n, const char *dir,
              struct nk_manifest **out, struct nk_error *err);
-int nk_manifest_read(struct nk_manifest **out, const char *path,
-                     struct nk_error *err); /* out: free() */
+/* Makes a running nk_split, nk_model_hash or nk_*_cached end soon with CANCELLED, and every later one. Any thread, and
+ * signal handlers. */
+void nk_split_interrupt(void);
 
-/* The path of a slice in the cache folder, written first if missing (what `worker --model` and `up`
- * use). *path owned. */
+/* A manifest.json. *out owned by the caller (free).
+ *   NOT_FOUND  no_file
+ *   INVALID    bad_manifest   says what is wrong with it */
+int nk_manifest_read(struct nk_manifest **out, const char *path, struct nk_error *err);
+
+/* The path of a slice (or the vocabulary) in the cache folder, written first if missing: what `worker --model` and `up`
+ * use. *path owned by the caller. */
 int nk_slice_cached(nk_model *m, struct nk_range range, char **path, struct nk_error *err);
 int nk_vocab_cached(nk_model *m, char **path, struct nk_error *err);
 

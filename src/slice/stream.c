@@ -63,7 +63,7 @@ static void *hash_loop(void *arg)
     return NULL;
 }
 
-int nk__stream_new(nk__stream **out, struct nk_newfile *file, nk__tick tick, void *user,
+int nk__stream_new(nk__stream **out, struct nk_newfile *file, bool hash, nk__tick tick, void *user,
                    struct nk_error *err)
 {
     nk__stream *s = calloc(1, sizeof *s);
@@ -72,14 +72,16 @@ int nk__stream_new(nk__stream **out, struct nk_newfile *file, nk__tick tick, voi
     *out = NULL;
     for (int i = 0; i < NK__CHUNKS && ok; i++)
         ok = (s->chunks[i].data = malloc(NK__CHUNK)) != NULL;
-    ok = ok && (s->hash = nk_sha256_new()) != NULL;
+    if (ok && hash)
+        ok = (s->hash = nk_sha256_new()) != NULL;
     if (ok) {
         s->file = file;
         s->tick = tick;
         s->user = user;
         pthread_mutex_init(&s->lock, NULL);
         pthread_cond_init(&s->changed, NULL);
-        if (!pthread_create(&s->thread, NULL, hash_loop, s)) {
+        s->closing = !hash; /* no thread to be joined */
+        if (!hash || !pthread_create(&s->thread, NULL, hash_loop, s)) {
             *out = s;
             return 0;
         }
@@ -133,12 +135,14 @@ static unsigned free_chunk(nk__stream *s)
 
 static int queue(nk__stream *s, unsigned at, uint64_t size, bool zeros, struct nk_error *err)
 {
-    pthread_mutex_lock(&s->lock);
-    s->chunks[at].size = size;
-    s->chunks[at].zeros = zeros;
-    s->n_queued++;
-    pthread_cond_broadcast(&s->changed);
-    pthread_mutex_unlock(&s->lock);
+    if (s->hash) {
+        pthread_mutex_lock(&s->lock);
+        s->chunks[at].size = size;
+        s->chunks[at].zeros = zeros;
+        s->n_queued++;
+        pthread_cond_broadcast(&s->changed);
+        pthread_mutex_unlock(&s->lock);
+    }
     s->size_bytes += size;
     return s->tick ? s->tick(s->user, size, err) : 0;
 }
@@ -187,9 +191,14 @@ uint64_t nk__stream_size(const nk__stream *s)
 
 int nk__stream_finish(nk__stream *s, char hex[NK_SHA256_HEX], struct nk_error *err)
 {
+    char digest[NK_SHA256_HEX] = "";
+
     join(s);
-    nk_sha256_finish(s->hash, hex);
+    if (s->hash)
+        nk_sha256_finish(s->hash, digest);
     s->hash = NULL;
+    if (hex)
+        memcpy(hex, digest, sizeof digest);
     if (s->file && ftruncate(s->file->fd, (off_t)s->size_bytes) < 0) {
         int e = errno;
 

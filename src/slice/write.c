@@ -219,6 +219,7 @@ static void plan_kv(struct plan *p, const char *model_sha256)
     gguf_set_kv(p->kv, p->m->kv);
     remove_prefix(p->kv, "split.");
     remove_prefix(p->kv, "nakshatra.");
+    gguf_set_val_u32(p->kv, "nakshatra.slice_format", NK__SLICE_FORMAT);
     gguf_set_val_u32(p->kv, "nakshatra.layer_count", (uint32_t)in->n_layer);
     gguf_set_val_u32(p->kv, "nakshatra.n_vocab", (uint32_t)in->n_vocab);
     gguf_set_val_str(p->kv, "nakshatra.model_sha256", model_sha256);
@@ -411,25 +412,24 @@ int nk__slice_write(const nk_model *m, struct nk_range range, const char *model_
                     struct nk_error *err)
 {
     struct nk_newfile file = NK_NEWFILE_INIT;
-    char hex[NK_SHA256_HEX];
     nk__stream *s = NULL;
     struct plan p;
     int rc = plan_make(&p, m, range, model_sha256, err);
 
-    if (!rc)
+    if (!rc && path)
         rc = nk_newfile_open(&file, path, err);
     if (!rc)
-        rc = nk__stream_new(&s, &file, tick, user, err);
+        rc = nk__stream_new(&s, path ? &file : NULL, sha256 != NULL, tick, user, err);
     if (!rc)
         rc = write_header(&p, s, err);
     if (!rc)
         rc = write_pieces(&p, s, err);
     if (!rc)
-        rc = nk__stream_finish(s, hex, err);
+        rc = nk__stream_finish(s, sha256, err);
     if (!rc)
+        rc = nk__model_check_unchanged(m, err);
+    if (!rc && path)
         rc = nk_newfile_commit(&file, err);
-    if (!rc && sha256)
-        memcpy(sha256, hex, sizeof hex);
     if (!rc && size_bytes)
         *size_bytes = nk__stream_size(s);
     nk__stream_free(s);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -91,11 +92,37 @@ static void test_file__a_full_disk_leaves_the_old_file_and_no_litter(void **stat
     rc = nk_file_write(in_dir("a"), big, sizeof big, &err);
     setrlimit(RLIMIT_FSIZE, &old);
     assert_true(rc < 0);
-    assert_string_equal(err.reason, "write_failed");
+    assert_string_equal(err.reason, "no_space");
     assert_int_equal(n_files(), 1);
     assert_int_equal(nk_file_read(in_dir("a"), 100, &b, &err), 0);
     assert_string_equal(b.data, "old");
     nk_buf_release(&b);
+}
+
+static void test_file__what_a_killed_process_left_is_removed_and_a_living_ones_is_not(void **state)
+{
+    struct nk_error err = { 0 };
+    pid_t dead = fork();
+    char name[64];
+    int n;
+
+    (void)state;
+    if (dead == 0)
+        _exit(0);
+    waitpid(dead, NULL, 0);
+    n = n_files();
+    snprintf(name, sizeof name, ".b.%ld.tmp", (long)dead);
+    assert_int_equal(nk_file_write(in_dir(name), "half", 4, &err), 0);
+    snprintf(name, sizeof name, ".b.%ld.tmp", (long)getppid());
+    assert_int_equal(nk_file_write(in_dir(name), "half", 4, &err), 0);
+    assert_int_equal(nk_file_write(in_dir(".b.x.tmp"), "not ours", 8, &err), 0);
+    assert_int_equal(n_files(), n + 3);
+    assert_int_equal(nk_file_write(in_dir("b"), "whole", 5, &err), 0);
+    assert_int_equal(n_files(), n + 3); /* one gone, one new */
+    assert_int_equal(access(in_dir(name), F_OK), 0);
+    unlink(in_dir(name));
+    unlink(in_dir(".b.x.tmp"));
+    unlink(in_dir("b"));
 }
 
 static void test_file__what_cannot_be_read_or_made_is_named(void **state)
@@ -153,6 +180,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_file__appears_whole_or_not_at_all, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            test_file__what_a_killed_process_left_is_removed_and_a_living_ones_is_not, setup,
+            teardown),
         cmocka_unit_test_setup_teardown(test_file__a_full_disk_leaves_the_old_file_and_no_litter,
                                         setup, teardown),
         cmocka_unit_test_setup_teardown(test_file__what_cannot_be_read_or_made_is_named, setup,
