@@ -36,3 +36,10 @@ else()
   file(GLOB NK_LLAMA_LIBEXEC /usr/libexec/*/llama.cpp-tests)
   set(NK_LLAMA_BIN /usr/bin)
 endif()
+
+# minja, which renders chat templates, is headers only; so is the JSON library that it is written with.
+find_path(NK_MINJA_INCLUDE minja/minja.hpp HINTS "${NK_PRIVATE_ROOT}/usr/include")
+find_path(NK_NLOHMANN_INCLUDE nlohmann/json.hpp)
+if(NOT NK_MINJA_INCLUDE OR NOT NK_NLOHMANN_INCLUDE)
+  message(FATAL_ERROR "minja/minja.hpp or nlohmann/json.hpp was not found: run `make deps`")
+endif()

@@ -33,33 +33,37 @@ typedef struct nk_jinja nk_jinja;
 
 /* What the template does with its input, found out by rendering small examples when it is opened. */
 struct nk_jinja_caps {
-    bool system_role;     /* has one; else system text is put in front of the next user message */
-    bool tools;           /* shows the tools; a request with tools is pointless otherwise */
-    bool tool_calls;      /* shows an assistant message's tool_calls */
+    bool system_role;      /* has one; else system text is put in front of the next user message */
+    bool tools;            /* shows the tools; a request with tools is pointless otherwise */
+    bool tool_calls;       /* shows an assistant message's tool_calls */
     bool object_arguments; /* wants a tool call's arguments as an object rather than as JSON text */
-    bool typed_content;   /* wants content as a list of {"type": "text", "text": ...} */
+    bool typed_content;    /* wants content as a list of {"type": "text", "text": ...} */
 };
 
 /* Parses. bos, eos: the text of these tokens ("" or NULL where the model has none). *out is owned by the caller; any
  * thread may use it, several at once.
  *   INVALID    bad_template   not UTF-8, too large, or the engine's sentence */
-int nk_jinja_new(nk_jinja **out, const char *tmpl, const char *bos, const char *eos, struct nk_error *err);
+int nk_jinja_new(nk_jinja **out, const char *tmpl, const char *bos, const char *eos,
+                 struct nk_error *err);
 void nk_jinja_free(nk_jinja *j);
-struct nk_jinja_caps nk_jinja_caps(const nk_jinja *j);
+struct nk_jinja_caps nk_jinja_describe(const nk_jinja *j);
 
 struct nk_jinja_input {
-    const char *messages;      /* JSON: an array of {role, content, tool_calls, tool_call_id, name, reasoning_content} */
-    const char *tools;         /* JSON: an array; NULL: none */
-    const char *extra;         /* JSON: an object of further variables ({"enable_thinking": false}); NULL: none */
+    const char *
+        messages; /* JSON: an array of {role, content, tool_calls, tool_call_id, name, reasoning_content} */
+    const char *tools; /* JSON: an array; NULL: none */
+    const char
+        *extra; /* JSON: an object of further variables ({"enable_thinking": false}); NULL: none */
     bool add_generation_prompt;
-    int64_t now;               /* seconds since 1970, for strftime_now(); 0: the present */
+    int64_t now; /* seconds since 1970, for strftime_now(); 0: the present */
 };
 
 /* Renders into out (appended; its ceiling is the output's).
  *   INVALID    bad_messages   not JSON, too deep, too large, or not of the shape above
  *   INVALID    bad_template   the engine's sentence, raise_exception()'s text included; or too many steps
  *   EXHAUSTED  too_large      the output */
-int nk_jinja_render(const nk_jinja *j, const struct nk_jinja_input *input, struct nk_buf *out, struct nk_error *err);
+int nk_jinja_render(const nk_jinja *j, const struct nk_jinja_input *input, struct nk_buf *out,
+                    struct nk_error *err);
 
 #ifdef __cplusplus
 }

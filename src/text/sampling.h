@@ -21,9 +21,9 @@ struct nk_logit_bias {
 struct nk_sampling {
     float temperature; /* 0: greedy; penalties, DRY, bias and grammar still count */
     int top_k;         /* 0: off */
-    float top_p;     /* 1: off */
-    float min_p;     /* 0: off */
-    float typical_p; /* 1: off */
+    float top_p;       /* 1: off */
+    float min_p;       /* 0: off */
+    float typical_p;   /* 1: off */
     float repeat_penalty, presence_penalty, frequency_penalty; /* 1, 0, 0: off */
     int penalty_last_n;                         /* tokens looked at; default 64; -1: all of n_ctx */
     float dry_multiplier, dry_base;             /* 0: off; 1.75. Breakers: newline : " * */
