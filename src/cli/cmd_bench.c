@@ -3,11 +3,19 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/file.h"
+#include "base/process.h"
+#include "bench/load.h"
+#include "bench/machine.h"
+#include "bench/report.h"
+#include "bench/run.h"
 #include "bench/synth.h"
+#include "bench/table.h"
 
 int nk_cmd_bench(int argc, char **argv);
 
@@ -109,11 +117,218 @@ static int cmd_synth(int argc, char **argv)
     return NK_EXIT_OK;
 }
 
+/* ---- run ---- */
+
+enum { PAGE_BYTES_MAX = 4 << 20, CSV_NAME_MAX = 4096 };
+
+/* Writes the page that belongs to a table: to path, with its plots in the folder "benchmarks" beside it. */
+static int write_page(const struct nk_table *t, const char *path, struct nk_error *err)
+{
+    struct nk_buf page = NK_BUF_INIT(PAGE_BYTES_MAX);
+    const char *slash = strrchr(path, '/');
+    char dir[CSV_NAME_MAX];
+    struct nk_report_opts opts = { .plot_dir = dir, .plot_link = "benchmarks" };
+    int rc;
+
+    snprintf(dir, sizeof dir, "%.*sbenchmarks", slash ? (int)(slash - path + 1) : 0, path);
+    rc = nk_report_format(t, &opts, &page, err);
+    if (!rc)
+        rc = nk_file_write(path, nk_buf_str(&page), page.size, err);
+    nk_buf_release(&page);
+    return rc;
+}
+
+/* The model to measure: --model, or a preset that is made in the work folder when it is not there. */
+static int find_model(const char *shape_name, const char *work_dir, char *path, size_t size,
+                      char *name, size_t name_size, struct nk_error *err)
+{
+    struct nk_synth_shape shape;
+    int rc = nk_synth_preset(shape_name, &shape, err);
+
+    if (rc)
+        return rc;
+    snprintf(path, size, "%s/%s.gguf", work_dir, shape_name);
+    snprintf(name, name_size, "synthetic %s, %s", shape_name, shape.type);
+    if (access(path, F_OK) == 0)
+        return 0;
+    rc = nk_dir_make(work_dir, err);
+    return rc ? rc : nk_synth_write(path, &shape, NULL, err);
+}
+
+static int cmd_run(int argc, char **argv)
+{
+    const char *shape = "llama-1b", *model = NULL, *out = "bench-out", *csv = NULL, *page = NULL,
+               *figures = "table";
+    const char *systems = "ours,whole,rpc", *cpus = NULL, *commit = "unknown", *device = "CPU";
+    int64_t runs = 5, retries = 3, threads = 0;
+    bool quick = false;
+    /* clang-format off */
+    const struct nk_arg args[] = {
+        { "shape", 0, NK_ARG_STRING, &shape, "NAME", "the synthetic model: llama-1b (default), tiny, moe", 0, 0 },
+        { "model", 'm', NK_ARG_STRING, &model, "FILE", "measure this GGUF instead", 0, 0 },
+        { "figures", 0, NK_ARG_STRING, &figures, "LIST", "names and groups: table (default), curves, all, decode-1, ...", 0, 0 },
+        { "systems", 0, NK_ARG_STRING, &systems, "LIST", "of ours,whole,rpc (all)", 0, 0 },
+        { "runs", 'r', NK_ARG_INT, &runs, "N", "that count, of each figure and system (5)", 1, 1000 },
+        { "retries", 0, NK_ARG_INT, &retries, "N", "how often a noisy run is repeated (3)", 0, 1000 },
+        { "threads", 't', NK_ARG_INT, &threads, "N", "cores to use in all (those there are)", 1, 1024 },
+        { "cpus", 0, NK_ARG_STRING, &cpus, "LIST", "run everything on these cores: 0-3,6", 0, 0 },
+        { "device", 'd', NK_ARG_STRING, &device, "NAME", "where our workers compute (CPU); peers stay on the CPU", 0, 0 },
+        { "quick", 0, NK_ARG_FLAG, &quick, NULL, "fewer tokens and places: a look, not a figure to publish", 0, 0 },
+        { "out", 'o', NK_ARG_STRING, &out, "DIR", "models, logs and tables go here (bench-out)", 0, 0 },
+        { "csv", 0, NK_ARG_STRING, &csv, "FILE", "rows are appended to it (DIR/bench.csv)", 0, 0 },
+        { "page", 0, NK_ARG_STRING, &page, "FILE", "write the page too: docs/benchmarks.md", 0, 0 },
+        { "commit", 0, NK_ARG_STRING, &commit, "NAME", "what was measured, for the rows", 0, 0 },
+        { NULL, 0, NK_ARG_FLAG, NULL, NULL, NULL, 0, 0 },
+    };
+    /* clang-format on */
+    const struct nk_command cmd = {
+        "bench run [--shape NAME | --model FILE] [--figures LIST] [options]",
+        "Measures Nakshatra and llama.cpp side by side and keeps every run in a CSV file. Leave "
+        "the machine alone meanwhile:\n"
+        "runs while others compute are set aside and repeated.",
+        args, 0, 0
+    };
+    char path[CSV_NAME_MAX], name[64], csv_path[CSV_NAME_MAX], *self = NULL;
+    struct nk_table t = NK_TABLE_INIT, all = NK_TABLE_INIT;
+    struct nk_bench_opts opts;
+    struct nk_error err;
+    int first, exit_code, n_failed = 0, rc = nk_cli_parse(argc, argv, &cmd, &first, &exit_code);
+
+    if (rc)
+        return exit_code;
+    rc = cpus ? nk_machine_pin(cpus, &err) : 0;
+    if (!rc)
+        rc = nk_process_self(&self, &err);
+    if (!rc && model) {
+        const char *slash = strrchr(model, '/');
+
+        snprintf(path, sizeof path, "%s", model);
+        snprintf(name, sizeof name, "%.63s", slash ? slash + 1 : model);
+    } else if (!rc) {
+        rc = find_model(shape, out, path, sizeof path, name, sizeof name, &err);
+    }
+    snprintf(csv_path, sizeof csv_path, csv ? "%s" : "%s/bench.csv", csv ? csv : out);
+    opts = (struct nk_bench_opts){ .model = path,
+                                   .model_name = name,
+                                   .work_dir = out,
+                                   .csv = csv_path,
+                                   .self = self,
+                                   .device = device,
+                                   .commit = commit,
+                                   .figures = figures,
+                                   .systems = systems,
+                                   .n_runs = (int)runs,
+                                   .n_retries = (int)retries,
+                                   .n_threads = threads ? (int)threads : nk_machine_cores(),
+                                   .quick = quick };
+    if (!rc)
+        rc = nk_bench_run(&opts, &t, &err);
+    if (!rc && page) /* from the whole file: other runs may have added to it */
+        rc = nk_table_read(&all, csv_path, &err);
+    if (!rc && page)
+        rc = write_page(&all, page, &err);
+    for (size_t i = 0; i < t.n; i++)
+        n_failed += t.rows[i].status == NK_ROW_FAILED;
+    if (!rc)
+        printf("%zu runs, %d failed: %s\n", t.n, n_failed, csv_path);
+    nk_table_release(&t);
+    nk_table_release(&all);
+    free(self);
+    return rc ? nk_cli_report(&err) : n_failed ? NK_EXIT_FAILED : NK_EXIT_OK;
+}
+
+/* ---- report, compare, load ---- */
+
+static int cmd_report(int argc, char **argv)
+{
+    const char *out = "docs/benchmarks.md";
+    const struct nk_arg args[] = {
+        { "out", 'o', NK_ARG_STRING, &out, "FILE", "the page (docs/benchmarks.md)", 0, 0 },
+        { NULL, 0, NK_ARG_FLAG, NULL, NULL, NULL, 0, 0 },
+    };
+    const struct nk_command cmd = { "bench report FILE.csv [--out FILE.md]",
+                                    "Makes the page with its plots from a table that was kept.",
+                                    args, 1, 1 };
+    struct nk_table t = NK_TABLE_INIT;
+    struct nk_error err;
+    int first, exit_code, rc = nk_cli_parse(argc, argv, &cmd, &first, &exit_code);
+
+    if (rc)
+        return exit_code;
+    rc = nk_table_read(&t, argv[first], &err);
+    if (!rc)
+        rc = write_page(&t, out, &err);
+    nk_table_release(&t);
+    return rc ? nk_cli_report(&err) : NK_EXIT_OK;
+}
+
+static int cmd_compare(int argc, char **argv)
+{
+    const struct nk_arg args[] = { { NULL, 0, NK_ARG_FLAG, NULL, NULL, NULL, 0, 0 } };
+    const struct nk_command cmd = { "bench compare BEFORE.csv AFTER.csv",
+                                    "Says what became better, what became worse and what is within "
+                                    "the noise of the runs. Exit code 1 when something\n"
+                                    "became worse.",
+                                    args, 2, 2 };
+    struct nk_table a = NK_TABLE_INIT, b = NK_TABLE_INIT;
+    struct nk_buf text = NK_BUF_INIT(PAGE_BYTES_MAX);
+    struct nk_error err;
+    int first, exit_code, n_worse = 0, rc = nk_cli_parse(argc, argv, &cmd, &first, &exit_code);
+
+    if (rc)
+        return exit_code;
+    rc = nk_table_read(&a, argv[first], &err);
+    if (!rc)
+        rc = nk_table_read(&b, argv[first + 1], &err);
+    if (!rc)
+        rc = nk_table_compare(&a, &b, &text, &n_worse, &err);
+    if (!rc)
+        fputs(nk_buf_str(&text), stdout);
+    nk_table_release(&a);
+    nk_table_release(&b);
+    nk_buf_release(&text);
+    return rc ? nk_cli_report(&err) : n_worse ? NK_EXIT_FAILED : NK_EXIT_OK;
+}
+
+static void print_ready(void *arg)
+{
+    (void)arg;
+    printf("ready\n");
+    fflush(stdout);
+}
+
+static int cmd_load(int argc, char **argv)
+{
+    int64_t threads = 1, ctx = 4096;
+    const struct nk_arg args[] = {
+        { "threads", 't', NK_ARG_INT, &threads, "N", "threads (1)", 1, 1024 },
+        { "ctx", 'c', NK_ARG_INT, &ctx, "N", "KV cells (4096)", 1, 16777216 },
+        { NULL, 0, NK_ARG_FLAG, NULL, NULL, NULL, 0, 0 },
+    };
+    const struct nk_command cmd = {
+        "bench load FILE.gguf",
+        "Loads a model or slice with stock llama.cpp on the CPU, prints 'ready' and ends: what a\n"
+        "worker's start is compared with.",
+        args, 1, 1
+    };
+    struct nk_error err;
+    int first, exit_code, rc = nk_cli_parse(argc, argv, &cmd, &first, &exit_code);
+
+    if (rc)
+        return exit_code;
+    rc = nk_load_plain(argv[first], (int)ctx, (int)threads, print_ready, NULL, &err);
+    return rc ? nk_cli_report(&err) : NK_EXIT_OK;
+}
+
 static const struct {
     const char *name, *summary;
     int (*run)(int argc, char **argv);
 } subcommands[] = {
+    { "run", "measure ours and the peers, side by side", cmd_run },
+    { "report", "make the page and the plots from a table", cmd_report },
+    { "compare", "two tables: what became better, what worse", cmd_compare },
     { "synth", "write a model of any shape with random weights", cmd_synth },
+    { "load", "load a file with stock llama.cpp (for comparing starts)", cmd_load },
 };
 static const int n_subcommands = sizeof subcommands / sizeof subcommands[0];
 

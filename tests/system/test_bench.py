@@ -1,18 +1,16 @@
 """nakshatra bench: synthetic models load in llama.cpp, and what was measured can be read and compared."""
+import csv
+import json
 import os
 import shutil
 import subprocess
 import tempfile
 import unittest
 
-BUILD = os.environ.get("NK_BUILD", os.path.join(os.path.dirname(__file__), "../../build"))
-NAKSHATRA = os.path.join(BUILD, "nakshatra")
+import nk
+
 SMALL = ["--layers", "2", "--width", "256", "--ff", "512", "--heads", "4", "--kv-heads", "2", "--vocab", "2048",
          "--ctx", "512"]
-
-
-def nakshatra(*args, timeout=120):
-    return subprocess.run([NAKSHATRA, *args], capture_output=True, text=True, timeout=timeout)
 
 
 def llama_tool(name, *args, timeout=120):
@@ -33,7 +31,7 @@ class Synth(unittest.TestCase):
         self.model = os.path.join(self.dir, "m.gguf")
 
     def write(self, *args):
-        done = nakshatra("bench", "synth", *args, "--out", self.model)
+        done = nk.run("bench", "synth", *args, "--out", self.model)
         self.assertEqual(done.returncode, 0, done.stderr)
 
     def test_llama_cpp_generates_with_it(self):
@@ -55,22 +53,122 @@ class Synth(unittest.TestCase):
         self.write(*SMALL)
         done = llama_tool("llama-tokenize", "-m", self.model, "-f", prompt, "--ids", "--no-bos", "--log-disable")
         self.assertEqual(done.returncode, 0, done.stderr)
-        ids = eval(done.stdout.decode().strip().splitlines()[-1])
+        ids = json.loads(done.stdout.decode().strip().splitlines()[-1])
         self.assertLess(len(ids), len(text.encode()))
         self.assertTrue(all(0 <= i < 2048 - 256 for i in ids), ids)
 
     def test_refuses_to_replace_a_file_unless_told_so(self):
         self.write(*SMALL)
-        done = nakshatra("bench", "synth", *SMALL, "--out", self.model)
+        done = nk.run("bench", "synth", *SMALL, "--out", self.model)
         self.assertEqual(done.returncode, 1)
         self.assertIn("--force", done.stderr)
 
     def test_bad_options_are_exit_code_2_and_leave_nothing(self):
         for options in (["--shape", "huge"], ["--type", "Q9"], ["--width", "100"], ["--layers", "-1"], ["--nonsense"]):
             with self.subTest(options):
-                done = nakshatra("bench", "synth", *options, "--out", self.model)
+                done = nk.run("bench", "synth", *options, "--out", self.model)
                 self.assertEqual(done.returncode, 2, done.stderr)
                 self.assertEqual(os.listdir(self.dir), [])
+
+
+class Run(unittest.TestCase):
+    """The benchmark itself, in small: that every system really answers. The figures are of no interest here."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.dir = tempfile.mkdtemp()
+        cls.addClassCleanup(shutil.rmtree, cls.dir)
+        cls.model = os.path.join(cls.dir, "small.gguf")
+        cls.csv = os.path.join(cls.dir, "a.csv")
+        made = nk.run("bench", "synth", *SMALL, "--layers", "4", "--out", cls.model)
+        assert made.returncode == 0, made.stderr
+        cls.done = nk.run("bench", "run", "--model", cls.model, "--quick", "--runs", "1", "--retries", "0", "--threads", "2", "--out", cls.dir,
+                          "--csv", cls.csv, "--commit", "test", "--figures",
+                          "decode-1,decode-8,prefill-512,ttft-128,start,memory,streams", timeout=600)
+        with open(cls.csv, newline="", encoding="utf-8") as f:
+            cls.rows = list(csv.DictReader(f))
+
+    def test_every_system_answers_every_question_that_it_is_asked(self):
+        self.assertEqual(self.done.returncode, 0, self.done.stderr)
+        self.assertEqual([r for r in self.rows if r["status"] == "failed"], [])
+        answered = {(r["figure"], r["system"]) for r in self.rows if float(r["value"]) > 0}
+        expected = {(f, s) for f in ("decode-1", "decode-8", "prefill-512", "streams") for s in ("ours", "whole", "rpc")}
+        expected |= {(f, s) for f in ("ttft-128", "start", "memory") for s in ("ours", "whole")}
+        self.assertEqual(answered, expected)
+
+    def test_every_row_says_what_was_measured_on_what(self):
+        for row in self.rows:
+            for column in ("unit", "params", "model", "time", "commit", "version", "llama", "machine"):
+                self.assertTrue(row[column], row)
+
+    def test_nothing_is_left_running(self):
+        left = subprocess.run(["pgrep", "-f", self.model], capture_output=True, text=True).stdout
+        self.assertEqual(left, "")
+
+    @unittest.skipUnless(shutil.which("gnuplot"), "gnuplot comes with scripts/deps --bench")
+    def test_a_page_with_plots_is_made_from_the_table(self):
+        page = os.path.join(self.dir, "docs", "page.md")
+        os.makedirs(os.path.dirname(page), exist_ok=True)
+        # A busy machine leaves no figures: what the page shows is told by a table in which all runs count.
+        quiet = os.path.join(self.dir, "quiet.csv")
+        with open(self.csv, encoding="utf-8") as f, open(quiet, "w", encoding="utf-8") as g:
+            g.write(f.read().replace(",noisy,", ",ok,"))
+        done = nk.run("bench", "report", quiet, "--out", page)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        with open(page, encoding="utf-8") as f:
+            text = f.read()
+        self.assertIn("| decode, 1 stream, 2 workers | tok/s |", text)
+        self.assertIn("![decode, 2 workers, by number of streams](benchmarks/streams.svg)", text)
+        self.assertNotIn("What gave no figure", text)
+        with open(os.path.join(os.path.dirname(page), "benchmarks", "streams.svg"), encoding="utf-8") as f:
+            self.assertIn("</svg>", f.read())
+
+    def test_a_missing_peer_is_named_and_how_to_get_it(self):
+        done = nk.run("bench", "run", "--model", self.model, "--out", self.dir, "--csv", os.path.join(self.dir, "b.csv"),
+                      env=nk.env(NK_LLAMA_BIN="/nonexistent"))
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("llama-bench", done.stderr)
+        self.assertIn("make deps", done.stderr)
+
+    def test_unknown_names_are_refused_with_those_there_are(self):
+        for option, known in (("--figures", "decode-8"), ("--systems", "whole")):
+            done = nk.run("bench", "run", "--model", self.model, "--out", self.dir, option, "nonsense")
+            self.assertEqual(done.returncode, 2)
+            self.assertIn("nonsense", done.stderr)
+            self.assertIn(known, done.stderr)
+
+
+class Compare(unittest.TestCase):
+    HEADER = ("figure,system,x,run,status,value,unit,params,model,foreign,slowdown,note,time,commit,version,llama,machine\n")
+
+    def setUp(self):
+        self.dir = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.dir)
+
+    def table(self, name, *values):
+        path = os.path.join(self.dir, name)
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(self.HEADER)
+            for run, value in enumerate(values, 1):
+                f.write(f"decode-1,ours,0,{run},ok,{value},tok/s,,m,0,1,,2026-01-01T00:00:00.000Z,c,0,l,\"A, 2 cores\"\n")
+        return path
+
+    def test_slower_is_exit_code_1_and_faster_or_the_same_is_0(self):
+        before = self.table("before.csv", 10, 10.1, 10.2)
+        for values, code, word in (((8, 8.1, 8.2), 1, "worse"), ((12, 12.1, 12.2), 0, "better"),
+                                   ((9.9, 10.1, 10.3), 0, "within noise")):
+            done = nk.run("bench", "compare", before, self.table("after.csv", *values))
+            self.assertEqual(done.returncode, code, done.stdout)
+            self.assertIn(word, done.stdout)
+
+    def test_what_is_no_table_is_named(self):
+        path = os.path.join(self.dir, "x.csv")
+        with open(path, "w", encoding="utf-8") as f:
+            f.write("a,b\n1,2\n")
+        done = nk.run("bench", "compare", path, path)
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("x.csv:1", done.stderr)
+        self.assertEqual(nk.run("bench", "compare", path + ".none", path).returncode, 2)
 
 
 if __name__ == "__main__":

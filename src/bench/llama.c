@@ -1,0 +1,449 @@
+/* llama.cpp as a system: the whole model in one process, and its RPC backend over several.
+ *
+ * decode and prefill are llama-bench's and llama-batched-bench's own figures (which include no
+ * sampling); time to first token, gaps and memory are llama-server's, asked over HTTP on a warm
+ * connection's loopback. */
+#include "bench/system.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "bench/http.h"
+#include "bench/machine.h"
+
+enum {
+    SERVERS_MAX = 16,
+    TOOL_MS_MAX = 600000,
+    READY_MS_MAX = 300000,
+    BODY_BYTES_MAX = 4 << 20,
+    SILENT_RUNS_MAX = 5,
+    GAP_TOKENS = 48, /* what the measured session generates before the other one's prompt comes, and
+                        at least after it */
+};
+/* A server that computed nothing took no part: less processor time than this share of the run. */
+#define RPC_SHARE_MIN 0.05
+
+struct nk_system {
+    struct nk_system_opts opts;
+    bool is_rpc;
+    struct nk_process servers[SERVERS_MAX]; /* RPC's */
+    int ports[SERVERS_MAX], n_servers;
+    struct nk_process llama_server;
+    int http_port; /* 0: not started */
+    uint64_t rng;
+};
+
+void nk_random_ids(uint64_t *state, int n_vocab, int32_t *ids, int n)
+{
+    for (int i = 0; i < n; i++) {
+        *state = *state * 6364136223846793005u + 1442695040888963407u; /* Knuth's MMIX */
+        ids[i] = (int32_t)((*state >> 33) % (uint64_t)(n_vocab - 256));
+    }
+}
+
+static int new_system(nk_system **out, const struct nk_system_opts *opts, bool is_rpc,
+                      struct nk_error *err)
+{
+    nk_system *s = calloc(1, sizeof *s);
+
+    *out = NULL;
+    if (!s)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    s->opts = *opts;
+    s->is_rpc = is_rpc;
+    s->rng = 1;
+    s->llama_server = (struct nk_process)NK_PROCESS_INIT;
+    for (int i = 0; i < SERVERS_MAX; i++)
+        s->servers[i] = (struct nk_process)NK_PROCESS_INIT;
+    *out = s;
+    return 0;
+}
+
+static void stop(nk_system *s)
+{
+    if (!s)
+        return;
+    nk_process_stop(&s->llama_server, 5000);
+    for (int i = 0; i < s->n_servers; i++)
+        nk_process_terminate(&s->servers[i]);
+    for (int i = 0; i < s->n_servers; i++)
+        nk_process_stop(&s->servers[i], 2000);
+    free(s);
+}
+
+static int start_whole(nk_system **out, const struct nk_system_opts *opts, struct nk_error *err)
+{
+    return new_system(out, opts, false, err);
+}
+
+static int start_rpc(nk_system **out, const struct nk_system_opts *opts, struct nk_error *err)
+{
+    nk_system *s;
+    int rc = new_system(&s, opts, true, err);
+
+    *out = NULL;
+    for (int i = 0; !rc && i < opts->n_workers && i < SERVERS_MAX; i++) {
+        struct nk_peer_args args = { .n = 0 };
+
+        rc = nk_free_port(&s->ports[i], err);
+        if (rc)
+            break;
+        nk_peer_arg(&args, "--threads");
+        nk_peer_arg(&args, "%d", opts->n_threads);
+        nk_peer_arg(&args, "--host");
+        nk_peer_arg(&args, "127.0.0.1");
+        nk_peer_arg(&args, "--port");
+        nk_peer_arg(&args, "%d", s->ports[i]);
+        rc = nk_peer_start(opts->peers, NK_PEER_RPC, &args, NULL, NULL, &s->servers[i], err);
+        if (rc)
+            break;
+        s->n_servers++;
+        rc = nk_wait_listening("127.0.0.1", s->ports[i], &s->servers[i], READY_MS_MAX, err);
+    }
+    if (rc)
+        stop(s);
+    else
+        *out = s;
+    return rc;
+}
+
+/* What every tool is told: the model, the threads, where to compute. */
+static void add_common(const nk_system *s, struct nk_peer_args *args)
+{
+    nk_peer_arg(args, "--model");
+    nk_peer_arg(args, "%s", s->opts.model);
+    nk_peer_arg(args, "--threads");
+    nk_peer_arg(args, "%d", s->is_rpc ? s->opts.n_threads : s->opts.n_threads_whole);
+    nk_peer_arg(args, "--n-gpu-layers");
+    nk_peer_arg(args, "%d", s->is_rpc ? 999 : 0);
+    if (s->is_rpc) {
+        char list[SERVERS_MAX * 24] = "";
+
+        for (int i = 0; i < s->n_servers; i++)
+            snprintf(list + strlen(list), sizeof list - strlen(list), "%s127.0.0.1:%d",
+                     i ? "," : "", s->ports[i]);
+        nk_peer_arg(args, "--rpc");
+        nk_peer_arg(args, "%s", list);
+    } else {
+        nk_peer_arg(args, "--device");
+        nk_peer_arg(args, "none");
+    }
+}
+
+/* Runs a tool; over RPC every server must have computed.
+ *
+ * llama.cpp's tools print through a thread of their own, and a run of milliseconds now and then ends before that thread has
+ * printed anything, with exit code 0: then it is run again. */
+static int run_tool(nk_system *s, enum nk_peer_tool tool, const struct nk_peer_args *args,
+                    struct nk_buf *out, struct nk_error *err)
+{
+    double cpu_s[SERVERS_MAX] = { 0 }, total = 0;
+    int rc = 0;
+
+    for (int attempt = 0; !rc && attempt < SILENT_RUNS_MAX && !strchr(nk_buf_str(out), '{');
+         attempt++) {
+        for (int i = 0; i < s->n_servers; i++)
+            cpu_s[i] = -nk_machine_process_cpu_s(s->servers[i].pid);
+        rc = nk_peer_run(s->opts.peers, tool, args, TOOL_MS_MAX, out, err);
+    }
+    for (int i = 0; !rc && i < s->n_servers; i++) {
+        cpu_s[i] += nk_machine_process_cpu_s(s->servers[i].pid);
+        total += cpu_s[i];
+    }
+    for (int i = 0; !rc && i < s->n_servers; i++)
+        if (cpu_s[i] < RPC_SHARE_MIN * total)
+            rc = nk_fail(err, NK_E_UNKNOWN, "not_run",
+                         "RPC server %d of %d computed for %.3f s of %.3f s only", i + 1,
+                         s->n_servers, cpu_s[i], total);
+    return rc;
+}
+
+static int llama_bench(nk_system *s, int n_prompt, int n_gen, int n_depth, double *tok_s,
+                       struct nk_error *err)
+{
+    struct nk_buf out = NK_BUF_INIT(BODY_BYTES_MAX);
+    struct nk_peer_args args = { .n = 0 };
+    const char *names[] = { "--n-prompt", "--n-gen", "--n-depth", "--repetitions" };
+    int values[] = { n_prompt, n_gen, n_depth, 1 }, rc;
+
+    add_common(s, &args);
+    for (int i = 0; i < 4; i++) {
+        nk_peer_arg(&args, "%s", names[i]);
+        nk_peer_arg(&args, "%d", values[i]);
+    }
+    nk_peer_arg(&args, "--output");
+    nk_peer_arg(&args, "jsonl");
+    rc = run_tool(s, NK_PEER_BENCH, &args, &out, err);
+    if (!rc)
+        rc = nk_parse_llama_bench(nk_buf_str(&out), n_prompt, n_gen, n_depth,
+                                  s->is_rpc ? "RPC" : "CPU", tok_s, err);
+    nk_buf_release(&out);
+    return rc;
+}
+
+static int decode(nk_system *s, int n_streams, int n_depth, int n_predict, double *tok_s,
+                  struct nk_error *err)
+{
+    struct nk_buf out = NK_BUF_INIT(BODY_BYTES_MAX);
+    struct nk_peer_args args = { .n = 0 };
+    const char *names[] = { "-npp", "-ntg", "-npl", "--ctx-size" };
+    int values[] = { n_depth, n_predict, n_streams, n_streams * (n_depth + n_predict) + 64 }, rc;
+    double prefill_tok_s;
+
+    if (n_streams == 1)
+        return llama_bench(s, 0, n_predict, n_depth, tok_s, err);
+    add_common(s, &args);
+    for (int i = 0; i < 4; i++) {
+        nk_peer_arg(&args, "%s", names[i]);
+        nk_peer_arg(&args, "%d", values[i]);
+    }
+    nk_peer_arg(&args, "--output-format");
+    nk_peer_arg(&args, "jsonl");
+    rc = run_tool(s, NK_PEER_BATCHED, &args, &out, err);
+    if (!rc)
+        rc = nk_parse_batched_bench(nk_buf_str(&out), n_streams, n_depth, n_predict, tok_s,
+                                    &prefill_tok_s, err);
+    nk_buf_release(&out);
+    return rc;
+}
+
+static int prefill(nk_system *s, int n_prompt, double *tok_s, struct nk_error *err)
+{
+    return llama_bench(s, n_prompt, 0, 0, tok_s, err);
+}
+
+/* ---- llama-server ---- */
+
+static void ignore_line(void *user, const char *line, uint64_t at_ns)
+{
+    (void)user, (void)line, (void)at_ns;
+}
+
+/* Starts llama-server and waits until it takes requests; *ready_ns: how long that took. */
+static int start_server(nk_system *s, struct nk_process *process, int *port, uint64_t *ready_ns,
+                        struct nk_error *err)
+{
+    struct nk_peer_args args = { .n = 0 };
+    uint64_t begin_ns, end_ns;
+    char url[96], how[96];
+    int rc = nk_free_port(port, err);
+
+    if (rc)
+        return rc;
+    add_common(s, &args);
+    nk_peer_arg(&args, "--ctx-size");
+    nk_peer_arg(&args, "%d", s->opts.n_ctx);
+    nk_peer_arg(&args, "--parallel");
+    nk_peer_arg(&args, "%d", s->opts.n_streams_max);
+    nk_peer_arg(&args, "--kv-unified");
+    nk_peer_arg(&args, "--host");
+    nk_peer_arg(&args, "127.0.0.1");
+    nk_peer_arg(&args, "--port");
+    nk_peer_arg(&args, "%d", *port);
+    nk_peer_arg(&args, "--no-ui");
+    nk_peer_arg(&args, "--cache-ram"); /* no copies of KV kept: it would count as memory */
+    nk_peer_arg(&args, "0");
+    begin_ns = nk_now_ns();
+    end_ns = begin_ns + (uint64_t)READY_MS_MAX * 1000000;
+    rc = nk_peer_start(s->opts.peers, NK_PEER_SERVER, &args, NULL, NULL, process, err);
+    snprintf(url, sizeof url, "http://127.0.0.1:%d/health", *port);
+    while (!rc && nk_http_lines(url, NULL, 10000, ignore_line, NULL, err)) {
+        if (nk_process_wait(process, 5))
+            return nk_fail(err, NK_E_UNAVAILABLE, "process_ended", "llama-server %s",
+                           nk_process_status_format(how, sizeof how, process->status));
+        if (nk_now_ns() >= end_ns)
+            rc = nk_fail(err, NK_E_DEADLINE, "not_ready", "llama-server is not ready after %d s",
+                         READY_MS_MAX / 1000);
+    }
+    *ready_ns = nk_now_ns() - begin_ns;
+    return rc;
+}
+
+static int need_server(nk_system *s, struct nk_error *err)
+{
+    uint64_t ready_ns;
+    int port, rc = 0;
+
+    if (!s->http_port) {
+        rc = start_server(s, &s->llama_server, &port, &ready_ns, err);
+        s->http_port = rc ? 0 : port;
+    }
+    return rc;
+}
+
+struct completion {
+    nk_system *s;
+    int n_prompt, n_predict;
+    uint64_t rng;
+    /* filled */
+    uint64_t begin_ns, first_ns, last_ns, gap_ns;
+    int n_tokens, n_counted, n_prompt_counted, rc;
+    bool stopped;
+    struct nk_error err;
+};
+
+static void take_event(void *user, const char *line, uint64_t at_ns)
+{
+    struct completion *c = user;
+    struct nk_server_event e;
+
+    if (strncmp(line, "data: ", 6) || c->rc)
+        return;
+    c->rc = nk_parse_server_event(line + 6, &e, &c->err);
+    if (c->rc)
+        return;
+    if (e.stop) {
+        c->stopped = true;
+        c->n_counted = e.n_predicted;
+        c->n_prompt_counted = e.n_prompt;
+        return;
+    }
+    if (!c->n_tokens)
+        c->first_ns = at_ns;
+    else if (at_ns - c->last_ns > c->gap_ns)
+        c->gap_ns = at_ns - c->last_ns;
+    c->last_ns = at_ns;
+    c->n_tokens += e.n_tokens;
+}
+
+/* One completion from beginning to end; a thread's function too. */
+static void *complete(void *arg)
+{
+    struct completion *c = arg;
+    struct nk_buf body = NK_BUF_INIT(BODY_BYTES_MAX);
+    int32_t *ids = malloc((size_t)c->n_prompt * sizeof *ids);
+    struct nk_error err;
+    char url[96];
+    int rc;
+
+    if (!ids) {
+        c->rc = nk_fail(&c->err, NK_E_EXHAUSTED, "no_memory", "no memory");
+        return NULL;
+    }
+    nk_random_ids(&c->rng, c->s->opts.n_vocab, ids, c->n_prompt);
+    rc = nk_buf_adds(&body, "{\"prompt\":[", &err);
+    for (int i = 0; !rc && i < c->n_prompt; i++)
+        rc = nk_buf_addf(&body, &err, "%s%d", i ? "," : "", ids[i]);
+    if (!rc)
+        rc = nk_buf_addf(&body, &err,
+                         "],\"n_predict\":%d,\"stream\":true,\"temperature\":0,\"ignore_eos\":true,"
+                         "\"cache_prompt\":false,"
+                         "\"return_tokens\":true}",
+                         c->n_predict);
+    snprintf(url, sizeof url, "http://127.0.0.1:%d/completion", c->s->http_port);
+    c->begin_ns = nk_now_ns();
+    if (!rc)
+        rc = nk_http_lines(url, nk_buf_str(&body), TOOL_MS_MAX, take_event, c, &err);
+    if (rc && !c->rc) {
+        c->rc = rc;
+        c->err = err;
+    }
+    if (!c->rc &&
+        (!c->stopped || c->n_counted != c->n_predict || c->n_prompt_counted != c->n_prompt))
+        c->rc =
+            nk_fail(&c->err, NK_E_UNKNOWN, "not_run",
+                    "llama-server took %d prompt tokens and generated %d; %d and %d were asked for",
+                    c->n_prompt_counted, c->n_counted, c->n_prompt, c->n_predict);
+    free(ids);
+    nk_buf_release(&body);
+    return NULL;
+}
+
+static int ttft(nk_system *s, int n_prompt, double *ms, struct nk_error *err)
+{
+    struct completion c = { .s = s, .n_prompt = n_prompt, .n_predict = 2, .rng = s->rng++ };
+    int rc = need_server(s, err);
+
+    if (rc)
+        return rc;
+    complete(&c);
+    if (c.rc) {
+        *err = c.err;
+        return c.rc;
+    }
+    *ms = (double)(c.first_ns - c.begin_ns) / 1e6;
+    return 0;
+}
+
+static int gap(nk_system *s, int n_prompt, double *ms, struct nk_error *err)
+{
+    struct completion mine = {
+        .s = s, .n_prompt = 16, .n_predict = 4 * GAP_TOKENS, .rng = s->rng++
+    };
+    struct completion other = { .s = s, .n_prompt = n_prompt, .n_predict = 2, .rng = s->rng++ };
+    pthread_t thread;
+    int rc = need_server(s, err);
+
+    if (rc)
+        return rc;
+    if (pthread_create(&thread, NULL, complete, &mine))
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no thread");
+    if (n_prompt) {
+        nk_sleep_ms(500); /* the first session is decoding by then */
+        complete(&other);
+    }
+    pthread_join(thread, NULL);
+    rc = mine.rc ? mine.rc : other.rc;
+    if (rc)
+        *err = mine.rc ? mine.err : other.err;
+    else if (n_prompt && (other.first_ns < mine.first_ns || other.first_ns > mine.last_ns))
+        rc = nk_fail(err, NK_E_UNKNOWN, "not_run",
+                     "the prompt of %d tokens was not prefilled while the other session ran",
+                     n_prompt);
+    else
+        *ms = (double)mine.gap_ns / 1e6;
+    return rc;
+}
+
+static int memory(nk_system *s, double *mib, struct nk_error *err)
+{
+    double ms;
+    int rc = ttft(s, 128, &ms, err);
+
+    if (rc)
+        return rc;
+    *mib = (double)nk_machine_process_pss(s->llama_server.pid) / (1 << 20);
+    return *mib > 0 ? 0
+                    : nk_fail(err, NK_E_UNIMPLEMENTED, "not_run",
+                              "the kernel does not tell a process's memory");
+}
+
+/* A process that does with the slice what a worker does, and nothing else: loads it with stock llama.cpp (bench/load.h). */
+static int startup(nk_system *s, double *seconds, struct nk_error *err)
+{
+    char threads[16], ctx[16], line[256], log[4200];
+    const char *argv[] = { s->opts.self, "bench", "load",        "--threads", threads,
+                           "--ctx",      ctx,     s->opts.slice, NULL };
+    struct nk_process_opts opts = { .argv = argv, .capture_out = true, .err_path = log };
+    struct nk_process process;
+    uint64_t begin_ns = nk_now_ns();
+    int rc;
+
+    snprintf(threads, sizeof threads, "%d", s->opts.n_threads);
+    snprintf(ctx, sizeof ctx, "%d", s->opts.n_ctx);
+    snprintf(log, sizeof log, "%s/workers.log", s->opts.work_dir);
+    rc = nk_process_start(&process, &opts, err);
+    if (rc)
+        return rc;
+    rc = nk_process_read_line(&process, line, sizeof line, READY_MS_MAX, err);
+    *seconds = (double)(nk_now_ns() - begin_ns) / 1e9;
+    if (!rc && strcmp(line, "ready"))
+        rc = nk_fail(err, NK_E_UNKNOWN, "not_run", "bench load said '%s' instead of 'ready'", line);
+    nk_process_stop(&process, 5000);
+    return rc;
+}
+
+/* clang-format off */
+const struct nk_system_ops nk_system_whole = {
+    .name = "whole", .summary = "llama.cpp, the whole model in one process",
+    .start = start_whole, .stop = stop, .decode = decode, .prefill = prefill, .ttft = ttft, .gap = gap, .memory = memory,
+    .startup = startup,
+};
+const struct nk_system_ops nk_system_rpc = {
+    .name = "rpc", .summary = "llama.cpp RPC, one server per worker of ours",
+    .start = start_rpc, .stop = stop, .decode = decode, .prefill = prefill,
+};
+/* clang-format on */

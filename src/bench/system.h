@@ -1,0 +1,64 @@
+/* A system under measurement: ours, or a peer. Each answers the same questions about the same
+ * model.
+ *
+ * Prompts are random ids of the exact length; end-of-generation tokens are never chosen; sampling
+ * is greedy where there is sampling. A question whose run did not really run (an error, fewer
+ * tokens than asked, another device) is an error, never a value. Blocking; one owner thread. */
+#ifndef NK_BENCH_SYSTEM_H
+#define NK_BENCH_SYSTEM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "bench/peer.h"
+
+struct nk_system_opts {
+    const char *model;    /* the GGUF */
+    const char *slice;    /* what `startup` loads: a slice of it that ends with the last layer */
+    const char *device;   /* where ours computes; peers other than the CPU are not told apart */
+    const char *work_dir; /* slices, logs; exists */
+    const char *self;     /* this program */
+    nk_peers *peers;
+    int n_workers; /* stages of ours, servers of RPC; 0: none, for `startup` alone */
+    int n_threads; /* of each; of a whole model: n_threads_whole */
+    int n_threads_whole;
+    int n_ctx; /* for all streams together */
+    int n_streams_max;
+    int n_vocab;        /* ids are drawn from [0, n_vocab) without the control tokens at the end */
+    bool f16;           /* ours: rows in half precision on the wire */
+    const char *ranges; /* ours: "0-9,9-16", or NULL: balanced */
+};
+
+typedef struct nk_system nk_system;
+struct nk_system_ops {
+    const char *name;    /* "ours", "whole", "rpc" */
+    const char *summary; /* for the table */
+    int (*start)(nk_system **out, const struct nk_system_opts *opts, struct nk_error *err);
+    void (*stop)(nk_system *s); /* NULL is fine */
+    /* Tokens per second of all streams together while n_streams generate n_predict tokens each
+     * after n_depth tokens of context (the same for each stream; at least 1), prefill not counted.
+     */
+    int (*decode)(nk_system *s, int n_streams, int n_depth, int n_predict, double *tok_s,
+                  struct nk_error *err);
+    /* Prompt tokens per second of one prompt. */
+    int (*prefill)(nk_system *s, int n_prompt, double *tok_s, struct nk_error *err);
+    /* Milliseconds from asking to the first token, with a connection that is there. */
+    int (*ttft)(nk_system *s, int n_prompt, double *ms, struct nk_error *err);
+    /* The longest time between two tokens of one session, in ms, while another one's prompt of
+     * n_prompt tokens is prefilled (0: nobody else is there). */
+    int (*gap)(nk_system *s, int n_prompt, double *ms, struct nk_error *err);
+    /* Memory of all its processes that hold a part of the model, after a prompt: MiB, shared pages
+     * counted once. */
+    int (*memory)(nk_system *s, double *mib, struct nk_error *err);
+    /* Seconds from starting a process to its being ready for requests, the file being in the page
+     * cache. */
+    int (*startup)(nk_system *s, double *seconds, struct nk_error *err);
+};
+extern const struct nk_system_ops nk_system_ours, nk_system_whole, nk_system_rpc;
+
+/* n random ids below n_vocab less the 256 control tokens at its end; state is any number, advanced.
+ */
+void nk_random_ids(uint64_t *state, int n_vocab, int32_t *ids, int n);
+
+#endif

@@ -1,0 +1,188 @@
+/* Rows survive CSV, medians leave out what is no figure, and verdicts say when they cannot tell. */
+#include "bench/table.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static struct nk_row row(const char *figure, const char *system, double value,
+                         enum nk_row_status status)
+{
+    struct nk_row r = {
+        .run = 1, .status = status, .value = value, .unit = "tok/s", .slowdown = 1
+    };
+
+    snprintf(r.figure, sizeof r.figure, "%s", figure);
+    snprintf(r.system, sizeof r.system, "%s", system);
+    return r;
+}
+
+static void add(struct nk_table *t, const char *figure, const char *system, double value)
+{
+    struct nk_row r = row(figure, system, value, NK_ROW_OK);
+
+    assert_int_equal(nk_table_add(t, &r, NULL), 0);
+}
+
+static int parse(struct nk_table *t, const char *text, struct nk_error *err)
+{
+    return nk_table_parse(t, (struct nk_bytes){ (const uint8_t *)text, strlen(text) }, "x.csv",
+                          err);
+}
+
+static void test_table__rows_survive_csv(void **state)
+{
+    struct nk_row a = row("decode-1", "ours", 17.25, NK_ROW_OK),
+                  b = row("hop", "rpc", 0, NK_ROW_FAILED);
+    struct nk_buf out = NK_BUF_INIT(10000);
+    struct nk_table t = NK_TABLE_INIT;
+
+    (void)state;
+    snprintf(a.machine, sizeof a.machine, "EPYC, 2 cores, \"quiet\"");
+    snprintf(b.note, sizeof b.note, "line one\nline two");
+    b.x = 75;
+    assert_int_equal(nk_table_format_header(&out, NULL), 0);
+    assert_int_equal(nk_table_format_row(&a, &out, NULL), 0);
+    assert_int_equal(nk_table_format_row(&b, &out, NULL), 0);
+    assert_int_equal(parse(&t, nk_buf_str(&out), NULL), 0);
+    assert_int_equal(t.n, 2);
+    assert_string_equal(t.rows[0].machine, a.machine);
+    assert_true(t.rows[0].value == 17.25 && t.rows[0].status == NK_ROW_OK);
+    assert_string_equal(t.rows[1].note, b.note);
+    assert_true(t.rows[1].x == 75 && t.rows[1].status == NK_ROW_FAILED);
+    nk_table_release(&t);
+    nk_buf_release(&out);
+}
+
+static void test_table__unusable_csv_is_named_by_line(void **state)
+{
+    static const char header[] =
+        "figure,system,x,run,status,value,unit,params,model,foreign,slowdown,note,time,commit,"
+        "version,llama,machine\n";
+    static const struct {
+        const char *line, *says;
+    } bad[] = {
+        { "a,b,0,1,ok,seven,tok/s,,,0,1,,,,,,\n", "x.csv:2: value: 'seven'" },
+        { "a,b,0,1,fine,7,tok/s,,,0,1,,,,,,\n", "status 'fine'" },
+        { "a,b,0\n", "fewer than 17" },
+        { "a,b,0,1,ok,7,tok/s,,,0,1,,,,,,,\n", "more than 17" },
+        { "\"a,b\n", "quote without end" },
+        { "a,b,0,1,ok,nan,tok/s,,,0,1,,,,,,\n", "not a number" },
+    };
+    char text[1024];
+
+    (void)state;
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        struct nk_table t = NK_TABLE_INIT;
+        struct nk_error err;
+
+        snprintf(text, sizeof text, "%s%s", header, bad[i].line);
+        assert_int_equal(parse(&t, text, &err), NK_E_INVALID);
+        assert_string_equal(err.reason, "bad_csv");
+        if (!strstr(err.msg, bad[i].says))
+            fail_msg("'%s' does not say '%s'", err.msg, bad[i].says);
+        nk_table_release(&t);
+    }
+    for (int i = 0; i < 2; i++) {
+        struct nk_table t = NK_TABLE_INIT;
+        struct nk_error err;
+
+        assert_int_equal(parse(&t, i ? "" : "name,age\nme,7\n", &err), NK_E_INVALID);
+        nk_table_release(&t);
+    }
+}
+
+static void test_table__summary_counts_only_runs_that_are_figures(void **state)
+{
+    struct nk_table t = NK_TABLE_INIT;
+    struct nk_row noisy = row("f", "ours", 1, NK_ROW_NOISY),
+                  failed = row("f", "ours", 2, NK_ROW_FAILED);
+    struct nk_summary s;
+
+    (void)state;
+    add(&t, "f", "ours", 12);
+    add(&t, "f", "ours", 10);
+    add(&t, "f", "ours", 14);
+    add(&t, "f", "whole", 99);
+    nk_table_add(&t, &noisy, NULL);
+    nk_table_add(&t, &failed, NULL);
+    s = nk_table_summarise(&t, "f", 0, "ours");
+    assert_int_equal(s.n_ok, 3);
+    assert_int_equal(s.n_noisy, 1);
+    assert_int_equal(s.n_failed, 1);
+    assert_true(s.median == 12 && s.min == 10 && s.max == 14);
+    assert_true(s.last_failed && s.last_failed->value == 2);
+    s = nk_table_summarise(&t, "f", 8, "ours");
+    assert_int_equal(s.n_ok, 0);
+    nk_table_release(&t);
+}
+
+static enum nk_verdict verdict(double ours_min, double ours, double ours_max, double theirs_min,
+                               double theirs, double theirs_max, double bar, bool lower)
+{
+    struct nk_summary a = { .n_ok = 5, .median = ours, .min = ours_min, .max = ours_max };
+    struct nk_summary b = { .n_ok = 5, .median = theirs, .min = theirs_min, .max = theirs_max };
+    double ratio;
+
+    return nk_verdict_of(&a, &b, bar, lower, &ratio);
+}
+
+static void test_table__verdict_says_when_it_cannot_tell(void **state)
+{
+    struct nk_summary none = { 0 }, some = { .n_ok = 5, .median = 1, .min = 1, .max = 1 };
+    double ratio;
+
+    (void)state;
+    assert_int_equal(verdict(9.9, 10, 10.1, 9.9, 10, 10.1, 0.97, false), NK_VERDICT_REACHED);
+    assert_int_equal(verdict(8.9, 9, 9.1, 9.9, 10, 10.1, 0.97, false), NK_VERDICT_MISSED);
+    assert_int_equal(verdict(7, 10, 11, 9.9, 10, 10.1, 0.97, false), NK_VERDICT_NOISY);
+    assert_int_equal(verdict(18, 20, 25, 9.9, 10, 10.1, 0.97, false),
+                     NK_VERDICT_REACHED); /* spread, but far above */
+    assert_int_equal(verdict(0.9, 1, 1.01, 0.99, 1, 1.01, 1.05, true), NK_VERDICT_REACHED);
+    assert_int_equal(verdict(1.19, 1.2, 1.21, 0.99, 1, 1.01, 1.05, true), NK_VERDICT_MISSED);
+    assert_int_equal(nk_verdict_of(&none, &some, 1, false, &ratio), NK_VERDICT_NONE);
+    none.n_noisy = 3;
+    assert_int_equal(nk_verdict_of(&none, &some, 1, false, &ratio), NK_VERDICT_NOISY);
+}
+
+static void test_table__comparison_tells_a_change_from_noise(void **state)
+{
+    struct nk_table a = NK_TABLE_INIT, b = NK_TABLE_INIT;
+    struct nk_buf out = NK_BUF_INIT(10000);
+    int n_worse;
+
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        add(&a, "slower", "ours", 10 + 0.1 * i);
+        add(&b, "slower", "ours", 8 + 0.1 * i);
+        add(&a, "same", "ours", 10 + i);
+        add(&b, "same", "ours", 9 + i);
+    }
+    add(&b, "new", "ours", 5);
+    assert_int_equal(nk_table_compare(&a, &b, &out, &n_worse, NULL), 0);
+    assert_int_equal(n_worse, 1);
+    assert_non_null(strstr(out.data, "worse"));
+    assert_non_null(strstr(out.data, "within noise"));
+    assert_non_null(strstr(out.data, "no figure in the first"));
+    assert_null(strstr(strstr(out.data, "new") + 1, "new")); /* once */
+    nk_table_release(&a);
+    nk_table_release(&b);
+    nk_buf_release(&out);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_table__rows_survive_csv),
+        cmocka_unit_test(test_table__unusable_csv_is_named_by_line),
+        cmocka_unit_test(test_table__summary_counts_only_runs_that_are_figures),
+        cmocka_unit_test(test_table__verdict_says_when_it_cannot_tell),
+        cmocka_unit_test(test_table__comparison_tells_a_change_from_noise),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
