@@ -22,7 +22,8 @@
 #include "worker/service.h"
 #include "worker/worker_int.h"
 
-enum { POOL_MAX = 256, TOKEN_TEXT_MAX = 1 << 20 };
+/* Jobs that wait to be used again: of one row (decode), and larger ones, which keep their room for a chunk. */
+enum { POOL_SMALL_MAX = 1024, POOL_LARGE_MAX = 32, TOKEN_TEXT_MAX = 1 << 20 };
 
 struct job_list {
     struct nk_job *head, *tail;
@@ -43,7 +44,7 @@ struct nk_engine {
     struct nk_stage_info info; /* a copy that outlives a closed stage */
 
     /* under the mutex */
-    struct job_list control, decode, prefill, pool;
+    struct job_list control, decode, prefill, pool_small, pool_large;
     bool stop, joined, prefill_next;
     struct group groups[NK_ROUTE_MAX];
     int n_groups, n_decoding, n_stages;
@@ -111,7 +112,7 @@ int nk__engine_job(nk_engine *e, struct nk_job **out, int n, bool with_rows, str
 
     *out = NULL;
     pthread_mutex_lock(&e->mutex);
-    j = list_pop(&e->pool);
+    j = list_pop(n <= 1 ? &e->pool_small : &e->pool_large);
     pthread_mutex_unlock(&e->mutex);
     if (!j && !(j = calloc(1, sizeof *j)))
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for a step");
@@ -147,6 +148,7 @@ no_memory:
 
 void nk__engine_job_free(nk_engine *e, struct nk_job *j)
 {
+    struct job_list *pool;
     bool pooled;
 
     if (j->session)
@@ -156,9 +158,10 @@ void nk__engine_job_free(nk_engine *e, struct nk_job *j)
     j->session = NULL;
     j->call = NULL;
     pthread_mutex_lock(&e->mutex);
-    pooled = e->pool.n < POOL_MAX;
+    pool = j->ids_capacity <= 1 ? &e->pool_small : &e->pool_large;
+    pooled = pool->n < (pool == &e->pool_small ? POOL_SMALL_MAX : POOL_LARGE_MAX);
     if (pooled)
-        list_push(&e->pool, j);
+        list_push(pool, j);
     pthread_mutex_unlock(&e->mutex);
     if (!pooled)
         job_destroy(j);
@@ -854,9 +857,10 @@ const nk_vocab *nk__engine_vocab(const nk_engine *e)
 
 static void engine_free(nk_engine *e)
 {
-    struct job_list *lists[] = { &e->control, &e->decode, &e->prefill, &e->pool };
+    struct job_list *lists[] = { &e->control, &e->decode, &e->prefill, &e->pool_small,
+                                 &e->pool_large };
 
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 5; i++)
         for (struct nk_job *j; (j = list_pop(lists[i]));) {
             if (j->session)
                 nk__session_unref(j->session);
@@ -876,6 +880,27 @@ static void engine_free(nk_engine *e)
     pthread_cond_destroy(&e->cond);
     pthread_mutex_destroy(&e->mutex);
     free(e);
+}
+
+/* Two jobs a sequence: the next step may be queued before the last one's job is back. */
+static int fill_pool(nk_engine *e, int n, struct nk_error *err)
+{
+    for (int i = 0; i < n; i++) {
+        struct nk_job *j = calloc(1, sizeof *j);
+
+        if (!j)
+            return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+        j->ids = malloc(sizeof *j->ids);
+        j->ids_capacity = j->ids ? 1 : 0;
+        j->rows_capacity = e->info.is_first ? 0 : (size_t)e->info.n_embd;
+        j->rows = j->rows_capacity ? malloc(j->rows_capacity * sizeof *j->rows) : NULL;
+        list_push(&e->pool_small, j);
+        if (!j->ids || (j->rows_capacity && !j->rows)) {
+            j->rows_capacity = 0;
+            return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+        }
+    }
+    return 0;
 }
 
 int nk__engine_start(nk_engine **out, nk_worker *w, struct nk_error *err)
@@ -914,6 +939,9 @@ int nk__engine_start(nk_engine **out, nk_worker *w, struct nk_error *err)
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for batches of %zu rows", n);
         goto fail;
     }
+    rc = fill_pool(e, 2 * e->info.n_seq_max, err);
+    if (rc)
+        goto fail;
     if (pthread_create(&e->thread, NULL, compute_main, e)) {
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_thread", "the compute thread could not be started");
         goto fail;
