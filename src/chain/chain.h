@@ -72,7 +72,7 @@ struct nk_gen_opts {
     const char *const *stop;
     size_t n_stop;
     int n_logprobs;       /* -1: none; 0: the chosen token's; up to NK_LOGPROBS_MAX alternatives */
-    bool deterministic;   /* never merged with other sessions' rows */
+    bool deterministic;   /* never merged with other sessions' rows; implies no_reuse */
     bool no_reuse;        /* do not begin from a kept session, do not keep this one */
     bool special;         /* control tokens appear in the text */
     uint32_t deadline_ms; /* of the whole generation; 0: none but the workers' own */
@@ -89,7 +89,8 @@ struct nk_gen_top {
     const char *text; /* the token's own bytes */
     size_t text_size;
 };
-struct nk_gen_token { /* borrowed for the handler's call */
+/* A generated token; the one that ends a generation (EOG) is none. Borrowed for the handler's call. */
+struct nk_gen_token {
     int32_t id;
     int index;        /* 0 for the first generated */
     const char *text; /* what can be shown now: whole UTF-8 characters, never part of a stop string;

@@ -346,10 +346,17 @@ static void token(nk_gen *g, const Nakshatra__V1__Token *t)
         if (!out.text)
             out.text = "";
         g->finish_seen = t->finish != NAKSHATRA__V1__FINISH_REASON__FINISH_NONE;
-        if (!g->n_tokens++) {
+        if (!g->first_token_ns) {
             g->first_token_ns = g->heard_ns;
             g->stats.ttft_us = (g->first_token_ns - g->start_ns) / 1000;
         }
+        if (t->finish == NAKSHATRA__V1__FINISH_REASON__FINISH_EOG) {
+            /* Not part of what was generated; what it brings along is text that was held back. */
+            if (nk_buf_add(&g->tail, t->text.data, t->text.len, &g->failure))
+                fail(g);
+            return;
+        }
+        g->n_tokens++;
         g->handlers.token(g->user, &out);
     }
 }
@@ -690,7 +697,8 @@ static int pack_open(nk_gen *g, const struct nk_gen_opts *o, struct nk_error *er
     open.dtype = c->f16 ? NAKSHATRA__V1__DTYPE__DTYPE_F16 : NAKSHATRA__V1__DTYPE__DTYPE_F32;
     open.deterministic = o->deterministic;
     open.n_logprobs = o->n_logprobs + 1;
-    open.reuse = !o->no_reuse;
+    /* A kept session's KV may have been computed in runs of another shape, to other low bits. */
+    open.reuse = !o->no_reuse && !o->deterministic;
     open.special = o->special;
     g->open_size = nakshatra__v1__inference_request__get_packed_size(&request);
     if (g->open_size > NK_RPC_MESSAGE_BYTES_MAX) {
@@ -725,7 +733,7 @@ int nk_gen_start(nk_gen **out, nk_chain *c, const struct nk_gen_opts *opts,
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
     atomic_init(&g->refs, 1);
     pthread_mutex_init(&g->lock, NULL);
-    nk_buf_init(&g->tail, TEXT_BYTES_MAX);
+    nk_buf_init(&g->tail, 2 * TEXT_BYTES_MAX);
     g->c = c;
     g->handlers = *handlers;
     g->user = user;

@@ -30,7 +30,7 @@ void nk_gen_args_release(struct nk_gen_args *a);
 /* clang-format off */
 /* Rows of a command's table of arguments (struct nk_gen_args a). */
 #define NK_GEN_ARGS(a)                                                                                                       \
-    { "n-predict", 'n', NK_ARG_INT, &(a).n_predict, "N", "tokens to generate at most; 0: as many as the context holds", 0, 1 << 30 }, \
+    { "n-predict", 'n', NK_ARG_INT, &(a).n_predict, "N", "tokens to generate at most; 0: a session's share of the context", 0, 1 << 30 }, \
     { "temp", 't', NK_ARG_FLOAT, &(a).temp, "T", "temperature; 0: greedy (0.8)", 0, 100 },                                   \
     { "top-k", 0, NK_ARG_INT, &(a).top_k, "K", "the K most probable tokens; 0: off (40)", 0, 1 << 30 },                      \
     { "top-p", 0, NK_ARG_FLOAT, &(a).top_p, "P", "the most probable ones that make up P; 1: off (0.95)", 0, 1 },             \

@@ -50,6 +50,10 @@ static int read_prompt(struct nk_generate *g, struct nk_error *err)
                        "no prompt: give --prompt TEXT, --file FILE or standard input");
     rc = g->file && strcmp(g->file, "-") ? nk_file_read(g->file, NK_TEXT_BYTES_MAX, out, err)
                                          : read_stdin(out, err);
+    if (!rc && !g->file && !out->size)
+        return nk_fail(
+            err, NK_E_INVALID, "bad_argument",
+            "no prompt: standard input is empty, and neither --prompt nor --file is given");
     if (!rc && out->size && out->data[out->size - 1] == '\n') {
         out->size--;
         if (out->size && out->data[out->size - 1] == '\r')
@@ -157,7 +161,7 @@ static int print_ids(const struct nk_answer *a, struct nk_error *err)
 static int print_json(const struct nk_answer *a, const nk_chain *c, struct nk_error *err)
 {
     json_t *o = nk_answer_json(a, c);
-    char *text = json_dumps(o, JSON_COMPACT);
+    char *text = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(12));
     int rc = text ? nk_write_all(1, text, strlen(text), err)
                   : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
 
