@@ -46,9 +46,13 @@ static int split(const char *path, int64_t into, const char *layers, const char 
     int n = (int)into, rc;
 
     rc = nk_model_open(&m, path, err);
-    if (!rc)
+    if (!rc) {
         rc = layers ? nk_ranges_parse(layers, ranges, NK_LAYERS_MAX, &n, err)
                     : nk_ranges_balance(m, n, ranges, err);
+        if (!rc)
+            rc = nk_ranges_check(m, ranges, n, false, err);
+        nk_wrap(rc, err, "%s", path);
+    }
     if (!rc)
         rc = nk_split(m, ranges, n, dir, &manifest, err);
     if (!rc)

@@ -7,6 +7,9 @@
  * and `why` is the sentence a person reads when a cut is refused. */
 #include "slice/arch_int.h"
 
+#include <gguf.h>
+#include <llama.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "slice/model_int.h"
@@ -126,10 +129,58 @@ const struct nk__arch_row *nk__arch_find(const char *arch, enum nk__rule rule, c
     return NULL;
 }
 
+static void say_nothing(enum ggml_log_level level, const char *text, void *user)
+{
+    (void)level, (void)text, (void)user;
+}
+
+/* llama.cpp has no function for this question, but loading a model's vocabulary answers it: the smallest file that has
+ * one is loaded. It has a tensor too, since llama.cpp wants to see the data begin at an aligned place. */
+bool nk__arch_is_known(const char *arch)
+{
+    struct llama_model_params params = llama_model_default_params();
+    struct ggml_tensor t = {
+        .type = GGML_TYPE_F32, .ne = { 8, 1, 1, 1 }, .nb = { 4, 32, 32, 32 }, .name = "t"
+    };
+    struct gguf_context *g = gguf_init_empty();
+    ggml_log_callback log;
+    struct llama_model *m;
+    char key[128], data[32] = { 0 };
+    void *user;
+    FILE *f = tmpfile();
+    bool written;
+
+    gguf_set_val_str(g, "general.architecture", arch);
+    gguf_set_val_str(g, "tokenizer.ggml.model", "none");
+    snprintf(key, sizeof key, "%s.vocab_size", arch);
+    gguf_set_val_u32(g, key, 1);
+    gguf_add_tensor(g, &t);
+    written = f && gguf_write_to_file_ptr(g, f, true) && fwrite(data, sizeof data, 1, f) == 1 &&
+              !fflush(f);
+    gguf_free(g);
+    if (!written) {
+        if (f)
+            fclose(f);
+        return true;
+    }
+    rewind(f);
+    params.vocab_only = true;
+    llama_log_get(&log, &user);
+    llama_log_set(say_nothing, NULL);
+    m = llama_model_load_from_file_ptr(f, params);
+    llama_log_set(log, user);
+    llama_model_free(m);
+    fclose(f);
+    return m != NULL;
+}
+
 static int check_splittable(const nk_model *m, struct nk_error *err)
 {
     const struct nk__arch_row *row = nk__arch_find(m->info.architecture, NK__REFUSE, NULL, NULL);
 
+    if (m->arch_unknown)
+        return nk_fail(err, NK_E_UNIMPLEMENTED, "cannot_split",
+                       "this llama.cpp does not know the architecture '%s'", m->info.architecture);
     if (row)
         return nk_fail(err, NK_E_UNIMPLEMENTED, "cannot_split",
                        "models of architecture %s cannot be split: %s", m->info.architecture,

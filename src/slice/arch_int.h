@@ -47,6 +47,10 @@ struct nk__arch_row {
 const struct nk__arch_row *nk__arch_find(const char *arch, enum nk__rule rule, const char *key,
                                          const struct nk__arch_row *after);
 
+/* Does this llama.cpp know the architecture at all? True also when that cannot be found out. Not thread-safe: llama.cpp's
+ * log is silenced meanwhile, and that is global. */
+bool nk__arch_is_known(const char *arch);
+
 /* Reads off the model which layer is of which kind (the KIND rules); once, when it is opened. */
 void nk__arch_learn(nk_model *m);
 

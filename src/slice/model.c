@@ -440,6 +440,7 @@ static int finish_open(nk_model **out, nk_model *m, int rc, struct nk_error *err
 int nk_model_open(nk_model **out, const char *path, struct nk_error *err)
 {
     nk_model *m;
+    int rc;
 
     *out = NULL;
     if (strlen(path) + 32 > sizeof m->info.path)
@@ -450,7 +451,10 @@ int nk_model_open(nk_model **out, const char *path, struct nk_error *err)
     if (!m)
         return no_memory(err);
     set_name(m, path);
-    return finish_open(out, m, open_shards(m, path, err), err);
+    rc = finish_open(out, m, open_shards(m, path, err), err);
+    if (!rc)
+        m->arch_unknown = !m->info.is_slice && !nk__arch_is_known(m->info.architecture);
+    return rc;
 }
 
 int nk__model_open_memory(nk_model **out, const void *data, size_t size, struct nk_error *err)

@@ -21,18 +21,20 @@ struct nk__arch_row;
 
 struct nk_model {
     struct nk_model_info info;
-    struct nk__gguf *shards;    /* n_shards */
-    struct gguf_context *kv;    /* the first shard's; borrowed */
-    struct nk__tensor *tensors; /* in the order of the files; layers that are never run (n_layer and
-                                   on) included */
+    struct nk__gguf *shards; /* n_shards */
+    struct gguf_context *kv; /* the first shard's; borrowed */
+    struct nk__tensor
+        *tensors; /* as in the files, layers that are never run (n_layer and on) too */
     int n_tensors;
-    char name[256]; /* the file's name without folder, shard number and .gguf: what slices are
-                       called after */
-    const struct nk__arch_row
-        *kind_rows[NK__KINDS_MAX]; /* the KIND rows that say something about this model */
+    char name
+        [256]; /* of the file, without folder, shard number and .gguf: slices are called after it */
+    /* The rows of the architecture table about kinds of layers that say something about this model; and of each layer,
+     * bit i: it is of the kind of kind_rows[i]. */
+    const struct nk__arch_row *kind_rows[NK__KINDS_MAX];
     int n_kinds;
-    uint32_t kinds[NK_LAYERS_MAX]; /* bit i: the layer is of the kind of kind_rows[i] */
-    char hash[NK_SHA256_HEX];      /* once known */
+    uint32_t kinds[NK_LAYERS_MAX];
+    bool arch_unknown;        /* to this llama.cpp */
+    char hash[NK_SHA256_HEX]; /* once known */
 };
 
 /* A model of one file that is in memory, borrowed until close: for tests and fuzzing. */
