@@ -445,7 +445,7 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
                      s->info.n_batch);
         goto out;
     }
-    nk_log(NK_LOG_STAGE, NK_LOG_DEBUG,
+    nk_log(NK_LOG_STAGE, NK_LOG_INFO,
            "event=loaded arch=%s layers=%d-%d/%d device=%s n_ctx=%d enter=%s", s->info.architecture,
            s->info.layer_begin, s->info.layer_end, s->info.layer_count, s->info.device,
            s->info.n_ctx,

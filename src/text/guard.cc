@@ -56,13 +56,6 @@ int nk__guard_chat(const char *tmpl, const char *const *roles, const char *const
     });
 }
 
-int nk__guard_init_grammar(struct llama_sampler **out, const struct llama_vocab *vocab,
-                           const char *grammar, struct nk_error *err)
-{
-    return guarded(err, "the grammar",
-                   [&] { *out = llama_sampler_init_grammar(vocab, grammar, "root"); });
-}
-
 int nk__guard_init_dry(struct llama_sampler **out, const struct llama_vocab *vocab,
                        float multiplier, float base, int allowed_length, int last_n,
                        const char **breakers, size_t n_breakers, struct nk_error *err)

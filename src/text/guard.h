@@ -1,10 +1,8 @@
-/* libllama's calls of the text layer, behind a wall: a C++ exception that libllama lets out (a
- * tokenizer without byte tokens, a broken precompiled_charsmap, a grammar that accepts no more)
- * becomes an error here instead of ending the process. What libllama ends with GGML_ABORT no wall
- * can hold: those inputs are checked before, where the call is made.
+/* libllama's calls of the text layer, behind a wall: a C++ exception that libllama lets out (a tokenizer without byte
+ * tokens, a broken precompiled_charsmap) becomes an error here instead of ending the process. What libllama ends with
+ * GGML_ABORT no wall can hold: those inputs are checked before, where the call is made.
  *
- * Every function: 0, or INTERNAL `engine_failed` with the exception's sentence (EXHAUSTED
- * `no_memory` for bad_alloc). */
+ * Every function: 0, or INTERNAL `engine_failed` with the exception's sentence (EXHAUSTED `no_memory` for bad_alloc). */
 #ifndef NK_TEXT_GUARD_H
 #define NK_TEXT_GUARD_H
 
@@ -33,9 +31,6 @@ int nk__guard_piece(const struct llama_vocab *vocab, int32_t id, char *out, int3
 int nk__guard_chat(const char *tmpl, const char *const *roles, const char *const *contents,
                    size_t n_messages, bool add_assistant, char *out, int32_t size, int32_t *n,
                    struct nk_error *err);
-/* *out NULL when libllama gives NULL. */
-int nk__guard_init_grammar(struct llama_sampler **out, const struct llama_vocab *vocab,
-                           const char *grammar, struct nk_error *err);
 int nk__guard_init_dry(struct llama_sampler **out, const struct llama_vocab *vocab,
                        float multiplier, float base, int allowed_length, int last_n,
                        const char **breakers, size_t n_breakers, struct nk_error *err);

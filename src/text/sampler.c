@@ -7,18 +7,20 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
+#include <sys/random.h> /* getentropy on macOS */
 #include <time.h>
+#include <unistd.h>
 
 #include <llama.h>
 
+#include "text/grammar.h"
 #include "text/guard.h"
 
 struct nk_sampler {
     const struct llama_vocab *vocab;
-    struct llama_sampler *chain;   /* NULL: the largest logit, nothing else */
-    struct llama_sampler *grammar; /* NULL: none */
-    llama_token_data *candidates;  /* n_vocab of them; NULL where neither chain nor grammar is */
+    struct llama_sampler *chain;  /* NULL: the largest logit, nothing else */
+    nk_grammar *grammar;          /* NULL: none */
+    llama_token_data *candidates; /* n_vocab of them; NULL where neither chain nor grammar is */
     int n_vocab;
     uint32_t seed;
 };
@@ -30,7 +32,7 @@ static uint32_t random_seed(void)
 {
     uint32_t seed;
 
-    if (getrandom(&seed, sizeof seed, GRND_NONBLOCK) != (ssize_t)sizeof seed)
+    if (getentropy(&seed, sizeof seed) != 0)
         seed = (uint32_t)time(NULL) ^ (uint32_t)(uintptr_t)&seed;
     return seed == NK_SEED_RANDOM ? 0 : seed;
 }
@@ -152,23 +154,6 @@ static int add_choice(nk_sampler *s, const struct nk_sampling *p, struct nk_erro
     return rc;
 }
 
-static int add_grammar(nk_sampler *s, const struct nk_sampling *p, struct nk_error *err)
-{
-    int rc;
-
-    if (!p->grammar)
-        return 0;
-    if (llama_vocab_type(s->vocab) == LLAMA_VOCAB_TYPE_NONE)
-        return nk_fail(err, NK_E_INVALID, "bad_grammar",
-                       "a grammar needs the text of tokens, and this vocabulary has none");
-    rc = nk__guard_init_grammar(&s->grammar, s->vocab, p->grammar, err);
-    if (rc)
-        return rc;
-    if (!s->grammar)
-        return nk_fail(err, NK_E_INVALID, "bad_grammar", "llama.cpp cannot use the grammar");
-    return 0;
-}
-
 int nk_sampler_new(nk_sampler **out, const struct llama_vocab *vocab,
                    const struct nk_sampling *sampling, int n_ctx, struct nk_error *err)
 {
@@ -196,8 +181,8 @@ int nk_sampler_new(nk_sampler **out, const struct llama_vocab *vocab,
         rc = add_penalties(s, sampling, n_ctx, err);
     if (!rc)
         rc = add_choice(s, sampling, err);
-    if (!rc)
-        rc = add_grammar(s, sampling, err);
+    if (!rc && sampling->grammar)
+        rc = nk_grammar_new(&s->grammar, vocab, sampling->grammar, err);
     if (rc)
         goto out;
     if (s->chain || s->grammar) {
@@ -221,8 +206,7 @@ void nk_sampler_free(nk_sampler *s)
         return;
     if (s->chain)
         llama_sampler_free(s->chain);
-    if (s->grammar)
-        llama_sampler_free(s->grammar);
+    nk_grammar_free(s->grammar);
     free(s->candidates);
     free(s);
 }
@@ -318,33 +302,27 @@ static int choose(nk_sampler *s, llama_token_data_array *c, int32_t *id, struct 
     return 0;
 }
 
-/* Whether the grammar lets this token follow. */
-static int grammar_allows(nk_sampler *s, int32_t id, bool *allowed, struct nk_error *err)
-{
-    llama_token_data one = { id, 1.0f, 0.0f };
-    llama_token_data_array c = { &one, 1, -1, false };
-    int rc = nk__guard_apply(s->grammar, &c, err);
-
-    *allowed = !rc && one.logit != -INFINITY;
-    return rc;
-}
-
+/* *id was drawn without regard to the grammar. When that refuses it, draws again from what it allows. */
 static int choose_with_grammar(nk_sampler *s, const float *logits, int32_t *id,
                                struct nk_error *err)
 {
     llama_token_data_array c;
+    const uint8_t *mask;
     bool allowed = false;
     size_t n_left = 0;
-    int rc = grammar_allows(s, *id, &allowed, err);
+    int rc = nk_grammar_allows(s->grammar, *id, &allowed, err);
 
     if (rc || allowed)
         return rc;
-    c = all_candidates(s, logits);
-    rc = nk__guard_apply(s->grammar, &c, err);
+    rc = nk_grammar_mask(s->grammar, &mask, err);
     if (rc)
         return rc;
-    for (size_t i = 0; i < c.size; i++)
+    c = all_candidates(s, logits);
+    for (size_t i = 0; i < c.size; i++) {
+        if (!mask[i])
+            c.data[i].logit = -INFINITY;
         n_left += c.data[i].logit > -INFINITY;
+    }
     return n_left ? choose(s, &c, id, err) : nothing_left(err);
 }
 
@@ -400,7 +378,7 @@ int nk_sampler_sample(nk_sampler *s, const float *logits, int n_logprobs, struct
     if (!rc && s->grammar)
         rc = choose_with_grammar(s, logits, &out->id, err);
     if (!rc && s->grammar)
-        rc = nk__guard_accept(s->grammar, out->id, err);
+        rc = nk_grammar_accept(s->grammar, out->id, err);
     if (!rc && s->chain)
         rc = nk__guard_accept(s->chain, out->id, err);
     if (!rc && n_logprobs >= 0)

@@ -13,7 +13,7 @@ typedef struct nk_sampler nk_sampler;
 
 /* *out owned by the caller. The vocabulary is borrowed until nk_sampler_free. n_ctx: what "all of n_ctx" means.
  *   INVALID  bad_sampling   see nk_sampling_check
- *   INVALID  bad_grammar    libllama cannot parse it; or the vocabulary has no text to match (a stub) */
+ *   INVALID  bad_grammar    with line and cause (see text/grammar.h); or the vocabulary has no text to match (a stub) */
 int nk_sampler_new(nk_sampler **out, const struct llama_vocab *vocab,
                    const struct nk_sampling *sampling, int n_ctx, struct nk_error *err);
 void nk_sampler_free(nk_sampler *s);
@@ -34,6 +34,7 @@ struct nk_sampled {
 };
 /* Chooses a token and accepts it. logits: n_vocab floats, left unchanged; -infinity forbids a token.
  * n_logprobs: -1 none, 0 the chosen token's only, up to NK_LOGPROBS_MAX alternatives.
+ *   EXHAUSTED grammar_too_complex   see text/grammar.h
  *   INTERNAL  bad_logits   one is NaN or +infinity (the computation is broken), or nothing can be chosen */
 int nk_sampler_sample(nk_sampler *s, const float *logits, int n_logprobs, struct nk_sampled *out,
                       struct nk_error *err);
