@@ -452,11 +452,17 @@ out:
 
 int nk_cluster_read(struct nk_cluster **out, const char *path, struct nk_error *err)
 {
+    struct nk_error e;
     struct nk_buf text;
     int rc;
 
     *out = NULL;
-    rc = nk_file_read(path, CLUSTER_BYTES_MAX, &text, err);
+    rc = nk_file_read(path, CLUSTER_BYTES_MAX, &text, &e);
+    if (rc == NK_E_EXHAUSTED && !strcmp(e.reason, "too_large"))
+        return nk_fail(err, NK_E_INVALID, "bad_cluster",
+                       "%s: is larger than %d bytes; no cluster file is", path, CLUSTER_BYTES_MAX);
+    if (rc && err)
+        *err = e;
     if (rc)
         return rc;
     rc = nk_cluster_parse(out, (struct nk_bytes){ (const uint8_t *)nk_buf_str(&text), text.size },

@@ -284,7 +284,7 @@ static void test_cluster__refuses_a_65th_worker(void **state)
     nk_buf_release(&b);
 }
 
-static void test_cluster__read_says_when_there_is_no_file(void **state)
+static void test_cluster__read_says_when_there_is_no_file_or_an_endless_one(void **state)
 {
     struct nk_cluster *c;
     struct nk_error err;
@@ -292,6 +292,9 @@ static void test_cluster__read_says_when_there_is_no_file(void **state)
     (void)state;
     assert_int_equal(nk_cluster_read(&c, "/nonexistent/c.yaml", &err), NK_E_NOT_FOUND);
     assert_string_equal(err.reason, "no_file");
+    assert_null(c);
+    assert_int_equal(nk_cluster_read(&c, "/dev/zero", &err), NK_E_INVALID);
+    assert_string_equal(err.reason, "bad_cluster");
     assert_null(c);
 }
 
@@ -382,7 +385,7 @@ int main(void)
         cmocka_unit_test(test_cluster__refuses_bytes_that_are_not_yaml),
         cmocka_unit_test(test_cluster__refuses_a_file_over_its_ceiling),
         cmocka_unit_test(test_cluster__refuses_a_65th_worker),
-        cmocka_unit_test(test_cluster__read_says_when_there_is_no_file),
+        cmocka_unit_test(test_cluster__read_says_when_there_is_no_file_or_an_endless_one),
         cmocka_unit_test(test_cluster__what_format_writes_parse_reads),
         cmocka_unit_test(test_cluster__format_writes_a_relative_vocab_as_a_full_path),
         cmocka_unit_test(test_cluster__format_keeps_to_the_ceiling_of_its_buffer),

@@ -1,0 +1,199 @@
+"""nakshatra check: exit code 0 only if a request would run; what does not fit is named with both values, before the first
+token."""
+import json
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import unittest
+
+import nk
+
+
+class Check(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.chain = nk.Chain(nk.KJV, "0-1,1-3,3-8")
+        cls.addClassCleanup(cls.chain.close)
+        cls.dir = tempfile.mkdtemp()
+        cls.addClassCleanup(shutil.rmtree, cls.dir)
+
+    def setUp(self):
+        self.addCleanup(self.chain.write)
+
+    def check(self, *args, **changes):
+        if changes:
+            self.chain.write(**changes)
+        return nk.run("check", "--cluster", self.chain.file, *args)
+
+    def workers(self, **addresses):
+        return [(w.id, addresses.get(w.id, w.address), r) for w, r in zip(self.chain.workers, self.chain.ranges)]
+
+    def refused(self, sentence, *args, run=True, **changes):
+        """check says so and exits 1, and run does not generate a token either."""
+        done = self.check(*args, **changes)
+        self.assertEqual(done.returncode, 1, done.stdout + done.stderr)
+        self.assertRegex(done.stderr, sentence)
+        self.assertNotIn("One token went", done.stdout)
+        if run:
+            done = nk.run("run", "--cluster", self.chain.file, "--prompt", "x", "-n", "2")
+            self.assertNotEqual(done.returncode, 0)
+            self.assertEqual(done.stdout, "")
+            self.assertNotEqual(done.stderr, "")
+        return done
+
+    def test_check__a_chain_that_fits_is_a_table_and_exit_code_0(self):
+        done = self.check()
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        for w, r in zip(self.chain.workers, self.chain.ranges):
+            self.assertRegex(done.stdout, rf"(?m)^{w.id} +{w.address} +{r} +serving +CPU +512 +512 +0 +\d+$")
+        self.assertRegex(done.stdout, r"One token went through all 3 workers and back in [\d.]+ ms")
+        self.chain.assert_idle()
+
+    def test_check__json_has_what_the_workers_say(self):
+        done = self.check("--json")
+        report = json.loads(done.stdout)
+        self.assertTrue(report["ok"])
+        self.assertIsNone(report["error"])
+        self.assertGreater(report["probe_us"], 0)
+        self.assertEqual((report["n_ctx"], report["n_vocab"], report["dtype"]), (512, 1024, "f32"))
+        self.assertEqual(report["model_sha256"], nk.sha256(nk.KJV))
+        for w, entry in zip(self.chain.workers, report["workers"]):
+            info = w.info()
+            self.assertEqual(entry["id"], w.id)
+            self.assertEqual(entry["worker_id"], info.worker_id)
+            self.assertEqual((entry["has_layer_begin"], entry["has_layer_end"]), (info.layer_begin, info.layer_end))
+            for field in ("llama_version", "n_embd", "n_ctx", "n_seq_max", "device", "backend", "model_sha256", "architecture",
+                          "quantisation", "layer_count", "n_threads", "weights_bytes", "state"):
+                self.assertEqual(entry[field], getattr(info, field), field)
+            self.assertGreater(entry["rtt_us"], 0)
+            self.assertGreater(entry["counters"]["runs"], 0)
+
+    def test_check__f16_rows_are_checked_and_run(self):
+        done = self.check(dtype="f16")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("f16", done.stdout)
+
+    def test_check__another_model_in_the_file_is_refused_with_both_hashes(self):
+        other = "0123456789abcdef" * 4
+        self.refused(f"worker w0 .*{nk.sha256(nk.KJV)}.*{other}", digest=other)
+
+    def test_check__a_worker_of_another_model_is_refused_with_both_hashes(self):
+        path = os.path.join(self.dir, "other.gguf")
+        shutil.copyfile(nk.KJV, path)
+        with open(path, "ab") as f:
+            f.write(b"\0")
+        other = nk.Worker("--model", path, "--layers", "3-8", "--threads", "1", id="other")
+        try:
+            self.refused(f"worker w2 .*{nk.sha256(path)}.*{nk.sha256(nk.KJV)}", workers=self.workers(w2=other.address))
+            other.assert_idle()
+        finally:
+            other.stop()
+
+    def test_check__a_worker_of_another_width_is_refused_with_both_widths(self):
+        path = os.path.join(self.dir, "wide.gguf")
+        if not os.path.exists(path):
+            nk.out("bench", "synth", "--layers", "8", "--width", "256", "--ff", "512", "--heads", "4", "--kv-heads", "2",
+                   "--vocab", "1024", "--ctx", "512", "--type", "Q8_0", "--out", path)
+        other = nk.Worker("--model", path, "--layers", "3-8", "--threads", "1", id="wide")
+        try:
+            # Its hash is another one too, which is said first; the width is compared where hashes would agree (unit tests).
+            self.refused("worker w2 ", workers=self.workers(w2=other.address))
+        finally:
+            other.stop()
+
+    def test_check__other_ranges_than_the_files_are_refused_with_both(self):
+        workers = self.workers()
+        workers[0] = ("w0", workers[0][1], "0-2")
+        workers[1] = ("w1", workers[1][1], "2-3")
+        self.refused("worker w0 .*has layers 0-1, the cluster file says 0-2", workers=workers)
+        # All that is wrong is said, not only the first.
+        self.assertRegex(self.check().stderr, "worker w1 .*has layers 1-3, the cluster file says 2-3")
+
+    def test_check__workers_in_another_order_are_refused(self):
+        a, b, c = self.workers()
+        self.refused("worker w0 .*has layers 1-3, the cluster file says 0-1",
+                     workers=[(a[0], b[1], "0-1"), (b[0], a[1], "1-3"), c])
+
+    def test_check__a_chain_that_ends_too_soon_is_refused(self):
+        self.refused("worker w0 .*has 8 layers, the cluster file's ranges end at 3", workers=self.workers()[:2])
+
+    def test_check__a_gap_in_the_file_is_refused_with_its_line(self):
+        done = self.check(workers=[self.workers()[0], self.workers()[2]])
+        self.assertEqual(done.returncode, 2)
+        self.assertRegex(done.stderr, r"cluster.yaml:\d+: nobody has layers 1-3: worker w0 ends at 1 and worker w2 begins at 3")
+
+    def test_check__a_worker_that_is_not_there_is_named(self):
+        with socket.socket() as s:  # bound and not listening: nobody else gets the port
+            s.bind(("127.0.0.1", 0))
+            self.refused("worker w1 .*cannot be reached", workers=self.workers(w1="127.0.0.1:%d" % s.getsockname()[1]))
+
+    def test_check__somebody_who_speaks_no_grpc_is_named(self):
+        with socket.create_server(("127.0.0.1", 0)) as s:
+            def serve():
+                while True:
+                    try:
+                        c, _ = s.accept()
+                        c.sendall(b"HTTP/1.0 200 OK\r\n\r\nhello\r\n")
+                        c.close()
+                    except OSError:
+                        return
+            threading.Thread(target=serve, daemon=True).start()
+            self.refused("worker w1 ", "--timeout-ms", "2000", run=False,
+                         workers=self.workers(w1="127.0.0.1:%d" % s.getsockname()[1]))
+
+    def test_check__somebody_who_says_nothing_is_named_within_the_time(self):
+        with socket.create_server(("127.0.0.1", 0)) as s:
+            self.refused("worker w1 ", "--timeout-ms", "500", run=False,
+                         workers=self.workers(w1="127.0.0.1:%d" % s.getsockname()[1]))
+
+    def test_check__a_worker_that_stands_still_is_named_within_the_time(self):
+        w = self.chain.workers[2]
+        w.signal(signal.SIGSTOP)
+        try:
+            self.refused(f"worker w2 ", "--timeout-ms", "500", run=False)
+        finally:
+            w.signal(signal.SIGCONT)
+
+    def test_check__a_worker_that_sleeps_is_refused_and_awake_it_fits(self):
+        with nk.Client(self.chain.workers[1].address) as client:
+            client.sleep()
+            try:
+                self.refused("worker w1 .*asleep, not serving")
+            finally:
+                client.wake()
+        self.assertEqual(self.check().returncode, 0)
+
+    def test_check__a_worker_that_may_not_dial_the_next_is_found_by_the_probe(self):
+        stranger = nk.Worker("--model", nk.KJV, "--layers", "0-1", "--threads", "1", id="stranger")
+        try:
+            done = self.refused("127.0.0.1:%d" % self.chain.workers[1].port, workers=self.workers(w0=stranger.address))
+            self.assertIn("127.0.0.1:%d" % self.chain.workers[1].port, done.stderr)
+        finally:
+            stranger.stop()
+
+    def test_check__a_vocabulary_of_another_model_or_none_is_refused(self):
+        path = os.path.join(self.dir, "vocab.gguf")
+        shutil.copyfile(nk.KJV, path)
+        with open(path, "ab") as f:
+            f.write(b"\0\0")
+        self.refused(f"{path}.*{nk.sha256(path)}.*{nk.sha256(nk.KJV)}", vocab=path)
+        self.refused("/nonexistent.gguf", vocab="/nonexistent.gguf")
+        self.assertEqual(self.check(vocab=None).returncode, 0)  # who sends ids needs none
+
+    def test_check__wrong_arguments_are_sentences_and_exit_code_2(self):
+        for args, sentence in [([], "--cluster FILE is missing"), (["--cluster", "/nonexistent"], "/nonexistent"),
+                               (["--cluster", self.chain.file, "--timeout-ms", "0"], "outside 1 to"),
+                               (["--cluster", self.chain.file, "x"], "one argument too many"),
+                               (["--cluster", nk.KJV], "kjv-tiny.gguf")]:
+            with self.subTest(args=args):
+                done = nk.run("check", *args)
+                self.assertEqual(done.returncode, 2)
+                self.assertIn(sentence, done.stderr)
+                self.assertEqual((done.stdout, done.stderr.count("\n")), ("", 1))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,183 @@
+"""nakshatra up: the whole thing in one command; what it starts ends with it, however it ends."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import unittest
+
+import nk
+
+
+class Up(unittest.TestCase):
+    def setUp(self):
+        self.dir = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.dir)
+        # A cache and a run-time folder of its own: what is left there is seen.
+        self.env = dict(nk.env(), XDG_RUNTIME_DIR=self.dir)
+
+    def up(self, *args, **more):
+        return nk.run("up", nk.KJV, *args, env=self.env, **more)
+
+    def start(self, *args, **more):
+        return nk.Background("up", nk.KJV, *args, env=self.env, **more)
+
+    def wait_up(self, process, n):
+        """Until it has said its cluster file; returns the file and the workers' pids."""
+        self.assertTrue(nk.wait_for(lambda: b"\n" in process.stdout or process.process.poll() is not None, 60))
+        self.assertIsNone(process.process.poll(), process.stderr)
+        file = [line for line in process.stdout.decode().splitlines() if line.startswith("cluster file: ")][0][14:]
+        pids = nk.children_of(process.process.pid)
+        self.assertEqual(len(pids), n)
+        return file, pids
+
+    def assert_gone(self, pids):
+        self.assertTrue(nk.wait_for(lambda: not any(map(nk.alive, pids)), 30), pids)
+
+    def test_up__prints_the_golden_text_and_nothing_else(self):
+        golden = nk.golden("kjv-tiny")
+        for k in (1, 2, 3):
+            done = self.up("--workers", k, "--prompt", golden["prompt_text"], "-n", "64", "--temp", "0")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertEqual(golden["prompt_text"] + done.stdout, golden["text"])
+            self.assertEqual(done.stderr, "")
+            self.assertEqual(os.listdir(self.dir), [])
+
+    def test_up__takes_layers_and_the_prompt_from_standard_input(self):
+        golden = nk.golden("kjv-tiny")
+        done = self.up("--layers", "0-1,1-7,7-8", "--file", "-", "-n", "64", "--temp", "0", "--json",
+                       input=golden["prompt_text"] + "\n")
+        got = json.loads(done.stdout)
+        self.assertEqual(golden["prompt_text"] + got["text"], golden["text"])
+        self.assertEqual([s["worker"] for s in got["stages"]], ["w0", "w1", "w2"])
+
+    def test_up__stays_up_for_others_and_ends_with_ctrl_c(self):
+        with self.start("--workers", "2", "--ctx", "256", "--sequences", "3") as up:
+            file, pids = self.wait_up(up, 2)
+            report = json.loads(nk.out("check", "--cluster", file, "--json"))
+            self.assertTrue(report["ok"])
+            self.assertEqual([(w["n_ctx"], w["n_seq_max"]) for w in report["workers"]], [(256, 3)] * 2)
+            self.assertGreater(len(nk.out("run", "--cluster", file, "--prompt", "In", "-n", "9")), 0)
+            up.process.send_signal(signal.SIGINT)
+            self.assertEqual(up.wait(30), 0)
+            self.assert_gone(pids)
+        self.assertEqual(os.listdir(self.dir), [])
+
+    def test_up__ctrl_c_in_a_generation_ends_all(self):
+        with self.start("--prompt", "In", "-n", "480", "--temp", "0") as up:
+            self.assertTrue(nk.wait_for(lambda: up.stdout, step=0.001))
+            pids = nk.children_of(up.process.pid)
+            up.process.send_signal(signal.SIGINT)
+            self.assertEqual(up.wait(30), 130)
+            self.assert_gone(pids)
+        self.assertEqual(os.listdir(self.dir), [])
+
+    def test_up__ctrl_c_while_the_workers_start_ends_all(self):
+        for delay in (0.02, 0.1, 0.2):
+            with self.start("--workers", "4", "--prompt", "In", "-n", "480") as up:
+                time.sleep(delay)
+                pids = nk.children_of(up.process.pid)
+                up.process.send_signal(signal.SIGINT)
+                self.assertIn(up.wait(30), (130, -signal.SIGINT))
+                self.assert_gone(pids)
+
+    def test_up__killed_it_takes_its_workers_along(self):
+        with self.start("--workers", "3") as up:
+            _, pids = self.wait_up(up, 3)
+            up.process.kill()
+            up.wait(30)
+            self.assert_gone(pids)
+
+    def test_up__a_reader_that_goes_away_ends_all(self):
+        read, write = os.pipe()
+        with self.start("--prompt", "In", "-n", "480", "--temp", "0", stdout=write) as up:
+            os.close(write)
+            self.assertTrue(os.read(read, 1))
+            pids = nk.children_of(up.process.pid)
+            os.close(read)
+            self.assertEqual(up.wait(30), -signal.SIGPIPE)
+            self.assert_gone(pids)
+        self.assertEqual(os.listdir(self.dir), [])
+
+    def test_up__a_worker_that_dies_is_named_and_ends_all(self):
+        with self.start("--workers", "2") as up:
+            _, pids = self.wait_up(up, 2)
+            os.kill(pids[0], signal.SIGKILL)
+            self.assertEqual(up.wait(30), 1)
+            self.assertRegex(up.stderr, rb"worker w[01] was killed by signal 9")
+            self.assert_gone(pids)
+        self.assertEqual(os.listdir(self.dir), [])
+
+    def test_up__cuts_once(self):
+        env = dict(self.env, XDG_CACHE_HOME=os.path.join(self.dir, "cache"))
+        seen = []
+        for _ in range(2):
+            done = nk.run("up", nk.KJV, "--prompt", "In", "-n", "2", env=env)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            files = {}
+            for folder, _, names in os.walk(os.path.join(self.dir, "cache")):
+                for name in names:
+                    if name.endswith(".gguf"):
+                        st = os.stat(os.path.join(folder, name))
+                        files[name] = (st.st_ino, st.st_mtime_ns)
+            seen.append(files)
+        self.assertGreaterEqual(len(seen[0]), 3)
+        self.assertEqual(seen[0], seen[1])
+
+    def test_up__wrong_arguments_are_sentences_and_exit_code_2(self):
+        for args, sentence in [
+            ([], "an argument is missing"),
+            (["/nonexistent.gguf", "--prompt", "x"], "/nonexistent.gguf"),
+            ([__file__, "--prompt", "x"], "test_up.py"),
+            ([nk.KJV, "--workers", "0"], "outside 1 to 64"),
+            ([nk.KJV, "--workers", "9", "--prompt", "x"], "9|layers"),
+            ([nk.KJV, "--layers", "0-4,5-8", "--prompt", "x"], "0-4,5-8|layers 4-5"),
+            ([nk.KJV, "--layers", "0-4", "--prompt", "x"], "8"),
+            ([nk.KJV, "--dtype", "f64", "--prompt", "x"], "'f64' is not known"),
+            ([nk.KJV, "--device", "Quantum0", "--prompt", "x"], "Quantum0"),
+            ([nk.KJV, "--prompt", "x", "--file", "y"], "both given"),
+            ([nk.KJV, "--prompt", "x", "--top-p", "2"], "outside 0 to 1"),
+            ([nk.KJV, "--prompt", "x", "--mirostat", "5"], "outside 0 to 2"),
+        ]:
+            with self.subTest(args=args):
+                done = nk.run("up", *args, env=self.env)
+                self.assertNotEqual(done.returncode, 0, done.stdout)
+                self.assertRegex(done.stderr, sentence)
+                self.assertEqual(done.stdout, "")
+                if "--device" not in args:
+                    self.assertEqual(done.returncode, 2, done.stderr)
+                    self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+        self.assertEqual(os.listdir(self.dir), [])
+
+
+class Demo(unittest.TestCase):
+    """make demo: the text over two workers, held against llama.cpp's own program."""
+
+    def demo(self, *args, **environment):
+        return subprocess.run([os.path.join(nk.SOURCE, "scripts", "demo"), *args], capture_output=True, text=True,
+                              timeout=120 * nk.SLOW, env=dict(nk.env(), NK_BUILD=nk.BUILD, **environment),
+                              stdin=subprocess.DEVNULL)
+
+    def test_demo__says_that_nothing_changed(self):
+        done = self.demo()
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.assertIn(nk.golden("kjv-tiny")["text"], done.stdout)
+        self.assertRegex(done.stdout, "Equal to the text of the whole model|exact")
+
+    def test_demo__says_so_when_the_text_is_another_one(self):
+        fake = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, fake)
+        with open(os.path.join(fake, "nakshatra"), "w") as f:
+            f.write("#!/bin/sh\n[ \"$1\" = up ] && printf ' something else'\n")
+        os.chmod(f.name, 0o755)
+        done = subprocess.run([os.path.join(nk.SOURCE, "scripts", "demo")], capture_output=True, text=True,
+                              env=dict(nk.env(), NK_BUILD=fake), stdin=subprocess.DEVNULL, timeout=120 * nk.SLOW)
+        self.assertNotIn("Equal", done.stdout)
+        self.assertIn("DIFFERENT", done.stdout)
+        self.assertEqual(done.returncode, 1)
+
+
+if __name__ == "__main__":
+    unittest.main()
