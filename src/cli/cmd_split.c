@@ -6,13 +6,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/interrupt.h"
 #include "slice/slice.h"
 
 int nk_cmd_split(int argc, char **argv);
 
+static volatile sig_atomic_t signal_seen;
+
 static void on_signal(int sig)
 {
-    (void)sig;
+    signal_seen = sig;
     nk_split_interrupt();
 }
 
@@ -117,5 +120,7 @@ int nk_cmd_split(int argc, char **argv)
     }
     catch_signals();
     rc = split(argv[first], into, layers, out, &err);
-    return rc ? nk_cli_report(&err) : NK_EXIT_OK;
+    if (rc)
+        exit_code = nk_cli_report(&err);
+    return signal_seen && rc ? nk_interrupt_exit_code(signal_seen) : exit_code;
 }

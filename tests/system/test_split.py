@@ -261,7 +261,7 @@ class Again(Case):
 
     def test_again__after_ctrl_c(self):
         model, code, err = self.interrupt(signal.SIGINT)
-        self.assertEqual((code, err), (1, "nakshatra: interrupted; the same command goes on from here\n"))
+        self.assertEqual((code, err), (130, "nakshatra: interrupted; the same command goes on from here\n"))
         self.complete()
         self.assertEqual([f for f in self.files() if f.endswith(".tmp")], [])
         out = nk.out("split", model, "--into", "6", "--out", self.out)
