@@ -1,0 +1,277 @@
+/* Workers that say whatever a test wants, for what a real one never says: the chain must not trust its peers. Each is a
+ * server of its own; Info answers with `info`, Inference is answered by `script` once Open is there. */
+#ifndef NK_TESTS_FAKE_WORKER_H
+#define NK_TESTS_FAKE_WORKER_H
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "chain/chain.h"
+#include "nakshatra.pb-c.h"
+#include "rpc/rpc.h"
+
+#define SHA "1f0e2d3c4b5a69788796a5b4c3d2e1f00112233445566778899aabbccddeeff0"
+enum { FAKES = 2, PATIENCE_MS = 20000 };
+
+struct fake;
+typedef void (*fake_script)(struct fake *f, nk_call *c);
+
+struct fake {
+    nk_server *server;
+    Nakshatra__V1__InfoReply info;
+    Nakshatra__V1__Dtype dtypes[2];
+    const char *info_bytes; /* sent instead, when not NULL */
+    atomic_bool info_silent;
+    fake_script script;
+    Nakshatra__V1__InferenceRequest *request; /* the last Open; owned */
+    atomic_int n_calls, n_ended, n_infos;
+    nk_call *held; /* by scripts that go on later; a reference */
+};
+
+static nk_net *fake_net;
+static struct fake fakes[FAKES];
+
+static void fake_nothing(nk_call *c, void *user, struct nk_bytes msg)
+{
+    (void)c, (void)user, (void)msg;
+}
+
+static void fake_info_ended(nk_call *c, void *user, const struct nk_error *status)
+{
+    (void)c, (void)user, (void)status;
+}
+
+static void fake_info(nk_call *c, void *server_user)
+{
+    static const struct nk_call_handlers handlers = { .message = fake_nothing,
+                                                      .end = fake_info_ended };
+    struct fake *f = server_user;
+
+    nk_call_accept(c, &handlers, f);
+    atomic_fetch_add(&f->n_infos, 1);
+    if (f->info_silent)
+        return;
+    if (f->info_bytes)
+        nk_call_send(c, f->info_bytes, strlen(f->info_bytes), NULL);
+    else
+        nk_call_send_pb(c, &f->info.base, NULL);
+    nk_call_finish(c, NULL);
+}
+
+static void fake_message(nk_call *c, void *user, struct nk_bytes msg)
+{
+    struct fake *f = user;
+
+    if (f->request)
+        nakshatra__v1__inference_request__free_unpacked(f->request, NULL);
+    f->request = nakshatra__v1__inference_request__unpack(NULL, msg.size, msg.data);
+    if (f->request && f->request->open && f->script)
+        f->script(f, c);
+}
+
+static void fake_ended(nk_call *c, void *user, const struct nk_error *status)
+{
+    (void)c, (void)status;
+    atomic_fetch_add(&((struct fake *)user)->n_ended, 1);
+}
+
+static void fake_inference(nk_call *c, void *server_user)
+{
+    static const struct nk_call_handlers handlers = { .message = fake_message, .end = fake_ended };
+
+    atomic_fetch_add(&((struct fake *)server_user)->n_calls, 1);
+    nk_call_accept(c, &handlers, server_user);
+}
+
+/* ---- replies ---- */
+
+static inline void send_reply(nk_call *c, Nakshatra__V1__InferenceReply *r)
+{
+    nk_call_send_pb(c, &r->base, NULL);
+}
+
+/* Opened as it should be; change says what is different. */
+static inline void send_opened(struct fake *f, nk_call *c, void (*change)(Nakshatra__V1__Opened *o))
+{
+    Nakshatra__V1__InferenceReply r = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__Opened o = NAKSHATRA__V1__OPENED__INIT;
+    Nakshatra__V1__StageInfo stages[FAKES + 1], *ptrs[FAKES + 1];
+
+    for (int i = 0; i < FAKES + 1; i++) {
+        nakshatra__v1__stage_info__init(&stages[i]);
+        stages[i].model_sha256 = (char *)(uintptr_t)SHA;
+        stages[i].layer_begin = 4 * (uint32_t)i;
+        stages[i].layer_end = 4 * (uint32_t)i + 4;
+        stages[i].layer_count = 4 * FAKES;
+        stages[i].n_embd = 64;
+        stages[i].n_ctx = 512;
+        stages[i].llama_version = (char *)(uintptr_t) "0.7.0";
+        ptrs[i] = &stages[i];
+    }
+    o.stages = ptrs;
+    o.n_stages = FAKES;
+    o.n_prompt = (uint32_t)f->request->open->n_prompt_ids;
+    o.seed = 5;
+    if (change)
+        change(&o);
+    r.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_OPENED;
+    r.opened = &o;
+    send_reply(c, &r);
+}
+
+static inline void send_token_with(nk_call *c, uint32_t index, int32_t id, const char *text,
+                                   size_t size, Nakshatra__V1__FinishReason finish,
+                                   const Nakshatra__V1__TokenProb *prob, size_t n_top)
+{
+    Nakshatra__V1__InferenceReply r = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__Token t = NAKSHATRA__V1__TOKEN__INIT;
+    Nakshatra__V1__TokenProb *top[64];
+
+    for (size_t i = 0; i < n_top; i++)
+        top[i] = (Nakshatra__V1__TokenProb *)(uintptr_t)prob;
+    t.index = index;
+    t.id = id;
+    t.text = (ProtobufCBinaryData){ size, (uint8_t *)(uintptr_t)text };
+    t.finish = finish;
+    t.prob = (Nakshatra__V1__TokenProb *)(uintptr_t)prob;
+    t.top = top;
+    t.n_top = n_top;
+    r.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_TOKEN;
+    r.token = &t;
+    send_reply(c, &r);
+}
+
+static inline void send_token(nk_call *c, uint32_t index, const char *text)
+{
+    send_token_with(c, index, (int32_t)index + 10, text, strlen(text),
+                    NAKSHATRA__V1__FINISH_REASON__FINISH_NONE, NULL, 0);
+}
+
+static inline void send_done(nk_call *c, uint32_t n_generated,
+                             void (*change)(Nakshatra__V1__Done *d))
+{
+    Nakshatra__V1__InferenceReply r = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__Done d = NAKSHATRA__V1__DONE__INIT;
+    Nakshatra__V1__StageTiming timing = NAKSHATRA__V1__STAGE_TIMING__INIT, *timings[FAKES + 1];
+
+    timing.worker_id = (char *)(uintptr_t) "attic\x1b[2J";
+    timing.compute_us = 7;
+    for (int i = 0; i < FAKES + 1; i++)
+        timings[i] = &timing;
+    d.finish = NAKSHATRA__V1__FINISH_REASON__FINISH_LENGTH;
+    d.n_generated = n_generated;
+    d.stages = timings;
+    d.n_stages = FAKES;
+    d.prefill_us = 1000;
+    if (change)
+        change(&d);
+    r.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_DONE;
+    r.done = &d;
+    send_reply(c, &r);
+}
+
+/* ---- life ---- */
+
+static inline void fake_reset(void)
+{
+    for (int i = 0; i < FAKES; i++) {
+        struct fake *f = &fakes[i];
+
+        nakshatra__v1__info_reply__init(&f->info);
+        f->dtypes[0] = NAKSHATRA__V1__DTYPE__DTYPE_F32;
+        f->dtypes[1] = NAKSHATRA__V1__DTYPE__DTYPE_F16;
+        f->info.protocol = 1;
+        f->info.worker_id = (char *)(uintptr_t) "me";
+        f->info.llama_version = (char *)(uintptr_t) "0.7.0";
+        f->info.model_id = (char *)(uintptr_t) "tiny";
+        f->info.model_sha256 = (char *)(uintptr_t)SHA;
+        f->info.architecture = (char *)(uintptr_t) "llama";
+        f->info.layer_begin = 4 * (uint32_t)i;
+        f->info.layer_end = 4 * (uint32_t)i + 4;
+        f->info.layer_count = 4 * FAKES;
+        f->info.n_embd = 64;
+        f->info.n_vocab = 100;
+        f->info.dtypes = f->dtypes;
+        f->info.n_dtypes = 2;
+        f->info.n_ctx = 512 + (uint32_t)i;
+        f->info.state = (char *)(uintptr_t) "serving";
+        f->info_bytes = NULL;
+        f->info_silent = false;
+        f->script = NULL;
+        f->n_calls = f->n_ended = f->n_infos = 0;
+    }
+}
+
+static inline int fake_start(void **state)
+{
+    static const struct nk_method methods[] = { { "/nakshatra.v1.Nakshatra/Info", fake_info },
+                                                { "/nakshatra.v1.Nakshatra/Inference",
+                                                  fake_inference } };
+    struct nk_error err;
+
+    (void)state;
+    if (nk_net_start(&fake_net, &err))
+        return -1;
+    for (int i = 0; i < FAKES; i++) {
+        struct nk_server_opts o = {
+            .listen = "127.0.0.1:0", .methods = methods, .n_methods = 2, .user = &fakes[i]
+        };
+
+        if (nk_server_start(&fakes[i].server, fake_net, &o, &err))
+            return -1;
+    }
+    fake_reset();
+    return 0;
+}
+
+static inline int fake_stop(void **state)
+{
+    (void)state;
+    for (int i = 0; i < FAKES; i++) {
+        nk_server_stop(fakes[i].server, 0);
+        if (fakes[i].request)
+            nakshatra__v1__inference_request__free_unpacked(fakes[i].request, NULL);
+    }
+    nk_net_stop(fake_net);
+    return 0;
+}
+
+static inline struct nk_cluster *fake_cluster(void)
+{
+    static struct nk_cluster c;
+
+    memset(&c, 0, sizeof c);
+    strcpy(c.model_id, "tiny");
+    strcpy(c.model_sha256, SHA);
+    c.n_workers = FAKES;
+    for (int i = 0; i < FAKES; i++) {
+        strcpy(c.workers[i].id, i ? "cellar" : "attic");
+        snprintf(c.workers[i].address, sizeof c.workers[i].address, "127.0.0.1:%d",
+                 nk_server_port(fakes[i].server));
+        c.workers[i].layer_begin = 4 * i;
+        c.workers[i].layer_end = 4 * i + 4;
+    }
+    return &c;
+}
+
+static inline nk_chain *fake_chain(void)
+{
+    nk_chain *c;
+    struct nk_error err;
+
+    if (nk_chain_open(&c, fake_cluster(), &err))
+        fail_msg("%s", err.msg);
+    return c;
+}
+
+#endif

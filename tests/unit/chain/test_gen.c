@@ -1,0 +1,905 @@
+#include "unit/chain/fake_worker.h"
+
+#include <math.h>
+
+/* What a generation's handlers were told. */
+struct heard {
+    pthread_mutex_t mutex;
+    pthread_cond_t cond;
+    nk_gen *g;
+    int n_tokens, n_done, last_index;
+    char text[4096];
+    bool ok, free_in_done, cancel_in_token;
+    struct nk_gen_token token; /* the last; pointers are dead */
+    struct nk_gen_stats stats;
+    char tail[256];
+    struct nk_error err;
+};
+
+static void heard_token(void *user, const struct nk_gen_token *t)
+{
+    struct heard *h = user;
+
+    pthread_mutex_lock(&h->mutex);
+    h->n_tokens++;
+    h->last_index = t->index;
+    h->token = *t;
+    strncat(h->text, t->text, t->text_size);
+    if (h->cancel_in_token)
+        nk_gen_cancel(h->g);
+    pthread_cond_broadcast(&h->cond);
+    pthread_mutex_unlock(&h->mutex);
+}
+
+static void heard_done(void *user, const struct nk_gen_stats *stats, const struct nk_error *err)
+{
+    struct heard *h = user;
+
+    pthread_mutex_lock(&h->mutex);
+    h->n_done++;
+    h->stats = *stats;
+    snprintf(h->tail, sizeof h->tail, "%.*s", (int)stats->tail_size, stats->tail);
+    h->ok = !err;
+    if (err)
+        h->err = *err;
+    if (h->free_in_done) {
+        nk_gen_free(h->g);
+        h->g = NULL;
+    }
+    pthread_cond_broadcast(&h->cond);
+    pthread_mutex_unlock(&h->mutex);
+}
+
+static const struct nk_gen_handlers handlers = { heard_token, heard_done };
+
+static void heard_init(struct heard *h)
+{
+    memset(h, 0, sizeof *h);
+    pthread_mutex_init(&h->mutex, NULL);
+    pthread_cond_init(&h->cond, NULL);
+}
+
+/* Until n tokens came and (if done) the end. */
+static void heard_wait(struct heard *h, int n, bool done)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += PATIENCE_MS / 1000;
+    pthread_mutex_lock(&h->mutex);
+    while (h->n_tokens < n || (done && !h->n_done))
+        if (pthread_cond_timedwait(&h->cond, &h->mutex, &until)) {
+            pthread_mutex_unlock(&h->mutex);
+            fail_msg("%d tokens and %d ends came", h->n_tokens, h->n_done);
+        }
+    pthread_mutex_unlock(&h->mutex);
+}
+
+static const int32_t prompt[] = { 1, 2, 3 };
+
+static struct nk_gen_opts options(void)
+{
+    struct nk_gen_opts o = nk_gen_opts_default();
+
+    o.ids = prompt;
+    o.n_ids = 3;
+    o.n_predict = 8;
+    return o;
+}
+
+static void start(nk_chain *c, struct heard *h, const struct nk_gen_opts *o)
+{
+    struct nk_error err;
+
+    heard_init(h);
+    /* The handlers may need h->g before nk_gen_start has returned. */
+    pthread_mutex_lock(&h->mutex);
+    if (nk_gen_start(&h->g, c, o, &handlers, h, &err))
+        fail_msg("%s", err.msg);
+    pthread_mutex_unlock(&h->mutex);
+}
+
+static void finish(struct heard *h)
+{
+    heard_wait(h, 0, true);
+    assert_int_equal(h->n_done, 1);
+    nk_gen_free(h->g);
+}
+
+/* One generation answered by script, to its end. */
+static void generate(fake_script script, const struct nk_gen_opts *o, struct heard *h)
+{
+    nk_chain *c = fake_chain();
+
+    fakes[0].script = script;
+    start(c, h, o);
+    finish(h);
+    nk_chain_close(c);
+    assert_int_equal(h->n_done, 1);
+    nk_sleep_ms(1);
+}
+
+/* It fails with this code and reason, and the message names the worker. */
+static void refuse_opts(fake_script script, const struct nk_gen_opts *o, int code,
+                        const char *reason, const char *says)
+{
+    struct heard h;
+
+    generate(script, o, &h);
+    if (h.ok)
+        fail_msg("succeeded where %s was expected", reason);
+    if (h.err.code != code || strcmp(h.err.reason, reason) || !strstr(h.err.msg, says))
+        fail_msg("%d %s '%s' where %d %s '%s' was expected", h.err.code, h.err.reason, h.err.msg,
+                 code, reason, says);
+    if (code != NK_E_CANCELLED && !strstr(h.err.msg, "worker attic") &&
+        !strstr(h.err.msg, "worker cellar"))
+        fail_msg("'%s' names no worker", h.err.msg);
+}
+
+static void refuse(fake_script script, int code, const char *reason, const char *says)
+{
+    struct nk_gen_opts o = options();
+
+    refuse_opts(script, &o, code, reason, says);
+}
+
+#define SCRIPT(name) static void name(struct fake *f, nk_call *c)
+#define NONE         NAKSHATRA__V1__FINISH_REASON__FINISH_NONE
+
+/* ---- what goes well ---- */
+
+static void done_with_tail(Nakshatra__V1__Done *d)
+{
+    d->finish = NAKSHATRA__V1__FINISH_REASON__FINISH_STOP;
+    d->stop_string = (ProtobufCBinaryData){ 3, (uint8_t *)(uintptr_t) "end" };
+    d->text = (ProtobufCBinaryData){ 5, (uint8_t *)(uintptr_t) " tail" };
+}
+
+SCRIPT(three_tokens)
+{
+    Nakshatra__V1__InferenceReply r = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__StepDone s = NAKSHATRA__V1__STEP_DONE__INIT;
+
+    send_opened(f, c, NULL);
+    r.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_STEP_DONE; /* a sign of life */
+    r.step_done = &s;
+    send_reply(c, &r);
+    send_token(c, 0, "a");
+    send_token(c, 1, "");
+    send_token(c, 2, "b\xc3\xa4");
+    send_done(c, 3, done_with_tail);
+    nk_call_finish(c, NULL);
+}
+
+static void test_gen__hands_out_tokens_then_the_stats_once(void **state)
+{
+    struct nk_gen_opts o = options();
+    struct heard h;
+
+    (void)state;
+    generate(three_tokens, &o, &h);
+    assert_true(h.ok);
+    assert_int_equal(h.n_tokens, 3);
+    assert_int_equal(h.last_index, 2);
+    assert_int_equal(h.token.id, 12);
+    assert_true(isnan(h.token.logprob));
+    assert_string_equal(h.text, "ab\xc3\xa4");
+    assert_string_equal(h.tail, " tail");
+    assert_int_equal(h.stats.finish, NK_FINISH_STOP);
+    assert_string_equal(h.stats.stop_string, "end");
+    assert_int_equal(h.stats.n_generated, 3);
+    assert_int_equal(h.stats.n_prompt, 3);
+    assert_int_equal(h.stats.seed, 5);
+    assert_int_equal(h.stats.n_stages, 2);
+    assert_int_equal(h.stats.prefill_us, 1000);
+    assert_true(h.stats.ttft_us > 0 && h.stats.total_us >= h.stats.ttft_us);
+    /* A peer's name for itself does not reach the terminal as it is. */
+    assert_string_equal(h.stats.stages[0].worker_id, "attic?[2J");
+    assert_int_equal(h.stats.stages[1].compute_us, 7);
+}
+
+static void done_eog(Nakshatra__V1__Done *d)
+{
+    d->finish = NAKSHATRA__V1__FINISH_REASON__FINISH_EOG;
+}
+
+SCRIPT(end_of_generation)
+{
+    send_opened(f, c, NULL);
+    send_token(c, 0, "a");
+    send_token_with(c, 1, 2, " held", 5, NAKSHATRA__V1__FINISH_REASON__FINISH_EOG, NULL, 0);
+    send_done(c, 1, done_eog);
+    nk_call_finish(c, NULL);
+}
+
+static void test_gen__the_end_of_generation_token_is_not_handed_out_but_its_text_is(void **state)
+{
+    struct nk_gen_opts o = options();
+    struct heard h;
+
+    (void)state;
+    generate(end_of_generation, &o, &h);
+    assert_true(h.ok);
+    assert_int_equal(h.n_tokens, 1);
+    assert_int_equal(h.stats.n_generated, 1);
+    assert_int_equal(h.stats.finish, NK_FINISH_EOG);
+    assert_string_equal(h.tail, " held");
+}
+
+SCRIPT(broken_after_done)
+{
+    struct nk_error e;
+
+    send_opened(f, c, NULL);
+    send_done(c, 0, done_eog);
+    nk_fail(&e, NK_E_INTERNAL, "whatever", "too late");
+    nk_call_finish(c, &e);
+}
+
+static void test_gen__what_was_done_stays_done_however_the_stream_ends(void **state)
+{
+    struct nk_gen_opts o = options();
+    struct heard h;
+
+    (void)state;
+    generate(broken_after_done, &o, &h);
+    assert_true(h.ok);
+}
+
+SCRIPT(with_logprobs)
+{
+    Nakshatra__V1__TokenProb p = NAKSHATRA__V1__TOKEN_PROB__INIT;
+
+    p.id = 10;
+    p.logprob = -0.5f;
+    p.text = (ProtobufCBinaryData){ 1, (uint8_t *)(uintptr_t) "\xc3" };
+    send_opened(f, c, NULL);
+    send_token_with(c, 0, 10, "", 0, NONE, &p, 2);
+    send_done(c, 1, NULL);
+    nk_call_finish(c, NULL);
+}
+
+static void test_gen__log_probabilities_come_when_asked_for(void **state)
+{
+    struct nk_gen_opts o = options();
+    struct heard h;
+
+    (void)state;
+    o.n_logprobs = 2;
+    generate(with_logprobs, &o, &h);
+    assert_true(h.ok);
+    assert_true(h.token.logprob == -0.5f);
+    assert_int_equal(h.token.piece_size, 1);
+    assert_int_equal(h.token.n_top, 2);
+    assert_int_equal(h.token.top[1].id, 10);
+    assert_int_equal(fakes[0].request->open->n_logprobs, 3);
+    o.n_logprobs = 1;
+    refuse_opts(with_logprobs, &o, NK_E_DATA_LOSS, "bad_peer", "2 alternatives; 1 were asked for");
+    o.n_logprobs = -1;
+    refuse_opts(with_logprobs, &o, NK_E_DATA_LOSS, "bad_peer", "a log-probability");
+    o.n_logprobs = 0;
+    refuse_opts(three_tokens, &o, NK_E_DATA_LOSS, "bad_peer", "no log-probability");
+}
+
+/* ---- what is asked for ---- */
+
+static void test_gen__open_says_what_was_asked_for(void **state)
+{
+    static const struct nk_logit_bias bias[] = { { 7, -1.5f }, { 8, -INFINITY } };
+    static const char *const stops[] = { "one", "two" };
+    struct nk_gen_opts o = options();
+    const Nakshatra__V1__Open *m;
+    const Nakshatra__V1__Sampling *s;
+    struct heard h;
+    uint8_t first_session[16];
+
+    (void)state;
+    generate(three_tokens, &o, &h);
+    m = fakes[0].request->open;
+    s = m->sampling;
+    assert_int_equal(m->session.len, 16);
+    memcpy(first_session, m->session.data, 16);
+    assert_int_equal(m->n_route, 2);
+    assert_string_equal(m->route[1]->address, fake_cluster()->workers[1].address);
+    assert_int_equal(m->route[1]->layer_begin, 4);
+    assert_int_equal(m->route[1]->layer_end, 8);
+    assert_int_equal(m->stage_idx, 0);
+    assert_string_equal(m->model_sha256, SHA);
+    assert_int_equal(m->n_prompt_ids, 3);
+    assert_int_equal(m->prompt_ids[2], 3);
+    assert_int_equal(m->limits->n_predict, 8);
+    assert_int_equal(m->dtype, NAKSHATRA__V1__DTYPE__DTYPE_F32);
+    assert_true(m->reuse && !m->deterministic && !m->special && m->n_logprobs == 0);
+    /* The defaults, of which 1 means off for two and goes as 0. */
+    assert_true(s->temperature == 0.8f && s->top_k == 40 && s->top_p == 0.95f && s->min_p == 0.05f);
+    assert_true(s->typical_p == 0 && s->repeat_penalty == 0 && s->dry_multiplier == 0 &&
+                s->mirostat == 0);
+    assert_int_equal(s->penalty_last_n, 64);
+    assert_int_equal(s->dry_penalty_last_n, 0);
+    assert_int_equal(s->seed_given_case, NAKSHATRA__V1__SAMPLING__SEED_GIVEN__NOT_SET);
+
+    o.sampling.seed = 0;
+    o.sampling.top_p = 0;
+    o.sampling.typical_p = 0.5f;
+    o.sampling.repeat_penalty = 1.5f;
+    o.sampling.penalty_last_n = -1;
+    o.sampling.dry_multiplier = 0.5f;
+    o.sampling.dry_penalty_last_n = 32;
+    o.sampling.logit_bias = bias;
+    o.sampling.n_logit_bias = 2;
+    o.sampling.grammar = "root ::= \"a\"";
+    o.sampling.ignore_eos = true;
+    o.stop = stops;
+    o.n_stop = 2;
+    o.deterministic = true;
+    o.special = true;
+    o.stall_ms = 123;
+    generate(three_tokens, &o, &h);
+    m = fakes[0].request->open;
+    s = m->sampling;
+    assert_memory_not_equal(m->session.data, first_session, 16);
+    assert_int_equal(s->seed_given_case, NAKSHATRA__V1__SAMPLING__SEED_GIVEN_SEED);
+    assert_int_equal(s->seed, 0);
+    assert_true(s->top_p > 0 && s->top_p < 1e-30f); /* a 0 that is meant is not "off" */
+    assert_true(s->typical_p == 0.5f && s->repeat_penalty == 1.5f && s->dry_multiplier == 0.5f);
+    assert_int_equal(s->penalty_last_n, -1);
+    assert_int_equal(s->dry_penalty_last_n, 32);
+    assert_int_equal(s->n_logit_bias, 2);
+    assert_int_equal(s->logit_bias[0]->id, 7);
+    assert_true(s->logit_bias[1]->bias == -INFINITY);
+    assert_string_equal(s->grammar, "root ::= \"a\"");
+    assert_true(s->ignore_eos && m->special && m->deterministic);
+    assert_false(m->reuse); /* a kept session's KV may have other low bits */
+    assert_int_equal(m->n_stop, 2);
+    assert_memory_equal(m->stop[1].data, "two", 3);
+    assert_int_equal(m->limits->stall_ms, 123);
+
+    o.sampling.penalty_last_n = 0; /* penalties and DRY that look at nothing are off */
+    o.sampling.dry_penalty_last_n = 0;
+    generate(three_tokens, &o, &h);
+    s = fakes[0].request->open->sampling;
+    assert_true(s->repeat_penalty == 0 && s->dry_multiplier == 0);
+}
+
+static void test_gen__refuses_options_out_of_range(void **state)
+{
+    static const int32_t negative[] = { 1, -2 };
+    const char *const empty_stop[] = { "" };
+    const char *many[17];
+    nk_chain *c = fake_chain();
+    struct nk_gen_opts good = options(), o;
+    struct heard h;
+    struct nk_error err;
+    nk_gen *g = (void *)1;
+
+    (void)state;
+    for (int i = 0; i < 17; i++)
+        many[i] = "x";
+#define REFUSED(reason_, change)                                                                   \
+    do {                                                                                           \
+        o = good;                                                                                  \
+        change;                                                                                    \
+        assert_int_equal(nk_gen_start(&g, c, &o, &handlers, &h, &err), NK_E_INVALID);              \
+        assert_string_equal(err.reason, reason_);                                                  \
+        assert_null(g);                                                                            \
+    } while (0)
+    REFUSED("bad_request", o.n_ids = 0);
+    REFUSED("bad_request", (o.ids = negative, o.n_ids = 2));
+    REFUSED("bad_request", o.n_predict = -1);
+    REFUSED("bad_request", o.n_logprobs = -2);
+    REFUSED("bad_request", o.n_logprobs = NK_LOGPROBS_MAX + 1);
+    REFUSED("bad_request", (o.stop = empty_stop, o.n_stop = 1));
+    REFUSED("bad_request", (o.stop = many, o.n_stop = 17));
+    REFUSED("bad_sampling", o.sampling.top_p = 2);
+    REFUSED("bad_sampling", o.sampling.temperature = NAN);
+    REFUSED("bad_sampling", (o.sampling.dry_multiplier = 1, o.sampling.dry_allowed_length = 0));
+#undef REFUSED
+    nk_chain_close(c);
+}
+
+/* ---- peers that do not keep to the protocol ---- */
+
+SCRIPT(says_nothing)
+{
+    (void)f, (void)c;
+}
+
+SCRIPT(token_first)
+{
+    (void)f;
+    send_token(c, 0, "a");
+}
+
+SCRIPT(done_first)
+{
+    (void)f;
+    send_done(c, 0, NULL);
+}
+
+SCRIPT(opened_twice)
+{
+    send_opened(f, c, NULL);
+    send_opened(f, c, NULL);
+}
+
+SCRIPT(garbage)
+{
+    (void)f;
+    nk_call_send(c, "\xff\xff\xff\xff garbage", 12, NULL);
+}
+
+SCRIPT(empty_message)
+{
+    (void)f;
+    nk_call_send(c, "", 0, NULL);
+}
+
+SCRIPT(ends_at_once)
+{
+    (void)f;
+    nk_call_finish(c, NULL);
+}
+
+SCRIPT(ends_without_done)
+{
+    send_opened(f, c, NULL);
+    send_token(c, 0, "a");
+    nk_call_finish(c, NULL);
+}
+
+SCRIPT(talks_after_done)
+{
+    send_opened(f, c, NULL);
+    send_done(c, 0, NULL);
+    send_token(c, 0, "a");
+}
+
+SCRIPT(wrong_index)
+{
+    send_opened(f, c, NULL);
+    send_token(c, 1, "a");
+}
+
+SCRIPT(negative_id)
+{
+    send_opened(f, c, NULL);
+    send_token_with(c, 0, -5, "a", 1, NONE, NULL, 0);
+}
+
+SCRIPT(over_the_limit)
+{
+    send_opened(f, c, NULL);
+    for (uint32_t i = 0; i < 9; i++)
+        send_token(c, i, "a");
+}
+
+SCRIPT(after_the_last)
+{
+    send_opened(f, c, NULL);
+    send_token_with(c, 0, 1, "a", 1, NAKSHATRA__V1__FINISH_REASON__FINISH_LENGTH, NULL, 0);
+    send_token(c, 1, "b");
+}
+
+SCRIPT(half_a_character)
+{
+    send_opened(f, c, NULL);
+    send_token(c, 0, "\xc3");
+}
+
+SCRIPT(endless_text)
+{
+    char *text = malloc(70000);
+
+    memset(text, 'a', 70000);
+    send_opened(f, c, NULL);
+    send_token_with(c, 0, 1, text, 70000, NONE, NULL, 0);
+    free(text);
+}
+
+SCRIPT(huge_message)
+{
+    char *text = malloc(30 << 20);
+
+    memset(text, 'a', 30 << 20);
+    send_opened(f, c, NULL);
+    send_token_with(c, 0, 1, text, 30 << 20, NONE, NULL, 0);
+    free(text);
+}
+
+SCRIPT(miscounted)
+{
+    send_opened(f, c, NULL);
+    send_token(c, 0, "a");
+    send_done(c, 2, NULL);
+}
+
+static void done_none(Nakshatra__V1__Done *d)
+{
+    d->finish = NONE;
+}
+
+SCRIPT(done_without_reason)
+{
+    send_opened(f, c, NULL);
+    send_done(c, 0, done_none);
+}
+
+static void done_three_stages(Nakshatra__V1__Done *d)
+{
+    d->n_stages = 3;
+}
+
+SCRIPT(done_with_too_many_stages)
+{
+    send_opened(f, c, NULL);
+    send_done(c, 0, done_three_stages);
+}
+
+static void done_long_stop(Nakshatra__V1__Done *d)
+{
+    static uint8_t text[300];
+
+    d->stop_string = (ProtobufCBinaryData){ sizeof text, text };
+}
+
+SCRIPT(done_with_a_long_stop_string)
+{
+    send_opened(f, c, NULL);
+    send_done(c, 0, done_long_stop);
+}
+
+static void done_bad_text(Nakshatra__V1__Done *d)
+{
+    d->text = (ProtobufCBinaryData){ 1, (uint8_t *)(uintptr_t) "\xe2" };
+}
+
+SCRIPT(done_with_half_a_character)
+{
+    send_opened(f, c, NULL);
+    send_done(c, 0, done_bad_text);
+}
+
+static void test_gen__a_peer_that_breaks_the_protocol_is_given_up(void **state)
+{
+    (void)state;
+    refuse(token_first, NK_E_DATA_LOSS, "bad_peer", "a token before the session was open");
+    refuse(done_first, NK_E_DATA_LOSS, "bad_peer", "done before the session was open");
+    refuse(opened_twice, NK_E_DATA_LOSS, "bad_peer", "opened the session twice");
+    refuse(garbage, NK_E_DATA_LOSS, "bad_peer", "no InferenceReply");
+    refuse(empty_message, NK_E_DATA_LOSS, "bad_peer", "no InferenceReply");
+    refuse(ends_at_once, NK_E_DATA_LOSS, "bad_peer", "without being done");
+    refuse(ends_without_done, NK_E_DATA_LOSS, "bad_peer", "without being done");
+    refuse(talks_after_done, NK_E_DATA_LOSS, "bad_peer", "went on after being done");
+    refuse(wrong_index, NK_E_DATA_LOSS, "bad_peer", "index 0 comes next");
+    refuse(negative_id, NK_E_DATA_LOSS, "bad_peer", "token -5");
+    refuse(over_the_limit, NK_E_DATA_LOSS, "bad_peer", "over the limit of 8");
+    refuse(after_the_last, NK_E_DATA_LOSS, "bad_peer", "after the last one");
+    refuse(half_a_character, NK_E_DATA_LOSS, "bad_peer", "not UTF-8");
+    refuse(endless_text, NK_E_DATA_LOSS, "bad_peer", "70000 bytes");
+    refuse(huge_message, NK_E_DATA_LOSS, "bad_peer", "no InferenceReply");
+    refuse(miscounted, NK_E_DATA_LOSS, "bad_peer", "2 tokens");
+    refuse(done_without_reason, NK_E_DATA_LOSS, "bad_peer", "finish reason 0");
+    refuse(done_with_too_many_stages, NK_E_DATA_LOSS, "bad_peer", "3 stages");
+    refuse(done_with_a_long_stop_string, NK_E_DATA_LOSS, "bad_peer", "stop string (300 bytes)");
+    refuse(done_with_half_a_character, NK_E_DATA_LOSS, "bad_peer", "not UTF-8");
+}
+
+/* ---- chains that are not what the file says ---- */
+
+static void (*opened_change)(Nakshatra__V1__Opened *o);
+
+SCRIPT(opened_otherwise)
+{
+    send_opened(f, c, opened_change);
+    send_token(c, 0, "never shown");
+    send_done(c, 1, NULL);
+    nk_call_finish(c, NULL);
+}
+
+static void one_stage(Nakshatra__V1__Opened *o)
+{
+    o->n_stages = 1;
+}
+
+static void no_stage(Nakshatra__V1__Opened *o)
+{
+    o->n_stages = 0;
+}
+
+static void three_stages(Nakshatra__V1__Opened *o)
+{
+    o->n_stages = 3;
+}
+
+static void other_model(Nakshatra__V1__Opened *o)
+{
+    o->stages[1]->model_sha256 = (char *)(uintptr_t) "0f";
+}
+
+static void other_layers(Nakshatra__V1__Opened *o)
+{
+    o->stages[1]->layer_begin = 3;
+}
+
+static void other_count(Nakshatra__V1__Opened *o)
+{
+    o->stages[0]->layer_count = 9;
+}
+
+static void other_width(Nakshatra__V1__Opened *o)
+{
+    o->stages[1]->n_embd = 128;
+}
+
+static void other_llama(Nakshatra__V1__Opened *o)
+{
+    o->stages[1]->llama_version = (char *)(uintptr_t) "0.8.0";
+}
+
+static void other_prompt(Nakshatra__V1__Opened *o)
+{
+    o->n_prompt = 2;
+}
+
+static void reused_more_than_sent(Nakshatra__V1__Opened *o)
+{
+    o->n_reused = 4;
+}
+
+static void test_gen__a_chain_that_is_not_the_files_is_refused_before_the_first_token(void **state)
+{
+    static const struct {
+        void (*change)(Nakshatra__V1__Opened *o);
+        int code;
+        const char *reason, *says;
+    } cases[] = {
+        { one_stage, NK_E_DATA_LOSS, "bad_peer", "1 stages; the cluster file has 2" },
+        { no_stage, NK_E_DATA_LOSS, "bad_peer", "0 stages; the cluster file has 2" },
+        { three_stages, NK_E_DATA_LOSS, "bad_peer", "3 stages; the cluster file has 2" },
+        { other_model, NK_E_PRECONDITION, "model_mismatch",
+          "it has the model 0f, the cluster file wants " SHA },
+        { other_layers, NK_E_PRECONDITION, "layers_mismatch",
+          "it has layers 3-8, the cluster file says 4-8" },
+        { other_count, NK_E_PRECONDITION, "layers_mismatch",
+          "9 layers, the cluster file's ranges end at 8" },
+        { other_width, NK_E_PRECONDITION, "width_mismatch",
+          "128 floats, those of worker attic have 64" },
+        { other_llama, NK_E_PRECONDITION, "llama_mismatch",
+          "llama.cpp 0.8.0, worker attic runs 0.7.0" },
+        { other_prompt, NK_E_DATA_LOSS, "bad_peer", "took 2 ids" },
+        { reused_more_than_sent, NK_E_DATA_LOSS, "bad_peer", "reused 4; 3 were sent" },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        opened_change = cases[i].change;
+        refuse(opened_otherwise, cases[i].code, cases[i].reason, cases[i].says);
+    }
+}
+
+/* ---- errors and ends ---- */
+
+SCRIPT(kv_is_full)
+{
+    struct nk_error e;
+
+    (void)f;
+    nk_fail(&e, NK_E_EXHAUSTED, "kv_full", "no room");
+    nk_call_finish(c, &e);
+}
+
+SCRIPT(neighbour_is_gone)
+{
+    struct nk_error e;
+
+    (void)f;
+    nk_fail(&e, NK_E_UNAVAILABLE, "peer_gone", "%s does not answer",
+            fake_cluster()->workers[1].address);
+    nk_call_finish(c, &e);
+}
+
+static void test_gen__a_workers_status_comes_through_and_the_right_worker_is_named(void **state)
+{
+    (void)state;
+    refuse(kv_is_full, NK_E_EXHAUSTED, "kv_full", "worker attic (");
+    refuse(neighbour_is_gone, NK_E_UNAVAILABLE, "peer_gone", "worker cellar: ");
+}
+
+static void test_gen__a_worker_that_is_not_there_is_unavailable_and_named(void **state)
+{
+    struct nk_cluster cluster = *fake_cluster();
+    struct nk_gen_opts o = options();
+    struct nk_error err;
+    struct heard h;
+    nk_chain *c;
+
+    (void)state;
+    strcpy(cluster.workers[0].address, "127.0.0.1:1");
+    assert_int_equal(nk_chain_open(&c, &cluster, &err), 0);
+    start(c, &h, &o);
+    finish(&h);
+    assert_int_equal(h.err.code, NK_E_UNAVAILABLE);
+    assert_non_null(strstr(h.err.msg, "worker attic"));
+    nk_chain_close(c);
+}
+
+SCRIPT(two_tokens_and_no_more)
+{
+    send_opened(f, c, NULL);
+    send_token(c, 0, "a");
+    send_token(c, 1, "b");
+}
+
+static void test_gen__cancelled_it_ends_once_with_cancelled_and_the_stream_is_gone(void **state)
+{
+    struct nk_gen_opts o = options();
+    nk_chain *c = fake_chain();
+    struct heard h;
+
+    (void)state;
+    fakes[0].n_ended = 0;
+    fakes[0].script = two_tokens_and_no_more;
+    start(c, &h, &o);
+    heard_wait(&h, 2, false);
+    nk_gen_cancel(h.g);
+    nk_gen_cancel(h.g);
+    heard_wait(&h, 2, true);
+    assert_int_equal(h.err.code, NK_E_CANCELLED);
+    assert_int_equal(h.stats.n_generated, 2);
+    nk_gen_cancel(h.g); /* after the end: nothing happens */
+    nk_gen_free(h.g);
+    for (int i = 0; i < PATIENCE_MS && !fakes[0].n_ended; i++)
+        nk_sleep_ms(1);
+    assert_int_equal(fakes[0].n_ended, 1);
+    /* Cancelled at once, perhaps before it began. */
+    start(c, &h, &o);
+    nk_gen_cancel(h.g);
+    finish(&h);
+    assert_int_equal(h.err.code, NK_E_CANCELLED);
+    nk_chain_close(c);
+}
+
+static void test_gen__handlers_may_cancel_and_free(void **state)
+{
+    struct nk_gen_opts o = options();
+    nk_chain *c = fake_chain();
+    struct heard h;
+
+    (void)state;
+    fakes[0].script = two_tokens_and_no_more;
+    heard_init(&h);
+    h.free_in_done = h.cancel_in_token = true;
+    pthread_mutex_lock(&h.mutex);
+    assert_int_equal(nk_gen_start(&h.g, c, &o, &handlers, &h, NULL), 0);
+    pthread_mutex_unlock(&h.mutex);
+    heard_wait(&h, 1, true);
+    assert_int_equal(h.err.code, NK_E_CANCELLED);
+    nk_chain_close(c);
+    assert_int_equal(h.n_done, 1);
+}
+
+static void test_gen__closing_the_chain_cancels_what_runs(void **state)
+{
+    enum { MANY = 50 };
+    struct nk_gen_opts o = options();
+    nk_chain *c = fake_chain();
+    struct heard *h = calloc(MANY, sizeof *h);
+
+    (void)state;
+    fakes[0].script = two_tokens_and_no_more;
+    for (int i = 0; i < MANY; i++)
+        start(c, &h[i], &o);
+    heard_wait(&h[MANY / 2], 1, false);
+    nk_chain_close(c);
+    for (int i = 0; i < MANY; i++) {
+        assert_int_equal(h[i].n_done, 1);
+        assert_int_equal(h[i].err.code, NK_E_CANCELLED);
+        nk_gen_cancel(h[i].g); /* also without a chain */
+        nk_gen_free(h[i].g);
+    }
+    free(h);
+}
+
+static void test_gen__a_deadline_ends_it(void **state)
+{
+    struct nk_gen_opts o = options();
+    uint64_t begin = nk_now_ns();
+    struct heard h;
+
+    (void)state;
+    o.deadline_ms = 100;
+    generate(two_tokens_and_no_more, &o, &h);
+    assert_true(nk_now_ns() - begin > 90000000);
+    assert_int_equal(h.err.code, NK_E_DEADLINE);
+    assert_string_equal(h.err.reason, "deadline");
+    assert_non_null(strstr(h.err.msg, "within 100 ms; 2 tokens"));
+    assert_int_equal(h.stats.n_generated, 2);
+}
+
+static void held_goes_on(void *arg)
+{
+    struct fake *f = arg;
+
+    send_opened(f, f->held, NULL);
+    send_token(f->held, 0, "late");
+    send_done(f->held, 1, NULL);
+    nk_call_finish(f->held, NULL);
+    nk_call_unref(f->held);
+}
+
+SCRIPT(answers_after_three_seconds)
+{
+    f->held = nk_call_ref(c);
+    nk_timer_start(fake_net, 3000, held_goes_on, f);
+}
+
+static void test_gen__silence_after_tokens_is_a_stall_and_before_them_may_be_a_queue(void **state)
+{
+    struct nk_gen_opts o = options();
+    nk_chain *c = fake_chain();
+    struct heard stalled, queued;
+
+    (void)state;
+    o.stall_ms = 1;
+    fakes[0].script = two_tokens_and_no_more;
+    start(c, &stalled, &o);
+    heard_wait(&stalled, 2, false);
+    /* It waits for room: it answers Info, and is not given up. */
+    fakes[0].n_infos = 0;
+    fakes[0].script = answers_after_three_seconds;
+    start(c, &queued, &o);
+    finish(&stalled);
+    assert_int_equal(stalled.err.code, NK_E_DEADLINE);
+    assert_string_equal(stalled.err.reason, "stalled");
+    assert_non_null(strstr(stalled.err.msg, "worker attic"));
+    finish(&queued);
+    assert_true(queued.ok);
+    assert_string_equal(queued.text, "late");
+    assert_true(fakes[0].n_infos >= 1);
+    /* One that answers neither is given up. */
+    fakes[0].info_silent = true;
+    fakes[0].script = says_nothing;
+    start(c, &stalled, &o);
+    finish(&stalled);
+    assert_int_equal(stalled.err.code, NK_E_DEADLINE);
+    assert_string_equal(stalled.err.reason, "stalled");
+    assert_non_null(strstr(stalled.err.msg, "does not answer Info"));
+    fakes[0].info_silent = false;
+    nk_chain_close(c);
+}
+
+static int reset(void **state)
+{
+    (void)state;
+    fake_reset();
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(test_gen__hands_out_tokens_then_the_stats_once, reset),
+        cmocka_unit_test_setup(
+            test_gen__the_end_of_generation_token_is_not_handed_out_but_its_text_is, reset),
+        cmocka_unit_test_setup(test_gen__what_was_done_stays_done_however_the_stream_ends, reset),
+        cmocka_unit_test_setup(test_gen__log_probabilities_come_when_asked_for, reset),
+        cmocka_unit_test_setup(test_gen__open_says_what_was_asked_for, reset),
+        cmocka_unit_test_setup(test_gen__refuses_options_out_of_range, reset),
+        cmocka_unit_test_setup(test_gen__a_peer_that_breaks_the_protocol_is_given_up, reset),
+        cmocka_unit_test_setup(
+            test_gen__a_chain_that_is_not_the_files_is_refused_before_the_first_token, reset),
+        cmocka_unit_test_setup(
+            test_gen__a_workers_status_comes_through_and_the_right_worker_is_named, reset),
+        cmocka_unit_test_setup(test_gen__a_worker_that_is_not_there_is_unavailable_and_named,
+                               reset),
+        cmocka_unit_test_setup(
+            test_gen__cancelled_it_ends_once_with_cancelled_and_the_stream_is_gone, reset),
+        cmocka_unit_test_setup(test_gen__handlers_may_cancel_and_free, reset),
+        cmocka_unit_test_setup(test_gen__closing_the_chain_cancels_what_runs, reset),
+        cmocka_unit_test_setup(test_gen__a_deadline_ends_it, reset),
+        cmocka_unit_test_setup(
+            test_gen__silence_after_tokens_is_a_stall_and_before_them_may_be_a_queue, reset),
+    };
+
+    return cmocka_run_group_tests(tests, fake_start, fake_stop);
+}
