@@ -41,9 +41,11 @@ static void on_signal(int sig)
         return;
 }
 
+/* From here on the first signal of a kind is a wish, and the second ends the process. Until then both end it at once: what
+ * only loads has nothing to drain. */
 static int catch_signals(struct nk_error *err)
 {
-    struct sigaction sa = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
+    struct sigaction sa = { .sa_handler = on_signal, .sa_flags = SA_RESTART | SA_RESETHAND };
 
     if (pipe(signal_pipe) < 0)
         return nk_fail(err, NK_E_EXHAUSTED, "no_files", "a pipe could not be made: %s",
@@ -77,15 +79,10 @@ static const char *wait_for_end(int parent_fd)
 
 /* ---- options ---- */
 
-/* May strangers connect there? */
-static bool is_loopback(const char *listen)
-{
-    return !strncmp(listen, "127.", 4) || !strncmp(listen, "[::1]:", 6) ||
-           !strncmp(listen, "localhost:", 10) || !strncmp(listen, "unix:", 5);
-}
-
 static int check_options(const struct options *o, struct nk_error *err)
 {
+    int rc;
+
     if (!o->slice == !o->model)
         return nk_fail(
             err, NK_E_INVALID, "bad_argument",
@@ -100,7 +97,18 @@ static int check_options(const struct options *o, struct nk_error *err)
     if ((o->tls_cert || o->tls_key || o->tls_ca) && !(o->tls_cert && o->tls_key && o->tls_ca))
         return nk_fail(err, NK_E_INVALID, "bad_argument",
                        "mutual TLS needs all of --tls-ca, --tls-cert and --tls-key");
-    if (!is_loopback(o->listen) && !o->tls_cert && !o->insecure)
+    rc = nk_address_check(o->listen, 0, err);
+    if (rc)
+        return nk_wrap(rc, err, "--listen");
+    for (int i = 0; i < o->peers.n; i++) {
+        rc = nk_address_check(o->peers.items[i], 1, err);
+        if (rc)
+            return nk_wrap(rc, err, "--allow-peer");
+    }
+    if (o->parent_fd >= 0 && fcntl((int)o->parent_fd, F_GETFD) < 0)
+        return nk_fail(err, NK_E_INVALID, "bad_argument", "--parent-fd %d is not open",
+                       (int)o->parent_fd);
+    if (!nk_address_is_loopback(o->listen) && !o->tls_cert && !o->insecure)
         return nk_fail(
             err, NK_E_INVALID, "not_loopback",
             "--listen %s is reachable from other machines: give --tls-ca, --tls-cert and "
@@ -230,9 +238,7 @@ int nk_cmd_worker(int argc, char **argv)
     if (rc)
         goto out;
     bound_spinning(argv);
-    rc = catch_signals(&err);
-    if (!rc)
-        rc = find_slice(&o, &slice, &err);
+    rc = find_slice(&o, &slice, &err);
     if (!rc && o.cluster)
         rc = nk_cluster_read(&cluster, o.cluster, &err);
     if (!rc && o.tls_ca) {
@@ -271,9 +277,13 @@ int nk_cmd_worker(int argc, char **argv)
     opts.trace_path = o.trace;
     nk_stage_global_init();
     rc = nk_worker_start(&w, &opts, &err);
-    if (rc)
+    if (!rc)
+        rc = catch_signals(&err);
+    if (rc) {
+        nk_worker_stop(w, 0);
         goto out;
-    if (o.insecure && !is_loopback(o.listen))
+    }
+    if (o.insecure && !nk_address_is_loopback(o.listen))
         nk_log(NK_LOG_CLI, NK_LOG_WARN,
                "listen=%s msg=\"no encryption and no authentication: everybody who can reach this "
                "port can use the model and read what passes\"",

@@ -1,5 +1,6 @@
 #include "rpc/rpc_int.h"
 
+#include <arpa/inet.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,7 +34,7 @@ void nk__args_common(struct nk__args *a)
     nk__args_int(a, GRPC_ARG_ENABLE_CHANNELZ, 0);
 }
 
-int nk__address_check(const char *address, int port_min, struct nk_error *err)
+int nk_address_check(const char *address, int port_min, struct nk_error *err)
 {
     const char *colon = strrchr(address, ':');
     size_t host_size = colon ? (size_t)(colon - address) : 0;
@@ -55,4 +56,25 @@ int nk__address_check(const char *address, int port_min, struct nk_error *err)
                        "goes in brackets: [::1]:5530)",
                        address, port_min);
     return 0;
+}
+
+bool nk_address_is_loopback(const char *address)
+{
+    const char *colon = strrchr(address, ':');
+    char host[NK__ADDRESS_MAX];
+    size_t size = colon ? (size_t)(colon - address) : 0;
+    struct in6_addr v6;
+    struct in_addr v4;
+
+    if (size == 0 || size >= sizeof host)
+        return false;
+    memcpy(host, address, size);
+    host[size] = '\0';
+    if (host[0] == '[' && host[size - 1] == ']') {
+        host[size - 1] = '\0';
+        return inet_pton(AF_INET6, host + 1, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
+    }
+    /* A name that only begins with 127. is any machine. */
+    return inet_pton(AF_INET, host, &v4) == 1 ? ntohl(v4.s_addr) >> 24 == 127
+                                              : strcmp(host, "localhost") == 0;
 }

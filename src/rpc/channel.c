@@ -31,7 +31,7 @@ int nk_channel_open(nk_channel **out, nk_net *net, const char *address,
     int rc;
 
     *out = NULL;
-    rc = nk__address_check(address, 1, err);
+    rc = nk_address_check(address, 1, err);
     if (rc)
         return rc;
     rc = nk__channel_credentials(&creds, credentials ? credentials : &plain, err);

@@ -43,9 +43,16 @@ bool nk_net_is_current(const nk_net *net); /* [any] */
 nk_timer *nk_timer_start(nk_net *net, uint32_t ms, void (*fn)(void *arg), void *arg);
 void nk_timer_cancel(nk_timer *t);
 
+/* ---- addresses ---- */
+/* "host:port" or "[v6]:port", with port_min <= port <= 65535. [any]
+ *   INVALID  bad_address */
+int nk_address_check(const char *address, int port_min, struct nk_error *err);
+/* Whether a (good) address is certain to be of this machine only: 127.0.0.0/8, ::1 or localhost. [any] */
+bool nk_address_is_loopback(const char *address);
+
 /* ---- credentials ---- */
 struct nk_credentials { /* PEM texts, borrowed for the call that takes them; all NULL: plain text */
-    const char *ca;          /* whom to trust */
+    const char *ca;     /* whom to trust */
     const char *certificate; /* own */
     const char *key;
 };
@@ -101,16 +108,17 @@ struct nk_server_opts {
 };
 /* Also answers grpc.health.v1.Health (Check and Watch) and reflection. Unknown methods: UNIMPLEMENTED `unknown_method`.
  *   UNAVAILABLE  cannot_listen */
-int nk_server_start(nk_server **out, nk_net *net, const struct nk_server_opts *opts, struct nk_error *err);
-int nk_server_port(const nk_server *s); /* [any] */
+int nk_server_start(nk_server **out, nk_net *net, const struct nk_server_opts *opts,
+                    struct nk_error *err);
+int nk_server_port(const nk_server *s);                 /* [any] */
 void nk_server_set_serving(nk_server *s, bool serving); /* [any] what health says */
 /* [any but the net thread] Takes no more calls, cancels those that are left after grace_ms, frees. */
 void nk_server_stop(nk_server *s, uint32_t grace_ms);
 
 /* ---- client ---- */
 /* address "host:port". Connecting happens when a call needs it. [any] */
-int nk_channel_open(nk_channel **out, nk_net *net, const char *address, const struct nk_credentials *credentials,
-                    struct nk_error *err);
+int nk_channel_open(nk_channel **out, nk_net *net, const char *address,
+                    const struct nk_credentials *credentials, struct nk_error *err);
 void nk_channel_close(nk_channel *ch); /* [any] calls on it live on */
 /* Starts a call; `end` follows in every case, also when the server cannot be reached. deadline_ms 0: none.
  * server-side handlers of the same struct are used for client calls. [any] */
@@ -120,7 +128,7 @@ int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t dead
 void nk_call_accept(nk_call *c, const struct nk_call_handlers *handlers, void *user);
 /* One request, one reply, waiting for it. [any but the net thread] *reply is appended to.
  * Errors: the status. */
-int nk_call_unary(nk_channel *ch, const char *path, const ProtobufCMessage *request, uint32_t deadline_ms,
-                  struct nk_buf *reply, struct nk_error *err);
+int nk_call_unary(nk_channel *ch, const char *path, const ProtobufCMessage *request,
+                  uint32_t deadline_ms, struct nk_buf *reply, struct nk_error *err);
 
 #endif

@@ -222,9 +222,6 @@ struct nk__args {
 void nk__args_int(struct nk__args *a, const char *key, int value);
 void nk__args_common(struct nk__args *a);
 #define NK__ADDRESS_MAX 272 /* a DNS name (253), brackets, a port */
-/* "host:port" or "[v6]:port", with port_min <= port <= 65535.
- *   INVALID  bad_address */
-int nk__address_check(const char *address, int port_min, struct nk_error *err);
 
 int nk__server_credentials(grpc_server_credentials **out, const struct nk_credentials *c,
                            struct nk_error *err);

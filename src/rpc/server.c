@@ -248,7 +248,7 @@ int nk_server_start(nk_server **out, nk_net *net, const struct nk_server_opts *o
     for (int i = 0; i < NK__SERVER_REQUESTS; i++)
         s->requests[i] = (struct nk__request){ .op.done = request_done, .server = s };
 
-    rc = nk__address_check(opts->listen, 0, err);
+    rc = nk_address_check(opts->listen, 0, err);
     if (!rc)
         rc = nk__server_credentials(&creds, &opts->credentials, err);
     if (!rc)

@@ -420,16 +420,18 @@ static void send_rows(nk_engine *e, struct nk_job *j, const float *rows)
     nk__engine_job_free(e, j);
 }
 
-static void send_step_done(struct nk_job *j)
+static int send_step_done(struct nk_job *j, struct nk_error *err)
 {
     Nakshatra__V1__InferenceReply reply = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
     Nakshatra__V1__StepDone done = NAKSHATRA__V1__STEP_DONE__INIT;
+    int rc;
 
     done.step = j->step;
     done.spent_us = (nk_now_ns() - j->received_ns) / 1000;
     reply.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_STEP_DONE;
     reply.step_done = &done;
-    nk_call_send_pb(j->session->up_ref, (ProtobufCMessage *)&reply, NULL);
+    rc = nk_call_send_pb(j->session->up_ref, (ProtobufCMessage *)&reply, err);
+    return rc == NK_E_UNAVAILABLE ? 0 : rc;
 }
 
 /* The bytes of a token, for log-probabilities; empty for one that has none. */
@@ -443,15 +445,18 @@ static ProtobufCBinaryData piece(nk_engine *e, int32_t id, size_t *offset)
     return out;
 }
 
-/* Sends a sampled token and its text (s->text). */
-static void send_token(nk_engine *e, struct nk_session *s, nk_call *to, uint64_t step,
-                       uint64_t spent_us, const struct nk_sampled *t, int index, int finish)
+/* Sends a sampled token and its text (s->text). A call that has ended says so to the net thread itself and is no error;
+ * a client that does not read what is waiting for it must not be given a text with a hole. */
+static int send_token(nk_engine *e, struct nk_session *s, nk_call *to, uint64_t step,
+                      uint64_t spent_us, const struct nk_sampled *t, int index, int finish,
+                      struct nk_error *err)
 {
     Nakshatra__V1__InferenceReply reply = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
     Nakshatra__V1__Token token = NAKSHATRA__V1__TOKEN__INIT;
     Nakshatra__V1__TokenProb prob = NAKSHATRA__V1__TOKEN_PROB__INIT, tops[NK_LOGPROBS_MAX];
     Nakshatra__V1__TokenProb *top_ptrs[NK_LOGPROBS_MAX];
     size_t offset, offsets[NK_LOGPROBS_MAX];
+    int rc;
 
     token.step = step;
     token.id = t->id;
@@ -482,7 +487,8 @@ static void send_token(nk_engine *e, struct nk_session *s, nk_call *to, uint64_t
     }
     reply.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_TOKEN;
     reply.token = &token;
-    nk_call_send_pb(to, (ProtobufCMessage *)&reply, NULL);
+    rc = nk_call_send_pb(to, (ProtobufCMessage *)&reply, err);
+    return rc == NK_E_UNAVAILABLE ? 0 : rc;
 }
 
 /* Last stage: logits to a token and its text. Sets *finish. */
@@ -550,18 +556,24 @@ static void answer_step(nk_engine *e, struct nk_job *j, int row_idx)
     if (s->is_first) {
         /* The only stage: the client gets its token from here, the net thread queues the next step. */
         if (j->sample)
-            send_token(e, s, s->up_ref, j->step, 0, &j->sampled, j->index, finish);
-        give_back(e, j);
+            rc = send_token(e, s, s->up_ref, j->step, 0, &j->sampled, j->index, finish, &err);
+        if (rc)
+            give_back_error(e, j, rc, &err);
+        else
+            give_back(e, j);
         return;
     }
     atomic_fetch_sub(&s->n_unanswered,
                      1); /* before the answer: the next step may be here at once */
     if (j->sample)
-        send_token(e, s, s->up_ref, j->step, (nk_now_ns() - j->received_ns) / 1000, &j->sampled,
-                   j->index, finish);
+        rc = send_token(e, s, s->up_ref, j->step, (nk_now_ns() - j->received_ns) / 1000,
+                        &j->sampled, j->index, finish, &err);
     else
-        send_step_done(j);
-    nk__engine_job_free(e, j);
+        rc = send_step_done(j, &err);
+    if (rc)
+        give_back_error(e, j, rc, &err);
+    else
+        nk__engine_job_free(e, j);
 }
 
 /* ---- running ---- */

@@ -177,7 +177,7 @@ static void info_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
     counters.compute_us = atomic_load(&n->compute_ns) / 1000;
     counters.queue_us = atomic_load(&n->queue_ns) / 1000;
     counters.uptime_ms = (nk_now_ns() - w->started_ns) / 1000000;
-    counters.streams_open = (uint64_t)active;
+    counters.streams_open = (uint64_t)w->n_streams;
     counters.jobs_queued = (uint64_t)atomic_load(&n->jobs_queued);
     m.counters = &counters;
     reply(c, (ProtobufCMessage *)&m);
@@ -220,7 +220,7 @@ static int forward(nk_worker *w, nk_call *c, const Nakshatra__V1__ForwardRequest
         return rc;
     if (!info->is_first)
         rc = nk__wire_rows(j->rows, m->rows, (int)m->n_ids, info->n_embd, err);
-    if (!rc && (j->seq = nk__session_borrow_seq(w)) < 0)
+    if (!rc && (j->seq = nk__session_borrow_seq(w, (int)m->n_ids)) < 0)
         rc =
             nk_fail(err, NK_E_EXHAUSTED, "kv_full", "all %d sequences are in use", info->n_seq_max);
     if (rc) {
@@ -274,6 +274,11 @@ static int submit_control(nk_worker *w, nk_call *c, enum nk_job_kind kind, struc
     return 0;
 }
 
+static void asleep_status(const nk_worker *w, struct nk_error *out)
+{
+    nk_fail(out, NK_E_UNAVAILABLE, "asleep", "worker %s goes to sleep", w->id);
+}
+
 static void go_to_sleep(void *worker)
 {
     nk_worker *w = worker;
@@ -283,7 +288,7 @@ static void go_to_sleep(void *worker)
     w->sleep_timer = NULL;
     w->sleep_call = NULL;
     if (nk__session_n_active(w)) {
-        nk_fail(&err, NK_E_UNAVAILABLE, "asleep", "worker %s goes to sleep", w->id);
+        asleep_status(w, &err);
         nk__session_end_all(w, &err, false);
     }
     nk__session_end_all(w, NULL, true);
@@ -313,8 +318,19 @@ static void sleep_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
     w->state = NK_WORKER_ASLEEP;
     nk_server_set_serving(w->server, false);
     w->sleep_call = nk_call_ref(c);
-    /* Sessions may end by themselves within the grace; looking once, at its end, keeps this simple. */
-    w->sleep_timer = nk_timer_start(w->net, nk__session_n_active(w) ? grace : 0, go_to_sleep, w);
+    w->sleep_timer = nk_timer_start(w->net, grace, go_to_sleep, w);
+    asleep_status(w, &err);
+    nk__session_end_waiting(w, &err);
+    nk__service_idle(w);
+}
+
+void nk__service_idle(nk_worker *w)
+{
+    if (!w->sleep_timer || nk__session_n_active(w))
+        return;
+    /* As its own event: this may be called in the middle of a session's end. */
+    nk_timer_cancel(w->sleep_timer);
+    w->sleep_timer = nk_timer_start(w->net, 0, go_to_sleep, w);
 }
 
 static void sleep_open(nk_call *c, void *worker)

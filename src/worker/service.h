@@ -8,5 +8,7 @@
 const struct nk_method *nk__service_methods(int *n);
 /* A Forward, Sleep or Wake is through the engine; takes the job. [net thread] */
 void nk__service_result(struct nk_job *j);
+/* No session is active any more: a Sleep that waits for that goes on. [net thread] */
+void nk__service_idle(nk_worker *w);
 
 #endif

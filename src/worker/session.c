@@ -110,10 +110,12 @@ int nk__session_n_active(const nk_worker *w)
     return n;
 }
 
-static void wake_stopper(nk_worker *w)
+/* Tells whoever waits for the last session to end: nk_worker_stop, or rpc Sleep. */
+static void note_idle(nk_worker *w)
 {
     if (nk__session_n_active(w))
         return;
+    nk__service_idle(w);
     pthread_mutex_lock(&w->mutex);
     w->idle = true;
     pthread_cond_broadcast(&w->cond);
@@ -196,10 +198,13 @@ static bool evict_one(nk_worker *w, const session *but)
     return true;
 }
 
-int nk__session_borrow_seq(nk_worker *w)
+int nk__session_borrow_seq(nk_worker *w, int n_tokens)
 {
-    int seq = take_free_seq(w);
+    int seq;
 
+    while (w->kv_reserved + w->kv_kept + n_tokens > stage_info(w)->n_ctx && evict_one(w, NULL))
+        ;
+    seq = take_free_seq(w);
     if (seq < 0 && evict_one(w, NULL))
         seq = take_free_seq(w);
     return seq;
@@ -235,7 +240,7 @@ static void session_close(session *s)
     s->seq = -1;
     list_remove(&w->sessions[s->state], s);
     try_admit(w);
-    wake_stopper(w);
+    note_idle(w);
     nk__session_unref(s);
 }
 
@@ -302,7 +307,7 @@ static void session_retire(session *s, int keep_tokens)
     s->closed = true; /* its calls have no more say in it */
     set_state(s, NK_SESSION_KEPT);
     try_admit(w);
-    wake_stopper(w);
+    note_idle(w);
 }
 
 void nk__session_end_all(nk_worker *w, const struct nk_error *status, bool kept_only)
@@ -312,6 +317,14 @@ void nk__session_end_all(nk_worker *w, const struct nk_error *status, bool kept_
     for (int i = 0; i < NK_SESSION_KEPT && !kept_only; i++)
         while (w->sessions[i].head)
             session_end(w->sessions[i].head, status);
+}
+
+void nk__session_end_waiting(nk_worker *w, const struct nk_error *status)
+{
+    while (w->sessions[NK_SESSION_NEW].head)
+        session_end(w->sessions[NK_SESSION_NEW].head, status);
+    while (w->sessions[NK_SESSION_WAITING].head)
+        session_end(w->sessions[NK_SESSION_WAITING].head, status);
 }
 
 /* ---- steps ---- */
@@ -378,7 +391,7 @@ static int submit_step(session *s, uint64_t step, int pos, int n, bool sample,
     j->step = step;
     j->pos = pos;
     j->sample = sample;
-    j->solo = s->deterministic || s->w->opts.deterministic;
+    j->solo = s->deterministic;
     j->received_ns = nk_now_ns();
     s->heard_ns = j->received_ns;
     nk_trace_event(s->w->trace, j->received_ns, "received", s->name, step, pos, n);
@@ -550,6 +563,12 @@ static int on_finish(session *s, const Nakshatra__V1__Finish *m, struct nk_error
 
 /* ---- the first stage drives ---- */
 
+/* Every step but the prompt's chunks before its last asks for a token. */
+static bool is_sampling_step(const session *s, uint64_t step)
+{
+    return step == s->last_step && s->n_submitted == s->n_prompt;
+}
+
 /* A token came back for the outstanding step. */
 static int drive(session *s, uint64_t step, int32_t id, int finish_reason, struct nk_error *err)
 {
@@ -557,6 +576,9 @@ static int drive(session *s, uint64_t step, int32_t id, int finish_reason, struc
     uint64_t now = nk_now_ns();
     int rc = window_pop(s, step, &out, err);
 
+    if (!rc && !is_sampling_step(s, step))
+        rc = nk_fail(err, NK_E_INTERNAL, "bad_peer",
+                     "a token came for step %" PRIu64 ", which is a chunk of the prompt", step);
     if (rc)
         return rc;
     if (!s->first_token_ns)
@@ -583,6 +605,9 @@ static int drive_chunk_done(session *s, uint64_t step, struct nk_error *err)
     struct nk_step_out out;
     int rc = window_pop(s, step, &out, err);
 
+    if (!rc && is_sampling_step(s, step))
+        rc = nk_fail(err, NK_E_INTERNAL, "bad_peer",
+                     "no token came for step %" PRIu64 ", which asked for one", step);
     return rc ? rc : pump_prompt(s, err);
 }
 
@@ -764,8 +789,8 @@ static int on_open(session *s, const Nakshatra__V1__Open *m, struct nk_bytes byt
     s->stage_idx = (int)m->stage_idx;
     s->is_first = m->stage_idx == 0;
     s->is_last = m->stage_idx == m->n_route - 1;
-    s->deterministic = m->deterministic;
-    s->reuse = m->reuse && !m->deterministic;
+    s->deterministic = m->deterministic || w->opts.deterministic;
+    s->reuse = m->reuse && !s->deterministic;
     s->special = m->special;
     if (m->dtype != NAKSHATRA__V1__DTYPE__DTYPE_UNSPECIFIED &&
         m->dtype != NAKSHATRA__V1__DTYPE__DTYPE_F32 && m->dtype != NAKSHATRA__V1__DTYPE__DTYPE_F16)
@@ -811,13 +836,15 @@ static int on_open(session *s, const Nakshatra__V1__Open *m, struct nk_bytes byt
             return rc;
     }
     w->n_opened++;
-    if (w->sessions[NK_SESSION_WAITING].n >= w->opts.queue_max)
-        return nk_fail(err, NK_E_EXHAUSTED, "queue_full",
-                       "%d sessions wait for room already; try again later",
-                       w->sessions[NK_SESSION_WAITING].n);
     set_state(s, NK_SESSION_WAITING);
     try_admit(w);
-    if (!s->closed && s->state == NK_SESSION_WAITING && !s->is_first)
+    if (s->closed || s->state != NK_SESSION_WAITING)
+        return 0;
+    if (s->is_first && w->sessions[NK_SESSION_WAITING].n > w->opts.queue_max)
+        return nk_fail(err, NK_E_EXHAUSTED, "queue_full",
+                       "%d sessions wait for room already; try again later",
+                       w->sessions[NK_SESSION_WAITING].n - 1);
+    if (!s->is_first)
         return nk_fail(err, NK_E_EXHAUSTED, "kv_full",
                        "no room for a session of %d tokens: %d of %d KV tokens and %d of %d "
                        "sequences are in use",
@@ -904,8 +931,13 @@ static bool make_room(session *s)
 {
     nk_worker *w = s->w;
     int n_ctx = stage_info(w)->n_ctx, n_resume;
-    session *k = find_kept(s, &n_resume);
+    session *k;
 
+    /* What runs yields to nobody; then kept sessions are not evicted in vain. */
+    if (w->kv_reserved + s->n_tokens_max > n_ctx ||
+        (w->n_seq_free == 0 && !w->sessions[NK_SESSION_KEPT].head))
+        return false;
+    k = find_kept(s, &n_resume);
     while (w->kv_reserved + s->n_tokens_max + w->kv_kept - (k ? k->n_ids : 0) > n_ctx)
         if (!evict_one(w, k))
             return false;
@@ -1016,6 +1048,7 @@ static int send_open(session *s, struct nk_error *err)
     if (rc)
         goto out;
     session_ref(s); /* the call's */
+    w->n_streams++;
     s->down_ref = nk_call_ref(s->down);
     rc = nk_call_send_pb(s->down, (ProtobufCMessage *)req, err);
 out:
@@ -1045,7 +1078,7 @@ static int opened(session *s, const Nakshatra__V1__Opened *theirs, struct nk_err
     stages[n++] = &own;
     for (size_t i = 0; theirs && i < theirs->n_stages && n < NK_ROUTE_MAX; i++)
         stages[n++] = theirs->stages[i];
-    if (theirs && (int)theirs->resume_tokens < s->n_resume)
+    if (theirs && theirs->resume_tokens < (uint32_t)s->n_resume)
         s->n_resume = s->n_ids = (int)theirs->resume_tokens;
     msg.resume_tokens = (uint32_t)s->n_resume;
     msg.stages = stages;
@@ -1208,6 +1241,7 @@ static void down_end(nk_call *c, void *user, const struct nk_error *status)
     session *s = user;
 
     (void)c;
+    s->w->n_streams--;
     s->down = NULL;
     if (!s->closed) {
         struct nk_error err;
@@ -1268,6 +1302,7 @@ static void up_end(nk_call *c, void *user, const struct nk_error *status)
     session *s = user;
 
     (void)c;
+    s->w->n_streams--;
     s->up = NULL;
     if (!s->closed) {
         nk_log(NK_LOG_WORKER, NK_LOG_INFO, "session=%s event=cancelled tokens=%d reason=%s",
@@ -1303,7 +1338,10 @@ void nk__session_open_call(nk_call *c, void *worker)
     s->up = c;
     s->up_ref = nk_call_ref(c);
     list_push(&w->sessions[NK_SESSION_NEW], s);
+    w->n_streams++;
+    pthread_mutex_lock(&w->mutex);
     w->idle = false;
+    pthread_mutex_unlock(&w->mutex);
     nk_call_accept(c, &up_handlers, s);
     if (!w->tick && !w->no_tick)
         w->tick = nk_timer_start(w->net, TICK_MS, tick, w);
@@ -1366,20 +1404,18 @@ static bool overdue(const session *s, uint64_t now, struct nk_error *err)
 void nk__session_tick(nk_worker *w, uint64_t now)
 {
     for (int i = 0; i < NK_SESSION_KEPT; i++) {
-        session *next;
-
-        for (session *s = w->sessions[i].head; s; s = next) {
+        for (session *s = w->sessions[i].head; s;) {
             struct nk_error err;
 
-            next = s->next;
-            if (!overdue(s, now, &err))
+            if (!overdue(s, now, &err)) {
+                s = s->next;
                 continue;
+            }
             if (strcmp(err.reason, "stalled") == 0)
                 session_end(s, &err);
             else
                 session_fail(s, &err);
-            /* Ending one may have moved or ended others: what is left is seen at the next tick. */
-            break;
+            s = w->sessions[i].head; /* ending one may have moved or ended others */
         }
     }
 }

@@ -90,17 +90,17 @@ static void set_chunk(nk_worker *w)
         w->opts.chunk = info->n_batch;
 }
 
-static void set_id(nk_worker *w)
+static void set_id(nk_worker *w, const char *id, int port)
 {
-    if (w->opts.id) {
-        snprintf(w->id, sizeof w->id, "%s", w->opts.id);
-    } else {
-        const char *colon = strrchr(w->listen, ':');
+    const char *colon = strrchr(w->listen, ':');
 
-        snprintf(w->id, sizeof w->id, "%.*s:%d",
-                 colon ? (int)(colon - w->listen) : (int)strlen(w->listen), w->listen,
-                 nk_server_port(w->server));
-    }
+    if (id)
+        snprintf(w->id, sizeof w->id, "%s", id);
+    else if (port)
+        snprintf(w->id, sizeof w->id, "%.*s:%d", colon ? (int)(colon - w->listen) : 0, w->listen,
+                 port);
+    else
+        snprintf(w->id, sizeof w->id, "%s", w->listen);
     w->opts.id = w->id;
 }
 
@@ -123,7 +123,7 @@ int nk_worker_start(nk_worker **out, const struct nk_worker_opts *opts, struct n
     w->idle = true;
     rc = copy_opts(w, opts, err);
     if (!rc && opts->trace_path)
-        rc = nk_trace_open(&w->trace, opts->trace_path, opts->id ? opts->id : opts->listen, err);
+        rc = nk_trace_open(&w->trace, opts->trace_path, w->id, err);
     if (rc)
         goto fail;
     /* A message's bytes, and the structs around them, at most once more. */
@@ -144,8 +144,7 @@ int nk_worker_start(nk_worker **out, const struct nk_worker_opts *opts, struct n
         goto fail;
     }
     set_chunk(w);
-    if (opts->id)
-        snprintf(w->id, sizeof w->id, "%s", opts->id);
+    set_id(w, opts->id, 0);
     server.listen = w->listen;
     server.credentials = w->opts.credentials;
     server.methods = nk__service_methods(&server.n_methods);
@@ -154,7 +153,9 @@ int nk_worker_start(nk_worker **out, const struct nk_worker_opts *opts, struct n
     rc = nk_server_start(&w->server, w->net, &server, err);
     if (rc)
         goto fail;
-    set_id(w);
+    /* Only now is a free port's number known; nobody can have connected to it before. */
+    if (!opts->id)
+        set_id(w, NULL, nk_server_port(w->server));
     *out = w;
     return 0;
 fail:
@@ -175,11 +176,19 @@ const struct nk_stage_info *nk_worker_stage(const nk_worker *w)
     return nk__engine_info(w->engine);
 }
 
+static void draining_status(const nk_worker *w, struct nk_error *out)
+{
+    nk_fail(out, NK_E_UNAVAILABLE, "draining", "worker %s shuts down", w->id);
+}
+
 static void drain(void *worker)
 {
     nk_worker *w = worker;
+    struct nk_error err;
 
     w->state = NK_WORKER_DRAINING;
+    draining_status(w, &err);
+    nk__session_end_waiting(w, &err);
     pthread_mutex_lock(&w->mutex);
     w->drain_began = true;
     w->idle = nk__session_n_active(w) == 0;
@@ -192,7 +201,7 @@ static void end_all(void *worker)
     nk_worker *w = worker;
     struct nk_error err;
 
-    nk_fail(&err, NK_E_UNAVAILABLE, "draining", "worker %s shuts down", w->id);
+    draining_status(w, &err);
     nk__session_end_all(w, &err, false);
     if (w->sleep_timer) {
         nk_timer_cancel(w->sleep_timer);

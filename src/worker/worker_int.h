@@ -213,11 +213,12 @@ struct nk_worker {
     nk_call *sleep_call;
     uint64_t started_ns;
     uint64_t n_opened, n_failed, n_tokens_reused;
+    int n_streams; /* calls of rpc Inference that have not ended, of both directions */
     /* for nk_worker_stop, under the mutex */
     pthread_mutex_t mutex;
     pthread_cond_t cond;
     bool drain_began;
-    bool idle; /* no active session; may be out of date, but for a worker that takes no new ones */
+    bool idle; /* no active session */
 };
 
 /* session.c: the calls of rpc Inference */
@@ -230,9 +231,11 @@ void nk__session_result(struct nk_job *j);
 void nk__session_tick(nk_worker *w, uint64_t now);
 /* Ends every session: those that run with status; kept ones are forgotten. */
 void nk__session_end_all(nk_worker *w, const struct nk_error *status, bool kept_only);
+/* Ends those that have not begun: no Open yet, or no room yet. For a worker that takes no new ones. */
+void nk__session_end_waiting(nk_worker *w, const struct nk_error *status);
 int nk__session_n_active(const nk_worker *w); /* all but kept ones */
-/* A sequence for a moment (Forward): evicts a kept session if needed; -1: none. */
-int nk__session_borrow_seq(nk_worker *w);
+/* A sequence for a moment (Forward): kept sessions yield to it and to its n_tokens; -1: none. */
+int nk__session_borrow_seq(nk_worker *w, int n_tokens);
 void nk__session_return_seq(nk_worker *w, int seq);
 
 /* wire.c: between protobuf and ours */
