@@ -204,16 +204,27 @@ static bool is_decode(const struct nk_job *j)
     return j->n == 1 && j->sample;
 }
 
+/* Steps of one session are run in their order: the last chunk of a prompt may be a single row, and must not overtake the
+ * chunks before it; nor may a chunk overtake rows that wait for their group (see pick). */
+static void queue_step(nk_engine *e, struct nk_job *j)
+{
+    if (is_decode(j) && !j->session->n_prefill_queued) {
+        list_push(&e->decode, j);
+        j->session->n_decode_queued++;
+    } else {
+        list_push(&e->prefill, j);
+        j->session->n_prefill_queued++;
+    }
+}
+
 void nk__engine_submit(nk_engine *e, struct nk_job *j)
 {
     j->queued_ns = nk_now_ns();
     pthread_mutex_lock(&e->mutex);
     if (j->kind != NK_JOB_STEP)
         list_push(&e->control, j);
-    else if (is_decode(j))
-        list_push(&e->decode, j);
     else
-        list_push(&e->prefill, j);
+        queue_step(e, j);
     atomic_fetch_add(&e->counters.jobs_queued, 1);
     /* In one go with queueing the next row: a group that is complete again finds all its rows ready. */
     if (j->session)
@@ -255,6 +266,7 @@ static int take(nk_engine *e, int max, bool (*same)(const struct nk_job *, const
             continue;
         }
         list_remove(&e->decode, prev, j);
+        j->session->n_decode_queued--;
         e->run[n++] = j;
     }
     return n;
@@ -330,6 +342,7 @@ static int pick_decode_later_stage(nk_engine *e, uint64_t now, uint64_t *wait_un
 /* Fills e->run; returns how many jobs, 0 when there is nothing to do now. */
 static int pick(nk_engine *e, uint64_t now, uint64_t *wait_until)
 {
+    bool prefill;
     int n = 0;
 
     *wait_until = 0;
@@ -337,7 +350,8 @@ static int pick(nk_engine *e, uint64_t now, uint64_t *wait_until)
         return 1;
     if (!e->stage)
         return 0;
-    if (!(e->prefill_next && e->prefill.head))
+    prefill = e->prefill.head && !e->prefill.head->session->n_decode_queued;
+    if (!(e->prefill_next && prefill))
         n = e->info.is_first ? pick_decode_first_stage(e)
                              : pick_decode_later_stage(e, now, wait_until);
     if (n) {
@@ -345,9 +359,11 @@ static int pick(nk_engine *e, uint64_t now, uint64_t *wait_until)
         return n;
     }
     e->prefill_next = false;
-    if ((e->run[0] = list_pop(&e->prefill)))
-        return 1;
-    return 0;
+    if (!prefill)
+        return 0;
+    e->run[0] = list_pop(&e->prefill);
+    e->run[0]->session->n_prefill_queued--;
+    return 1;
 }
 
 /* ---- answers ---- */

@@ -111,6 +111,8 @@ struct nk_session {
     atomic_ullong sent_ns
         [NK_STEPS_OUT_MAX]; /* when a step's rows went to the next stage, by step modulo the window */
 
+    int n_decode_queued, n_prefill_queued; /* its jobs in the engine's queues; the engine's mutex */
+
     uint64_t wire_ns; /* net thread */
 };
 
