@@ -1,15 +1,14 @@
 /* JSON schema to GBNF: what response_format (OpenAI) and format (Ollama) ask for becomes a grammar for nk_sampling.
  *
- * Understood (JSON Schema draft 2020-12, as far as OpenAI's structured outputs and a bit further): true and {}; type, also
- * a list of types; properties, required, additionalProperties (false, true, a schema); items, prefixItems, minItems,
- * maxItems; enum, const; anyOf, oneOf (as anyOf); allOf of objects; $ref to "#" and to anything below it, recursive ones
- * too; minLength, maxLength, pattern (anchored at both ends, see json_schema.c for the subset); integer minimum, maximum,
- * exclusiveMinimum, exclusiveMaximum; format date, time, date-time, uuid. Annotations ($schema, $id at the root, title,
- * description, default, examples, deprecated, readOnly, writeOnly, $comment, $defs, definitions) change nothing.
+ * Understood, of JSON Schema 2020-12: true and {}; type, also a list of types; properties, required, additionalProperties;
+ * items, prefixItems, minItems, maxItems; enum, const; anyOf, and oneOf as if it were anyOf; allOf of objects; $ref to "#"
+ * and to anything below it, recursive ones too; minLength, maxLength, pattern (see json_schema.c for the subset of regular
+ * expressions); minimum, maximum, exclusiveMinimum, exclusiveMaximum when they are whole numbers; format date, time,
+ * date-time, duration, email, hostname, ipv4, ipv6, uuid. Annotations ($schema, $id, title, description, default, examples
+ * and the like) change nothing. What it cannot express is refused by name and never ignored.
  *
- * What it cannot express is refused by name and never ignored. Properties come in the schema's order; the text has no
- * needless white space but a space after ":" and ",". additionalProperties defaults to false, as OpenAI's strict mode
- * demands: a model that may invent properties does. */
+ * Properties come in the schema's order. Where properties are listed and additionalProperties is not, there are no others:
+ * a model that may invent some does. Between tokens of JSON stands nothing, a space, or a newline and spaces. */
 #ifndef NK_TEXT_JSON_SCHEMA_H
 #define NK_TEXT_JSON_SCHEMA_H
 

@@ -1,0 +1,506 @@
+#include "text/json_schema.h"
+
+#include "text/grammar.h"
+#include "unit/text/text_test.h"
+
+static char *grammar_of(const char *schema)
+{
+    struct nk_buf buf = NK_BUF_INIT(1 << 20);
+    struct nk_error err = { 0 };
+    json_error_t why;
+    json_t *s = json_loads(schema, JSON_DECODE_ANY, &why);
+
+    if (!s)
+        fail_msg("%s\n%s", schema, why.text);
+    if (nk_json_schema_to_grammar(s, &buf, &err))
+        fail_msg("%s\n%s", schema, err.msg);
+    json_decref(s);
+    return nk_buf_take(&buf, NULL);
+}
+
+/* Byte by byte, as in test_grammar.c: VOCAB_BPE has each byte's token at its value. */
+static bool takes(const nk_vocab *v, const char *grammar, const char *text)
+{
+    struct nk_error err = { 0 };
+    nk_grammar *g;
+    bool ok = true;
+
+    if (nk_grammar_new(&g, nk_vocab_llama(v), grammar, &err))
+        fail_msg("%s\n%s", err.msg, grammar);
+    for (const char *p = text; *p && ok; p++) {
+        assert_int_equal(nk_grammar_allows(g, (uint8_t)*p, &ok, &err), 0);
+        if (ok)
+            assert_int_equal(nk_grammar_accept(g, (uint8_t)*p, &err), 0);
+    }
+    if (ok)
+        assert_int_equal(nk_grammar_allows(g, nk_vocab_eos(v), &ok, NULL), 0);
+    nk_grammar_free(g);
+    return ok;
+}
+
+static const struct {
+    const char *schema, *good[12], *bad[12];
+} cases[] = {
+    { "true", { "1", "null", "{\"a\": [1, {}]}", "\"x\"" }, { "", "nul", "{a:1}", "[1,]" } },
+    { "{}", { "1", "[]" }, { "" } },
+    { "{\"type\":\"string\"}",
+      { "\"\"", "\"a\\n\\u00e9\\\\\\\"\"", "\"\xE4\xBD\xA0\xF0\x9F\x98\x80\"",
+        "\"\\ud83d\\ude00\"" },
+      { "a", "\"", "\"\n\"", "\"\\x\"", "\"\\u12\"", "\"\\ud83d\"", "\"\\ude00\"", "1" } },
+    { "{\"type\":\"string\",\"minLength\":2,\"maxLength\":3}",
+      { "\"ab\"", "\"abc\"", "\"\xF0\x9F\x98\x80\\n\"", "\"\\ud83d\\ude00x\"" },
+      { "\"a\"", "\"abcd\"", "\"\"", "\"\xF0\x9F\x98\x80\"" } },
+    { "{\"type\":\"string\",\"minLength\":1}", { "\"a\"", "\"abcdefgh\"" }, { "\"\"" } },
+    { "{\"type\":\"integer\"}",
+      { "0", "-1", "123456789012345678" },
+      { "01", "1.0", "-", "+1", "1e3" } },
+    { "{\"type\":\"number\"}",
+      { "0", "-1.5", "2e10", "1.5E-7" },
+      { ".5", "1.", "1e", "00", "NaN" } },
+    { "{\"type\":\"boolean\"}", { "true", "false" }, { "True", "1" } },
+    { "{\"type\":\"null\"}", { "null" }, { "nil", "0" } },
+    { "{\"type\":[\"string\",\"null\"],\"maxLength\":1}",
+      { "\"a\"", "null", "\"\"" },
+      { "\"ab\"", "1" } },
+    { "{\"enum\":[\"a\",\"b\\\"\\n\",1,2.5,null,true,[1,{\"x\":\"y\"}]]}",
+      { "\"a\"", "\"b\\\"\\n\"", "1", "2.5", "null", "true", "[1, {\"x\": \"y\"}]" },
+      { "\"c\"", "2", "a", "false" } },
+    { "{\"const\":\"\xE4\xBD\xA0\"}", { "\"\xE4\xBD\xA0\"" }, { "\"x\"" } },
+    { "{\"const\":0.1}", { "0.1" }, { "0.10" } },
+    { "{\"type\":\"string\",\"enum\":[\"a\",1]}", { "\"a\"" }, { "1" } },
+    { "{\"anyOf\":[{\"type\":\"integer\"},{\"const\":\"x\"}]}",
+      { "5", "\"x\"" },
+      { "\"y\"", "5.5" } },
+    { "{\"oneOf\":[{\"type\":\"null\"},{\"type\":\"boolean\"}],\"description\":\"d\"}",
+      { "null", "true" },
+      { "0" } },
+    /* arrays */
+    { "{\"type\":\"array\"}", { "[]", "[1, \"a\", []]" }, { "[", "[1 2]" } },
+    { "{\"type\":\"array\",\"items\":{\"type\":\"integer\"}}",
+      { "[]", "[1]", "[1, 2,3]", "[\n  1,\n  2\n]" },
+      { "[\"a\"]", "[1,]", "[,1]" } },
+    { "{\"type\":\"array\",\"items\":{\"type\":\"integer\"},\"minItems\":2,\"maxItems\":3}",
+      { "[1, 2]", "[1,2,3]" },
+      { "[]", "[1]", "[1,2,3,4]" } },
+    { "{\"type\":\"array\",\"items\":{\"type\":\"integer\"},\"minItems\":1}",
+      { "[1]", "[1,2,3,4,5]" },
+      { "[]" } },
+    { "{\"type\":\"array\",\"items\":{\"type\":\"integer\"},\"maxItems\":2}",
+      { "[]", "[1]", "[1,2]" },
+      { "[1,2,3]" } },
+    { "{\"type\":\"array\",\"maxItems\":0}", { "[]" }, { "[1]" } },
+    { "{\"type\":\"array\",\"items\":{\"type\":\"integer\"},\"maxItems\":1}",
+      { "[]", "[1]" },
+      { "[1,2]" } },
+    { "{\"prefixItems\":[{\"type\":\"integer\"},{\"type\":\"string\"}],\"items\":false}",
+      { "[]", "[1]", "[1, \"a\"]" },
+      { "[\"a\"]", "[1, \"a\", 2]" } },
+    { "{\"type\":\"array\",\"prefixItems\":[{\"type\":\"integer\"},{\"type\":\"string\"}],"
+      "\"minItems\":2,\"items\":{\"type\":\"null\"},\"maxItems\":3}",
+      { "[1, \"a\"]", "[1, \"a\", null]" },
+      { "[]", "[1]", "[1, \"a\", 1]", "[1, \"a\", null, null]" } },
+    { "{\"type\":\"array\",\"prefixItems\":[{\"type\":\"integer\"}],\"minItems\":3}",
+      { "[1,2,\"x\"]", "[1,2,3,4]" },
+      { "[1,2]", "[\"x\",2,3]" } },
+    /* objects */
+    { "{\"type\":\"object\"}", { "{}", "{\"a\": 1, \"b\": {}}" }, { "[]", "{\"a\"}", "{,}" } },
+    { "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"},\"b\":{\"type\":"
+      "\"string\"}},\"required\":[\"a\",\"b\"],\"additionalProperties\":false}",
+      { "{\"a\": 1, \"b\": \"x\"}", "{\"a\":1,\"b\":\"x\"}", "{\n  \"a\": 1,\n  \"b\": \"x\"\n}" },
+      { "{}", "{\"a\": 1}", "{\"b\": \"x\", \"a\": 1}", "{\"a\": 1, \"b\": \"x\", \"c\": 1}",
+        "{\"a\": 1, \"b\": 2}", "{\"a\": 1, \"b\": \"x\",}" } },
+    { "{\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"type\":\"null\"},\"c\":{\"type\":"
+      "\"null\"}},\"required\":[\"b\"]}",
+      { "{\"b\":null}", "{\"a\":null,\"b\":null}", "{\"b\":null,\"c\":null}",
+        "{\"a\":null,\"b\":null,\"c\":null}" },
+      { "{}", "{\"a\":null}", "{\"a\":null,\"c\":null}", "{\"c\":null}", "{\"b\":null,}",
+        "{,\"b\":null}", "{\"b\":null\"c\":null}" } },
+    { "{\"properties\":{\"a\":{\"type\":\"null\"},\"b\":{\"type\":\"null\"}}}",
+      { "{}", "{\"a\":null}", "{\"b\":null}", "{\"a\":null,\"b\":null}" },
+      { "{\"x\":1}", "{\"b\":null,\"a\":null}" } },
+    { "{\"type\":\"object\",\"additionalProperties\":{\"type\":\"integer\"}}",
+      { "{}", "{\"x\": 1, \"y z\": 2}" },
+      { "{\"x\": \"1\"}", "{\"\": 1}" } },
+    { "{\"type\":\"object\",\"properties\":{\"ab\":{\"type\":\"integer\"},\"ac\":{\"type\":"
+      "\"null\"},\"abc\":{\"type\":\"null\"}},\"required\":[\"ab\"],\"additionalProperties\":{"
+      "\"type\":\"string\"}}",
+      { "{\"ab\": 1}", "{\"ab\": 1, \"abc\": null}",
+        "{\"ab\": 1, \"ac\": null, \"a\": \"x\", \"abcd\": \"y\", \"ad\": \"\", \"b\": \"\"}" },
+      { "{\"ab\": \"x\"}", "{\"ab\": 1, \"ab\": \"x\"}", "{\"ab\": 1, \"abc\": \"x\"}",
+        "{\"ab\": 1, \"ac\": \"x\"}", "{\"a\": \"x\"}", "{\"ab\": 1, \"d\": 2}" } },
+    { "{\"properties\":{\"\xC3\xA9\\\"\":{\"type\":\"null\"}},\"required\":[\"\xC3\xA9\\\"\"]}",
+      { "{\"\xC3\xA9\\\"\":null}" },
+      { "{\"\xC3\xA9\":null}" } },
+    { "{\"allOf\":[{\"$ref\":\"#/$defs/"
+      "a\"},{\"type\":\"object\",\"properties\":{\"y\":{\"type\":\"null\"}},\"required\":[\"y\"]}],"
+      "\"$defs\":{\"a\":{\"type\":\"object\",\"properties\":{\"x\":{\"type\":\"null\"}},"
+      "\"required\":[\"x\"]}}}",
+      { "{\"x\":null,\"y\":null}" },
+      { "{\"x\":null}", "{\"y\":null}", "{}" } },
+    { "{\"properties\":{\"p\":{\"description\":\"d\",\"allOf\":[{\"$ref\":\"#/definitions/"
+      "n\"}]}},\"definitions\":{\"n\":{\"type\":\"integer\"}}}",
+      { "{\"p\": 1}" },
+      { "{\"p\": \"1\"}" } },
+    /* references */
+    { "{\"$ref\":\"#/$defs/"
+      "node\",\"$defs\":{\"node\":{\"type\":\"object\",\"properties\":{\"v\":{\"type\":\"integer\"}"
+      ",\"next\":{\"anyOf\":[{\"$ref\":\"#/$defs/"
+      "node\"},{\"type\":\"null\"}]}},\"required\":[\"v\",\"next\"]}}}",
+      { "{\"v\": 1, \"next\": null}",
+        "{\"v\": 1, \"next\": {\"v\": 2, \"next\": {\"v\": 3, \"next\": null}}}" },
+      { "{\"v\": 1}", "{\"v\": 1, \"next\": {}}" } },
+    { "{\"type\":\"array\",\"items\":{\"$ref\":\"#\"}}", { "[]", "[[], [[]]]" }, { "[1]" } },
+    { "{\"$ref\":\"#/$defs/a~1b%20c~0\",\"$defs\":{\"a/b c~\":{\"const\":1}}}", { "1" }, { "2" } },
+    { "{\"anyOf\":[{\"type\":\"null\"},{\"$ref\":\"#/anyOf/0\"}]}", { "null" }, { "1" } },
+    { "{\"anyOf\":[{\"$ref\":\"#\"},{\"type\":\"null\"}]}",
+      { "null" },
+      { "1" } }, /* left recursion */
+    /* numbers in a range */
+    { "{\"type\":\"integer\",\"minimum\":0}", { "0", "7", "1234567890" }, { "-1", "-0", "00" } },
+    { "{\"type\":\"integer\",\"minimum\":1,\"maximum\":100}",
+      { "1", "9", "10", "99", "100" },
+      { "0", "101", "110", "200", "-1", "1000" } },
+    { "{\"type\":\"integer\",\"minimum\":-5,\"maximum\":12}",
+      { "-5", "-1", "0", "5", "12" },
+      { "-6", "13", "-12", "20", "-0" } },
+    { "{\"type\":\"integer\",\"exclusiveMinimum\":347,\"exclusiveMaximum\":1205}",
+      { "348", "999", "1000", "1199", "1204" },
+      { "347", "1205", "1210", "340", "99" } },
+    { "{\"type\":\"integer\",\"maximum\":-10}", { "-10", "-11", "-99999" }, { "-9", "0", "10" } },
+    { "{\"type\":\"integer\",\"minimum\":5,\"maximum\":5}", { "5" }, { "4", "6" } },
+    { "{\"type\":\"number\",\"minimum\":0,\"maximum\":1}",
+      { "0", "0.5", "1", "1.000", "0.0" },
+      { "1.5", "-0.1", "1.001", "2", "10" } },
+    { "{\"type\":\"number\",\"exclusiveMinimum\":0}",
+      { "0.1", "1", "0.001", "17.5" },
+      { "0", "0.0", "-1" } },
+    { "{\"type\":\"number\",\"minimum\":-2,\"exclusiveMaximum\":3}",
+      { "-2", "-1.99", "-0.5", "0", "2.99", "-2.0" },
+      { "-2.1", "3", "3.0", "-3" } },
+    { "{\"type\":\"number\",\"exclusiveMinimum\":-3,\"exclusiveMaximum\":-1}",
+      { "-2", "-2.9", "-1.1" },
+      { "-3", "-1", "-1.0", "-0.5", "2" } },
+    /* formats */
+    { "{\"type\":\"string\",\"format\":\"date\"}",
+      { "\"2024-12-31\"", "\"1999-02-28\"", "\"2000-04-30\"" },
+      { "\"2024-13-01\"", "\"2024-00-10\"", "\"2024-04-31\"", "\"2024-02-30\"", "\"24-01-01\"" } },
+    { "{\"type\":\"string\",\"format\":\"time\"}",
+      { "\"23:59:59Z\"", "\"00:00:00.123+05:30\"" },
+      { "\"24:00:00Z\"", "\"12:60:00Z\"", "\"12:00:00\"" } },
+    { "{\"type\":\"string\",\"format\":\"date-time\"}",
+      { "\"2024-05-06T07:08:09Z\"" },
+      { "\"2024-05-06 07:08:09Z\"" } },
+    { "{\"type\":\"string\",\"format\":\"uuid\"}",
+      { "\"123e4567-e89b-12d3-a456-426614174000\"" },
+      { "\"123e4567e89b12d3a456426614174000\"" } },
+    { "{\"type\":\"string\",\"format\":\"ipv4\"}",
+      { "\"192.168.0.255\"", "\"0.0.0.0\"" },
+      { "\"256.1.1.1\"", "\"1.2.3\"", "\"01.2.3.4\"" } },
+    { "{\"type\":\"string\",\"format\":\"email\"}",
+      { "\"a@b.de\"", "\"first.last@mail.example.com\"" },
+      { "\"a@b\"", "\"@b.de\"", "\"a b@c.de\"" } },
+    { "{\"type\":\"string\",\"format\":\"hostname\"}",
+      { "\"a\"", "\"www.ex-ample.com\"" },
+      { "\"-a\"", "\"a-.b\"", "\"\"" } },
+    { "{\"type\":\"string\",\"format\":\"ipv6\"}",
+      { "\"2001:0db8:0:0:0:0:0:1\"" },
+      { "\"1:2:3\"" } },
+    { "{\"type\":\"string\",\"format\":\"duration\"}",
+      { "\"P3D\"", "\"PT5M\"", "\"P1DT12H\"" },
+      { "\"P\"", "\"3D\"" } },
+    /* patterns */
+    { "{\"type\":\"string\",\"pattern\":\"^[A-Z]{2}-\\\\d+$\"}",
+      { "\"AB-1\"", "\"ZZ-123\"" },
+      { "\"A-1\"", "\"AB-\"", "\"AB-1x\"", "\"xAB-1\"" } },
+    { "{\"pattern\":\"^(foo|ba[rz])*(?:q)?$\"}",
+      { "\"\"", "\"foobarbaz\"", "\"fooq\"" },
+      { "\"qq\"", "\"ba\"" } },
+    { "{\"pattern\":\"^a|b$\"}", { "\"a\"", "\"axyz\"", "\"xyzb\"" }, { "\"xa\"", "\"bx\"" } },
+    { "{\"pattern\":\"[0-9]\"}", { "\"5\"", "\"a5b\"", "\"\\n5\"" }, { "\"\"", "\"ab\"" } },
+    { "{\"pattern\":\"^.$\"}",
+      { "\"x\"", "\"\\\"\"", "\"\\\\\"", "\"\\t\"", "\"\xF0\x9F\x98\x80\"" },
+      { "\"\\n\"", "\"\"", "\"xy\"", "\"\"\"" } },
+    { "{\"pattern\":\"^[^a\\\\n]\\\\\\\\\\\"$\"}",
+      { "\"b\\\\\\\"\"", "\"\\\"\\\\\\\"\"" },
+      { "\"a\\\\\\\"\"", "\"\\n\\\\\\\"\"" } },
+    { "{\"pattern\":\"^\\\\w\\\\W\\\\s\\\\S\\\\D$\"}",
+      { "\"a- bc\"", "\"_.\\tx-\"" },
+      { "\"-- bc\"", "\"aa bc\"", "\"a- b5\"" } },
+    { "{\"pattern\":\"^x{2,3}?y{2}z{1,}$\"}",
+      { "\"xxyyz\"", "\"xxxyyzz\"" },
+      { "\"xyyz\"", "\"xxyz\"", "\"xxyy\"" } },
+    { "{\"pattern\":\"^\\\\x41\\\\u00e9[\\\\]\\\\-a-]\\\\.\\\\/(?<n>\\\\$)$\"}",
+      { "\"A\xC3\xA9]./$\"", "\"A\xC3\xA9-./$\"" },
+      { "\"B\"", "\"A\xC3\xA9x./$\"" } },
+};
+
+static void test_json_schema__grammar_takes_valid_texts_and_no_others(void **state)
+{
+    nk_vocab *v = test_vocab(VOCAB_BPE);
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char *grammar = grammar_of(cases[i].schema);
+
+        for (int k = 0; k < 12 && cases[i].good[k]; k++)
+            if (!takes(v, grammar, cases[i].good[k]))
+                fail_msg("%s\ndoes not take %s\n%s", cases[i].schema, cases[i].good[k], grammar);
+        for (int k = 0; k < 12 && cases[i].bad[k]; k++)
+            if (takes(v, grammar, cases[i].bad[k]))
+                fail_msg("%s\ntakes %s\n%s", cases[i].schema, cases[i].bad[k], grammar);
+        free(grammar);
+    }
+    nk_vocab_close(v);
+}
+
+static void test_json_schema__ranges_are_exact_at_every_number(void **state)
+{
+    nk_vocab *v = test_vocab(VOCAB_BPE);
+    struct test_random r = { 3 };
+
+    (void)state;
+    for (int round = 0; round < 40; round++) {
+        int low = test_below(&r, 2400) - 1200, high = low + test_below(&r, round % 2 ? 30 : 2000);
+        char schema[128], text[16], *grammar;
+
+        snprintf(schema, sizeof schema, "{\"type\":\"integer\",\"minimum\":%d,\"maximum\":%d}", low,
+                 high);
+        grammar = grammar_of(schema);
+        for (int n = -3300; n <= 3300; n += n > low - 3 && n < low + 3 ? 1
+                                            : n > high - 3 && n < high + 3
+                                                ? 1
+                                                : 2 + test_below(&r, 20)) {
+            snprintf(text, sizeof text, "%d", n);
+            if (takes(v, grammar, text) != (n >= low && n <= high))
+                fail_msg("%s: %s", schema, text);
+        }
+        for (int n = low - 2; n <= low + 2; n++) {
+            snprintf(text, sizeof text, "%d", n);
+            assert_int_equal(takes(v, grammar, text), n >= low && n <= high);
+        }
+        for (int n = high - 2; n <= high + 2; n++) {
+            snprintf(text, sizeof text, "%d", n);
+            assert_int_equal(takes(v, grammar, text), n >= low && n <= high);
+        }
+        free(grammar);
+    }
+    nk_vocab_close(v);
+}
+
+static void test_json_schema__what_is_not_understood_is_refused_by_name(void **state)
+{
+    static const struct {
+        const char *schema, *named;
+    } bad[] = {
+        { "false", "nothing is valid" },
+        { "1", "must be an object" },
+        { "[]", "must be an object" },
+        { "{\"type\":\"thing\"}", "type" },
+        { "{\"type\":[]}", "type" },
+        { "{\"type\":[1]}", "type" },
+        { "{\"type\":5}", "type" },
+        { "{\"multipleOf\":3,\"type\":\"integer\"}", "multipleOf" },
+        { "{\"not\":{}}", "\"not\"" },
+        { "{\"if\":{}}", "\"if\"" },
+        { "{\"type\":\"object\",\"patternProperties\":{}}", "patternProperties" },
+        { "{\"type\":\"array\",\"uniqueItems\":true}", "uniqueItems" },
+        { "{\"properties\":{\"a\":{\"type\":\"array\",\"items\":{\"contains\":1}}}}",
+          "#/properties/a/items" },
+        { "{\"type\":\"array\",\"items\":[{}]}", "must be an object" },
+        { "{\"type\":\"array\",\"minItems\":-1}", "minItems" },
+        { "{\"type\":\"array\",\"minItems\":1.5}", "minItems" },
+        { "{\"type\":\"array\",\"maxItems\":70000}", "maxItems" },
+        { "{\"type\":\"array\",\"minItems\":3,\"maxItems\":2}", "minItems" },
+        { "{\"type\":\"string\",\"minLength\":\"x\"}", "minLength" },
+        { "{\"type\":\"string\",\"format\":\"iri\"}", "format" },
+        { "{\"type\":\"string\",\"format\":\"date\",\"minLength\":3}", "format" },
+        { "{\"type\":\"string\",\"pattern\":\"a\",\"maxLength\":3}", "pattern" },
+        { "{\"type\":\"string\",\"pattern\":\"a(?=b)\"}", "look-around" },
+        { "{\"type\":\"string\",\"pattern\":\"(?<!b)a\"}", "look-around" },
+        { "{\"type\":\"string\",\"pattern\":\"(a)\\\\1\"}", "back references" },
+        { "{\"type\":\"string\",\"pattern\":\"\\\\bx\"}", "\\b" },
+        { "{\"type\":\"string\",\"pattern\":\"a^b\"}", "ends only" },
+        { "{\"type\":\"string\",\"pattern\":\"(^a)\"}", "ends only" },
+        { "{\"type\":\"string\",\"pattern\":\"(a\"}", "not closed" },
+        { "{\"type\":\"string\",\"pattern\":\"a)\"}", "no (" },
+        { "{\"type\":\"string\",\"pattern\":\"[a\"}", "not closed" },
+        { "{\"type\":\"string\",\"pattern\":\"[z-a]\"}", "reversed" },
+        { "{\"type\":\"string\",\"pattern\":\"*a\"}", "nothing to repeat" },
+        { "{\"type\":\"string\",\"pattern\":\"a{2\"}", "{}" },
+        { "{\"type\":\"string\",\"pattern\":\"a{99999}\"}", "{}" },
+        { "{\"type\":\"string\",\"pattern\":\"a**\"}", "repeated" },
+        { "{\"type\":\"string\",\"pattern\":\"\\\\\"}", "backslash" },
+        { "{\"type\":\"string\",\"pattern\":\"[]\"}", "empty" },
+        { "{\"type\":\"string\",\"pattern\":1}", "pattern" },
+        { "{\"type\":\"number\",\"minimum\":0.5}", "minimum" },
+        { "{\"type\":\"integer\",\"minimum\":5,\"maximum\":4}", "minimum" },
+        { "{\"type\":\"integer\",\"exclusiveMinimum\":true}", "exclusiveMinimum" },
+        { "{\"type\":\"integer\",\"minimum\":1e30}", "minimum" },
+        { "{\"enum\":[]}", "enum" },
+        { "{\"enum\":1}", "enum" },
+        { "{\"type\":\"string\",\"enum\":[1,2]}", "no value of the wanted type" },
+        { "{\"enum\":[\"a\"],\"minLength\":3}", "enum" },
+        { "{\"const\":1,\"enum\":[1]}", "const" },
+        { "{\"anyOf\":[]}", "anyOf" },
+        { "{\"anyOf\":[{}],\"type\":\"object\"}", "anyOf" },
+        { "{\"allOf\":[{\"type\":\"string\"},{\"maxLength\":3}]}", "allOf" },
+        { "{\"allOf\":[{\"properties\":{\"a\":{\"type\":\"null\"}}},{\"properties\":{\"a\":{"
+          "\"type\":\"string\"}}}]}",
+          "twice" },
+        { "{\"$ref\":\"other.json\"}", "$ref" },
+        { "{\"$ref\":\"#/nothing\"}", "$ref" },
+        { "{\"$ref\":\"#\"}", "itself" },
+        { "{\"$ref\":\"#/$defs/a\",\"$defs\":{\"a\":{\"$ref\":\"#/$defs/b\"},\"b\":{\"$ref\":\"#/"
+          "$defs/a\"}}}",
+          "itself" },
+        { "{\"$ref\":\"#/$defs/a\",\"type\":\"object\",\"$defs\":{\"a\":{}}}", "$ref" },
+        { "{\"properties\":{},\"required\":[\"a\"]}", "required" },
+        { "{\"properties\":{\"a\":1}}", "#/properties/a" },
+        { "{\"properties\":{\"a\":{}},\"minimum\":1}", "several types" },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        struct nk_buf buf = NK_BUF_INIT(1 << 20);
+        struct nk_error err = { 0 };
+        json_t *s = json_loads(bad[i].schema, JSON_DECODE_ANY, NULL);
+
+        assert_non_null(s);
+        nk_buf_adds(&buf, "before", NULL);
+        if (nk_json_schema_to_grammar(s, &buf, &err) != NK_E_INVALID)
+            fail_msg("%s was taken\n%s", bad[i].schema, nk_buf_str(&buf));
+        assert_string_equal(err.reason, "unsupported_schema");
+        if (!strstr(err.msg, bad[i].named))
+            fail_msg("%s: \"%s\" does not name %s", bad[i].schema, err.msg, bad[i].named);
+        assert_string_equal(nk_buf_str(&buf), "before");
+        json_decref(s);
+        nk_buf_release(&buf);
+    }
+}
+
+static void test_json_schema__size_and_depth_are_bounded(void **state)
+{
+    struct nk_buf buf = NK_BUF_INIT(65536);
+    struct nk_error err = { 0 };
+    json_t *deep = json_pack("{s:s}", "type", "null"), *wide = json_pack("{s:{}}", "properties");
+
+    (void)state;
+    for (int i = 0; i < 200; i++)
+        deep = json_pack("{s:s, s:o}", "type", "array", "items", deep);
+    assert_int_equal(nk_json_schema_to_grammar(deep, &buf, &err), NK_E_EXHAUSTED);
+    assert_string_equal(err.reason, "too_large");
+    for (int i = 0; i < 5000; i++) {
+        char key[16];
+
+        snprintf(key, sizeof key, "k%d", i);
+        json_object_set_new(json_object_get(wide, "properties"), key,
+                            json_pack("{s:s}", "type", "null"));
+    }
+    assert_int_equal(nk_json_schema_to_grammar(wide, &buf, &err), NK_E_EXHAUSTED);
+    assert_string_equal(err.reason, "too_large");
+    assert_int_equal(buf.size, 0);
+    json_decref(deep);
+    json_decref(wide);
+    nk_buf_release(&buf);
+}
+
+/* What comes out when tokens are drawn at random from what the grammar allows, is JSON of the schema. */
+static json_t *draw(const nk_vocab *v, const char *grammar, struct test_random *r, char *text,
+                    size_t size)
+{
+    nk_grammar *g;
+    size_t n = 0;
+
+    assert_int_equal(nk_grammar_new(&g, nk_vocab_llama(v), grammar, NULL), 0);
+    for (;;) {
+        int32_t allowed[2048];
+        const uint8_t *mask;
+        struct nk_buf piece = NK_BUF_INIT(200);
+        int n_allowed = 0;
+        int32_t id;
+
+        assert_int_equal(nk_grammar_mask(g, &mask, NULL), 0);
+        if (mask[nk_vocab_eos(v)] && (test_below(r, 4) == 0 || n > 200))
+            break;
+        for (int32_t i = 0; i < nk_vocab_size(v); i++)
+            if (mask[i] && !nk_vocab_is_eog(v, i) &&
+                (n < 300 || strchr("\"]}0123456789", i) || i > 127))
+                allowed[n_allowed++] = i;
+        if (!n_allowed && mask[nk_vocab_eos(v)])
+            break;
+        if (!n_allowed) /* past the preferred length: whatever is allowed */
+            for (int32_t i = 0; i < nk_vocab_size(v); i++)
+                if (mask[i] && !nk_vocab_is_eog(v, i))
+                    allowed[n_allowed++] = i;
+        assert_true(n_allowed > 0);
+        id = allowed[test_below(r, n_allowed)];
+        assert_int_equal(nk_vocab_piece(v, id, false, &piece, NULL), 0);
+        assert_true(n + piece.size < size);
+        memcpy(text + n, piece.data, piece.size);
+        n += piece.size;
+        nk_buf_release(&piece);
+        assert_int_equal(nk_grammar_accept(g, id, NULL), 0);
+    }
+    nk_grammar_free(g);
+    text[n] = '\0';
+    return json_loadb(text, n, JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL);
+}
+
+static void test_json_schema__random_texts_of_the_grammar_are_json(void **state)
+{
+    nk_vocab *v = test_vocab(VOCAB_BPE);
+    static char text[1 << 16];
+    char *grammar = grammar_of(
+        "{\"type\":\"object\",\"properties\":{\"name\":{\"type\":\"string\",\"maxLength\":20},"
+        "\"age\":{\"type\":\"integer\",\"minimum\":0,\"maximum\":150},"
+        "\"tags\":{\"type\":\"array\",\"items\":{\"enum\":[\"a\",\"b\"]},\"maxItems\":3}},"
+        "\"required\":[\"name\",\"age\"]}");
+
+    (void)state;
+    for (uint64_t seed = 1; seed <= 30; seed++) {
+        struct test_random r = { seed };
+        json_t *value = draw(v, grammar, &r, text, sizeof text), *tag;
+        size_t i;
+
+        if (!value)
+            fail_msg("not JSON: %s", text);
+        assert_true(json_is_string(json_object_get(value, "name")));
+        assert_true(json_is_integer(json_object_get(value, "age")));
+        assert_in_range(json_integer_value(json_object_get(value, "age")), 0, 150);
+        assert_in_range(json_array_size(json_object_get(value, "tags")), 0, 3);
+        json_array_foreach(json_object_get(value, "tags"), i, tag) assert_true(
+            !strcmp(json_string_value(tag), "a") || !strcmp(json_string_value(tag), "b"));
+        json_decref(value);
+    }
+    free(grammar);
+    nk_vocab_close(v);
+}
+
+static void test_json_schema__json_object_is_any_object(void **state)
+{
+    nk_vocab *v = test_vocab(VOCAB_BPE);
+
+    (void)state;
+    assert_true(takes(v, nk_json_object_grammar(), "{}"));
+    assert_true(takes(v, nk_json_object_grammar(),
+                      "{\"a\": [1, -2.5e3, \"x\\n\", {\"b\": null}], \"c\": false}"));
+    assert_true(takes(v, nk_json_object_grammar(), "{\n  \"a\": 1\n}"));
+    assert_false(takes(v, nk_json_object_grammar(), "[]"));
+    assert_false(takes(v, nk_json_object_grammar(), "{\"a\": }"));
+    assert_false(takes(v, nk_json_object_grammar(), "{\"a\": 1"));
+    nk_vocab_close(v);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_json_schema__grammar_takes_valid_texts_and_no_others),
+        cmocka_unit_test(test_json_schema__ranges_are_exact_at_every_number),
+        cmocka_unit_test(test_json_schema__what_is_not_understood_is_refused_by_name),
+        cmocka_unit_test(test_json_schema__size_and_depth_are_bounded),
+        cmocka_unit_test(test_json_schema__random_texts_of_the_grammar_are_json),
+        cmocka_unit_test(test_json_schema__json_object_is_any_object),
+    };
+
+    return cmocka_run_group_tests(tests, test_setup, test_teardown);
+}
