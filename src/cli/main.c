@@ -15,6 +15,7 @@
     XX(worker,   "one stage, served over gRPC")                                                     \
     XX(check,    "is a cluster what its file says, and would a request run?")                       \
     XX(run,      "one generation, or a conversation, through a cluster")                           \
+    XX(serve,    "the HTTP gateway: OpenAI's and Ollama's APIs, a page, metrics")                     \
     XX(up,       "all of it on this machine, in one command")                                       \
     XX(bench,    "the figures, against peers; synthetic models")
 /* clang-format on */

@@ -53,6 +53,8 @@ int nk__json_num(struct nk_buf *b, double number, struct nk_error *err)
 
     if (!isfinite(number))
         return nk_buf_adds(b, "null", err);
+    if (number == floor(number) && fabs(number) < 1e15)
+        return nk_buf_addf(b, err, "%.0f", number);
     for (int digits = 6; digits <= 17; digits++) {
         snprintf(text, sizeof text, "%.*g", digits, number);
         if (strtod(text, NULL) == number)

@@ -1,0 +1,88 @@
+#include "cli/serve.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/file.h"
+
+enum { FILE_BYTES_MAX = 4 << 20 };
+
+/* The file's text, or NULL in *text where there is no path. */
+static int read_file(const char *path, struct nk_buf *b, const char **text, struct nk_error *err)
+{
+    int rc = path ? nk_file_read(path, FILE_BYTES_MAX, b, err) : 0;
+
+    *text = path && !rc ? nk_buf_str(b) : NULL;
+    return rc;
+}
+
+/* The name of a built-in template, or a file. A name is never a path. */
+static int read_template(const char *given, struct nk_buf *b, const char **text,
+                         struct nk_error *err)
+{
+    struct stat st;
+
+    *text = given;
+    if (!given || (!strpbrk(given, "/.") && stat(given, &st)))
+        return 0;
+    return read_file(given, b, text, err);
+}
+
+int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, const nk_vocab *v,
+                   bool deterministic, struct nk_error *err)
+{
+    struct nk_buf keys = NK_BUF_INIT(FILE_BYTES_MAX), cert = NK_BUF_INIT(FILE_BYTES_MAX),
+                  key = NK_BUF_INIT(FILE_BYTES_MAX), tmpl = NK_BUF_INIT(FILE_BYTES_MAX);
+    struct nk_gateway_opts o = nk_gateway_opts_default();
+    int rc;
+
+    *out = NULL;
+    o.listen = s->listen;
+    o.chain = c;
+    o.vocab = v;
+    o.insecure = s->insecure;
+    o.deterministic = deterministic;
+    o.no_page = s->no_page;
+    o.limits.running_max = (int)s->running;
+    o.limits.waiting_max = (int)s->waiting;
+    o.limits.waiting_ms = (uint32_t)s->waiting_ms;
+    o.limits.body_bytes_max = (size_t)s->body_kib << 10;
+    o.limits.output_bytes_max = (size_t)s->output_kib << 10;
+    o.limits.header_ms = (uint32_t)s->header_ms;
+    o.limits.body_ms = (uint32_t)s->body_ms;
+    o.limits.idle_ms = (uint32_t)s->idle_ms;
+    o.limits.connections_max = (int)s->connections;
+    if (s->names.n > NK_GATEWAY_NAMES_MAX || s->origins.n > NK_GATEWAY_ORIGINS_MAX)
+        return nk_fail(err, NK_E_INVALID, "bad_argument",
+                       "--name and --cors-origin can be given %d times each", NK_GATEWAY_NAMES_MAX);
+    for (int i = 0; i < s->names.n; i++)
+        o.names[o.n_names++] = s->names.items[i];
+    for (int i = 0; i < s->origins.n; i++)
+        o.origins[o.n_origins++] = s->origins.items[i];
+    rc = read_file(s->api_key_file, &keys, &o.api_keys, err);
+    if (!rc)
+        rc = read_file(s->tls_cert, &cert, &o.tls_certificate, err);
+    if (!rc)
+        rc = read_file(s->tls_key, &key, &o.tls_key, err);
+    if (!rc)
+        rc = read_template(s->chat_template, &tmpl, &o.chat_template, err);
+    if (!rc)
+        rc = nk_gateway_start(out, &o, err);
+    if (rc && !strcmp(err->reason, "bad_key_file"))
+        nk_wrap(rc, err, "%s", s->api_key_file);
+    /* A private key does not stay in freed memory. */
+    if (key.data)
+        explicit_bzero(key.data, key.size);
+    nk_buf_release(&keys);
+    nk_buf_release(&cert);
+    nk_buf_release(&key);
+    nk_buf_release(&tmpl);
+    return rc;
+}
+
+void nk_serve_print_url(const nk_gateway *g)
+{
+    printf("listening on %s\n", nk_gateway_url(g));
+    fflush(stdout);
+}

@@ -1,0 +1,47 @@
+/* How many generations run at one time, and who waits. First come, first served; the queue has a length and a wait has an
+ * end. One thread starts what may run and ends the waiting of those who waited too long. */
+#ifndef NK_GATEWAY_ADMISSION_H
+#define NK_GATEWAY_ADMISSION_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+typedef struct nk_admission nk_admission;
+
+struct nk_ticket { /* one generation; the caller's memory until it is out */
+    void (*start)(
+        struct nk_ticket *
+            t); /* on the admission's thread: it may run now; nk__admission_leave when it is over */
+    void (*expire)(struct nk_ticket *t,
+                   const struct nk_error *err); /* there: it waited too long and is out */
+    void *user;
+    /* the admission's own */
+    struct nk_ticket *prev, *next;
+    enum { NK_TICKET_OUT, NK_TICKET_WAITING, NK_TICKET_RUNNING } state;
+    uint64_t entered_ns, started_ns;
+};
+
+/* tick: called on the thread about every second; may be NULL. */
+int nk__admission_start(nk_admission **out, int waiting_max, uint32_t waiting_ms,
+                        void (*tick)(void *user), void *user, struct nk_error *err);
+void nk__admission_stop(nk_admission *a); /* when all tickets are out */
+
+/* How many may run. Until it is first set, nothing starts. [any thread, as all below] */
+void nk__admission_set_capacity(nk_admission *a, int capacity);
+/* All of them wait, or none: EXHAUSTED `queue_full`. */
+int nk__admission_enter(nk_admission *a, struct nk_ticket *const *tickets, int n,
+                        struct nk_error *err);
+/* Out of the queue; false: it is not waiting (it runs, or is out). */
+bool nk__admission_withdraw(nk_admission *a, struct nk_ticket *t);
+/* A running one is over. */
+void nk__admission_leave(nk_admission *a, struct nk_ticket *t);
+
+struct nk_admission_counts {
+    int running, waiting, capacity, waiting_max;
+    int retry_after_s; /* a guess of when there will be room: the queue's length by the mean time of those that ended */
+};
+struct nk_admission_counts nk__admission_counts(nk_admission *a);
+
+#endif

@@ -1,0 +1,250 @@
+#include "gateway/gateway.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "gateway/gateway_int.h"
+#include "gateway/job.h"
+
+enum { HELPERS = 3 };
+
+struct nk_gateway_opts nk_gateway_opts_default(void)
+{
+    return (struct nk_gateway_opts){
+        .listen = "127.0.0.1:8080",
+        .limits = {
+            .body_bytes_max = 8u << 20,
+            .header_bytes_max = 32u << 10,
+            .output_bytes_max = 4u << 20,
+            .reply_bytes_max = 64u << 20,
+            .messages_max = 4096,
+            .n_max = 16,
+            .connections_max = 1000,
+            .waiting_max = 256,
+            .waiting_ms = 60000,
+            .header_ms = 20000,
+            .body_ms = 60000,
+            .idle_ms = 120000,
+            .heartbeat_ms = 15000,
+        },
+    };
+}
+
+/* ---- what the threads call ---- */
+
+static bool is_busy(void *user)
+{
+    nk_gateway *g = user;
+
+    return nk__admission_counts(g->admission).running > 0;
+}
+
+void nk__gateway_published(void *user, const struct nk_snapshot *s)
+{
+    nk_gateway *g = user;
+
+    if (s->report->ok) {
+        int capacity = g->opts.limits.running_max;
+
+        for (int i = 0; i < s->report->n_workers && !g->opts.limits.running_max; i++)
+            if (!capacity || s->report->workers[i].n_seq_max < capacity)
+                capacity = s->report->workers[i].n_seq_max;
+        nk__admission_set_capacity(g->admission, capacity);
+    }
+    nk__http_publish(g, s);
+}
+
+/* About once a second. */
+static void tick(void *user)
+{
+    nk_gateway *g = user;
+    double tokens = nk__metrics_total(g->metrics, NK_METRIC_GENERATED);
+    uint64_t now = nk_now_ns();
+
+    pthread_mutex_lock(&g->mutex);
+    if (g->tick_ns) {
+        double rate = (tokens - g->tokens_before) / ((double)(now - g->tick_ns) / 1e9);
+
+        /* A mean over some three seconds; silence is zero at once when it lasts. */
+        g->tokens_per_second = rate > 0 || g->tokens_per_second > 0.5
+                                   ? g->tokens_per_second + 0.4 * (rate - g->tokens_per_second)
+                                   : 0;
+    }
+    g->tokens_before = tokens;
+    g->tick_ns = now;
+    pthread_mutex_unlock(&g->mutex);
+    nk__jobs_tick(g);
+}
+
+/* ---- starting and stopping ---- */
+
+static int check_opts(nk_gateway *g, const struct nk_gateway_opts *o, struct nk_error *err)
+{
+    const struct nk_gateway_limits *l = &o->limits;
+
+    if (!l->body_bytes_max || l->header_bytes_max < 1024 || l->output_bytes_max < 4096 ||
+        !l->reply_bytes_max || l->messages_max < 1 || l->n_max < 1 || l->connections_max < 1 ||
+        l->running_max < 0 || l->waiting_max < 0 || !l->waiting_ms || !l->header_ms ||
+        !l->body_ms || !l->idle_ms || !l->heartbeat_ms)
+        return nk_fail(err, NK_E_INVALID, "bad_limit",
+                       "a limit of the gateway is zero or negative");
+    if (!o->tls_certificate != !o->tls_key)
+        return nk_fail(err, NK_E_INVALID, "bad_certificate",
+                       "TLS needs a certificate and its key; only the %s was given",
+                       o->tls_key ? "key" : "certificate");
+    if (!g->listen.loopback && (!o->tls_certificate || !o->api_keys) && !o->insecure)
+        return nk_fail(err, NK_E_PRECONDITION, "insecure",
+                       "%s is reachable from other machines: give --tls-cert, --tls-key and "
+                       "--api-key-file, or --insecure to let everybody in",
+                       o->listen);
+    return 0;
+}
+
+static int copy_opts(nk_gateway *g, const struct nk_gateway_opts *o, struct nk_error *err)
+{
+    bool ok = true;
+
+    g->opts = *o;
+    g->chain = o->chain;
+    g->vocab = o->vocab;
+    ok = (g->names[g->n_names++] = strdup(nk_chain_cluster(o->chain)->model_id)) && ok;
+    for (int i = 0; i < o->n_names; i++)
+        if (!nk__model_is_here(g, o->names[i]))
+            ok = (g->names[g->n_names++] = strdup(o->names[i])) && ok;
+    for (int i = 0; i < o->n_origins; i++)
+        ok = (g->origins[i] = strdup(o->origins[i])) && ok;
+    if (o->tls_certificate) {
+        g->tls_certificate = strdup(o->tls_certificate);
+        g->tls_key = strdup(o->tls_key);
+        ok = ok && g->tls_certificate && g->tls_key;
+    }
+    return ok ? 0 : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the gateway");
+}
+
+static void free_gateway(nk_gateway *g)
+{
+    nk__monitor_stop(g->monitor);
+    nk__pool_stop(g->pool);
+    nk__admission_stop(g->admission);
+    nk__prompter_free(g->prompter);
+    nk__keys_free(g->keys);
+    nk__metrics_free(g->metrics);
+    for (int i = 0; i < g->n_names; i++)
+        free(g->names[i]);
+    for (int i = 0; i < g->opts.n_origins; i++)
+        free(g->origins[i]);
+    free(g->tls_certificate);
+    free(g->tls_key);
+    pthread_mutex_destroy(&g->mutex);
+    free(g);
+}
+
+int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struct nk_error *err)
+{
+    nk_gateway *g = calloc(1, sizeof *g);
+    struct nk_monitor_handlers handlers = { .published = nk__gateway_published,
+                                            .busy = is_busy,
+                                            .user = g };
+    struct nk_error broken;
+    int rc;
+
+    *out = NULL;
+    if (!g)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the gateway");
+    pthread_mutex_init(&g->mutex, NULL);
+    for (int i = 0; i < NK_CLUSTER_WORKERS_MAX; i++)
+        g->stages[i] = (struct nk_stage_mean){ NAN, NAN, NAN };
+    g->started = time(NULL);
+    g->started_ns = nk_now_ns();
+    rc = nk__listen_parse(&g->listen, opts->listen, err);
+    if (!rc)
+        rc = check_opts(g, opts, err);
+    if (!rc)
+        rc = copy_opts(g, opts, err);
+    if (!rc && opts->api_keys)
+        rc = nk__keys_new(&g->keys, opts->api_keys, err);
+    if (!rc)
+        rc = nk__prompter_new(&g->prompter, opts->vocab, opts->chat_template, err);
+    if (!rc && !(g->metrics = nk__metrics_new()))
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the gateway");
+    if (!rc)
+        rc = nk__admission_start(&g->admission, opts->limits.waiting_max, opts->limits.waiting_ms,
+                                 tick, g, err);
+    if (!rc)
+        rc = nk__pool_start(&g->pool, HELPERS, err);
+    if (!rc)
+        rc = nk__monitor_start(&g->monitor, opts->chain, &handlers, err);
+    if (!rc)
+        rc = nk__http_start(g, err);
+    if (rc) {
+        free_gateway(g);
+        return rc;
+    }
+    snprintf(g->url, sizeof g->url, strchr(g->listen.host, ':') ? "%s://[%s]:%d" : "%s://%s:%d",
+             g->tls_certificate ? "https" : "http",
+             g->listen.host[0] ? g->listen.host : "127.0.0.1", g->port);
+    nk_log(NK_LOG_GATEWAY, NK_LOG_INFO, "listen=%s tls=%s keys=%s model=%s", g->url,
+           g->tls_certificate ? "yes" : "no", g->keys ? "yes" : "no", g->names[0]);
+    if (!g->listen.loopback && (!g->tls_certificate || !g->keys))
+        nk_log(NK_LOG_GATEWAY, NK_LOG_WARN,
+               "listen=%s msg=\"everybody who reaches this address can use it\"", g->url);
+    if (nk__prompter_caps(g->prompter).broken) {
+        char quoted[600];
+
+        broken = *nk__prompter_caps(g->prompter).broken;
+        nk_log(NK_LOG_GATEWAY, NK_LOG_WARN, "reason=%s msg=%s", broken.reason,
+               nk_log_quote(quoted, sizeof quoted, broken.msg));
+    }
+    *out = g;
+    return 0;
+}
+
+static int jobs_left(nk_gateway *g)
+{
+    int n;
+
+    pthread_mutex_lock(&g->mutex);
+    n = g->n_jobs;
+    pthread_mutex_unlock(&g->mutex);
+    return n;
+}
+
+void nk_gateway_stop(nk_gateway *g, uint32_t grace_ms)
+{
+    uint64_t end = nk_now_ns() + grace_ms * 1000000ull;
+    struct nk_admission_counts c;
+
+    if (!g)
+        return;
+    atomic_store(&g->stopping, true);
+    nk__http_quiesce(g);
+    while (jobs_left(g) && nk_now_ns() < end)
+        nk_sleep_ms(10);
+    /* What is left ends now; the monitor's last look, which somebody may wait for, has deadlines of its own. */
+    do {
+        nk__jobs_cancel(g);
+        nk__http_wake_listeners(g);
+        nk_sleep_ms(5);
+    } while (jobs_left(g) || atomic_load(&g->n_suspended));
+    nk__http_stop(g);
+    /* The chain may still be ending what was cancelled. */
+    do {
+        nk_sleep_ms(1);
+        c = nk__admission_counts(g->admission);
+    } while (c.running || c.waiting);
+    free_gateway(g);
+}
+
+const char *nk_gateway_url(const nk_gateway *g)
+{
+    return g->url;
+}
+
+int nk_gateway_port(const nk_gateway *g)
+{
+    return g->port;
+}

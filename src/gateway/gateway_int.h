@@ -1,0 +1,90 @@
+/* The gateway's inside: what gateway.c, http.c, routes.c and job.c share. */
+#ifndef NK_GATEWAY_GATEWAY_INT_H
+#define NK_GATEWAY_GATEWAY_INT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <time.h>
+
+#include "gateway/admission.h"
+#include "gateway/gateway.h"
+#include "gateway/keys.h"
+#include "gateway/metrics.h"
+#include "gateway/monitor.h"
+#include "gateway/origin.h"
+#include "gateway/pool.h"
+#include "gateway/prompt.h"
+#include "gateway/watch.h"
+
+struct MHD_Daemon;
+typedef struct nk_job nk_job;
+typedef struct nk_exchange nk_exchange;
+
+struct nk_stage_mean { /* of the generations that ended last, per run; NaN before the first */
+    double compute_ms, queue_ms, wire_ms;
+};
+
+struct nk_gateway {
+    struct nk_gateway_opts opts; /* its strings are freed below */
+    char *names[NK_GATEWAY_NAMES_MAX + 1];
+    int n_names;
+    char *origins[NK_GATEWAY_ORIGINS_MAX];
+    char *tls_certificate, *tls_key; /* libmicrohttpd borrows them */
+    struct nk_listen listen;
+    char url[300];
+    int port;
+    time_t started;
+    uint64_t started_ns;
+
+    nk_chain *chain;
+    const nk_vocab *vocab;
+    nk_prompter *prompter;
+    nk_keys *keys; /* NULL: no key is needed */
+    nk_metrics *metrics;
+    nk_monitor *monitor;
+    nk_admission *admission;
+    nk_pool *pool;
+    nk_watch *watch;
+    struct MHD_Daemon *daemon;
+
+    atomic_bool stopping;
+    atomic_int n_suspended; /* connections that libmicrohttpd does not look at */
+
+    pthread_mutex_t mutex; /* what follows */
+    nk_job *jobs;          /* the oldest first */
+    int n_jobs;
+    nk_exchange *listeners; /* of /cluster/events */
+    int n_listeners;
+    struct nk_stage_mean stages[NK_CLUSTER_WORKERS_MAX];
+    double tokens_per_second; /* over the last seconds */
+    double tokens_before;     /* the counter at the last tick */
+    uint64_t tick_ns;
+};
+
+/* What runs on other threads' behalf (gateway.c). */
+void nk__gateway_published(void *user, const struct nk_snapshot *s);
+
+/* One JSON object about the whole cluster (docs/api.md). s may be NULL. */
+int nk__cluster_json(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *out,
+                     struct nk_error *err);
+/* What /metrics says beyond the registry. */
+int nk__metrics_live(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *out,
+                     struct nk_error *err);
+/* The model's truth in one word: its content and the engine's version. */
+void nk__fingerprint(nk_gateway *g, char out[96]);
+/* Is it one of the model's names (Ollama's ":latest" left off)? */
+bool nk__model_is_here(const nk_gateway *g, const char *name);
+
+/* http.c */
+int nk__http_start(nk_gateway *g, struct nk_error *err);
+void nk__http_quiesce(nk_gateway *g); /* accepts nothing more */
+void nk__http_stop(nk_gateway *g);    /* when nothing is suspended */
+/* A new snapshot is there: /cluster/events sends it. */
+void nk__http_publish(nk_gateway *g, const struct nk_snapshot *s);
+void nk__http_wake_listeners(nk_gateway *g);
+
+/* job.c */
+void nk__jobs_tick(nk_gateway *g);
+void nk__jobs_cancel(nk_gateway *g);
+
+#endif

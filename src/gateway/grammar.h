@@ -1,0 +1,40 @@
+/* Grammars (GBNF) that make a model call a tool, in the words of its template. Pure. */
+#ifndef NK_GATEWAY_GRAMMAR_H
+#define NK_GATEWAY_GRAMMAR_H
+
+#include <jansson.h>
+
+#include "base/buf.h"
+#include "gateway/output.h"
+#include "text/json_schema.h"
+
+#ifdef NK_NO_JSON_SCHEMA
+#define nk_json_schema_to_grammar(schema, out, err)                                                \
+    ((void)(schema), (void)(out),                                                                  \
+     nk_fail(err, NK_E_UNIMPLEMENTED, "unsupported_schema", "JSON schemas are not in this build"))
+#endif
+
+struct nk_grammar_opts {
+    const json_t *tools; /* OpenAI's shape */
+    const char *only;    /* the one function that may be called; NULL: any */
+    enum nk_tool_format format;
+    bool must; /* exactly one call and nothing else; false: text with calls in it */
+    const char
+        *think_close; /* the text begins inside of reasoning, which this ends; NULL: it does not */
+};
+
+/* Appends the grammar to out.
+ *   INVALID    unsupported_schema   a tool's parameters cannot be expressed; named
+ *   INVALID    unsupported_tools    `must` false and a format whose calls have no mark of their own
+ *   EXHAUSTED  too_large */
+int nk__grammar_tools(const struct nk_grammar_opts *opts, struct nk_buf *out, struct nk_error *err);
+
+/* Appends a grammar whose root is reasoning up to the mark, and then `inner`'s root. */
+int nk__grammar_after_think(const char *inner, const char *think_close, struct nk_buf *out,
+                            struct nk_error *err);
+
+/* Appends a grammar with the prefix before the name of each of its rules. */
+int nk__grammar_prefix(const char *grammar, const char *prefix, struct nk_buf *out,
+                       struct nk_error *err);
+
+#endif

@@ -1,0 +1,887 @@
+/* HTTP over libmicrohttpd: one thread, epoll. Everything that takes long happens elsewhere; meanwhile the connection is
+ * suspended.
+ *
+ * An exchange is one request and its reply. Its life:
+ *
+ *   begin     headers are there: route, key, origin, type and size are judged; what is wrong is kept and answered when the
+ *             body was read, so that the client is not cut off while it still writes (a body that is far too large is
+ *             answered at once)
+ *   go        the body is there; called again after every resume, until a reply was queued
+ *   read_*    the reply's bytes, when it is a stream
+ *   completed libmicrohttpd is done with it, for whatever reason
+ *
+ * Safety: the exchange's mutex guards `woken`, `suspended` and `over`. wake() may be called on any thread: it resumes a
+ * suspended connection, or is remembered for the next time the HTTP thread wants to suspend it. */
+#include <microhttpd.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "gateway/gateway_int.h"
+#include "gateway/job.h"
+#include "gateway/json.h"
+#include "gateway/reply.h"
+#include "gateway/routes.h"
+
+enum { BLOCK_BYTES = 16384, SHORT_REPLY_BYTES_MAX = 4 << 20, DRAIN_BYTES_MAX = 64 << 20 };
+
+static const char content_security[] =
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src "
+    "'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+struct blob { /* one event for all listeners */
+    atomic_int refs;
+    size_t size;
+    char *data;
+};
+
+struct nk_exchange {
+    atomic_int refs;
+    nk_gateway *g;
+    struct MHD_Connection *connection;
+    nk_watched *watched;
+    const struct nk_route *route; /* NULL: none was found */
+    const struct nk_asset *asset;
+    char rest[200]; /* of the path, behind the route's */
+    const char *allowed;
+    uint64_t begin_ns;
+    int status; /* that was answered; 0: none */
+
+    struct nk_buf body;
+    uint64_t n_body;
+    bool failed; /* err is the answer */
+    struct nk_error err;
+    char param[128];
+    char origin[256]; /* that is allowed; "" for none */
+
+    pthread_mutex_t mutex;
+    bool woken, suspended, over;
+
+    nk_job *job;
+    struct nk_waiter waiter;
+    atomic_bool looked; /* the monitor has called */
+    bool asked;
+
+    /* a listener */
+    nk_exchange *prev, *next; /* under the gateway's mutex, as `latest` */
+    bool listens;
+    struct blob *latest; /* to be sent next */
+    struct blob *sending;
+    size_t n_sent;
+};
+
+static void blob_unref(struct blob *b)
+{
+    if (!b || atomic_fetch_sub(&b->refs, 1) != 1)
+        return;
+    free(b->data);
+    free(b);
+}
+
+static void exchange_ref(void *x)
+{
+    atomic_fetch_add(&((nk_exchange *)x)->refs, 1);
+}
+
+static void exchange_unref(void *arg)
+{
+    nk_exchange *x = arg;
+
+    if (atomic_fetch_sub(&x->refs, 1) != 1)
+        return;
+    nk_buf_release(&x->body);
+    blob_unref(x->latest);
+    blob_unref(x->sending);
+    pthread_mutex_destroy(&x->mutex);
+    free(x);
+}
+
+/* Any thread. */
+static void wake(void *arg)
+{
+    nk_exchange *x = arg;
+
+    pthread_mutex_lock(&x->mutex);
+    x->woken = true;
+    if (x->suspended && !x->over) {
+        x->suspended = false;
+        atomic_fetch_sub(&x->g->n_suspended, 1);
+        MHD_resume_connection(x->connection);
+    }
+    /* Its socket is full: libmicrohttpd would wait for it. */
+    if (!x->over && x->job && nk__job_overflowed(x->job))
+        nk__watch_shutdown(x->watched);
+    pthread_mutex_unlock(&x->mutex);
+}
+
+static void forget_wake(nk_exchange *x)
+{
+    pthread_mutex_lock(&x->mutex);
+    x->woken = false;
+    pthread_mutex_unlock(&x->mutex);
+}
+
+/* False: there was a wake meanwhile, look again. */
+static bool suspend(nk_exchange *x)
+{
+    bool ok;
+
+    pthread_mutex_lock(&x->mutex);
+    ok = !x->woken;
+    if (ok) {
+        x->suspended = true;
+        atomic_fetch_add(&x->g->n_suspended, 1);
+        MHD_suspend_connection(x->connection);
+    }
+    pthread_mutex_unlock(&x->mutex);
+    return ok;
+}
+
+/* ---- the watch's handlers ---- */
+
+/* With a reference, or NULL. */
+static nk_job *job_of(nk_exchange *x)
+{
+    nk_job *j;
+
+    pthread_mutex_lock(&x->mutex);
+    j = x->job;
+    if (j)
+        nk__job_ref(j);
+    pthread_mutex_unlock(&x->mutex);
+    return j;
+}
+
+static void on_gone(void *request)
+{
+    nk_job *j = job_of(request);
+
+    if (j)
+        nk__job_cancel(j, NK_E_CANCELLED, "client_gone", "the client went away");
+    nk__job_unref(j);
+    wake(request);
+}
+
+static void on_half_closed(void *request)
+{
+    nk_job *j = job_of(request);
+
+    if (j)
+        nk__job_want_pad(j);
+    nk__job_unref(j);
+}
+
+/* ---- replies ---- */
+
+static void header(struct MHD_Response *r, const char *name, const char *value)
+{
+    MHD_add_response_header(r, name, value);
+}
+
+/* Queues and gives the response up. */
+static enum MHD_Result answer(nk_exchange *x, int status, const char *type, struct MHD_Response *r)
+{
+    enum MHD_Result result;
+
+    if (!r)
+        return MHD_NO;
+    if (type)
+        header(r, MHD_HTTP_HEADER_CONTENT_TYPE, type);
+    header(r, "X-Content-Type-Options", "nosniff");
+    if (!x->asset)
+        header(r, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
+    if (x->origin[0]) {
+        header(r, "Access-Control-Allow-Origin", x->origin);
+        header(r, "Vary", "Origin");
+        header(r, "Access-Control-Expose-Headers", "X-Request-Id, Retry-After");
+    }
+    x->status = status;
+    result = MHD_queue_response(x->connection, (unsigned)status, r);
+    MHD_destroy_response(r);
+    return result;
+}
+
+static struct MHD_Response *response_from(struct nk_buf *b)
+{
+    size_t size;
+    char *data = nk_buf_take(b, &size);
+    struct MHD_Response *r =
+        data ? MHD_create_response_from_buffer(size, data, MHD_RESPMEM_MUST_FREE) : NULL;
+
+    if (!r)
+        free(data);
+    return r;
+}
+
+static enum MHD_Result answer_error(nk_exchange *x)
+{
+    struct nk_buf body = NK_BUF_INIT(8192);
+    int status = nk__error_status(&x->err);
+    bool openai = x->route ? x->route->openai : true;
+    struct MHD_Response *r;
+
+    nk__error_body(openai, false, &x->err, x->param, &body);
+    r = response_from(&body);
+    if (r && status == 429) {
+        char seconds[16];
+
+        snprintf(seconds, sizeof seconds, "%d",
+                 nk__admission_counts(x->g->admission).retry_after_s);
+        header(r, MHD_HTTP_HEADER_RETRY_AFTER, seconds);
+    }
+    if (r && status == 503)
+        header(r, MHD_HTTP_HEADER_RETRY_AFTER, "2");
+    if (r && status == 401)
+        header(r, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
+    if (r && status == 405)
+        header(r, MHD_HTTP_HEADER_ALLOW, x->allowed);
+    nk__metrics_add(x->g->metrics, NK_METRIC_ERRORS, x->err.reason, 1);
+    return answer(x, status == 499 ? 503 : status, "application/json", r);
+}
+
+static enum MHD_Result fail(nk_exchange *x, int code, const char *reason, const char *msg)
+{
+    x->failed = true;
+    x->param[0] = '\0';
+    nk_fail(&x->err, code, reason, "%s", msg);
+    return answer_error(x);
+}
+
+/* ---- jobs ---- */
+
+static ssize_t read_job(void *cls, uint64_t pos, char *out, size_t max)
+{
+    nk_exchange *x = cls;
+
+    (void)pos;
+    for (;;) {
+        ssize_t n;
+
+        forget_wake(x);
+        nk__job_take_pad(x->job);
+        n = nk__job_read(x->job, out, max);
+        if (n > 0)
+            return n;
+        if (n < 0)
+            return n == -1 ? MHD_CONTENT_READER_END_OF_STREAM : MHD_CONTENT_READER_END_WITH_ERROR;
+        if (suspend(x))
+            return 0;
+    }
+}
+
+static enum MHD_Result answer_stream(nk_exchange *x)
+{
+    struct MHD_Response *r =
+        MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, BLOCK_BYTES, read_job, x, NULL);
+
+    if (r)
+        header(r, "X-Accel-Buffering", "no"); /* nginx would collect it */
+    return answer(x, 200, nk__job_type(x->job), r);
+}
+
+static enum MHD_Result answer_whole(nk_exchange *x)
+{
+    struct nk_buf body = NK_BUF_INIT(x->g->opts.limits.reply_bytes_max * 2);
+    char *where;
+
+    for (;;) {
+        ssize_t n;
+
+        if (nk_buf_reserve(&body, BLOCK_BYTES, &where, &x->err)) {
+            nk_buf_release(&body);
+            return fail(x, NK_E_INTERNAL, "reply_too_large",
+                        "the reply is larger than this gateway allows");
+        }
+        n = nk__job_read(x->job, where, BLOCK_BYTES);
+        if (n <= 0)
+            break;
+        nk_buf_commit(&body, (size_t)n);
+    }
+    return answer(x, 200, nk__job_type(x->job), response_from(&body));
+}
+
+static bool go_job(nk_exchange *x, enum MHD_Result *result)
+{
+    switch (nk__job_poll(x->job)) {
+    case NK_JOB_ERROR:
+        nk__job_error(x->job, &x->err, x->param);
+        if (!strcmp(x->err.reason, "client_gone"))
+            *result = MHD_NO;
+        else
+            *result = answer_error(x);
+        return true;
+    case NK_JOB_WHOLE:
+        *result = answer_whole(x);
+        return true;
+    case NK_JOB_STREAM:
+        *result = answer_stream(x);
+        return true;
+    case NK_JOB_WAIT:
+        break;
+    }
+    /* The client has closed its side: whether it is there at all shows when something is sent (watch.h). The reply begins
+     * now, so its status is 200 whatever comes. Or the stream was silent for long. */
+    if (!nk__job_take_pad(x->job))
+        return false;
+    *result = answer_stream(x);
+    return true;
+}
+
+/* ---- looking at the workers ---- */
+
+static void on_looked(struct nk_waiter *w)
+{
+    nk_exchange *x = (nk_exchange *)((char *)w - offsetof(nk_exchange, waiter));
+
+    atomic_store(&x->looked, true);
+    wake(x);
+    exchange_unref(x);
+}
+
+/* True: what is known is fresh enough. */
+static bool look(nk_exchange *x, uint32_t age_ms, bool probe)
+{
+    if (x->asked)
+        return atomic_load(&x->looked);
+    x->asked = true;
+    x->waiter.ready = on_looked;
+    exchange_ref(x);
+    if (nk__monitor_want(x->g->monitor, &x->waiter, age_ms, probe)) {
+        exchange_unref(x);
+        return true;
+    }
+    return atomic_load(&x->looked);
+}
+
+static enum MHD_Result answer_short(nk_exchange *x)
+{
+    struct nk_buf body = NK_BUF_INIT(SHORT_REPLY_BYTES_MAX);
+    struct nk_answer a = { .status = 200, .type = "application/json", .body = &body };
+    struct nk_snapshot *s = nk__monitor_peek(x->g->monitor);
+
+    x->route->answer(x->g, x->rest, &x->body, s, &a);
+    nk__snapshot_unref(s);
+    if (a.err.code) {
+        nk_buf_release(&body);
+        x->err = a.err;
+        snprintf(x->param, sizeof x->param, "%s", a.param);
+        return answer_error(x);
+    }
+    if (!strcmp(a.type, "application/json"))
+        nk_buf_adds(&body, "\n", NULL);
+    return answer(x, a.status, a.type, response_from(&body));
+}
+
+/* ---- the page ---- */
+
+static enum MHD_Result answer_asset(nk_exchange *x)
+{
+    const char *known =
+        MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_IF_NONE_MATCH);
+    bool same = known && strstr(known, x->asset->etag);
+    struct MHD_Response *r = MHD_create_response_from_buffer(
+        same ? 0 : x->asset->size, (void *)(uintptr_t)x->asset->data, MHD_RESPMEM_PERSISTENT);
+
+    if (r) {
+        header(r, MHD_HTTP_HEADER_ETAG, x->asset->etag);
+        header(r, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache");
+        header(r, "Content-Security-Policy", content_security);
+        header(r, "Referrer-Policy", "no-referrer");
+    }
+    return answer(x, same ? 304 : 200, same ? NULL : x->asset->type, r);
+}
+
+/* ---- /cluster/events ---- */
+
+static ssize_t read_events(void *cls, uint64_t pos, char *out, size_t max)
+{
+    nk_exchange *x = cls;
+    nk_gateway *g = x->g;
+
+    (void)pos;
+    for (;;) {
+        forget_wake(x);
+        if (atomic_load(&g->stopping))
+            return MHD_CONTENT_READER_END_OF_STREAM;
+        if (!x->sending) {
+            pthread_mutex_lock(&g->mutex);
+            x->sending = x->latest;
+            x->latest = NULL;
+            pthread_mutex_unlock(&g->mutex);
+            x->n_sent = 0;
+        }
+        if (x->sending) {
+            size_t n = x->sending->size - x->n_sent;
+
+            n = n < max ? n : max;
+            memcpy(out, x->sending->data + x->n_sent, n);
+            x->n_sent += n;
+            if (x->n_sent == x->sending->size) {
+                blob_unref(x->sending);
+                x->sending = NULL;
+            }
+            return (ssize_t)n;
+        }
+        if (suspend(x))
+            return 0;
+    }
+}
+
+static struct blob *make_blob(nk_gateway *g, const struct nk_snapshot *s)
+{
+    struct nk_buf b = NK_BUF_INIT(SHORT_REPLY_BYTES_MAX);
+    struct blob *blob = calloc(1, sizeof *blob);
+
+    if (!blob || nk_buf_adds(&b, "event: cluster\ndata: ", NULL) ||
+        nk__cluster_json(g, s, &b, NULL) || nk_buf_adds(&b, "\n\n", NULL)) {
+        nk_buf_release(&b);
+        free(blob);
+        return NULL;
+    }
+    atomic_init(&blob->refs, 1);
+    blob->data = nk_buf_take(&b, &blob->size);
+    if (!blob->data) {
+        free(blob);
+        return NULL;
+    }
+    return blob;
+}
+
+/* Under the gateway's mutex. A listener that did not read the one before gets only the newest. */
+static void give(nk_exchange *x, struct blob *b)
+{
+    blob_unref(x->latest);
+    x->latest = b;
+    if (b)
+        atomic_fetch_add(&b->refs, 1);
+}
+
+void nk__http_wake_listeners(nk_gateway *g)
+{
+    pthread_mutex_lock(&g->mutex);
+    for (nk_exchange *x = g->listeners; x; x = x->next)
+        wake(x);
+    pthread_mutex_unlock(&g->mutex);
+}
+
+void nk__http_publish(nk_gateway *g, const struct nk_snapshot *s)
+{
+    struct blob *b;
+    bool any;
+
+    pthread_mutex_lock(&g->mutex);
+    any = g->listeners != NULL;
+    pthread_mutex_unlock(&g->mutex);
+    b = any ? make_blob(g, s) : NULL;
+    if (!b)
+        return;
+    pthread_mutex_lock(&g->mutex);
+    for (nk_exchange *x = g->listeners; x; x = x->next)
+        give(x, b);
+    pthread_mutex_unlock(&g->mutex);
+    blob_unref(b);
+    nk__http_wake_listeners(g);
+}
+
+static enum MHD_Result answer_events(nk_exchange *x)
+{
+    nk_gateway *g = x->g;
+    struct nk_snapshot *s = nk__monitor_peek(g->monitor);
+    struct blob *b = make_blob(g, s); /* the first one at once, with what is known */
+    struct MHD_Response *r;
+
+    nk__snapshot_unref(s);
+    pthread_mutex_lock(&g->mutex);
+    x->listens = true;
+    x->next = g->listeners;
+    if (x->next)
+        x->next->prev = x;
+    g->listeners = x;
+    g->n_listeners++;
+    give(x, b);
+    pthread_mutex_unlock(&g->mutex);
+    blob_unref(b);
+    nk__monitor_listen(g->monitor, 1);
+    nk__watch_request(x->watched, x);
+    r = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, BLOCK_BYTES, read_events, x, NULL);
+    if (r)
+        header(r, "X-Accel-Buffering", "no");
+    return answer(x, 200, "text/event-stream", r);
+}
+
+static void stop_listening(nk_exchange *x)
+{
+    nk_gateway *g = x->g;
+
+    pthread_mutex_lock(&g->mutex);
+    if (x->prev)
+        x->prev->next = x->next;
+    else
+        g->listeners = x->next;
+    if (x->next)
+        x->next->prev = x->prev;
+    g->n_listeners--;
+    pthread_mutex_unlock(&g->mutex);
+    nk__monitor_listen(g->monitor, -1);
+}
+
+/* ---- the request ---- */
+
+static const char *header_of(nk_exchange *x, const char *name)
+{
+    return MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, name);
+}
+
+/* A preflight of CORS, or a plain question. */
+static enum MHD_Result answer_options(nk_exchange *x)
+{
+    struct MHD_Response *r =
+        MHD_create_response_from_buffer(0, (void *)(uintptr_t) "", MHD_RESPMEM_PERSISTENT);
+    const char *wanted = header_of(x, "Access-Control-Request-Headers");
+
+    if (r) {
+        header(r, MHD_HTTP_HEADER_ALLOW, x->allowed);
+        if (x->origin[0]) {
+            header(r, "Access-Control-Allow-Methods", "GET, POST, OPTIONS");
+            header(r, "Access-Control-Allow-Headers",
+                   wanted ? wanted : "Authorization, Content-Type");
+            header(r, "Access-Control-Max-Age", "600");
+        }
+    }
+    return answer(x, 204, NULL, r);
+}
+
+static bool is_json_type(const char *type)
+{
+    size_t n = type ? strcspn(type, "; \t") : 0;
+
+    return n == 16 && !strncasecmp(type, "application/json", 16);
+}
+
+/* Judges what the headers say. What is wrong is kept in x. */
+static void judge(nk_exchange *x, const char *method, bool fits)
+{
+    nk_gateway *g = x->g;
+    const char *host = header_of(x, MHD_HTTP_HEADER_HOST),
+               *origin = header_of(x, MHD_HTTP_HEADER_ORIGIN);
+    const char *type = header_of(x, MHD_HTTP_HEADER_CONTENT_TYPE),
+               *length = header_of(x, MHD_HTTP_HEADER_CONTENT_LENGTH);
+    bool post = !strcmp(method, "POST"), guarded = g->keys || g->tls_certificate;
+
+    x->failed = true; /* until the end */
+    if (g->listen.loopback && !guarded && host && !nk__host_is_own(host)) {
+        nk_fail(&x->err, NK_E_DENIED, "foreign_host",
+                "the Host \"%.100s\" is not this machine; use its address or localhost", host);
+        return;
+    }
+    if (origin &&
+        !nk__origin_allowed(origin, host, (const char *const *)g->origins, g->opts.n_origins)) {
+        nk_fail(&x->err, NK_E_DENIED, "foreign_origin",
+                "pages from %.100s may not call this gateway (--cors-origin allows one)", origin);
+        return;
+    }
+    if (origin)
+        snprintf(x->origin, sizeof x->origin, "%s", origin);
+    if (!x->route) {
+        nk_fail(&x->err, NK_E_NOT_FOUND, "unknown_route",
+                "there is no such route; docs/api.md lists them");
+        return;
+    }
+    if (!strcmp(method, "OPTIONS")) {
+        x->failed = false;
+        return;
+    }
+    if (!fits) {
+        nk_fail(&x->err, NK_E_INVALID, "method_not_allowed", "%s is not possible here; %s are",
+                method, x->allowed);
+        return;
+    }
+    if (g->keys && !x->route->open &&
+        !nk__keys_allow(g->keys, header_of(x, MHD_HTTP_HEADER_AUTHORIZATION))) {
+        nk_fail(&x->err, NK_E_UNAUTHENTICATED, "invalid_api_key",
+                "%s; send Authorization: Bearer KEY",
+                header_of(x, MHD_HTTP_HEADER_AUTHORIZATION) ? "this key is not known"
+                                                            : "a key is needed");
+        return;
+    }
+    /* curl -d, as in Ollama's own documentation, says urlencoded. */
+    if (post && !is_json_type(type) &&
+        (x->route->openai ||
+         (type && strncasecmp(type, "application/x-www-form-urlencoded", 33)))) {
+        nk_fail(&x->err, NK_E_INVALID, "unsupported_media_type",
+                "the body's type is \"%.60s\"; send Content-Type: application/json",
+                type ? type : "");
+        return;
+    }
+    if (post && length && strtoull(length, NULL, 10) > g->opts.limits.body_bytes_max) {
+        nk_fail(&x->err, NK_E_EXHAUSTED, "body_too_large",
+                "a body of %.20s bytes; at most %zu are possible", length,
+                g->opts.limits.body_bytes_max);
+        return;
+    }
+    if (atomic_load(&g->stopping)) {
+        nk_fail(&x->err, NK_E_UNAVAILABLE, "shutting_down", "the gateway is shutting down");
+        return;
+    }
+    x->failed = false;
+}
+
+static nk_exchange *begin(nk_gateway *g, struct MHD_Connection *connection, const char *path,
+                          const char *method)
+{
+    const union MHD_ConnectionInfo *socket_context =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    nk_exchange *x = calloc(1, sizeof *x);
+    bool fits = true;
+
+    if (!x || !socket_context || !socket_context->socket_context) {
+        free(x);
+        return NULL;
+    }
+    atomic_init(&x->refs, 1);
+    atomic_init(&x->looked, false);
+    x->g = g;
+    x->connection = connection;
+    x->watched = socket_context->socket_context;
+    x->begin_ns = nk_now_ns();
+    x->allowed = "GET, HEAD, POST, OPTIONS";
+    nk_buf_init(&x->body, g->opts.limits.body_bytes_max);
+    pthread_mutex_init(&x->mutex, NULL);
+    x->route = nk__route_find(path, method, &fits, &x->allowed);
+    if (x->route && x->route->kind == NK_ROUTE_ASSET && g->opts.no_page)
+        x->route = NULL;
+    if (x->route && x->route->kind == NK_ROUTE_ASSET)
+        x->asset = nk__asset_find(path);
+    else if (x->route)
+        snprintf(x->rest, sizeof x->rest, "%s",
+                 strlen(path) > strlen(x->route->path) ? path + strlen(x->route->path) : "");
+    nk__watch_deadline(x->watched, g->opts.limits.body_ms, true);
+    judge(x, method, fits);
+    return x;
+}
+
+/* The body is there; and again after every resume. */
+static enum MHD_Result go(nk_exchange *x)
+{
+    nk_gateway *g = x->g;
+
+    for (;;) {
+        enum MHD_Result result;
+
+        forget_wake(x);
+        switch (x->route->kind) {
+        case NK_ROUTE_ASSET:
+            return answer_asset(x);
+        case NK_ROUTE_SHORT:
+            return answer_short(x);
+        case NK_ROUTE_LOOK:
+            if (look(x, x->route->age_ms, x->route->probe))
+                return answer_short(x);
+            break;
+        case NK_ROUTE_EVENTS:
+            return answer_events(x);
+        case NK_ROUTE_GENERATE:
+            if (!x->job) {
+                struct nk_snapshot *s = nk__monitor_peek(g->monitor);
+                bool ok = s && s->report->ok;
+                nk_job *j;
+
+                nk__snapshot_unref(s);
+                /* What is not known to be well is looked at again, half a second later at the soonest. */
+                if (!ok && !look(x, 500, false))
+                    break;
+                if (atomic_load(&g->stopping))
+                    return fail(x, NK_E_UNAVAILABLE, "shutting_down",
+                                "the gateway is shutting down");
+                j = nk__job_new(g, x->route->api, &x->body, x->begin_ns, wake, exchange_unref, x);
+                if (!j)
+                    return fail(x, NK_E_EXHAUSTED, "no_memory", "no memory for the request");
+                exchange_ref(x); /* the job's; it lets go of it last */
+                pthread_mutex_lock(&x->mutex);
+                x->job = j;
+                pthread_mutex_unlock(&x->mutex);
+                nk__watch_request(x->watched, x);
+                nk__job_start(j);
+            }
+            if (go_job(x, &result))
+                return result;
+            break;
+        }
+        if (suspend(x))
+            return MHD_YES;
+    }
+}
+
+static enum MHD_Result on_access(void *cls, struct MHD_Connection *connection, const char *path,
+                                 const char *method, const char *version, const char *data,
+                                 size_t *size, void **con_cls)
+{
+    nk_exchange *x = *con_cls;
+
+    (void)version;
+    if (!x) {
+        const char *length;
+
+        *con_cls = x = begin(cls, connection, path, method);
+        if (!x)
+            return MHD_NO;
+        length = header_of(x, MHD_HTTP_HEADER_CONTENT_LENGTH);
+        /* Who waits for 100 Continue, or would send very much, is told before the body. */
+        if (x->failed && (header_of(x, MHD_HTTP_HEADER_EXPECT) ||
+                          (length && strtoull(length, NULL, 10) > DRAIN_BYTES_MAX)))
+            return answer_error(x);
+        return MHD_YES;
+    }
+    if (*size) {
+        x->n_body += *size;
+        if (x->n_body > DRAIN_BYTES_MAX && x->n_body > 2 * x->g->opts.limits.body_bytes_max)
+            return MHD_NO;
+        if (!x->failed && nk_buf_add(&x->body, data, *size, NULL)) {
+            nk_fail(&x->err, NK_E_EXHAUSTED, "body_too_large", "a body of more than %zu bytes",
+                    x->g->opts.limits.body_bytes_max);
+            x->failed = true;
+        }
+        if (x->failed)
+            nk_buf_release(&x->body);
+        *size = 0;
+        return MHD_YES;
+    }
+    nk__watch_deadline(x->watched, 0, false);
+    if (x->failed)
+        return answer_error(x);
+    if (!strcmp(method, "OPTIONS"))
+        return answer_options(x);
+    return go(x);
+}
+
+static void on_completed(void *cls, struct MHD_Connection *connection, void **con_cls,
+                         enum MHD_RequestTerminationCode toe)
+{
+    nk_gateway *g = cls;
+    nk_exchange *x = *con_cls;
+    const char *path;
+    char labels[128];
+    double seconds;
+    nk_job *j;
+
+    (void)connection, (void)toe;
+    if (!x)
+        return;
+    *con_cls = NULL;
+    nk__watch_request(x->watched, NULL);
+    nk__watch_deadline(x->watched, g->opts.limits.idle_ms, false);
+    pthread_mutex_lock(&x->mutex);
+    x->over = true;
+    j = x->job;
+    x->job = NULL;
+    pthread_mutex_unlock(&x->mutex);
+    if (j)
+        nk__job_end(j);
+    nk__job_unref(j);
+    if (x->listens)
+        stop_listening(x);
+    path = !x->route ? "other" : x->asset ? "/" : x->route->path;
+    seconds = (double)(nk_now_ns() - x->begin_ns) / 1e9;
+    snprintf(labels, sizeof labels, "%s,%d", path, x->status);
+    nk__metrics_add(g->metrics, NK_METRIC_REQUESTS, labels, 1);
+    nk__metrics_observe(g->metrics, NK_METRIC_REQUEST_TIME, path, seconds, 1);
+    nk_log(NK_LOG_GATEWAY, j ? NK_LOG_INFO : NK_LOG_DEBUG, "route=%s status=%d ms=%.1f reason=%s",
+           path, x->status, seconds * 1000, x->err.code ? x->err.reason : "none");
+    exchange_unref(x);
+}
+
+static void on_connection(void *cls, struct MHD_Connection *connection, void **socket_context,
+                          enum MHD_ConnectionNotificationCode toe)
+{
+    nk_gateway *g = cls;
+
+    if (toe == MHD_CONNECTION_NOTIFY_STARTED) {
+        const union MHD_ConnectionInfo *fd =
+            MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+
+        *socket_context =
+            fd ? nk__watch_add(g->watch, fd->connect_fd, g->opts.limits.header_ms) : NULL;
+    } else if (*socket_context) {
+        nk__watch_drop(*socket_context);
+        *socket_context = NULL;
+    }
+}
+
+static void on_log(void *cls, const char *fmt, va_list ap) __attribute__((format(printf, 2, 0)));
+static void on_log(void *cls, const char *fmt, va_list ap)
+{
+    char text[300], quoted[400];
+
+    (void)cls;
+    if (!nk_log_enabled(NK_LOG_GATEWAY, NK_LOG_DEBUG))
+        return;
+    vsnprintf(text, sizeof text, fmt, ap);
+    text[strcspn(text, "\n")] = '\0';
+    nk_log(NK_LOG_GATEWAY, NK_LOG_DEBUG, "from=libmicrohttpd msg=%s",
+           nk_log_quote(quoted, sizeof quoted, text));
+}
+
+int nk__http_start(nk_gateway *g, struct nk_error *err)
+{
+    static const struct nk_watch_handlers handlers = {
+        .gone = on_gone, .half_closed = on_half_closed, .ref = exchange_ref, .unref = exchange_unref
+    };
+    const struct nk_gateway_limits *l = &g->opts.limits;
+    unsigned flags = MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG |
+                     (g->listen.address.ss_family == AF_INET6 ? MHD_USE_IPv6 : 0) |
+                     (g->tls_certificate ? MHD_USE_TLS : 0);
+    struct MHD_OptionItem tls[] = {
+        { MHD_OPTION_HTTPS_MEM_CERT, 0, g->tls_certificate },
+        { MHD_OPTION_HTTPS_MEM_KEY, 0, g->tls_key },
+        { MHD_OPTION_HTTPS_PRIORITIES, 0, (void *)(uintptr_t) "NORMAL:-VERS-TLS1.0:-VERS-TLS1.1" },
+        { MHD_OPTION_END, 0, NULL },
+    };
+    const union MHD_DaemonInfo *info;
+    int rc = nk__watch_start(&g->watch, &handlers, g->tls_certificate != NULL, err);
+
+    if (rc)
+        return rc;
+    g->daemon = MHD_start_daemon(
+        flags, 0, NULL, NULL, on_access, g, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
+        MHD_OPTION_SOCK_ADDR, &g->listen.address, MHD_OPTION_NOTIFY_COMPLETED, on_completed, g,
+        MHD_OPTION_NOTIFY_CONNECTION, on_connection, g, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+        l->header_bytes_max, MHD_OPTION_CONNECTION_LIMIT, (unsigned)l->connections_max,
+        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)(l->idle_ms + 999) / 1000, MHD_OPTION_ARRAY,
+        g->tls_certificate ? tls : tls + 3, MHD_OPTION_END);
+    if (!g->daemon) {
+        nk__watch_stop(g->watch);
+        g->watch = NULL;
+        return nk_fail(err, NK_E_UNAVAILABLE, "cannot_listen", "cannot listen on %s%s",
+                       g->opts.listen,
+                       g->tls_certificate ? " (is the address in use? are certificate and key PEM, "
+                                            "and do they belong together?)"
+                                          : ": is the address in use, or not this machine's?");
+    }
+    info = MHD_get_daemon_info(g->daemon, MHD_DAEMON_INFO_BIND_PORT);
+    g->port = info ? info->port : 0;
+    return 0;
+}
+
+void nk__http_quiesce(nk_gateway *g)
+{
+    MHD_socket fd = g->daemon ? MHD_quiesce_daemon(g->daemon) : MHD_INVALID_SOCKET;
+
+    if (fd != MHD_INVALID_SOCKET)
+        close(fd);
+}
+
+void nk__http_stop(nk_gateway *g)
+{
+    if (g->daemon)
+        MHD_stop_daemon(g->daemon);
+    g->daemon = NULL;
+    nk__watch_stop(g->watch);
+    g->watch = NULL;
+}

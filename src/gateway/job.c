@@ -1,0 +1,1006 @@
+#include "gateway/job.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "gateway/json.h"
+#include "gateway/reply.h"
+
+struct choice {
+    nk_job *j;
+    int index;
+    struct nk_ticket ticket;
+    nk_gen *gen; /* while it runs and the handle is known */
+    bool done;   /* no token comes any more */
+    bool ended;  /* was ended because its one tool call is complete: the cancellation is no error */
+    int n_generated;
+    uint64_t started_ns, last_token_ns;
+    int32_t *ids; /* Ollama's context: what was generated */
+    size_t n_ids, ids_capacity;
+};
+
+/* What came from the chain and waits to be written. One block of memory each: texts behind the struct. */
+struct event {
+    struct event *next;
+    int choice;
+    size_t bytes;
+    bool is_done;
+    struct nk_gen_token token;
+    struct nk_reply_done done;
+    struct nk_error err; /* of `done`; code 0: none */
+};
+
+struct nk_job {
+    atomic_int refs;
+    nk_gateway *g;
+    nk_job *prev, *next; /* the gateway's list, under its mutex */
+    void (*wake)(void *user);
+    void (*drop)(void *user);
+    void *user;
+    enum nk_api api;
+    char id[40];
+    uint64_t begin_ns;
+    struct nk_task task;
+    struct nk_buf body; /* until it is parsed */
+    /* set by the helper thread before the first ticket, constant then */
+    struct nk_request request;
+    struct nk_prepared prepared;
+    struct choice *choices;
+    int n_choices, n_prompt;
+
+    pthread_mutex_t mutex; /* what follows */
+    bool ending;           /* nk__job_end: nobody reads any more */
+    bool prepared_ok, failed, began, overflowed, cancelled;
+    struct nk_error err;
+    char param[128];
+    nk_reply *
+        reply; /* streamed: used by the HTTP thread alone once events come; whole: under the mutex */
+    struct event *head, **tail;
+    size_t n_bytes; /* of events */
+    int n_done, n_generated;
+    uint64_t first_token_ns;
+    bool counted_prompt;
+
+    /* the HTTP thread's alone */
+    struct nk_buf out;
+    size_t n_out;  /* of out, given away */
+    int n_written; /* choices whose end was written */
+    bool out_ended, cut_off;
+    atomic_ullong last_read_ns; /* others look at it */
+    atomic_bool pad;            /* others set it */
+};
+
+static void wake(nk_job *j)
+{
+    bool ending;
+
+    pthread_mutex_lock(&j->mutex);
+    ending = j->ending;
+    pthread_mutex_unlock(&j->mutex);
+    if (!ending)
+        j->wake(j->user);
+}
+
+nk_job *nk__job_new(nk_gateway *g, enum nk_api api, struct nk_buf *body, uint64_t begin_ns,
+                    void (*wake_fn)(void *user), void (*drop)(void *user), void *user)
+{
+    nk_job *j = calloc(1, sizeof *j);
+    unsigned char random[12] = { 0 };
+
+    if (!j) {
+        nk_buf_release(body);
+        return NULL;
+    }
+    atomic_init(&j->refs, 1);
+    j->g = g;
+    j->api = api;
+    j->wake = wake_fn;
+    j->drop = drop;
+    j->user = user;
+    j->begin_ns = begin_ns;
+    atomic_init(&j->last_read_ns, begin_ns);
+    atomic_init(&j->pad, false);
+    j->body = *body;
+    *body = (struct nk_buf)NK_BUF_INIT(0);
+    j->tail = &j->head;
+    nk_buf_init(&j->out, g->opts.limits.reply_bytes_max);
+    pthread_mutex_init(&j->mutex, NULL);
+    if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
+        memcpy(random, &begin_ns, sizeof begin_ns);
+    for (size_t i = 0; i < sizeof random; i++)
+        snprintf(j->id + 2 * i, 3, "%02x", random[i]);
+    return j;
+}
+
+void nk__job_ref(nk_job *j)
+{
+    atomic_fetch_add(&j->refs, 1);
+}
+
+void nk__job_unref(nk_job *j)
+{
+    if (!j || atomic_fetch_sub(&j->refs, 1) != 1)
+        return;
+    while (j->head) {
+        struct event *e = j->head;
+
+        j->head = e->next;
+        free(e);
+    }
+    for (int i = 0; i < j->n_choices; i++)
+        free(j->choices[i].ids);
+    free(j->choices);
+    nk__reply_free(j->reply);
+    nk__prepared_release(&j->prepared);
+    nk__request_release(&j->request);
+    nk_buf_release(&j->body);
+    nk_buf_release(&j->out);
+    pthread_mutex_destroy(&j->mutex);
+    j->drop(j->user);
+    free(j);
+}
+
+bool nk__job_is_openai(const nk_job *j)
+{
+    return nk__api_is_openai(j->api);
+}
+
+/* ---- failing and cancelling ---- */
+
+static void fail(nk_job *j, const struct nk_error *err, const char *param)
+{
+    pthread_mutex_lock(&j->mutex);
+    if (!j->failed) {
+        j->failed = true;
+        j->err = *err;
+        snprintf(j->param, sizeof j->param, "%s", param);
+    }
+    pthread_mutex_unlock(&j->mutex);
+    wake(j);
+}
+
+/* Ends what waits and what runs. The mutex is not held. */
+static void cancel_choices(nk_job *j)
+{
+    for (int i = 0; i < j->n_choices; i++) {
+        struct choice *c = &j->choices[i];
+
+        if (nk__admission_withdraw(j->g->admission, &c->ticket)) {
+            pthread_mutex_lock(&j->mutex);
+            c->done = true;
+            j->n_done++;
+            pthread_mutex_unlock(&j->mutex);
+            nk__metrics_add(j->g->metrics, NK_METRIC_GENERATIONS, "cancelled", 1);
+            nk__job_unref(j);
+            continue;
+        }
+        pthread_mutex_lock(&j->mutex);
+        if (c->gen)
+            nk_gen_cancel(c->gen);
+        pthread_mutex_unlock(&j->mutex);
+    }
+}
+
+void nk__job_cancel(nk_job *j, int code, const char *reason, const char *msg)
+{
+    struct nk_error err;
+    bool first, ready;
+
+    pthread_mutex_lock(&j->mutex);
+    first = !j->cancelled;
+    j->cancelled = true;
+    ready = j->prepared_ok;
+    pthread_mutex_unlock(&j->mutex);
+    if (!first)
+        return;
+    if (ready)
+        cancel_choices(j);
+    nk_fail(&err, code, reason, "%s", msg);
+    fail(j, &err, "");
+}
+
+/* ---- from the chain [net thread] ---- */
+
+static struct event *event_new(int choice, size_t n_text)
+{
+    struct event *e = malloc(sizeof *e + n_text);
+
+    if (e) {
+        e->next = NULL;
+        e->choice = choice;
+        e->bytes = sizeof *e + n_text;
+        e->is_done = false;
+        e->err.code = 0;
+    }
+    return e;
+}
+
+static const char *put(char **at, const char *text, size_t size)
+{
+    char *begin = *at;
+
+    if (size)
+        memcpy(begin, text, size);
+    *at += size;
+    return begin;
+}
+
+/* Under the mutex. False: its reader is too slow. */
+static bool push(nk_job *j, struct event *e)
+{
+    if (j->n_bytes + e->bytes > j->g->opts.limits.output_bytes_max && !e->is_done)
+        return false;
+    j->n_bytes += e->bytes;
+    *j->tail = e;
+    j->tail = &e->next;
+    return true;
+}
+
+static struct event *token_event(int choice, const struct nk_gen_token *t)
+{
+    size_t n = t->text_size + t->piece_size;
+    struct event *e;
+    char *at;
+
+    for (int i = 0; i < t->n_top; i++)
+        n += t->top[i].text_size;
+    e = event_new(choice, n);
+    if (!e)
+        return NULL;
+    at = (char *)(e + 1);
+    e->token = *t;
+    e->token.text = put(&at, t->text, t->text_size);
+    e->token.piece = put(&at, t->piece, t->piece_size);
+    for (int i = 0; i < t->n_top; i++)
+        e->token.top[i].text = put(&at, t->top[i].text, t->top[i].text_size);
+    return e;
+}
+
+static bool keeps_ids(const nk_job *j)
+{
+    return j->api == NK_API_OLLAMA_GENERATE && !j->request.raw;
+}
+
+static void keep_id(struct choice *c, int32_t id)
+{
+    if (c->n_ids == c->ids_capacity) {
+        size_t capacity = c->ids_capacity ? 2 * c->ids_capacity : 256;
+        int32_t *ids = realloc(c->ids, capacity * sizeof *ids);
+
+        if (!ids)
+            return;
+        c->ids = ids;
+        c->ids_capacity = capacity;
+    }
+    c->ids[c->n_ids++] = id;
+}
+
+static void on_token(void *user, const struct nk_gen_token *t)
+{
+    struct choice *c = user;
+    nk_job *j = c->j;
+    nk_gateway *g = j->g;
+    uint64_t now = nk_now_ns();
+    bool first, stream = j->request.stream, ended = false, overflow = false;
+    struct event *e = stream ? token_event(c->index, t) : NULL;
+    struct nk_error err = { .code = 0 };
+
+    nk__monitor_progress(g->monitor);
+    nk__metrics_add(g->metrics, NK_METRIC_GENERATED, NULL, 1);
+    if (c->last_token_ns)
+        nk__metrics_observe(g->metrics, NK_METRIC_TOKEN_TIME, NULL,
+                            (double)(now - c->last_token_ns) / 1e9, 1);
+    c->last_token_ns = now;
+    if (keeps_ids(j))
+        keep_id(c, t->id);
+    pthread_mutex_lock(&j->mutex);
+    first = !j->first_token_ns;
+    if (first)
+        j->first_token_ns = now;
+    c->n_generated++;
+    j->n_generated++;
+    if (c->ended || j->failed || j->ending)
+        free(e);
+    else if (stream) {
+        overflow = !e || !push(j, e);
+        if (overflow) {
+            j->overflowed = true;
+            free(e);
+        }
+    } else if (nk__reply_token(j->reply, c->index, t, &j->out, &ended, &err) == 0 && ended) {
+        c->ended = true;
+        if (c->gen)
+            nk_gen_cancel(c->gen);
+    }
+    pthread_mutex_unlock(&j->mutex);
+    if (first)
+        nk__metrics_observe(g->metrics, NK_METRIC_FIRST_TOKEN, NULL,
+                            (double)(now - j->begin_ns) / 1e9, 1);
+    if (overflow) {
+        nk__job_cancel(j, NK_E_CANCELLED, "slow_reader", "the reader was too slow");
+    } else if (err.code) {
+        cancel_choices(j);
+        fail(j, &err, "");
+    } else if (stream)
+        wake(j);
+}
+
+static void note_stages(nk_gateway *g, const struct nk_gen_stats *stats)
+{
+    const struct nk_cluster *cluster = nk_chain_cluster(g->chain);
+
+    for (int i = 0; i < stats->n_stages && i < cluster->n_workers; i++) {
+        const struct nk_stage_timing *t = &stats->stages[i];
+        double runs = (double)t->runs;
+        const char *id = cluster->workers[i].id;
+
+        if (!t->runs)
+            continue;
+        nk__metrics_observe(g->metrics, NK_METRIC_COMPUTE, id, (double)t->compute_us / 1e6 / runs,
+                            t->runs);
+        nk__metrics_observe(g->metrics, NK_METRIC_STAGE_WAIT, id, (double)t->queue_us / 1e6 / runs,
+                            t->runs);
+        /* wire_us is of the way to the next stage and back; the last one has none. */
+        if (i + 1 < stats->n_stages)
+            nk__metrics_observe(g->metrics, NK_METRIC_HOP, cluster->workers[i + 1].id,
+                                (double)t->wire_us / 1e6 / runs, t->runs);
+        pthread_mutex_lock(&g->mutex);
+        g->stages[i].compute_ms = (double)t->compute_us / 1e3 / runs;
+        g->stages[i].queue_ms = (double)t->queue_us / 1e3 / runs;
+        if (i + 1 < stats->n_stages)
+            g->stages[i + 1].wire_ms = (double)t->wire_us / 1e3 / runs;
+        pthread_mutex_unlock(&g->mutex);
+    }
+}
+
+/* Says of the workers, rather than of this request. */
+static bool is_workers_fault(int code)
+{
+    return code == NK_E_UNAVAILABLE || code == NK_E_DEADLINE || code == NK_E_DATA_LOSS ||
+           code == NK_E_INTERNAL;
+}
+
+static void on_done(void *user, const struct nk_gen_stats *stats, const struct nk_error *err)
+{
+    struct choice *c = user;
+    nk_job *j = c->j;
+    nk_gateway *g = j->g;
+    struct event *e = event_new(c->index, stats->tail_size);
+    struct nk_error none = { .code = 0 };
+    nk_gen *gen;
+    struct nk_error ours;
+    bool aborted;
+
+    if (err) {
+        ours = *err;
+        /* Whose fault it is is not known to gRPC's codes: a worker that does not fit is not this request's. */
+        if (ours.code == NK_E_PRECONDITION || ours.code == NK_E_NOT_FOUND ||
+            ours.code == NK_E_DENIED || ours.code == NK_E_UNAUTHENTICATED ||
+            ours.code == NK_E_UNIMPLEMENTED || ours.code == NK_E_ABORTED)
+            ours.code = NK_E_UNAVAILABLE;
+        err = &ours;
+    }
+    nk__admission_leave(g->admission, &c->ticket);
+    note_stages(g, stats);
+    pthread_mutex_lock(&j->mutex);
+    gen = c->gen;
+    c->gen = NULL;
+    c->done = true;
+    j->n_done++;
+    if (err && c->ended && err->code == NK_E_CANCELLED)
+        err = NULL; /* it was we who had enough */
+    if (e) {
+        struct nk_reply_done *d = &e->done;
+        int n_per_prompt = j->request.n;
+
+        e->is_done = true;
+        e->err = err ? *err : none;
+        *d = (struct nk_reply_done){
+            .finish = stats->finish == NK_FINISH_NONE ? NK_FINISH_EOG : stats->finish,
+            .n_prompt = (int)j->prepared.prompts[c->index / n_per_prompt].n,
+            .n_reused = stats->n_reused,
+            .n_generated = c->n_generated,
+            .prefill_us = stats->prefill_us,
+            .decode_us = stats->decode_us,
+            .total_us = (nk_now_ns() - j->begin_ns) / 1000,
+            .waiting_us = (c->ticket.started_ns - c->ticket.entered_ns) / 1000,
+            .counts_prompt = c->index % n_per_prompt == 0,
+        };
+        d->tail = memcpy(e + 1, c->ended ? "" : stats->tail, c->ended ? 0 : stats->tail_size);
+        d->tail_size = c->ended ? 0 : stats->tail_size;
+        if (keeps_ids(j)) {
+            const struct nk_tokens *p = &j->prepared.prompts[0];
+
+            int32_t *ids = malloc((p->n + c->n_ids + 1) * sizeof *ids);
+
+            /* The ids of prompt and reply: they stay as long as the job. */
+            if (ids) {
+                memcpy(ids, p->ids, p->n * sizeof *ids);
+                if (c->n_ids)
+                    memcpy(ids + p->n, c->ids, c->n_ids * sizeof *ids);
+                free(c->ids);
+                c->ids = ids;
+                d->context = ids;
+                d->n_context = p->n + c->n_ids;
+            }
+        }
+    }
+    aborted = j->failed || j->ending || j->cancelled;
+    if (!e && !aborted) {
+        j->failed = true;
+        nk_fail(&j->err, NK_E_EXHAUSTED, "no_memory", "no memory for the reply's end");
+    } else if (e && (aborted || (!j->request.stream && err)))
+        free(e);
+    else if (e && j->request.stream)
+        push(j, e);
+    else if (e) {
+        int rc = nk__reply_done(j->reply, c->index, &e->done, &j->out, &j->err);
+
+        j->failed = rc != 0;
+        free(e);
+    }
+    if (err && !j->failed && !j->request.stream) {
+        j->failed = true;
+        j->err = *err;
+    }
+    pthread_mutex_unlock(&j->mutex);
+    if (gen)
+        nk_gen_free(gen);
+
+    nk__metrics_add(g->metrics, NK_METRIC_PROMPT, NULL, stats->n_prompt);
+    nk__metrics_add(g->metrics, NK_METRIC_REUSED, NULL, stats->n_reused);
+    nk__metrics_add(g->metrics, NK_METRIC_GENERATIONS,
+                    err        ? err->code == NK_E_CANCELLED ? "cancelled" : "error"
+                    : c->ended ? "tool_calls"
+                               : nk_finish_name(stats->finish == NK_FINISH_EOG ? NK_FINISH_STOP
+                                                                               : stats->finish),
+                    1);
+    if (err && is_workers_fault(err->code))
+        nk__monitor_doubt(g->monitor);
+    if (err && err->code != NK_E_CANCELLED && !aborted)
+        cancel_choices(j); /* the others of the same request: its reply is an error now */
+    nk_log(NK_LOG_GATEWAY, NK_LOG_DEBUG,
+           "request=%s choice=%d finish=%s n_prompt=%d n_generated=%d reason=%s", j->id, c->index,
+           nk_finish_name(stats->finish), stats->n_prompt, stats->n_generated,
+           err ? err->reason : "none");
+    wake(j);
+    nk__job_unref(j);
+}
+
+/* ---- starting ---- */
+
+/* [admission's thread] */
+static void start_choice(struct nk_ticket *t)
+{
+    static const struct nk_gen_handlers handlers = { .token = on_token, .done = on_done };
+    struct choice *c = t->user;
+    nk_job *j = c->j;
+    const struct nk_request *r = &j->request;
+    const struct nk_tokens *prompt = &j->prepared.prompts[c->index / r->n];
+    struct nk_snapshot *s = nk__monitor_peek(j->g->monitor);
+    int n_ctx = s ? s->report->n_ctx : 0, left;
+    struct nk_gen_opts o = nk_gen_opts_default();
+    struct nk_error err;
+    bool cancelled;
+    nk_gen *gen = NULL;
+    int rc;
+
+    nk__snapshot_unref(s);
+    nk__metrics_observe(j->g->metrics, NK_METRIC_WAIT, NULL,
+                        (double)(t->started_ns - t->entered_ns) / 1e9, 1);
+    n_ctx = r->num_ctx && r->num_ctx < n_ctx ? r->num_ctx : n_ctx;
+    left = n_ctx - (int)prompt->n;
+    o.ids = prompt->ids;
+    o.n_ids = prompt->n;
+    o.n_predict = r->n_predict && (r->n_predict < left || left <= 0) ? r->n_predict
+                  : left > 0                                         ? left
+                                                                     : 0;
+    o.sampling = r->sampling;
+    o.sampling.grammar = j->prepared.grammar;
+    /* The choices of one prompt have seeds of their own, or they would all be the same. */
+    if (r->sampling.seed != NK_SEED_RANDOM)
+        o.sampling.seed = (r->sampling.seed + (uint32_t)(c->index % r->n)) % NK_SEED_RANDOM;
+    o.stop = r->stop;
+    o.n_stop = r->n_stop;
+    o.n_logprobs = r->n_logprobs;
+    o.deterministic = r->deterministic || j->g->opts.deterministic;
+    o.no_reuse = r->no_reuse;
+    o.special = j->prepared.special;
+    c->started_ns = nk_now_ns();
+    rc = nk_gen_start(&gen, j->g->chain, &o, &handlers, c, &err);
+    if (rc) {
+        struct nk_gen_stats stats = { .finish = NK_FINISH_NONE, .tail = "" };
+
+        on_done(c, &stats, &err);
+        return;
+    }
+    /* `done` may have come already: then nobody but us can free the handle. The choice is alive: the caller's reference is
+     * only given up by `done`, so the job is kept here. */
+    pthread_mutex_lock(&j->mutex);
+    cancelled = j->cancelled || j->failed || c->ended;
+    if (!c->done) {
+        c->gen = gen;
+        if (cancelled)
+            nk_gen_cancel(gen);
+        gen = NULL;
+    }
+    pthread_mutex_unlock(&j->mutex);
+    if (gen)
+        nk_gen_free(gen);
+}
+
+static void start_ticket(struct nk_ticket *t)
+{
+    nk_job *j = ((struct choice *)t->user)->j;
+
+    nk__job_ref(j);
+    start_choice(t);
+    nk__job_unref(j);
+}
+
+static void expire_ticket(struct nk_ticket *t, const struct nk_error *err)
+{
+    struct choice *c = t->user;
+    nk_job *j = c->j;
+
+    pthread_mutex_lock(&j->mutex);
+    c->done = true;
+    j->n_done++;
+    pthread_mutex_unlock(&j->mutex);
+    cancel_choices(j);
+    fail(j, err, "");
+    nk__job_unref(j);
+}
+
+static void reply_opts(nk_job *j, struct nk_reply_opts *o)
+{
+    const struct nk_request *r = &j->request;
+
+    *o = (struct nk_reply_opts){
+        .api = r->api,
+        .stream = r->stream,
+        .include_usage = r->include_usage,
+        .n_choices = j->n_choices,
+        .n_logprobs = r->n_logprobs,
+        .text_bytes_max = j->g->opts.limits.reply_bytes_max,
+        .created = (int64_t)time(NULL),
+        .parse = j->prepared.parse,
+        .output = j->prepared.output,
+        .utc = nk_utc_format,
+    };
+    snprintf(o->id, sizeof o->id, "%s", j->id);
+    snprintf(o->model, sizeof o->model, "%s", r->model);
+    nk__fingerprint(j->g, o->fingerprint);
+}
+
+/* Ollama: "is the model there?" is answered at once. */
+static int answer_load(nk_job *j, struct nk_error *err)
+{
+    const struct nk_request *r = &j->request;
+    char now[32];
+    int rc;
+
+    nk_utc_format(now, sizeof now);
+    rc = nk_buf_adds(&j->out, "{\"model\":", err);
+    if (!rc)
+        rc = nk__json_str(&j->out, r->model, err);
+    if (!rc)
+        rc = nk_buf_addf(
+            &j->out, err, ",\"created_at\":\"%s\",%s,\"done\":true,\"done_reason\":\"%s\"}\n", now,
+            r->api == NK_API_OLLAMA_CHAT ? "\"message\":{\"role\":\"assistant\",\"content\":\"\"}"
+                                         : "\"response\":\"\"",
+            r->only_unload ? "unload" : "load");
+    return rc;
+}
+
+/* [helper thread] */
+static int prepare(nk_job *j, struct nk_request_error *e)
+{
+    nk_gateway *g = j->g;
+    const struct nk_request_limits limits = { .messages_max = g->opts.limits.messages_max,
+                                              .n_max = g->opts.limits.n_max };
+    struct nk_snapshot *s;
+    struct nk_reply_opts o;
+    struct nk_ticket **tickets;
+    int n_ctx,
+        rc = nk__request_parse(&j->request, j->api, nk_buf_str(&j->body), j->body.size, &limits, e);
+
+    nk_buf_release(&j->body);
+    if (rc)
+        return rc;
+    if (!nk__model_is_here(g, j->request.model)) {
+        snprintf(e->param, sizeof e->param, "model");
+        return nk_fail(&e->err, NK_E_NOT_FOUND, "model_not_found",
+                       "model \"%.100s\" is not here; \"%s\" is", j->request.model, g->names[0]);
+    }
+    s = nk__monitor_peek(g->monitor);
+    if (!s || !s->report->ok) {
+        rc = s ? nk_fail(&e->err,
+                         nk_code_http(s->report->err.code) >= 500 ? s->report->err.code
+                                                                  : NK_E_UNAVAILABLE,
+                         s->report->err.reason, "%s", s->report->err.msg)
+               : nk_fail(&e->err, NK_E_UNAVAILABLE, "not_ready", "the workers were not asked yet");
+        nk__snapshot_unref(s);
+        e->param[0] = '\0';
+        return rc;
+    }
+    n_ctx = s->report->n_ctx;
+    nk__snapshot_unref(s);
+    if (j->request.only_load) {
+        j->request.stream = false;
+        return 0;
+    }
+    rc = nk__prepare(&j->prepared, g->prompter, &j->request, n_ctx, e);
+    if (rc)
+        return rc;
+    j->n_choices = j->prepared.n_prompts * j->request.n;
+    j->choices = calloc((size_t)j->n_choices, sizeof *j->choices);
+    tickets = calloc((size_t)j->n_choices, sizeof(struct nk_ticket *));
+    reply_opts(j, &o);
+    j->reply = nk__reply_new(&o);
+    if (!j->choices || !tickets || !j->reply) {
+        free(tickets);
+        j->n_choices = j->choices ? j->n_choices : 0;
+        return nk_fail(&e->err, NK_E_EXHAUSTED, "no_memory", "no memory for the request");
+    }
+    for (int i = 0; i < j->n_choices; i++) {
+        struct choice *c = &j->choices[i];
+
+        c->j = j;
+        c->index = i;
+        c->ticket = (struct nk_ticket){ .start = start_ticket, .expire = expire_ticket, .user = c };
+        tickets[i] = &c->ticket;
+        j->n_prompt += (int)j->prepared.prompts[i / j->request.n].n;
+        nk__job_ref(j); /* given up by `done`, or when the ticket leaves the queue */
+    }
+    rc = nk__admission_enter(g->admission, tickets, j->n_choices, &e->err);
+    free(tickets);
+    if (rc) {
+        e->param[0] = '\0';
+        for (int i = 0; i < j->n_choices; i++) {
+            j->choices[i].done = true;
+            nk__job_unref(j);
+        }
+    }
+    return rc;
+}
+
+static void run(struct nk_task *task)
+{
+    nk_job *j = (nk_job *)((char *)task - offsetof(nk_job, task));
+    struct nk_request_error e = { .param = "" };
+    bool cancelled;
+    int rc = prepare(j, &e);
+
+    if (!rc && j->request.only_load)
+        rc = answer_load(j, &e.err);
+    pthread_mutex_lock(&j->mutex);
+    j->prepared_ok = !rc;
+    cancelled = j->cancelled;
+    pthread_mutex_unlock(&j->mutex);
+    if (rc)
+        fail(j, &e.err, e.param);
+    else if (cancelled)
+        cancel_choices(j);
+    wake(j); /* what came before prepared_ok was not looked at */
+    nk__job_unref(j);
+}
+
+void nk__job_start(nk_job *j)
+{
+    nk_gateway *g = j->g;
+    nk_job **at = &g->jobs, *last = NULL;
+
+    pthread_mutex_lock(&g->mutex);
+    while (*at) {
+        last = *at;
+        at = &last->next;
+    }
+    *at = j;
+    j->prev = last;
+    g->n_jobs++;
+    pthread_mutex_unlock(&g->mutex);
+    nk__job_ref(j);
+    j->task.run = run;
+    nk__pool_post(g->pool, &j->task);
+}
+
+void nk__job_end(nk_job *j)
+{
+    nk_gateway *g = j->g;
+
+    pthread_mutex_lock(&j->mutex);
+    j->ending = true;
+    pthread_mutex_unlock(&j->mutex);
+    nk__job_cancel(j, NK_E_CANCELLED, "client_gone", "the client went away");
+    pthread_mutex_lock(&g->mutex);
+    if (j->prev)
+        j->prev->next = j->next;
+    else
+        g->jobs = j->next;
+    if (j->next)
+        j->next->prev = j->prev;
+    g->n_jobs--;
+    pthread_mutex_unlock(&g->mutex);
+}
+
+/* ---- towards HTTP [HTTP thread] ---- */
+
+enum nk_job_state nk__job_poll(nk_job *j)
+{
+    enum nk_job_state state = NK_JOB_WAIT;
+
+    pthread_mutex_lock(&j->mutex);
+    if (j->failed)
+        state = NK_JOB_ERROR;
+    else if (j->prepared_ok && j->request.only_load)
+        state = NK_JOB_WHOLE;
+    else if (j->prepared_ok && j->request.stream && j->head) {
+        if (j->head->is_done && j->head->err.code) {
+            j->failed = true;
+            j->err = j->head->err;
+            state = NK_JOB_ERROR;
+        } else
+            state = NK_JOB_STREAM;
+    } else if (j->prepared_ok && !j->request.stream && j->n_done == j->n_choices)
+        state = NK_JOB_WHOLE;
+    pthread_mutex_unlock(&j->mutex);
+    return state;
+}
+
+void nk__job_error(nk_job *j, struct nk_error *err, char param[128])
+{
+    pthread_mutex_lock(&j->mutex);
+    *err = j->err;
+    memcpy(param, j->param, sizeof j->param);
+    pthread_mutex_unlock(&j->mutex);
+    /* A grammar is only judged by the stage that samples. */
+    if (!param[0] && !strcmp(err->reason, "bad_grammar"))
+        snprintf(param, 128, "%s",
+                 j->request.sampling.grammar ? "grammar"
+                 : j->request.tools          ? "tools"
+                 : nk__job_is_openai(j)      ? "response_format"
+                                             : "format");
+}
+
+bool nk__job_streams(nk_job *j)
+{
+    bool stream;
+
+    pthread_mutex_lock(&j->mutex);
+    stream = j->prepared_ok && j->request.stream;
+    pthread_mutex_unlock(&j->mutex);
+    return stream;
+}
+
+const char *nk__job_type(nk_job *j)
+{
+    if (!nk__job_streams(j))
+        return "application/json";
+    return nk__job_is_openai(j) ? "text/event-stream" : "application/x-ndjson";
+}
+
+bool nk__job_overflowed(nk_job *j)
+{
+    bool overflowed;
+
+    pthread_mutex_lock(&j->mutex);
+    overflowed = j->overflowed;
+    pthread_mutex_unlock(&j->mutex);
+    return overflowed;
+}
+
+void nk__job_want_pad(nk_job *j)
+{
+    atomic_store(&j->pad, true);
+    wake(j);
+}
+
+bool nk__job_take_pad(nk_job *j)
+{
+    bool ready;
+
+    pthread_mutex_lock(&j->mutex);
+    ready =
+        j->prepared_ok; /* before that it is not known what kind of reply it will be; a wake follows */
+    pthread_mutex_unlock(&j->mutex);
+    if (!ready || !atomic_exchange(&j->pad, false))
+        return false;
+    /* What is in `out` are whole events, so this stands between two of them. */
+    if (nk_buf_adds(&j->out, nk__job_streams(j) && nk__job_is_openai(j) ? ":\n\n" : " ", NULL))
+        j->cut_off = true;
+    return true;
+}
+
+/* Writes one event. Returns false when the reply cannot go on. */
+static bool write_event(nk_job *j, const struct event *e)
+{
+    struct choice *c = &j->choices[e->choice];
+    struct nk_error err;
+    bool ended = false;
+    int rc;
+
+    if (e->is_done && e->err.code) {
+        nk__error_body(nk__job_is_openai(j), true, &e->err, "", &j->out);
+        j->out_ended = true;
+        return false;
+    }
+    if (e->is_done) {
+        rc = nk__reply_done(j->reply, e->choice, &e->done, &j->out, &err);
+        if (!rc && ++j->n_written == j->n_choices) {
+            rc = nk__reply_end(j->reply, &j->out, &err);
+            j->out_ended = true;
+        }
+    } else
+        rc = nk__reply_token(j->reply, e->choice, &e->token, &j->out, &ended, &err);
+    if (ended) {
+        pthread_mutex_lock(&j->mutex);
+        c->ended = true;
+        if (c->gen)
+            nk_gen_cancel(c->gen);
+        pthread_mutex_unlock(&j->mutex);
+    }
+    if (rc) {
+        nk__error_body(nk__job_is_openai(j), true, &err, "", &j->out);
+        j->out_ended = true;
+        return false;
+    }
+    return true;
+}
+
+static struct event *pop(nk_job *j)
+{
+    struct event *e;
+
+    pthread_mutex_lock(&j->mutex);
+    e = j->head;
+    if (e) {
+        j->head = e->next;
+        if (!j->head)
+            j->tail = &j->head;
+        j->n_bytes -= e->bytes;
+    }
+    pthread_mutex_unlock(&j->mutex);
+    return e;
+}
+
+/* After the reply began, a failure is the stream's last event; a reader that was too slow sees the connection's end. */
+static void write_failure(nk_job *j)
+{
+    struct nk_error err;
+    char param[128];
+
+    nk__job_error(j, &err, param);
+    if (err.code == NK_E_CANCELLED)
+        j->cut_off = true;
+    else {
+        nk__error_body(nk__job_is_openai(j), nk__job_streams(j), &err, param, &j->out);
+        j->out_ended = true;
+    }
+}
+
+ssize_t nk__job_read(nk_job *j, char *out, size_t max)
+{
+    size_t n;
+
+    atomic_store(&j->last_read_ns, nk_now_ns());
+    while (j->out.size - j->n_out < max && !j->out_ended && !j->cut_off) {
+        enum nk_job_state state = nk__job_poll(j);
+        struct event *e;
+
+        if (state == NK_JOB_WAIT)
+            break;
+        if (state == NK_JOB_ERROR) {
+            write_failure(j);
+            break;
+        }
+        if (state == NK_JOB_WHOLE) {
+            struct nk_error err;
+
+            if (!j->request.only_load && nk__reply_end(j->reply, &j->out, &err))
+                nk__error_body(nk__job_is_openai(j), false, &err, "", &j->out);
+            j->out_ended = true;
+            break;
+        }
+        e = pop(j);
+        if (e && !write_event(j, e))
+            nk__job_cancel(j, NK_E_CANCELLED, "failed", "the reply ended with an error");
+        free(e);
+    }
+    if (j->cut_off)
+        return -2;
+    n = j->out.size - j->n_out;
+    n = n < max ? n : max;
+    if (n)
+        memcpy(out, j->out.data + j->n_out, n);
+    j->n_out += n;
+    if (j->n_out == j->out.size) {
+        nk_buf_reset(&j->out);
+        j->n_out = 0;
+    }
+    if (n)
+        return (ssize_t)n;
+    return j->out_ended ? -1 : 0;
+}
+
+/* ---- for others ---- */
+
+nk_job *nk__job_next(const nk_job *j)
+{
+    return j->next;
+}
+
+void nk__job_info(nk_job *j, struct nk_job_info *out)
+{
+    uint64_t now = nk_now_ns(), started = 0;
+
+    *out = (struct nk_job_info){ .route = nk__api_path(j->api),
+                                 .age_s = (double)(now - j->begin_ns) / 1e9 };
+    snprintf(out->id, sizeof out->id, "%s", j->id);
+    pthread_mutex_lock(&j->mutex);
+    for (int i = 0; j->prepared_ok && i < j->n_choices; i++)
+        if (j->choices[i].started_ns && (!started || j->choices[i].started_ns < started))
+            started = j->choices[i].started_ns;
+    out->running = started != 0;
+    out->waited_s = (double)((started ? started : now) - j->begin_ns) / 1e9;
+    out->n_prompt = j->prepared_ok ? j->n_prompt : 0;
+    out->n_generated = j->n_generated;
+    if (j->first_token_ns && now > j->first_token_ns && j->n_generated > 1)
+        out->tokens_per_second = (j->n_generated - 1) / ((double)(now - j->first_token_ns) / 1e9);
+    pthread_mutex_unlock(&j->mutex);
+}
+
+/* Server-sent events that were silent for long get a comment, so that nothing on the way gives the connection up. */
+void nk__jobs_tick(nk_gateway *g)
+{
+    uint64_t now = nk_now_ns(), ms = g->opts.limits.heartbeat_ms;
+    nk_job *due[64];
+    int n = 0;
+
+    pthread_mutex_lock(&g->mutex);
+    for (nk_job *j = g->jobs; j && n < 64; j = j->next)
+        if (nk__job_is_openai(j) && nk__job_streams(j) &&
+            now - atomic_load(&j->last_read_ns) > ms * 1000000ull) {
+            atomic_store(&j->last_read_ns, now);
+            nk__job_ref(j);
+            due[n++] = j;
+        }
+    pthread_mutex_unlock(&g->mutex);
+    while (n) {
+        nk__job_want_pad(due[--n]);
+        nk__job_unref(due[n]);
+    }
+}
+
+void nk__jobs_cancel(nk_gateway *g)
+{
+    nk_job *list[64];
+    int n;
+
+    do {
+        n = 0;
+        pthread_mutex_lock(&g->mutex);
+        for (nk_job *j = g->jobs; j && n < 64; j = j->next) {
+            bool cancelled;
+
+            pthread_mutex_lock(&j->mutex);
+            cancelled = j->cancelled;
+            pthread_mutex_unlock(&j->mutex);
+            if (!cancelled) {
+                nk__job_ref(j);
+                list[n++] = j;
+            }
+        }
+        pthread_mutex_unlock(&g->mutex);
+        for (int i = 0; i < n; i++) {
+            nk__job_cancel(list[i], NK_E_UNAVAILABLE, "shutting_down",
+                           "the gateway is shutting down");
+            nk__job_unref(list[i]);
+        }
+    } while (n);
+}

@@ -1,0 +1,68 @@
+/* One request for text, from its body to the last byte of its reply.
+ *
+ *   helper thread    parses, renders, tokenises, enters the queue
+ *   admission's      starts each choice's generation when there is room
+ *   chain's net      tokens and endings are appended; never blocks
+ *   HTTP             asks what there is (nk__job_poll), takes bytes (nk__job_read)
+ *   watch            cancels when the client goes
+ *
+ * Safety: the job's mutex guards all of it but what one thread alone uses (said at the fields). `wake` is called without it.
+ * Streamed: tokens wait as events, at most output_bytes_max of them; a reader that lets more pile up is cut off, and only
+ * its own generation ends. Not streamed: tokens go into the reply at once. */
+#ifndef NK_GATEWAY_JOB_H
+#define NK_GATEWAY_JOB_H
+
+#include <sys/types.h>
+
+#include "gateway/gateway_int.h"
+#include "gateway/request.h"
+
+enum nk_job_state {
+    NK_JOB_WAIT,   /* nothing to say yet */
+    NK_JOB_ERROR,  /* it failed before its reply began: nk__job_error */
+    NK_JOB_STREAM, /* its reply begins: nk__job_read */
+    NK_JOB_WHOLE,  /* it is over: nk__job_read gives all of it */
+};
+
+/* body is taken. wake(user): there is something new to poll or read, on any thread; drop(user): it is called no more, and
+ * what it was called with may go. begin_ns: when the request came. NULL: no memory (the body is released, nothing is
+ * dropped). */
+nk_job *nk__job_new(nk_gateway *g, enum nk_api api, struct nk_buf *body, uint64_t begin_ns,
+                    void (*wake)(void *user), void (*drop)(void *user), void *user);
+void nk__job_ref(nk_job *j);
+void nk__job_unref(nk_job *j);
+/* Starts the work; `wake` is called until nk__job_end. */
+void nk__job_start(nk_job *j);
+/* The reply is over, or given up: what still runs is cancelled, and wake is called no more. */
+void nk__job_end(nk_job *j);
+
+enum nk_job_state nk__job_poll(nk_job *j);
+void nk__job_error(nk_job *j, struct nk_error *err, char param[128]);
+const char *nk__job_type(
+    nk_job *
+        j); /* the reply's media type; after poll said STREAM or WHOLE, or when a reply must begin early */
+bool nk__job_streams(nk_job *j);
+/* Bytes of the reply: > 0 so many; 0: nothing now, wait for wake; -1: the end; -2: the reply is cut off. */
+ssize_t nk__job_read(nk_job *j, char *out, size_t max);
+/* Asks for bytes in the stream that do not matter: a comment (server-sent events) or white space. Any thread; wakes. */
+void nk__job_want_pad(nk_job *j);
+/* Was it asked for? Then it is now written with the next read, also when the reply did not begin yet. */
+bool nk__job_take_pad(nk_job *j);
+/* Ends it. CANCELLED: nobody reads the rest; else the error is told. Any thread. */
+void nk__job_cancel(nk_job *j, int code, const char *reason, const char *msg);
+bool nk__job_is_openai(const nk_job *j);
+/* Was cut off because its reader was too slow: the connection is to be shut down. */
+bool nk__job_overflowed(nk_job *j);
+
+/* For /cluster. */
+struct nk_job_info {
+    char id[40];
+    const char *route;
+    bool running;
+    double age_s, waited_s, tokens_per_second;
+    int n_prompt, n_generated;
+};
+void nk__job_info(nk_job *j, struct nk_job_info *out);
+nk_job *nk__job_next(const nk_job *j); /* under the gateway's mutex */
+
+#endif

@@ -1,0 +1,20 @@
+/* API keys. Compared in constant time: every key is hashed, and every hash is compared whole. */
+#ifndef NK_GATEWAY_KEYS_H
+#define NK_GATEWAY_KEYS_H
+
+#include <stdbool.h>
+
+#include "base/error.h"
+
+typedef struct nk_keys nk_keys;
+
+/* From text: one key per line, white space around it dropped, empty lines and lines that begin with '#' skipped.
+ * *out owned by the caller.
+ *   INVALID  bad_key_file   no key, more than 4096, or one shorter than 8 or longer than 512 characters, or with spaces
+ */
+int nk__keys_new(nk_keys **out, const char *text, struct nk_error *err);
+void nk__keys_free(nk_keys *k);
+/* The value of an Authorization header ("Bearer KEY"), or NULL where there was none. */
+bool nk__keys_allow(const nk_keys *k, const char *authorization);
+
+#endif

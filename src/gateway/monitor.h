@@ -1,0 +1,56 @@
+/* What the workers are and how they fare, asked only when somebody wants to know: a thread that checks and probes the chain
+ * and publishes snapshots. */
+#ifndef NK_GATEWAY_MONITOR_H
+#define NK_GATEWAY_MONITOR_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "chain/chain.h"
+
+struct nk_snapshot { /* counted, constant */
+    atomic_int refs;
+    uint64_t time_ns;
+    struct nk_chain_report *report;
+    bool ready; /* a request would run */
+    struct nk_error not_ready;
+    /* Since the snapshot before; NaN where there is none. */
+    double rows_per_second[NK_CLUSTER_WORKERS_MAX], busy[NK_CLUSTER_WORKERS_MAX];
+};
+void nk__snapshot_unref(struct nk_snapshot *s); /* NULL is fine */
+
+typedef struct nk_monitor nk_monitor;
+
+struct nk_waiter {                      /* the caller's memory until ready was called */
+    void (*ready)(struct nk_waiter *w); /* on the monitor's thread */
+    struct nk_waiter *next;
+    bool probe;
+};
+
+struct nk_monitor_handlers {
+    /* On the monitor's thread: a new snapshot is there. */
+    void (*published)(void *user, const struct nk_snapshot *s);
+    /* Generations run, so there is no need (and perhaps no room) for a probe. */
+    bool (*busy)(void *user);
+    void *user;
+};
+
+int nk__monitor_start(nk_monitor **out, nk_chain *chain, const struct nk_monitor_handlers *handlers,
+                      struct nk_error *err);
+/* Waiters are called before it returns. */
+void nk__monitor_stop(nk_monitor *m);
+
+/* [any thread, as all below] The latest snapshot with a reference, or NULL before the first. */
+struct nk_snapshot *nk__monitor_peek(nk_monitor *m);
+/* True: the latest is not older than max_age_ms (and, with probe, a token went through the chain no longer ago). False: w is
+ * called when there is one. */
+bool nk__monitor_want(nk_monitor *m, struct nk_waiter *w, uint32_t max_age_ms, bool probe);
+/* Somebody listens, or no more: snapshots are made once a second meanwhile. */
+void nk__monitor_listen(nk_monitor *m, int change);
+/* A token went through the chain just now. */
+void nk__monitor_progress(nk_monitor *m);
+/* A generation failed for the workers' sake: what is known is old. */
+void nk__monitor_doubt(nk_monitor *m);
+
+#endif

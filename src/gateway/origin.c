@@ -1,0 +1,107 @@
+#include "gateway/origin.h"
+
+#include <arpa/inet.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <unistd.h>
+
+static bool is_loopback(const struct sockaddr *a)
+{
+    if (a->sa_family == AF_INET)
+        return (ntohl(((const struct sockaddr_in *)a)->sin_addr.s_addr) >> 24) == 127;
+    return a->sa_family == AF_INET6 &&
+           IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)a)->sin6_addr);
+}
+
+int nk__listen_parse(struct nk_listen *out, const char *text, struct nk_error *err)
+{
+    const char *colon = strrchr(text, ':'), *host = text;
+    struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV },
+                    *found = NULL;
+    size_t n = colon ? (size_t)(colon - text) : 0;
+    char *end;
+    long port = colon ? strtol(colon + 1, &end, 10) : -1;
+    int rc;
+
+    *out = (struct nk_listen){ .host = "" };
+    if (!colon || !colon[1] || *end || port < 0 || port > 65535)
+        return nk_fail(err, NK_E_INVALID, "bad_listen",
+                       "\"%s\" is no HOST:PORT such as 127.0.0.1:8080", text);
+    if (n >= 2 && host[0] == '[' && host[n - 1] == ']') {
+        host++;
+        n -= 2;
+    } else if (memchr(host, ':', n))
+        return nk_fail(err, NK_E_INVALID, "bad_listen",
+                       "\"%s\": an IPv6 address stands in brackets: [::1]:%ld", text, port);
+    if (n >= sizeof out->host)
+        return nk_fail(err, NK_E_INVALID, "bad_listen", "\"%.60s...\": the host's name is too long",
+                       text);
+    memcpy(out->host, host, n);
+    rc = getaddrinfo(n ? out->host : NULL, colon + 1, &hints, &found);
+    if (rc)
+        return nk_fail(err, NK_E_INVALID, "bad_listen", "\"%s\": %s", text, gai_strerror(rc));
+    memcpy(&out->address, found->ai_addr, found->ai_addrlen);
+    out->size = found->ai_addrlen;
+    out->loopback = is_loopback(found->ai_addr);
+    freeaddrinfo(found);
+    return 0;
+}
+
+/* The host of "HOST:PORT" in out; false: too long. */
+static bool host_of(char out[256], const char *text)
+{
+    size_t n = text[0] == '[' ? strcspn(text, "]") : strcspn(text, ":");
+    bool bracket = text[0] == '[';
+
+    text += bracket;
+    n -= bracket;
+    if (n >= 256)
+        return false;
+    memcpy(out, text, n);
+    out[n] = '\0';
+    if (n && out[n - 1] == '.')
+        out[n - 1] = '\0';
+    return true;
+}
+
+static bool ends_with(const char *s, const char *tail)
+{
+    size_t n = strlen(s), m = strlen(tail);
+
+    return n >= m && !strcasecmp(s + n - m, tail);
+}
+
+bool nk__host_is_own(const char *host)
+{
+    char name[256], own[256];
+    unsigned char address[16];
+
+    if (!host_of(name, host))
+        return false;
+    if (inet_pton(AF_INET, name, address) == 1 || inet_pton(AF_INET6, name, address) == 1)
+        return true;
+    if (!strcasecmp(name, "localhost") || ends_with(name, ".localhost") ||
+        ends_with(name, ".local") || ends_with(name, ".internal"))
+        return true;
+    if (gethostname(own, sizeof own))
+        return false;
+    own[sizeof own - 1] = '\0';
+    return !strcasecmp(name, own);
+}
+
+bool nk__origin_allowed(const char *origin, const char *host, const char *const *allowed,
+                        int n_allowed)
+{
+    const char *at = strstr(origin, "://");
+
+    if (at && host && !strcasecmp(at + 3, host))
+        return true;
+    for (int i = 0; i < n_allowed; i++)
+        if (!strcmp(allowed[i], "*") || !strcasecmp(allowed[i], origin))
+            return true;
+    return false;
+}

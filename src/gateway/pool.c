@@ -1,0 +1,85 @@
+#include "gateway/pool.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+enum { THREADS_MAX = 16 };
+
+struct nk_pool {
+    pthread_mutex_t mutex;
+    pthread_cond_t some;
+    struct nk_task *head, **tail;
+    bool stop;
+    int n_threads;
+    pthread_t threads[THREADS_MAX];
+};
+
+static void *loop(void *arg)
+{
+    nk_pool *p = arg;
+
+    pthread_mutex_lock(&p->mutex);
+    while (p->head || !p->stop) {
+        struct nk_task *t = p->head;
+
+        if (!t) {
+            pthread_cond_wait(&p->some, &p->mutex);
+            continue;
+        }
+        p->head = t->next;
+        if (!p->head)
+            p->tail = &p->head;
+        pthread_mutex_unlock(&p->mutex);
+        t->run(t);
+        pthread_mutex_lock(&p->mutex);
+    }
+    pthread_mutex_unlock(&p->mutex);
+    return NULL;
+}
+
+int nk__pool_start(nk_pool **out, int n_threads, struct nk_error *err)
+{
+    nk_pool *p = calloc(1, sizeof *p);
+
+    *out = NULL;
+    if (!p)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for helper threads");
+    p->tail = &p->head;
+    pthread_mutex_init(&p->mutex, NULL);
+    pthread_cond_init(&p->some, NULL);
+    while (p->n_threads < n_threads && p->n_threads < THREADS_MAX &&
+           !pthread_create(&p->threads[p->n_threads], NULL, loop, p))
+        p->n_threads++;
+    if (!p->n_threads) {
+        nk__pool_stop(p);
+        return nk_fail(err, NK_E_EXHAUSTED, "no_thread", "no helper thread could be started");
+    }
+    *out = p;
+    return 0;
+}
+
+void nk__pool_stop(nk_pool *p)
+{
+    if (!p)
+        return;
+    pthread_mutex_lock(&p->mutex);
+    p->stop = true;
+    pthread_cond_broadcast(&p->some);
+    pthread_mutex_unlock(&p->mutex);
+    for (int i = 0; i < p->n_threads; i++)
+        pthread_join(p->threads[i], NULL);
+    pthread_cond_destroy(&p->some);
+    pthread_mutex_destroy(&p->mutex);
+    free(p);
+}
+
+void nk__pool_post(nk_pool *p, struct nk_task *t)
+{
+    t->next = NULL;
+    pthread_mutex_lock(&p->mutex);
+    *p->tail = t;
+    p->tail = &t->next;
+    pthread_cond_signal(&p->some);
+    pthread_mutex_unlock(&p->mutex);
+}

@@ -1,0 +1,492 @@
+#include "gateway/prompt.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "gateway/grammar.h"
+#include "text/jinja.h"
+
+struct nk_prompter {
+    const nk_vocab *vocab;
+    nk_jinja *jinja; /* or */
+    char *builtin;   /* a built-in one's name, or neither */
+    char *text;      /* of the template */
+    struct nk_error broken;
+    struct nk_think_marks marks;
+    enum nk_tool_format tool_format;
+    const char *
+        think_switch; /* the template's variable that turns reasoning on and off; NULL: it has none */
+    bool effort;      /* it has reasoning_effort */
+    bool control_marks; /* its marks are control tokens */
+};
+
+enum { RENDERED_BYTES_MAX = 64 << 20 };
+
+/* A token's text; "" for none. Owned by the caller. */
+static char *piece_of(const nk_vocab *v, int32_t id)
+{
+    struct nk_buf b = NK_BUF_INIT(4096);
+
+    if (id >= 0 && nk_vocab_piece(v, id, true, &b, NULL))
+        nk_buf_reset(&b);
+    return nk_buf_take(&b, NULL);
+}
+
+/* Is the mark one control token? Then text only shows it when it is asked for. */
+static bool is_control(const nk_vocab *v, const char *mark)
+{
+    struct nk_tokens t = { NULL, 0 };
+    struct nk_buf shown = NK_BUF_INIT(4096);
+    bool control = false;
+
+    if (mark && !nk_vocab_tokenize(v, mark, strlen(mark), false, true, 64, &t, NULL) && t.n == 1)
+        control = !nk_vocab_piece(v, t.ids[0], false, &shown, NULL) && !shown.size;
+    free(t.ids);
+    nk_buf_release(&shown);
+    return control;
+}
+
+static int open_jinja(nk_prompter *p, const char *text, struct nk_error *err)
+{
+    char *bos = piece_of(p->vocab, nk_vocab_bos(p->vocab)),
+         *eos = piece_of(p->vocab, nk_vocab_eos(p->vocab));
+    int rc = nk_jinja_new(&p->jinja, text, bos, eos, err);
+
+    free(bos);
+    free(eos);
+    if (rc)
+        return rc;
+    p->marks = nk__think_marks_detect(text);
+    p->tool_format =
+        nk_jinja_describe(p->jinja).tools ? nk__tool_format_detect(text) : NK_TOOL_FORMAT_NONE;
+    p->think_switch = strstr(text, "enable_thinking") ? "enable_thinking"
+                      : strstr(text, "thinking is defined") || strstr(text, "if thinking")
+                          ? "thinking"
+                          : NULL;
+    p->effort = strstr(text, "reasoning_effort") != NULL;
+    return 0;
+}
+
+int nk__prompter_new(nk_prompter **out, const nk_vocab *vocab, const char *given,
+                     struct nk_error *err)
+{
+    const char *text = given ? given : nk_vocab_chat_template(vocab);
+    nk_prompter *p = calloc(1, sizeof *p);
+    int rc = 0;
+
+    *out = NULL;
+    if (!p || (text && !(p->text = strdup(text)))) {
+        free(p);
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the chat template");
+    }
+    p->vocab = vocab;
+    if (text && (strstr(text, "{%") || strstr(text, "{{"))) {
+        rc = open_jinja(p, text, &p->broken);
+        if (rc && given && err)
+            *err = p->broken;
+    } else if (text) {
+        struct nk_chat_message m = { "user", "x" };
+        struct nk_buf b = NK_BUF_INIT(4096);
+
+        rc = nk_chat_render_builtin(text, &m, 1, true, &b, &p->broken);
+        nk_buf_release(&b);
+        if (!rc)
+            p->builtin = strdup(text);
+        else if (given && err)
+            *err = p->broken;
+    }
+    if (rc && given) {
+        nk__prompter_free(p);
+        return rc;
+    }
+    if (p->jinja) {
+        static const char *const marks[] = { "[TOOL_CALLS]", "[ARGS]", "<tool_call>",
+                                             "<|python_tag|>",
+                                             "<\xef\xbd\x9ctool\xe2\x96\x81"
+                                             "calls\xe2\x96\x81"
+                                             "begin\xef\xbd\x9c>" };
+
+        p->control_marks = is_control(vocab, p->marks.open) || is_control(vocab, p->marks.close);
+        for (size_t i = 0; i < sizeof marks / sizeof marks[0]; i++)
+            if (strstr(text, marks[i]) && is_control(vocab, marks[i]))
+                p->control_marks = true;
+    }
+    *out = p;
+    return 0;
+}
+
+void nk__prompter_free(nk_prompter *p)
+{
+    if (!p)
+        return;
+    nk_jinja_free(p->jinja);
+    free(p->builtin);
+    free(p->text);
+    free(p);
+}
+
+struct nk_prompter_caps nk__prompter_caps(const nk_prompter *p)
+{
+    return (struct nk_prompter_caps){
+        .chat = p->jinja || p->builtin,
+        .tools = p->tool_format != NK_TOOL_FORMAT_NONE,
+        .thinking = p->marks.open != NULL,
+        .tool_format = p->tool_format,
+        .chat_template = p->text,
+        .broken = p->broken.code ? &p->broken : NULL,
+    };
+}
+
+void nk__prepared_release(struct nk_prepared *p)
+{
+    for (int i = 0; i < p->n_prompts; i++)
+        free(p->prompts[i].ids);
+    free(p->grammar);
+    free((void *)p->output.tool_names);
+    *p = (struct nk_prepared){ .n_prompts = 0 };
+}
+
+static int bad(struct nk_request_error *e, const char *param, const char *reason, const char *fmt,
+               ...) __attribute__((format(printf, 4, 5)));
+static int bad(struct nk_request_error *e, const char *param, const char *reason, const char *fmt,
+               ...)
+{
+    char text[400];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    snprintf(e->param, sizeof e->param, "%s", param);
+    return nk_fail(&e->err, NK_E_INVALID, reason, "%s", text);
+}
+
+/* ---- templates ---- */
+
+/* What the template gets beside messages and tools. */
+static int extra_json(const nk_prompter *p, const struct nk_request *r, char **text,
+                      struct nk_request_error *e)
+{
+    json_t *extra = r->template_kwargs ? json_copy((json_t *)r->template_kwargs) : json_object();
+    const char *field = nk__api_is_openai(r->api) ? "reasoning_effort" : "think";
+
+    *text = NULL;
+    if (r->think == NK_THINK_ON && !p->think_switch && !p->effort && !p->marks.open) {
+        json_decref(extra);
+        return bad(e, field, "no_thinking", "%s: this model's chat template knows no thinking",
+                   field);
+    }
+    if (r->think == NK_THINK_OFF && !p->think_switch && p->marks.open) {
+        json_decref(extra);
+        return bad(e, field, "no_thinking",
+                   "%s: this model's chat template cannot turn thinking off", field);
+    }
+    if (r->reasoning_effort && r->think == NK_THINK_ON && !p->effort &&
+        (!p->think_switch || nk__api_is_openai(r->api) == false)) {
+        json_decref(extra);
+        return bad(e, field, "no_thinking",
+                   "%s: this model's chat template knows no degrees of thinking", field);
+    }
+    if (r->think != NK_THINK_DEFAULT && p->think_switch)
+        json_object_set_new(extra, p->think_switch, json_boolean(r->think == NK_THINK_ON));
+    if (r->reasoning_effort && p->effort)
+        json_object_set_new(extra, "reasoning_effort", json_string(r->reasoning_effort));
+    *text = extra ? json_dumps(extra, JSON_COMPACT) : NULL;
+    json_decref(extra);
+    return *text ? 0 : bad(e, "", "no_memory", "no memory for the template's variables");
+}
+
+static int render_builtin(const nk_prompter *p, const json_t *messages, struct nk_buf *out,
+                          struct nk_error *err)
+{
+    size_t n = json_array_size(messages), i;
+    struct nk_chat_message *list = calloc(n ? n : 1, sizeof *list);
+    json_t *m;
+    int rc;
+
+    if (!list)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for %zu messages", n);
+    json_array_foreach((json_t *)messages, i, m)
+    {
+        list[i] = (struct nk_chat_message){ json_string_value(json_object_get(m, "role")),
+                                            json_string_value(json_object_get(m, "content")) };
+    }
+    rc = nk_chat_render_builtin(p->builtin, list, n, true, out, err);
+    free(list);
+    return rc;
+}
+
+static int render(const nk_prompter *p, const struct nk_request *r, const json_t *messages,
+                  const json_t *tools, struct nk_buf *out, struct nk_request_error *e)
+{
+    char *messages_text = NULL, *tools_text = NULL, *extra = NULL;
+    int rc;
+
+    if (p->broken.code) {
+        e->err = p->broken;
+        return nk_wrap(
+            e->err.code, &e->err,
+            "this model's own chat template cannot be used (--chat-template gives another)");
+    }
+    if (!p->jinja && !p->builtin)
+        return bad(
+            e, nk__api_input(r->api), "no_template",
+            "this model has no chat template, and the gateway was started without --chat-template");
+    rc = extra_json(p, r, &extra, e);
+    if (rc)
+        return rc;
+    if (p->builtin && (r->template_kwargs)) {
+        free(extra);
+        return bad(e, "chat_template_kwargs", "bad_value",
+                   "chat_template_kwargs: the built-in template \"%s\" has no variables",
+                   p->builtin);
+    }
+    if (p->builtin)
+        rc = render_builtin(p, messages, out, &e->err);
+    else {
+        messages_text = json_dumps(messages, JSON_COMPACT);
+        tools_text = tools ? json_dumps(tools, JSON_COMPACT) : NULL;
+        if (!messages_text || (tools && !tools_text))
+            rc = nk_fail(&e->err, NK_E_EXHAUSTED, "no_memory", "no memory for the messages");
+        else {
+            struct nk_jinja_input input = { .messages = messages_text,
+                                            .tools = tools_text,
+                                            .extra = extra,
+                                            .add_generation_prompt = true };
+
+            rc = nk_jinja_render(p->jinja, &input, out, &e->err);
+        }
+    }
+    free(messages_text);
+    free(tools_text);
+    free(extra);
+    if (rc) {
+        snprintf(e->param, sizeof e->param, "%s", nk__api_input(r->api));
+        if (!strcmp(e->err.reason, "bad_template")) {
+            /* What the template itself refuses (roles that must alternate ...) is the request's fault. */
+            snprintf(e->err.reason, sizeof e->err.reason, "template_failed");
+            nk_wrap(rc, &e->err, "the chat template cannot render this");
+        }
+    }
+    return rc;
+}
+
+/* ---- tokens ---- */
+
+static int too_long(const struct nk_request *r, size_t n_ids, int n_ctx, struct nk_request_error *e)
+{
+    const char *field = nk__api_input(r->api);
+
+    return bad(e, field, "context_length_exceeded",
+               "%s: %zu tokens; this model's context holds %d, the reply included", field, n_ids,
+               n_ctx);
+}
+
+/* before: ids that the text follows. */
+static int tokens_of(const nk_prompter *p, const struct nk_request *r, const char *text,
+                     size_t size, const int32_t *before, size_t n_before, int n_ctx,
+                     struct nk_tokens *out, struct nk_request_error *e)
+{
+    int32_t bos = nk_vocab_bos(p->vocab);
+    struct nk_tokens t = { NULL, 0 };
+    int32_t *ids;
+    size_t skip = 0;
+    int rc = size ? nk_vocab_tokenize(p->vocab, text, size, n_before == 0, true, NK_TEXT_BYTES_MAX,
+                                      &t, &e->err)
+                  : 0;
+
+    if (rc) {
+        snprintf(e->param, sizeof e->param, "%s", nk__api_input(r->api));
+        return rc;
+    }
+    /* A template that writes the BOS token, or a prompt that begins with it: the tokenizer's own would be a second one. */
+    if (t.n >= 2 && bos >= 0 && t.ids[0] == bos && t.ids[1] == bos)
+        skip = 1;
+    if (n_before && t.n && bos >= 0 && t.ids[0] == bos)
+        skip = 1;
+    if (n_before + t.n - skip >= (size_t)n_ctx) {
+        free(t.ids);
+        return too_long(r, n_before + t.n - skip, n_ctx, e);
+    }
+    ids = calloc(n_before + t.n + 1, sizeof *ids);
+    if (!ids) {
+        free(t.ids);
+        return bad(e, "", "no_memory", "no memory for %zu tokens", t.n);
+    }
+    if (n_before)
+        memcpy(ids, before, n_before * sizeof *ids);
+    if (t.n > skip)
+        memcpy(ids + n_before, t.ids + skip, (t.n - skip) * sizeof *ids);
+    out->n = n_before + t.n - skip;
+    out->ids = ids;
+    free(t.ids);
+    return 0;
+}
+
+static int check_ids(const nk_prompter *p, const char *field, const int32_t *ids, size_t n,
+                     struct nk_request_error *e)
+{
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= nk_vocab_size(p->vocab))
+            return bad(e, field, "bad_value", "%s: token id %d; this model has 0 to %d", field,
+                       ids[i], nk_vocab_size(p->vocab) - 1);
+    return 0;
+}
+
+/* ---- the whole ---- */
+
+static int prepare_grammar(struct nk_prepared *out, const nk_prompter *p,
+                           const struct nk_request *r, struct nk_request_error *e)
+{
+    const char *close = out->output.starts_thinking ? p->marks.close : NULL;
+    const char *field = !nk__api_is_openai(r->api) ? "format" : "response_format";
+    struct nk_buf inner = NK_BUF_INIT(NK_GRAMMAR_BYTES_MAX),
+                  whole = NK_BUF_INIT(NK_GRAMMAR_BYTES_MAX);
+    bool forced = r->tool_choice == NK_TOOLS_REQUIRED || r->tool_choice == NK_TOOLS_NAMED;
+    int rc = 0;
+
+    if (out->output.tools && (forced || r->tools_strict)) {
+        struct nk_grammar_opts o = { .tools = r->tools,
+                                     .only = r->tool_name,
+                                     .format = out->output.tools,
+                                     .must = forced,
+                                     .think_close = close };
+
+        field = "tools";
+        rc = nk__grammar_tools(&o, &whole, &e->err);
+    } else {
+        if (r->format == NK_FORMAT_SCHEMA)
+            rc = nk_json_schema_to_grammar(r->schema, &inner, &e->err);
+        else if (r->format == NK_FORMAT_JSON)
+#ifdef NK_NO_JSON_SCHEMA
+            rc = nk_json_schema_to_grammar(NULL, &inner, &e->err);
+#else
+            rc = nk_buf_adds(&inner, nk_json_object_grammar(), &e->err);
+#endif
+        else if (r->sampling.grammar) {
+            field = "grammar";
+            rc = nk_buf_adds(&inner, r->sampling.grammar, &e->err);
+        }
+        if (!rc && inner.size)
+            rc = close ? nk__grammar_after_think(inner.data, close, &whole, &e->err)
+                       : nk_buf_add(&whole, inner.data, inner.size, &e->err);
+    }
+    if (rc) {
+        snprintf(e->param, sizeof e->param, "%s", field);
+        if (rc == NK_E_EXHAUSTED)
+            rc = bad(e, field, "unsupported_schema",
+                     "%s: the grammar for it has more than %d bytes", field, NK_GRAMMAR_BYTES_MAX);
+    } else if (whole.size)
+        out->grammar = nk_buf_take(&whole, NULL);
+    nk_buf_release(&inner);
+    nk_buf_release(&whole);
+    return rc;
+}
+
+static int prepare_chat(struct nk_prepared *out, const nk_prompter *p, const struct nk_request *r,
+                        int n_ctx, struct nk_request_error *e)
+{
+    struct nk_buf text = NK_BUF_INIT(RENDERED_BYTES_MAX);
+    json_t *own = NULL; /* generate's prompt as messages */
+    const json_t *messages = r->messages,
+                 *tools = r->tool_choice == NK_TOOLS_NONE ? NULL : r->tools;
+    size_t i;
+    json_t *tool;
+    int rc = 0;
+
+    if (tools && p->tool_format == NK_TOOL_FORMAT_NONE)
+        return bad(e, "tools", "no_tools", "tools: this model's chat template %s",
+                   p->jinja && nk_jinja_describe(p->jinja).tools
+                       ? "writes calls in a form that is not known here"
+                       : "does not know tools");
+    if (!messages) {
+        own = json_array();
+        if (r->system)
+            json_array_append_new(own,
+                                  json_pack("{s:s, s:s}", "role", "system", "content", r->system));
+        json_array_append_new(own, json_pack("{s:s, s:s}", "role", "user", "content",
+                                             r->n_prompts ? r->prompts[0].text : ""));
+        messages = own;
+    }
+    rc = render(p, r, messages, tools, &text, e);
+    json_decref(own);
+    if (!rc)
+        rc = tokens_of(p, r, nk_buf_str(&text), text.size, r->context, r->n_context, n_ctx,
+                       &out->prompts[0], e);
+    if (!rc) {
+        out->n_prompts = 1;
+        out->parse = true;
+        out->output.think = p->marks;
+        out->output.starts_thinking =
+            nk__prompt_opens_think(nk_buf_str(&text), text.size, p->marks);
+        out->output.one_call = !r->parallel_tool_calls;
+        out->special = p->control_marks && (tools || p->marks.open);
+    }
+    nk_buf_release(&text);
+    if (rc || !tools)
+        return rc;
+    out->output.tools = p->tool_format;
+    out->output.n_tool_names = (int)json_array_size(tools);
+    out->output.tool_names = calloc(json_array_size(tools), sizeof *out->output.tool_names);
+    if (!out->output.tool_names)
+        return bad(e, "", "no_memory", "no memory for the tools");
+    json_array_foreach((json_t *)tools, i, tool)
+    {
+        ((const char **)out->output.tool_names)[i] =
+            json_string_value(json_object_get(json_object_get(tool, "function"), "name"));
+    }
+    return 0;
+}
+
+int nk__prepare(struct nk_prepared *out, const nk_prompter *p, const struct nk_request *r,
+                int n_ctx, struct nk_request_error *e)
+{
+    bool chat = r->api == NK_API_CHAT || r->api == NK_API_OLLAMA_CHAT;
+    int rc = 0;
+
+    *out = (struct nk_prepared){ .n_prompts = 0 };
+    e->param[0] = '\0';
+    if (r->num_ctx > n_ctx)
+        return bad(e, "options.num_ctx", "bad_value", "options.num_ctx: %d; the workers have %d",
+                   r->num_ctx, n_ctx);
+    if (r->num_ctx)
+        n_ctx = r->num_ctx;
+    for (int i = 0; i < r->sampling.n_logit_bias; i++)
+        if (r->sampling.logit_bias[i].id >= nk_vocab_size(p->vocab))
+            return bad(e, "logit_bias", "bad_value",
+                       "logit_bias: token id %d; this model has 0 to %d",
+                       r->sampling.logit_bias[i].id, nk_vocab_size(p->vocab) - 1);
+    rc = check_ids(p, "context", r->context, r->n_context, e);
+    /* As in Ollama, generate takes a model without a template for one whose template is the prompt itself. */
+    if (!rc && (chat || (r->api == NK_API_OLLAMA_GENERATE && !r->raw &&
+                         (p->jinja || p->builtin || p->broken.code || r->system))))
+        rc = prepare_chat(out, p, r, n_ctx, e);
+    else
+        for (int i = 0; i < r->n_prompts && !rc; i++) {
+            const struct nk_prompt *in = &r->prompts[i];
+
+            if (in->ids) {
+                rc = check_ids(p, "prompt", in->ids, in->n_ids, e);
+                if (!rc && in->n_ids >= (size_t)n_ctx)
+                    rc = too_long(r, in->n_ids, n_ctx, e);
+                if (!rc)
+                    rc = tokens_of(p, r, "", 0, in->ids, in->n_ids, n_ctx, &out->prompts[i], e);
+            } else
+                rc = tokens_of(p, r, in->text, in->size, r->context, r->n_context, n_ctx,
+                               &out->prompts[i], e);
+            if (!rc)
+                out->n_prompts++;
+            if (!rc && !out->prompts[i].n)
+                rc = bad(e, "prompt", "bad_value",
+                         "prompt: is empty, and this model's tokenizer adds nothing to it: there "
+                         "is no token to begin with");
+        }
+    if (!rc && r->think != NK_THINK_DEFAULT && !out->parse && r->think == NK_THINK_ON)
+        rc = bad(e, "think", "no_thinking",
+                 "think: there is no chat template here that could turn it on");
+    if (!rc)
+        rc = prepare_grammar(out, p, r, e);
+    if (rc)
+        nk__prepared_release(out);
+    return rc;
+}

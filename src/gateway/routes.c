@@ -1,0 +1,690 @@
+#include "gateway/routes.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <sys/resource.h>
+
+#include "base/clock.h"
+#include "gateway/job.h"
+#include "gateway/json.h"
+#include "gateway/reply.h"
+
+enum { SESSIONS_SHOWN = 64 };
+
+/* ---- what is known ---- */
+
+void nk__fingerprint(nk_gateway *g, char out[96])
+{
+    struct nk_snapshot *s = nk__monitor_peek(g->monitor);
+    const struct nk_worker_report *w = s && s->report->n_workers ? &s->report->workers[0] : NULL;
+
+    snprintf(out, 96, "nakshatra-%.12s-%s", nk_chain_cluster(g->chain)->model_sha256,
+             w && w->answered ? w->llama_version : "unknown");
+    nk__snapshot_unref(s);
+}
+
+bool nk__model_is_here(const nk_gateway *g, const char *name)
+{
+    size_t n = strlen(name);
+
+    if (n > 7 && !strcmp(name + n - 7, ":latest"))
+        n -= 7;
+    for (int i = 0; i < g->n_names; i++)
+        if (strlen(g->names[i]) == n && !memcmp(g->names[i], name, n))
+            return true;
+    return false;
+}
+
+/* The first worker that answered, or NULL. */
+static const struct nk_worker_report *any_worker(const struct nk_snapshot *s)
+{
+    for (int i = 0; s && i < s->report->n_workers; i++)
+        if (s->report->workers[i].answered)
+            return &s->report->workers[i];
+    return NULL;
+}
+
+static uint64_t sum_bytes(const struct nk_snapshot *s, bool kv)
+{
+    uint64_t sum = 0;
+
+    for (int i = 0; s && i < s->report->n_workers; i++)
+        if (s->report->workers[i].answered)
+            sum += s->report->workers[i].weights_bytes + (kv ? s->report->workers[i].kv_bytes : 0);
+    return sum;
+}
+
+/* ---- small pieces of JSON. Out of memory is found once, at the end: the buffer then lacks its last bytes. ---- */
+
+struct out {
+    struct nk_buf *b;
+    int rc;
+};
+
+static void raw(struct out *o, const char *text)
+{
+    if (!o->rc)
+        o->rc = nk_buf_adds(o->b, text, NULL);
+}
+
+static void key(struct out *o, const char *name)
+{
+    char last = o->b->size ? o->b->data[o->b->size - 1] : '{';
+
+    raw(o, last == '{' || last == '[' ? "\"" : ",\"");
+    raw(o, name);
+    raw(o, "\":");
+}
+
+static void str(struct out *o, const char *name, const char *value)
+{
+    key(o, name);
+    if (!o->rc)
+        o->rc = nk__json_str(o->b, value, NULL);
+}
+
+static void num(struct out *o, const char *name, double value)
+{
+    key(o, name);
+    if (!o->rc)
+        o->rc = nk__json_num(o->b, value, NULL);
+}
+
+static void boolean(struct out *o, const char *name, bool value)
+{
+    key(o, name);
+    raw(o, value ? "true" : "false");
+}
+
+static void null(struct out *o, const char *name)
+{
+    key(o, name);
+    raw(o, "null");
+}
+
+static void error_member(struct out *o, const struct nk_error *err)
+{
+    key(o, "error");
+    if (!err) {
+        raw(o, "null");
+        return;
+    }
+    raw(o, "{");
+    str(o, "code", err->reason);
+    str(o, "message", err->msg);
+    raw(o, "}");
+}
+
+/* ---- OpenAI ---- */
+
+static void write_model(struct out *o, nk_gateway *g, const char *name, const struct nk_snapshot *s)
+{
+    raw(o, "{");
+    str(o, "id", name);
+    str(o, "object", "model");
+    num(o, "created", (double)g->started);
+    str(o, "owned_by", "nakshatra");
+    if (s && s->report->ok)
+        num(o, "context_length", s->report->n_ctx);
+    raw(o, "}");
+}
+
+static void answer_models(nk_gateway *g, const char *rest, const struct nk_buf *request,
+                          const struct nk_snapshot *s, struct nk_answer *a)
+{
+    struct out o = { a->body, 0 };
+
+    (void)request;
+    if (rest[0] && !nk__model_is_here(g, rest)) {
+        nk_fail(&a->err, NK_E_NOT_FOUND, "model_not_found",
+                "model \"%.100s\" is not here; \"%s\" is", rest, g->names[0]);
+        return;
+    }
+    if (rest[0]) {
+        write_model(&o, g, rest, s);
+        return;
+    }
+    raw(&o, "{\"object\":\"list\",\"data\":[");
+    for (int i = 0; i < g->n_names; i++) {
+        if (i)
+            raw(&o, ",");
+        write_model(&o, g, g->names[i], s);
+    }
+    raw(&o, "]}");
+}
+
+/* ---- Ollama ---- */
+
+static void write_details(struct out *o, const struct nk_snapshot *s)
+{
+    const struct nk_worker_report *w = any_worker(s);
+
+    key(o, "details");
+    raw(o, "{");
+    str(o, "parent_model", "");
+    str(o, "format", "gguf");
+    str(o, "family", w ? w->architecture : "");
+    key(o, "families");
+    raw(o, "[");
+    if (w && !o->rc)
+        o->rc = nk__json_str(o->b, w->architecture, NULL);
+    raw(o, "]");
+    str(o, "parameter_size", "");
+    str(o, "quantization_level", w ? w->quantisation : "");
+    raw(o, "}");
+}
+
+static void format_time(char out[32], time_t t)
+{
+    struct tm tm;
+
+    gmtime_r(&t, &tm);
+    strftime(out, 32, "%Y-%m-%dT%H:%M:%SZ", &tm);
+}
+
+static void write_tag(struct out *o, nk_gateway *g, const char *name, const struct nk_snapshot *s)
+{
+    const struct nk_worker_report *w = any_worker(s);
+    char tagged[200];
+
+    snprintf(tagged, sizeof tagged, "%.180s%s", name, strchr(name, ':') ? "" : ":latest");
+    str(o, "name", tagged);
+    str(o, "model", tagged);
+    num(o, "size", (double)sum_bytes(s, false));
+    str(o, "digest", w ? w->model_sha256 : nk_chain_cluster(g->chain)->model_sha256);
+    write_details(o, s);
+}
+
+static void answer_tags(nk_gateway *g, const char *rest, const struct nk_buf *request,
+                        const struct nk_snapshot *s, struct nk_answer *a)
+{
+    struct out o = { a->body, 0 };
+    char when[32];
+
+    (void)rest, (void)request;
+    format_time(when, g->started);
+    raw(&o, "{\"models\":[");
+    for (int i = 0; i < g->n_names; i++) {
+        raw(&o, i ? ",{" : "{");
+        write_tag(&o, g, g->names[i], s);
+        str(&o, "modified_at", when);
+        raw(&o, "}");
+    }
+    raw(&o, "]}");
+}
+
+/* The model is there as long as its workers: there is no time at which it would go. */
+static void answer_ps(nk_gateway *g, const char *rest, const struct nk_buf *request,
+                      const struct nk_snapshot *s, struct nk_answer *a)
+{
+    struct out o = { a->body, 0 };
+
+    (void)rest, (void)request;
+    raw(&o, "{\"models\":[");
+    for (int i = 0; s && s->report->ok && i < g->n_names; i++) {
+        uint64_t vram = 0;
+
+        for (int k = 0; k < s->report->n_workers; k++)
+            if (strcmp(s->report->workers[k].backend, "CPU"))
+                vram += s->report->workers[k].weights_bytes + s->report->workers[k].kv_bytes;
+        raw(&o, i ? ",{" : "{");
+        write_tag(&o, g, g->names[i], s);
+        str(&o, "expires_at", "9999-12-31T23:59:59Z");
+        num(&o, "size_vram", (double)vram);
+        num(&o, "context_length", s->report->n_ctx);
+        raw(&o, "}");
+    }
+    raw(&o, "]}");
+}
+
+static void answer_version(nk_gateway *g, const char *rest, const struct nk_buf *request,
+                           const struct nk_snapshot *s, struct nk_answer *a)
+{
+    struct out o = { a->body, 0 };
+
+    (void)g, (void)rest, (void)request, (void)s;
+    raw(&o, "{");
+    str(&o, "version", NK_VERSION);
+    raw(&o, "}");
+}
+
+static void info(struct out *o, const char *architecture, const char *name, double value)
+{
+    char full[128];
+
+    snprintf(full, sizeof full, "%.60s.%s", architecture, name);
+    num(o, full, value);
+}
+
+static void answer_show(nk_gateway *g, const char *rest, const struct nk_buf *request,
+                        const struct nk_snapshot *s, struct nk_answer *a)
+{
+    const struct nk_request_limits limits = { .messages_max = 1, .n_max = 1 };
+    const struct nk_prompter_caps caps = nk__prompter_caps(g->prompter);
+    const struct nk_worker_report *w = any_worker(s);
+    struct out o = { a->body, 0 };
+    struct nk_request_error e;
+    struct nk_request r;
+    char when[32];
+
+    (void)rest;
+    if (nk__request_parse(&r, NK_API_OLLAMA_SHOW, nk_buf_str(request), request->size, &limits,
+                          &e)) {
+        a->err = e.err;
+        snprintf(a->param, sizeof a->param, "%.60s", e.param);
+        return;
+    }
+    if (!nk__model_is_here(g, r.model)) {
+        nk_fail(&a->err, NK_E_NOT_FOUND, "model_not_found",
+                "model \"%.100s\" is not here; \"%s\" is", r.model, g->names[0]);
+        nk__request_release(&r);
+        return;
+    }
+    nk__request_release(&r);
+    format_time(when, g->started);
+    raw(&o, "{");
+    str(&o, "modelfile", "");
+    str(&o, "parameters", "");
+    str(&o, "template", caps.chat_template ? caps.chat_template : "");
+    write_details(&o, s);
+    key(&o, "model_info");
+    raw(&o, "{");
+    if (w) {
+        str(&o, "general.architecture", w->architecture);
+        info(&o, w->architecture, "context_length", w->n_ctx_train);
+        info(&o, w->architecture, "block_count", w->layer_count);
+        info(&o, w->architecture, "embedding_length", w->n_embd);
+        info(&o, w->architecture, "vocab_size", w->n_vocab);
+    }
+    raw(&o, "}");
+    key(&o, "capabilities");
+    raw(&o, "[\"completion\"");
+    if (caps.tools)
+        raw(&o, ",\"tools\"");
+    if (caps.thinking)
+        raw(&o, ",\"thinking\"");
+    raw(&o, "]");
+    str(&o, "modified_at", when);
+    raw(&o, "}");
+}
+
+/* ---- health ---- */
+
+static void answer_healthz(nk_gateway *g, const char *rest, const struct nk_buf *request,
+                           const struct nk_snapshot *s, struct nk_answer *a)
+{
+    (void)g, (void)rest, (void)request, (void)s;
+    nk_buf_adds(a->body, "{\"status\":\"ok\"}", NULL);
+}
+
+static void answer_readyz(nk_gateway *g, const char *rest, const struct nk_buf *request,
+                          const struct nk_snapshot *s, struct nk_answer *a)
+{
+    (void)g, (void)rest, (void)request;
+    if (s && s->ready) {
+        nk_buf_adds(a->body, "{\"status\":\"ready\"}", NULL);
+        return;
+    }
+    nk_fail(&a->err, NK_E_UNAVAILABLE, s ? s->not_ready.reason : "not_ready", "%s",
+            s ? s->not_ready.msg : "the workers did not answer yet");
+}
+
+/* ---- /cluster ---- */
+
+static void write_gateway(struct out *o, nk_gateway *g)
+{
+    struct nk_admission_counts c = nk__admission_counts(g->admission);
+
+    key(o, "gateway");
+    raw(o, "{");
+    str(o, "version", NK_VERSION);
+    num(o, "uptime_s", (double)(nk_now_ns() - g->started_ns) / 1e9);
+    num(o, "running", c.running);
+    num(o, "running_max", c.capacity);
+    num(o, "waiting", c.waiting);
+    num(o, "waiting_max", c.waiting_max);
+    pthread_mutex_lock(&g->mutex);
+    num(o, "listeners", g->n_listeners);
+    num(o, "tokens_per_second", g->tokens_per_second);
+    pthread_mutex_unlock(&g->mutex);
+    num(o, "requests_total", nk__metrics_total(g->metrics, NK_METRIC_REQUESTS));
+    num(o, "errors_total", nk__metrics_total(g->metrics, NK_METRIC_ERRORS));
+    num(o, "prompt_tokens_total", nk__metrics_total(g->metrics, NK_METRIC_PROMPT));
+    num(o, "generated_tokens_total", nk__metrics_total(g->metrics, NK_METRIC_GENERATED));
+    raw(o, "}");
+}
+
+static void write_model_of_cluster(struct out *o, nk_gateway *g, const struct nk_snapshot *s)
+{
+    const struct nk_cluster *cluster = nk_chain_cluster(g->chain);
+    const struct nk_worker_report *w = any_worker(s);
+    const struct nk_prompter_caps caps = nk__prompter_caps(g->prompter);
+
+    key(o, "model");
+    raw(o, "{");
+    str(o, "id", cluster->model_id);
+    key(o, "names");
+    raw(o, "[");
+    for (int i = 0; i < g->n_names && !o->rc; i++) {
+        raw(o, i ? "," : "");
+        o->rc = nk__json_str(o->b, g->names[i], NULL);
+    }
+    raw(o, "]");
+    str(o, "sha256", cluster->model_sha256);
+    str(o, "architecture", w ? w->architecture : NULL);
+    str(o, "quantisation", w ? w->quantisation : NULL);
+    num(o, "layers", cluster->workers[cluster->n_workers - 1].layer_end);
+    num(o, "width", w ? w->n_embd : NAN);
+    num(o, "vocabulary", w ? w->n_vocab : NAN);
+    num(o, "context", s && s->report->ok ? s->report->n_ctx : NAN);
+    num(o, "context_trained", w ? w->n_ctx_train : NAN);
+    str(o, "dtype", cluster->f16 ? "f16" : "f32");
+    boolean(o, "chat", caps.chat);
+    boolean(o, "tools", caps.tools);
+    boolean(o, "thinking", caps.thinking);
+    raw(o, "}");
+}
+
+static void write_stage(struct out *o, const struct nk_cluster_worker *c,
+                        const struct nk_worker_report *w, double rows, double busy,
+                        const struct nk_stage_mean *mean)
+{
+    bool known = w && w->answered;
+
+    raw(o, "{");
+    str(o, "id", c->id);
+    str(o, "address", c->address);
+    num(o, "layer_begin", c->layer_begin);
+    num(o, "layer_end", c->layer_end);
+    boolean(o, "ok", w && !w->rc);
+    error_member(o, w && w->rc ? &w->err : NULL);
+    str(o, "state", known ? w->state : NULL);
+    str(o, "device", known ? w->device : NULL);
+    str(o, "device_description", known ? w->device_description : NULL);
+    str(o, "backend", known ? w->backend : NULL);
+    num(o, "threads", known ? w->n_threads : NAN);
+    str(o, "version", known ? w->version : NULL);
+    str(o, "llama_version", known ? w->llama_version : NULL);
+    if (known) {
+        key(o, "memory");
+        raw(o, "{");
+        num(o, "device_bytes", (double)w->device_memory_bytes);
+        num(o, "device_free_bytes", (double)w->device_memory_free_bytes);
+        num(o, "host_bytes", (double)w->host_memory_bytes);
+        num(o, "host_free_bytes", (double)w->host_memory_free_bytes);
+        num(o, "weights_bytes", (double)w->weights_bytes);
+        num(o, "kv_bytes", (double)w->kv_bytes);
+        raw(o, "}");
+    } else
+        null(o, "memory");
+    num(o, "kv_tokens_free", known ? w->kv_tokens_free : NAN);
+    num(o, "sequences", known ? w->n_seq_max : NAN);
+    num(o, "sequences_free", known ? w->sequences_free : NAN);
+    num(o, "sessions_open", known ? (double)w->sessions_open : NAN);
+    num(o, "sessions_kept", known ? (double)w->sessions_kept : NAN);
+    num(o, "jobs_queued", known ? (double)w->jobs_queued : NAN);
+    num(o, "tokens_per_second", rows);
+    num(o, "busy", busy);
+    num(o, "compute_ms", mean->compute_ms);
+    num(o, "queue_ms", mean->queue_ms);
+    num(o, "wire_ms", mean->wire_ms);
+    num(o, "uptime_s", known ? (double)w->uptime_ms / 1000 : NAN);
+    raw(o, "}");
+}
+
+static void write_sessions(struct out *o, nk_gateway *g)
+{
+    int n = 0;
+
+    key(o, "sessions");
+    raw(o, "[");
+    pthread_mutex_lock(&g->mutex);
+    for (nk_job *j = g->jobs; j && n < SESSIONS_SHOWN; j = nk__job_next(j)) {
+        struct nk_job_info i;
+
+        nk__job_info(j, &i);
+        raw(o, n++ ? ",{" : "{");
+        str(o, "id", i.id);
+        str(o, "state", i.running ? "running" : "waiting");
+        str(o, "route", i.route);
+        num(o, "age_s", i.age_s);
+        num(o, "waited_s", i.waited_s);
+        num(o, "prompt_tokens", i.n_prompt);
+        num(o, "generated_tokens", i.n_generated);
+        num(o, "tokens_per_second", i.tokens_per_second);
+        raw(o, "}");
+    }
+    pthread_mutex_unlock(&g->mutex);
+    raw(o, "]");
+}
+
+int nk__cluster_json(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *out,
+                     struct nk_error *err)
+{
+    const struct nk_cluster *cluster = nk_chain_cluster(g->chain);
+    struct nk_stage_mean means[NK_CLUSTER_WORKERS_MAX];
+    struct out o = { out, 0 };
+    char now[32];
+
+    pthread_mutex_lock(&g->mutex);
+    memcpy(means, g->stages, sizeof means);
+    pthread_mutex_unlock(&g->mutex);
+    nk_utc_format(now, sizeof now);
+    raw(&o, "{");
+    str(&o, "time", now);
+    boolean(&o, "ready", s && s->ready);
+    error_member(&o, s && !s->ready ? &s->not_ready : NULL);
+    write_model_of_cluster(&o, g, s);
+    write_gateway(&o, g);
+    key(&o, "stages");
+    raw(&o, "[");
+    for (int i = 0; i < cluster->n_workers; i++) {
+        raw(&o, i ? "," : "");
+        write_stage(&o, &cluster->workers[i], s ? &s->report->workers[i] : NULL,
+                    s ? s->rows_per_second[i] : NAN, s ? s->busy[i] : NAN, &means[i]);
+    }
+    raw(&o, "]");
+    key(&o, "links");
+    raw(&o, "[");
+    for (int i = 0; i < cluster->n_workers; i++) {
+        const struct nk_worker_report *w = s ? &s->report->workers[i] : NULL;
+
+        raw(&o, i ? ",{" : "{");
+        str(&o, "from", i ? cluster->workers[i - 1].id : "gateway");
+        str(&o, "to", cluster->workers[i].id);
+        num(&o, "rtt_ms", w && w->answered ? w->rtt_us / 1000 : NAN);
+        num(&o, "wire_ms", means[i].wire_ms);
+        raw(&o, "}");
+    }
+    raw(&o, "]");
+    write_sessions(&o, g);
+    raw(&o, "}");
+    return o.rc ? nk_fail(err, NK_E_EXHAUSTED, "too_large", "the cluster's state does not fit") : 0;
+}
+
+static void answer_cluster(nk_gateway *g, const char *rest, const struct nk_buf *request,
+                           const struct nk_snapshot *s, struct nk_answer *a)
+{
+    (void)rest, (void)request;
+    nk__cluster_json(g, s, a->body, &a->err);
+}
+
+/* ---- /metrics ---- */
+
+static void gauge(struct out *o, const char *name, const char *help, double value)
+{
+    if (!o->rc)
+        o->rc = nk__metrics_head(o->b, name, "gauge", help, NULL);
+    if (!o->rc)
+        o->rc = nk__metrics_line(o->b, name, NULL, value, NULL);
+}
+
+/* A family with one line per worker that answered (all: per worker). */
+static void per_stage(struct out *o, const struct nk_snapshot *s, const struct nk_cluster *cluster,
+                      const char *name, const char *type, const char *help, bool all,
+                      double (*value)(const struct nk_worker_report *w))
+{
+    if (!o->rc)
+        o->rc = nk__metrics_head(o->b, name, type, help, NULL);
+    for (int i = 0; s && i < s->report->n_workers && !o->rc; i++) {
+        char quoted[160], label[200];
+
+        if (!all && !s->report->workers[i].answered)
+            continue;
+        nk__metrics_quote(quoted, sizeof quoted, cluster->workers[i].id);
+        snprintf(label, sizeof label, "stage=%s", quoted);
+        o->rc = nk__metrics_line(o->b, name, label, value(&s->report->workers[i]), NULL);
+    }
+}
+
+#define STAGE_VALUE(name, expression)                                                              \
+    static double name(const struct nk_worker_report *w)                                           \
+    {                                                                                              \
+        return (double)(expression);                                                               \
+    }
+STAGE_VALUE(stage_up, w->rc == 0)
+STAGE_VALUE(stage_kv_free, w->kv_tokens_free)
+STAGE_VALUE(stage_kv, w->n_ctx)
+STAGE_VALUE(stage_sequences_free, w->sequences_free)
+STAGE_VALUE(stage_sessions, w->sessions_open)
+STAGE_VALUE(stage_kept, w->sessions_kept)
+STAGE_VALUE(stage_jobs, w->jobs_queued)
+STAGE_VALUE(stage_rtt, w->rtt_us / 1e6)
+STAGE_VALUE(stage_device_free, w->device_memory_free_bytes)
+STAGE_VALUE(stage_weights, w->weights_bytes)
+STAGE_VALUE(stage_prefilled, w->tokens_prefilled)
+STAGE_VALUE(stage_decoded, w->tokens_decoded)
+STAGE_VALUE(stage_failed, w->sessions_failed)
+STAGE_VALUE(stage_busy, w->compute_us / 1e6)
+
+int nk__metrics_live(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *out,
+                     struct nk_error *err)
+{
+    const struct nk_cluster *cluster = nk_chain_cluster(g->chain);
+    const struct nk_worker_report *w = any_worker(s);
+    struct nk_admission_counts c = nk__admission_counts(g->admission);
+    struct out o = { out, 0 };
+    struct rusage usage;
+    char model[200], version[160], label[600];
+
+    nk__metrics_quote(model, sizeof model, cluster->model_id);
+    nk__metrics_quote(version, sizeof version, w ? w->llama_version : "");
+    snprintf(label, sizeof label, "version=\"%s\",llama_version=%s,model=%s", NK_VERSION, version,
+             model);
+    o.rc =
+        nk__metrics_head(out, "nakshatra_build_info", "gauge", "What runs here; always 1.", NULL);
+    if (!o.rc)
+        o.rc = nk__metrics_line(out, "nakshatra_build_info", label, 1, NULL);
+    gauge(&o, "nakshatra_ready", "Whether a request would run, as last seen.", s && s->ready);
+    gauge(&o, "nakshatra_generations_running", "Generations that run.", c.running);
+    gauge(&o, "nakshatra_generations_running_limit", "How many may run at one time.", c.capacity);
+    gauge(&o, "nakshatra_queue_length", "Generations that wait for a sequence.", c.waiting);
+    gauge(&o, "nakshatra_queue_limit", "How many may wait.", c.waiting_max);
+    pthread_mutex_lock(&g->mutex);
+    gauge(&o, "nakshatra_event_listeners", "Readers of /cluster/events.", g->n_listeners);
+    pthread_mutex_unlock(&g->mutex);
+    per_stage(&o, s, cluster, "nakshatra_stage_up", "gauge", "Whether the worker answers and fits.",
+              true, stage_up);
+    per_stage(&o, s, cluster, "nakshatra_stage_kv_free_tokens", "gauge",
+              "Tokens of KV that no session has reserved.", false, stage_kv_free);
+    per_stage(&o, s, cluster, "nakshatra_stage_kv_tokens", "gauge", "Tokens of KV in all.", false,
+              stage_kv);
+    per_stage(&o, s, cluster, "nakshatra_stage_sequences_free", "gauge",
+              "Sequences that no session has.", false, stage_sequences_free);
+    per_stage(&o, s, cluster, "nakshatra_stage_sessions_open", "gauge", "Sessions that run.", false,
+              stage_sessions);
+    per_stage(&o, s, cluster, "nakshatra_stage_sessions_kept", "gauge",
+              "Sessions whose KV is kept for a later request.", false, stage_kept);
+    per_stage(&o, s, cluster, "nakshatra_stage_jobs_queued", "gauge",
+              "Steps that wait for the device.", false, stage_jobs);
+    per_stage(&o, s, cluster, "nakshatra_stage_round_trip_seconds", "gauge",
+              "Of a small call from the gateway.", false, stage_rtt);
+    per_stage(&o, s, cluster, "nakshatra_stage_device_memory_free_bytes", "gauge",
+              "Of the device that computes.", false, stage_device_free);
+    per_stage(&o, s, cluster, "nakshatra_stage_weights_bytes", "gauge", "Of the loaded slice.",
+              false, stage_weights);
+    per_stage(&o, s, cluster, "nakshatra_stage_prefilled_tokens_total", "counter",
+              "Tokens of prompts that the stage processed.", false, stage_prefilled);
+    per_stage(&o, s, cluster, "nakshatra_stage_decoded_tokens_total", "counter",
+              "Generated tokens that the stage processed.", false, stage_decoded);
+    per_stage(&o, s, cluster, "nakshatra_stage_sessions_failed_total", "counter",
+              "Sessions that ended with an error.", false, stage_failed);
+    per_stage(&o, s, cluster, "nakshatra_stage_busy_seconds_total", "counter",
+              "Time that the stage computed.", false, stage_busy);
+    if (!o.rc && !getrusage(RUSAGE_SELF, &usage)) {
+        o.rc = nk__metrics_head(out, "process_cpu_seconds_total", "counter",
+                                "User and system time of the gateway's process.", NULL);
+        if (!o.rc)
+            o.rc = nk__metrics_line(out, "process_cpu_seconds_total", NULL,
+                                    (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+                                        (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) /
+                                            1e6,
+                                    NULL);
+        gauge(&o, "process_start_time_seconds", "When the gateway started, in seconds since 1970.",
+              (double)g->started);
+    }
+    return o.rc ? nk_fail(err, NK_E_EXHAUSTED, "too_large", "the metrics do not fit") : 0;
+}
+
+static void answer_metrics(nk_gateway *g, const char *rest, const struct nk_buf *request,
+                           const struct nk_snapshot *s, struct nk_answer *a)
+{
+    (void)rest, (void)request;
+    a->type = "text/plain; version=0.0.4; charset=utf-8";
+    if (!nk__metrics_write(g->metrics, a->body, &a->err))
+        nk__metrics_live(g, s, a->body, &a->err);
+}
+
+/* ---- the table ---- */
+
+/* clang-format off */
+static const struct nk_route routes[] = {
+    { "/v1/chat/completions", "POST", NK_ROUTE_GENERATE, true,  false, false, 0, NK_API_CHAT, NULL },
+    { "/v1/completions",      "POST", NK_ROUTE_GENERATE, true,  false, false, 0, NK_API_COMPLETION, NULL },
+    { "/v1/models",           "GET",  NK_ROUTE_SHORT,    true,  false, false, 0, 0, answer_models },
+    { "/v1/models/",          "GET",  NK_ROUTE_SHORT,    true,  false, false, 0, 0, answer_models },
+    { "/api/chat",            "POST", NK_ROUTE_GENERATE, false, false, false, 0, NK_API_OLLAMA_CHAT, NULL },
+    { "/api/generate",        "POST", NK_ROUTE_GENERATE, false, false, false, 0, NK_API_OLLAMA_GENERATE, NULL },
+    { "/api/tags",            "GET",  NK_ROUTE_LOOK,     false, false, false, 10000, 0, answer_tags },
+    { "/api/ps",              "GET",  NK_ROUTE_LOOK,     false, false, false, 2000, 0, answer_ps },
+    { "/api/show",            "POST", NK_ROUTE_LOOK,     false, false, false, 10000, NK_API_OLLAMA_SHOW, answer_show },
+    { "/api/version",         "GET",  NK_ROUTE_SHORT,    false, false, false, 0, 0, answer_version },
+    { "/healthz",             "GET",  NK_ROUTE_SHORT,    true,  true,  false, 0, 0, answer_healthz },
+    { "/readyz",              "GET",  NK_ROUTE_LOOK,     true,  true,  true,  2000, 0, answer_readyz },
+    { "/metrics",             "GET",  NK_ROUTE_LOOK,     true,  false, false, 2000, 0, answer_metrics },
+    { "/cluster",             "GET",  NK_ROUTE_LOOK,     true,  false, false, 1000, 0, answer_cluster },
+    { "/cluster/events",      "GET",  NK_ROUTE_EVENTS,   true,  false, false, 0, 0, NULL },
+};
+static const struct nk_route asset_route = { "/", "GET", NK_ROUTE_ASSET, true, true, false, 0, 0, NULL };
+/* clang-format on */
+
+const struct nk_asset *nk__asset_find(const char *path)
+{
+    for (const struct nk_asset *a = nk__assets; a->path; a++)
+        if (!strcmp(a->path, path))
+            return a;
+    return NULL;
+}
+
+const struct nk_route *nk__route_find(const char *path, const char *method, bool *fits,
+                                      const char **allowed)
+{
+    const struct nk_route *found = nk__asset_find(path) ? &asset_route : NULL;
+
+    for (size_t i = 0; i < sizeof routes / sizeof routes[0] && !found; i++) {
+        size_t n = strlen(routes[i].path);
+
+        if (!strcmp(routes[i].path, path) ||
+            (routes[i].path[n - 1] == '/' && !strncmp(routes[i].path, path, n) && path[n]))
+            found = &routes[i];
+    }
+    if (!found)
+        return NULL;
+    *fits = !strcmp(method, found->method) ||
+            (!strcmp(method, "HEAD") && !strcmp(found->method, "GET"));
+    *allowed = !strcmp(found->method, "GET") ? "GET, HEAD, OPTIONS" : "POST, OPTIONS";
+    return found;
+}

@@ -1,0 +1,783 @@
+"""The gateway over real workers: both dialects, the raw wire, limits, cancelling, health, metrics."""
+import base64
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import unittest
+
+import nk
+from gateway import Gateway, HERMES, certificate
+
+MODEL = os.path.basename(nk.KJV)
+HELLO = [{"role": "user", "content": "And God said"}]
+# Bytes that this model has no whole tokens for: every character comes in several tokens.
+ODD_TEXT = "line one\nline two \u00e9\u4e2d\u6587 \U0001f600\U0001f468\u200d\U0001f469 end"
+
+
+def gbnf(text):
+    """A grammar that only this text fits."""
+    return "root ::= " + json.dumps(text, ensure_ascii=False)
+
+
+def chat(**more):
+    return {"model": MODEL, "messages": HELLO, "max_tokens": 8, **more}
+
+
+def completion(**more):
+    return {"model": MODEL, "prompt": "And it came to pass", "max_tokens": 8, **more}
+
+
+SCHEMAS = os.path.exists(os.path.join(nk.SOURCE, "src", "text", "json_schema.c"))
+
+
+class OverOneCluster(unittest.TestCase):
+    """What one cluster of two workers and one gateway are enough for."""
+    options = ("--chat-template", HERMES, "--name", "other-name")
+    worker_options = ()
+
+    @classmethod
+    def setUpClass(cls):
+        cls.chain = nk.Chain(nk.KJV, "0-4,4-8", *cls.worker_options)
+        try:
+            cls.gateway = Gateway(cls.chain.file, *cls.options).wait_ready()
+        except BaseException:
+            cls.chain.close(check=False)
+            raise
+
+    @classmethod
+    def tearDownClass(cls):
+        try:
+            cls.chain.assert_idle()
+            cls.gateway.stop()
+        finally:
+            cls.chain.close()
+
+    def ok(self, reply):
+        self.assertEqual(reply.status, 200, reply)
+        return reply
+
+    def refused(self, reply, status, code, param=None):
+        self.assertEqual(reply.status, status, reply)
+        error = reply.json["error"]
+        self.assertEqual((error["code"], error["param"]), (code, param), reply)
+        self.assertTrue(error["message"])
+        self.assertTrue(error["type"])
+        return error
+
+
+class Openai(OverOneCluster):
+    def test_models(self):
+        names = [m["id"] for m in self.gateway.get("/v1/models").json["data"]]
+        self.assertEqual(names, [MODEL, "other-name"])
+        self.assertEqual(self.gateway.get("/v1/models/other-name").json["id"], "other-name")
+        self.refused(self.gateway.get("/v1/models/nobody"), 404, "model_not_found")
+        self.refused(self.gateway.post("/v1/completions", completion(model="nobody")), 404, "model_not_found", "model")
+
+    def test_completion_is_the_golden_text(self):
+        golden = nk.golden("kjv-tiny")
+        reply = self.ok(self.gateway.post("/v1/completions", completion(prompt=golden["prompt_text"], max_tokens=64 - 5, temperature=0, repeat_penalty=1)))
+        text = golden["prompt_text"] + reply.json["choices"][0]["text"]
+        self.assertTrue(golden["text"].startswith(text) or text.startswith(golden["text"]), (text, golden["text"]))
+        by_ids = self.ok(self.gateway.post("/v1/completions", completion(prompt=golden["prompt"], max_tokens=64 - 5, temperature=0, repeat_penalty=1)))
+        self.assertEqual(by_ids.json["choices"][0]["text"], reply.json["choices"][0]["text"])
+        self.assertEqual(by_ids.json["usage"]["prompt_tokens"], len(golden["prompt"]))
+
+    def test_shape_of_a_chat(self):
+        reply = self.ok(self.gateway.post("/v1/chat/completions", chat())).json
+        self.assertEqual(reply["object"], "chat.completion")
+        self.assertTrue(reply["id"].startswith("chatcmpl-"))
+        self.assertIn(self.chain.digest[:12], reply["system_fingerprint"])
+        choice = reply["choices"][0]
+        self.assertEqual((choice["index"], choice["finish_reason"], choice["message"]["role"]), (0, "length", "assistant"))
+        self.assertEqual(reply["usage"]["completion_tokens"], 8)
+        self.assertEqual(reply["usage"]["total_tokens"], reply["usage"]["prompt_tokens"] + 8)
+
+    def test_streamed_text_is_the_whole_text_byte_for_byte(self):
+        for text in (ODD_TEXT, "a", "<think>\nhm \u4e2d </thi\n</think>\n\n" + ODD_TEXT):
+            whole = self.ok(self.gateway.post("/v1/chat/completions", chat(max_tokens=200, grammar=gbnf(text)))).json["choices"][0]
+            chunks = self.ok(self.gateway.post("/v1/chat/completions", chat(max_tokens=200, grammar=gbnf(text), stream=True))).chunks()
+            for field in ("content", "reasoning_content"):
+                streamed = "".join(c["choices"][0]["delta"].get(field) or "" for c in chunks)
+                self.assertEqual(streamed.encode(), (whole["message"].get(field) or "").encode())
+            self.assertEqual(whole["message"]["content"], text.split("</think>\n\n")[-1])
+            self.assertEqual(chunks[-1]["choices"][0]["finish_reason"], whole["finish_reason"])
+            self.assertEqual(whole["finish_reason"], "stop")
+            whole = self.ok(self.gateway.post("/v1/completions", completion(max_tokens=200, grammar=gbnf(text)))).json["choices"][0]["text"]
+            chunks = self.ok(self.gateway.post("/v1/completions", completion(max_tokens=200, grammar=gbnf(text), stream=True))).chunks()
+            self.assertEqual("".join(c["choices"][0]["text"] for c in chunks), whole)
+            self.assertEqual(whole, text)
+            for path, get in (("/api/chat", lambda f: f["message"]["content"]), ("/api/generate", lambda f: f["response"])):
+                body = {"model": MODEL, "options": {"num_predict": 60, "seed": 5}}
+                body.update({"messages": HELLO} if "chat" in path else {"prompt": "And God said"})
+                whole = self.ok(self.gateway.post(path, {**body, "stream": False})).json
+                lines = self.ok(self.gateway.post(path, body)).lines()
+                self.assertEqual("".join(map(get, lines)), get(whole))
+
+    def test_usage_comes_last_when_asked_for(self):
+        chunks = self.gateway.post("/v1/chat/completions", chat(stream=True, stream_options={"include_usage": True})).chunks()
+        self.assertEqual(chunks[-1]["choices"], [])
+        self.assertEqual(chunks[-1]["usage"]["completion_tokens"], 8)
+        self.assertTrue(all(c["usage"] is None for c in chunks[:-1]))
+        self.assertTrue(all("usage" not in c for c in self.gateway.post("/v1/chat/completions", chat(stream=True)).chunks()))
+
+    def test_same_seed_same_text_and_choices_differ(self):
+        body = completion(temperature=1, seed=7, max_tokens=24, n=3, deterministic=True)
+        one, two = (self.ok(self.gateway.post("/v1/completions", body)).json["choices"] for _ in range(2))
+        self.assertEqual([c["text"] for c in one], [c["text"] for c in two])
+        self.assertEqual([c["index"] for c in one], [0, 1, 2])
+        self.assertGreater(len({c["text"] for c in one}), 1)
+        single = self.ok(self.gateway.post("/v1/completions", {**body, "n": 1, "seed": 8})).json["choices"][0]["text"]
+        self.assertEqual(single, one[1]["text"])
+
+    def test_many_prompts(self):
+        reply = self.ok(self.gateway.post("/v1/completions", completion(prompt=["And it", "The LORD"], n=2, temperature=0))).json
+        texts = [c["text"] for c in sorted(reply["choices"], key=lambda c: c["index"])]
+        self.assertEqual(len(texts), 4)
+        self.assertEqual((texts[0], texts[2]), (texts[1], texts[3]))
+        self.assertEqual(reply["usage"]["completion_tokens"], 32)
+        single = self.gateway.post("/v1/completions", completion(prompt="The LORD", temperature=0)).json
+        self.assertEqual(single["choices"][0]["text"], texts[2])
+
+    def test_stop_strings(self):
+        text = self.gateway.post("/v1/completions", completion(temperature=0, max_tokens=40)).json["choices"][0]["text"]
+        stop = text[11:15]
+        reply = self.gateway.post("/v1/completions", completion(temperature=0, max_tokens=40, stop=["never there", stop])).json["choices"][0]
+        self.assertEqual((reply["text"], reply["finish_reason"]), (text[:text.index(stop)], "stop"))
+
+    def test_logit_bias(self):
+        base = completion(temperature=0, max_tokens=1, logprobs=1)
+        first = self.gateway.post("/v1/completions", base).json["choices"][0]
+        token = first["logprobs"]["tokens"][0]
+        ids = self.gateway.post("/api/generate", {"model": MODEL, "prompt": "And it came to pass" + token, "raw": True, "stream": False, "options": {"num_predict": 1}})
+        self.ok(ids)
+        # Forcing: token 300 of this vocabulary with the highest bias is what is chosen.
+        forced = self.gateway.post("/v1/completions", {**base, "logit_bias": {"300": 100}, "max_tokens": 3}).json["choices"][0]
+        self.assertEqual(len(set(forced["logprobs"]["tokens"])), 1)
+        banned = self.gateway.post("/v1/completions", {**base, "logit_bias": {"300": -100}}).json["choices"][0]
+        self.assertEqual(banned["text"], first["text"])
+
+    def test_logprobs(self):
+        reply = self.ok(self.gateway.post("/v1/chat/completions", chat(logprobs=True, top_logprobs=3, temperature=0))).json["choices"][0]
+        content = reply["logprobs"]["content"]
+        self.assertEqual(len(content), 8)
+        for entry in content:
+            self.assertEqual(len(entry["top_logprobs"]), 3)
+            self.assertAlmostEqual(entry["top_logprobs"][0]["logprob"], entry["logprob"], places=4)  # greedy
+            self.assertLessEqual(entry["logprob"], 0)
+        self.assertEqual(b"".join(bytes(e["bytes"]) for e in content).decode(), reply["message"]["content"])
+        chunks = self.gateway.post("/v1/chat/completions", chat(logprobs=True, top_logprobs=3, temperature=0, stream=True)).chunks()
+        streamed = [e for c in chunks if c["choices"][0]["logprobs"] for e in c["choices"][0]["logprobs"]["content"]]
+        self.assertEqual([e["token"] for e in streamed], [e["token"] for e in content])
+        plain = self.gateway.post("/v1/chat/completions", chat(logprobs=True)).json["choices"][0]["logprobs"]["content"]
+        self.assertEqual(plain[0]["top_logprobs"], [])
+
+    @unittest.skipUnless(SCHEMAS, "JSON schemas are not in this build")
+    def test_json_object_and_schema(self):
+        text = self.ok(self.gateway.post("/v1/chat/completions", chat(max_tokens=300, seed=1, response_format={"type": "json_object"}, temperature=1.2,
+                                                                      logit_bias={}))).json["choices"][0]
+        if text["finish_reason"] == "stop":
+            self.assertIsInstance(json.loads(text["message"]["content"]), dict)
+        schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 6}, "n": {"enum": [1, 2]}}, "required": ["name", "n"], "additionalProperties": False}
+        form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+        reply = self.ok(self.gateway.post("/v1/chat/completions", chat(max_tokens=200, response_format=form))).json["choices"][0]
+        value = json.loads(reply["message"]["content"])
+        self.assertEqual(set(value), {"name", "n"})
+        self.assertIn(value["n"], (1, 2))
+        ollama = self.ok(self.gateway.post("/api/chat", {"model": MODEL, "messages": HELLO, "format": schema, "stream": False})).json
+        self.assertEqual(set(json.loads(ollama["message"]["content"])), {"name", "n"})
+        self.refused(self.gateway.post("/v1/chat/completions", chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "properties": {"a": {"not": {}}}}}})),
+                     400, "unsupported_schema", "response_format")
+        self.refused(self.gateway.post("/v1/chat/completions", chat(grammar="root ::= (")), 400, "bad_grammar", "grammar")
+
+    TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "The weather", "parameters": {
+        "type": "object", "properties": {"city": {"type": "string", "maxLength": 8}, "unit": {"enum": ["C", "F"]}}, "required": ["city", "unit"]}}}]
+
+    @unittest.skipUnless(SCHEMAS, "JSON schemas are not in this build")
+    def test_tool_call_round_trip(self):
+        for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):
+            reply = self.ok(self.gateway.post("/v1/chat/completions", chat(tools=self.TOOLS, tool_choice=choice, max_tokens=150, seed=3))).json["choices"][0]
+            self.assertEqual(reply["finish_reason"], "tool_calls", reply)
+            call = reply["message"]["tool_calls"][0]
+            self.assertEqual((call["type"], call["function"]["name"]), ("function", "get_weather"))
+            self.assertEqual(set(json.loads(call["function"]["arguments"])), {"city", "unit"})
+            self.assertIsNone(reply["message"]["content"])
+        chunks = self.ok(self.gateway.post("/v1/chat/completions", chat(tools=self.TOOLS, tool_choice="required", max_tokens=150, seed=3, stream=True))).chunks()
+        deltas = [d for c in chunks for d in c["choices"][0]["delta"].get("tool_calls", [])]
+        self.assertEqual(deltas[0]["function"]["name"], "get_weather")
+        self.assertGreater(len(deltas), 3)
+        self.assertEqual(set(json.loads("".join(d["function"]["arguments"] for d in deltas))), {"city", "unit"})
+        self.assertEqual(chunks[-1]["choices"][0]["finish_reason"], "tool_calls")
+        again = chat(tools=self.TOOLS, messages=HELLO + [reply["message"], {"role": "tool", "tool_call_id": call["id"], "content": "9 degrees"}])
+        self.ok(self.gateway.post("/v1/chat/completions", again))
+        ollama = self.ok(self.gateway.post("/api/chat", {"model": MODEL, "messages": HELLO, "tools": self.TOOLS, "options": {"num_predict": 5}})).lines()
+        self.assertTrue(ollama[-1]["done"])
+
+    @unittest.skipUnless(SCHEMAS, "JSON schemas are not in this build")
+    def test_strict_tools_hold_calls_to_their_schema(self):
+        tools = json.loads(json.dumps(self.TOOLS))
+        tools[0]["function"]["strict"] = True
+        # Only the mark itself is forced, by a bias that no text has; what follows is the grammar's doing.
+        reply = self.ok(self.gateway.post("/v1/chat/completions", chat(tools=tools, max_tokens=40, seed=2, temperature=1.5))).json["choices"][0]
+        self.assertIn(reply["finish_reason"], ("length", "stop", "tool_calls"))
+
+    def test_thinking_can_be_turned_off_where_the_template_can(self):
+        on = self.gateway.post("/v1/chat/completions", chat()).json["usage"]["prompt_tokens"]
+        off = self.gateway.post("/v1/chat/completions", chat(reasoning_effort="none")).json["usage"]["prompt_tokens"]
+        kwargs = self.gateway.post("/v1/chat/completions", chat(chat_template_kwargs={"enable_thinking": False})).json["usage"]["prompt_tokens"]
+        ollama = self.gateway.post("/api/chat", {"model": MODEL, "messages": HELLO, "think": False, "stream": False, "options": {"num_predict": 1}}).json
+        self.assertGreater(off, on)
+        self.assertEqual((off, off), (kwargs, ollama["prompt_eval_count"]))
+        lines = self.gateway.post("/api/chat", {"model": MODEL, "messages": HELLO, "think": True, "options": {"num_predict": 3}}).lines()
+        self.assertTrue(lines[-1]["done"])
+
+    def test_bos_is_not_doubled(self):
+        plain = self.gateway.post("/v1/completions", completion(prompt="And God", temperature=0)).json
+        marked = self.gateway.post("/v1/completions", completion(prompt="<s>And God", temperature=0)).json
+        self.assertEqual(marked["usage"]["prompt_tokens"], plain["usage"]["prompt_tokens"])
+
+    def test_too_long_prompts_are_named(self):
+        error = self.refused(self.gateway.post("/v1/completions", completion(prompt="And God said " * 400)), 400, "context_length_exceeded", "prompt")
+        self.assertIn("512", error["message"])
+        self.refused(self.gateway.post("/v1/chat/completions", chat(messages=[{"role": "user", "content": "word " * 900}])), 400, "context_length_exceeded", "messages")
+
+    def test_reply_ends_with_the_context(self):
+        reply = self.ok(self.gateway.post("/v1/completions", completion(max_tokens=100000, ignore_eos=True))).json
+        self.assertEqual(reply["choices"][0]["finish_reason"], "length")
+        self.assertEqual(reply["usage"]["total_tokens"], 512)
+
+    def test_bad_requests(self):
+        post = lambda body, **more: self.gateway.post("/v1/chat/completions", body, **more)
+        self.refused(post(b"{"), 400, "bad_json")
+        self.refused(post(b'{"model": "\xff"}'), 400, "bad_json")
+        self.refused(post(b""), 400, "bad_json")
+        self.refused(post(chat(nonsense=1)), 400, "unknown_field", "nonsense")
+        self.refused(post(chat(messages=[{"role": "user", "content": 5}])), 400, "bad_value", "messages[0].content")
+        self.refused(post(chat(logit_bias={"99999": 1})), 400, "bad_value", "logit_bias")
+        self.refused(post(chat(), type="text/plain"), 415, "unsupported_media_type")
+        self.refused(post(chat(), type=None), 415, "unsupported_media_type")
+        self.refused(self.gateway.post("/v1/nothing", chat()), 404, "unknown_route")
+        reply = self.gateway.get("/v1/chat/completions")
+        self.refused(reply, 405, "method_not_allowed")
+        self.assertEqual(reply.headers["allow"], "POST, OPTIONS")
+        self.refused(self.gateway.ask("BREW", "/v1/models"), 405, "method_not_allowed")
+
+
+class Ollama(OverOneCluster):
+    def test_generate(self):
+        body = {"model": MODEL + ":latest", "prompt": "And God said", "options": {"num_predict": 6, "temperature": 0}}
+        lines = self.ok(self.gateway.post("/api/generate", body, type="application/x-www-form-urlencoded")).lines()
+        last = lines[-1]
+        self.assertTrue(last["done"])
+        self.assertEqual((last["done_reason"], last["eval_count"]), ("length", 6))
+        self.assertGreater(last["prompt_eval_duration"], 0)
+        self.assertGreater(last["eval_duration"], 0)
+        self.assertGreaterEqual(last["total_duration"], last["prompt_eval_duration"] + last["eval_duration"] - 1000)
+        whole = self.ok(self.gateway.post("/api/generate", {**body, "stream": False})).json
+        self.assertEqual("".join(x["response"] for x in lines), whole["response"])
+        # context: what was said before goes on without a second BOS.
+        self.assertEqual(len(whole["context"]), whole["prompt_eval_count"] + 6)
+        more = self.ok(self.gateway.post("/api/generate", {**body, "context": whole["context"], "stream": False})).json
+        self.assertEqual(more["prompt_eval_count"], 2 * whole["prompt_eval_count"] + 6 - 1)
+
+    def test_raw(self):
+        raw = self.ok(self.gateway.post("/api/generate", {"model": MODEL, "prompt": "And it came to pass", "raw": True, "stream": False, "options": {"num_predict": 8, "temperature": 0, "repeat_penalty": 1}})).json
+        plain = self.gateway.post("/v1/completions", completion(temperature=0)).json
+        self.assertEqual(raw["response"], plain["choices"][0]["text"])
+        self.assertNotIn("context", raw)
+
+    def test_load_and_keep_alive(self):
+        reply = self.ok(self.gateway.post("/api/generate", {"model": MODEL})).json
+        self.assertEqual((reply["done"], reply["done_reason"], reply["response"]), (True, "load", ""))
+        self.assertEqual(self.gateway.post("/api/chat", {"model": MODEL, "messages": [], "keep_alive": 0}).json["done_reason"], "unload")
+        for keep, reused in ((0, 0), ("5m", 1)):
+            body = {"model": MODEL, "prompt": "The children of Israel went out of the land " + str(keep), "raw": True, "stream": False, "keep_alive": keep, "options": {"num_predict": 2}}
+            before = self.gateway.metric("nakshatra_prompt_tokens_reused_total")
+            self.ok(self.gateway.post("/api/generate", body))
+            self.ok(self.gateway.post("/api/generate", body))
+            self.assertEqual(self.gateway.metric("nakshatra_prompt_tokens_reused_total") > before, bool(reused))
+
+    def test_list_show_ps_version(self):
+        tags = self.ok(self.gateway.get("/api/tags")).json["models"]
+        self.assertEqual([t["name"] for t in tags], [MODEL + ":latest", "other-name:latest"])
+        self.assertEqual(tags[0]["digest"], self.chain.digest)
+        show = self.ok(self.gateway.post("/api/show", {"model": MODEL})).json
+        self.assertEqual(show["details"]["family"], "llama")
+        self.assertEqual(show["model_info"]["llama.context_length"], 512)
+        self.assertIn("tools", show["capabilities"])
+        ps = self.ok(self.gateway.get("/api/ps")).json["models"]
+        self.assertEqual(ps[0]["context_length"], 512)
+        self.assertTrue(self.ok(self.gateway.get("/api/version")).json["version"])
+
+    def test_errors_have_ollamas_shape(self):
+        for path, body, status in (("/api/chat", {"model": "nobody", "messages": HELLO}, 404), ("/api/chat", {"model": MODEL, "nonsense": 1}, 400),
+                                   ("/api/generate", {"model": MODEL, "prompt": "x", "options": {"num_gpu": 1}}, 400),
+                                   ("/api/generate", {"model": MODEL, "prompt": "x", "options": {"num_ctx": 4096}}, 400),
+                                   ("/api/show", {"model": "nobody"}, 404)):
+            reply = self.gateway.post(path, body)
+            self.assertEqual(reply.status, status, reply)
+            self.assertIsInstance(reply.json["error"], str)
+
+
+class Wire(OverOneCluster):
+    """What is on the wire, byte by byte."""
+    options = ("--chat-template", "chatml", "--body-kib", "256", "--body-ms", "1500", "--header-ms", "1500", "--idle-ms", "3000")
+
+    def test_head_has_no_body(self):
+        with self.gateway.connect() as c:
+            c.send("HEAD", "/healthz")
+            head = c.reply(head_only=True)
+            c.send("GET", "/healthz")
+            self.assertEqual(head.headers["content-length"], str(len(c.reply().body)))
+
+    def test_huge_bodies(self):
+        for size in (300 << 10, 5 << 20):
+            with self.gateway.connect() as c:
+                c.send("POST", "/v1/completions", b"x" * size)
+                self.refused(c.reply(), 413, "body_too_large")
+        with self.gateway.connect() as c:  # nobody says how much there will be
+            c.send("POST", "/v1/completions", b"", {"Transfer-Encoding": "chunked"}, length=False)
+            for _ in range(20):
+                c.socket.sendall(b"8000\r\n" + b"x" * 0x8000 + b"\r\n")
+            c.socket.sendall(b"0\r\n\r\n")
+            self.refused(c.reply(), 413, "body_too_large")
+        with self.gateway.connect() as c:  # who asks first is told before the body
+            c.send("POST", "/v1/completions", None, {"Content-Type": "application/json", "Content-Length": str(10 << 30), "Expect": "100-continue"})
+            self.refused(c.reply(), 413, "body_too_large")
+
+    def test_chunked_body_and_continue(self):
+        body = json.dumps(completion()).encode()
+        with self.gateway.connect() as c:
+            c.send("POST", "/v1/completions", None, {"Content-Type": "application/json", "Transfer-Encoding": "chunked", "Expect": "100-continue"})
+            while b"\r\n\r\n" not in c.left:
+                c.more()
+            self.assertIn(b" 100 ", c.left)
+            for i in range(0, len(body), 7):
+                c.socket.sendall(b"%x\r\n%s\r\n" % (len(body[i:i + 7]), body[i:i + 7]))
+            c.socket.sendall(b"0\r\n\r\n")
+            self.ok(c.reply())
+
+    def test_slow_body_ends_with_408(self):
+        with self.gateway.connect() as c:
+            c.send("POST", "/v1/completions", None, {"Content-Type": "application/json", "Content-Length": "100"})
+            begin = time.monotonic()
+            reply = None
+            while reply is None:
+                self.assertLess(time.monotonic() - begin, 20 * nk.SLOW)
+                try:
+                    c.socket.sendall(b" ")
+                except OSError:
+                    pass
+                c.socket.settimeout(0.2)
+                try:
+                    if c.more() or c.left:
+                        reply = c.reply()
+                except TimeoutError:
+                    pass
+            self.refused(reply, 408, "slow_body")
+
+    def test_slow_headers_and_idle_connections_end(self):
+        with self.gateway.connect() as c:
+            c.socket.sendall(b"GET /healthz HTT")
+            self.assertTrue(c.ended())
+        with self.gateway.connect() as c:
+            c.send("GET", "/healthz")
+            self.ok(c.reply())
+            self.assertTrue(c.ended())
+
+    def test_half_closed_connections_are_answered(self):
+        for body in (completion(max_tokens=300), completion(max_tokens=300, stream=True)):
+            with self.gateway.connect() as c:
+                c.send("POST", "/v1/completions", body)
+                c.socket.shutdown(socket.SHUT_WR)
+                reply = self.ok(c.reply())
+                self.assertTrue(reply.chunks() if body.get("stream") else reply.json["choices"][0]["text"])
+
+    def test_half_a_body_and_then_nothing(self):
+        with self.gateway.connect() as c:
+            c.send("POST", "/v1/completions", None, {"Content-Type": "application/json", "Content-Length": "100"})
+            c.socket.sendall(b'{"model"')
+            c.socket.shutdown(socket.SHUT_WR)
+            self.assertTrue(c.ended())
+
+    def test_pipelined_requests_are_answered_in_order(self):
+        one = json.dumps(completion(temperature=0)).encode()
+        with self.gateway.connect() as c:
+            request = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(one), one)
+            c.socket.sendall(request + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" + request + b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            replies = [c.reply() for _ in range(4)]
+            self.assertEqual([r.status for r in replies], [200, 200, 200, 404])
+            self.assertEqual(replies[0].json["choices"], replies[2].json["choices"])
+
+    def test_garbage(self):
+        for garbage in (b"\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 100000 + b" HTTP/1.1\r\n\r\n", os.urandom(2000)):
+            with self.gateway.connect() as c:
+                try:
+                    c.socket.sendall(garbage)
+                    c.socket.shutdown(socket.SHUT_WR)
+                except OSError:
+                    pass
+                self.assertTrue(c.ended())
+        self.ok(self.gateway.get("/healthz"))
+
+    def test_http_1_0(self):
+        with self.gateway.connect() as c:
+            c.socket.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            data = b""
+            while c.more():
+                pass
+            data = c.left
+            self.assertIn(b" 200 ", data.split(b"\r\n")[0])
+            self.assertTrue(data.endswith(b'{"status":"ok"}\n'))
+
+    def test_curl(self):
+        url = self.gateway.url + "/v1/completions"
+        done = subprocess.run(["curl", "-sS", "-N", "--fail-with-body", "-H", "Content-Type: application/json", "-d", json.dumps(completion(stream=True)), url], capture_output=True, timeout=60 * nk.SLOW)
+        self.assertEqual(done.returncode, 0, done)
+        self.assertTrue(done.stdout.endswith(b"data: [DONE]\n\n"))
+        with tempfile.NamedTemporaryFile() as big:
+            big.write(b"{" + b" " * (2 << 20))
+            big.flush()
+            done = subprocess.run(["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Content-Type: application/json", "--data-binary", "@" + big.name, url], capture_output=True, timeout=60 * nk.SLOW)
+            self.assertEqual(done.stdout, b"413", done)
+
+
+class Browser(OverOneCluster):
+    """What keeps foreign pages out, and lets allowed ones in."""
+    options = ("--cors-origin", "https://page.example")
+
+    def test_origins(self):
+        reply = self.gateway.get("/v1/models", headers={"Origin": "https://evil.example"})
+        self.refused(reply, 403, "foreign_origin")
+        self.assertNotIn("access-control-allow-origin", reply.headers)
+        reply = self.ok(self.gateway.get("/v1/models", headers={"Origin": "https://page.example"}))
+        self.assertEqual((reply.headers["access-control-allow-origin"], reply.headers["vary"]), ("https://page.example", "Origin"))
+        self.ok(self.gateway.get("/v1/models", headers={"Origin": f"http://localhost"}))  # its own
+        preflight = self.gateway.ask("OPTIONS", "/v1/chat/completions", headers={"Origin": "https://page.example", "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-stainless-os, authorization"})
+        self.assertEqual(preflight.status, 204)
+        self.assertEqual(preflight.headers["access-control-allow-headers"], "x-stainless-os, authorization")
+        self.assertEqual(self.gateway.ask("OPTIONS", "/v1/chat/completions", headers={"Origin": "https://evil.example"}).status, 403)
+
+    def test_foreign_hosts(self):
+        with self.gateway.connect() as c:
+            c.socket.sendall(b"GET /v1/models HTTP/1.1\r\nHost: rebound.example:8080\r\n\r\n")
+            self.refused(c.reply(), 403, "foreign_host")
+
+    def test_chat_needs_a_template(self):
+        error = self.refused(self.gateway.post("/v1/chat/completions", chat()), 400, "no_template", "messages")
+        self.assertIn("--chat-template", error["message"])
+        reply = self.gateway.post("/api/generate", {"model": MODEL, "prompt": "And it came to pass", "stream": False, "options": {"num_predict": 8, "temperature": 0, "repeat_penalty": 1}})
+        self.assertEqual(reply.json["response"], self.gateway.post("/v1/completions", completion(temperature=0)).json["choices"][0]["text"])
+
+
+class Health(OverOneCluster):
+    options = ("--chat-template", "chatml")
+
+    def test_metrics(self):
+        before = self.gateway.metric("nakshatra_generated_tokens_total")
+        self.ok(self.gateway.post("/v1/completions", completion()))
+        self.refused(self.gateway.post("/v1/completions", b"{"), 400, "bad_json")
+        text = self.ok(self.gateway.get("/metrics")).text
+        self.assertEqual(self.gateway.metric("nakshatra_generated_tokens_total"), before + 8)
+        self.assertIn('nakshatra_http_requests_total{route="/v1/completions",code="400"} 1', text)
+        self.assertIn('nakshatra_errors_total{reason="bad_json"} 1', text)
+        self.assertRegex(text, r'nakshatra_stage_compute_seconds_count\{stage="w1"\} [1-9]')
+        self.assertRegex(text, r'nakshatra_stage_kv_free_tokens\{stage="w0"\} 512\n')
+        self.assertRegex(text, r'nakshatra_time_to_first_token_seconds_count [1-9]')
+        if shutil.which("promtool"):
+            done = subprocess.run(["promtool", "check", "metrics"], input=text, text=True, capture_output=True)
+            self.assertEqual((done.returncode, done.stdout + done.stderr), (0, ""))
+
+    def test_cluster_is_as_documented(self):
+        doc = pathlib.Path(nk.SOURCE, "docs", "api.md").read_text().split("## `/cluster`")[1].split("```")[1]
+        keys = set(re.findall(r'"(\w+)":', doc))
+        cluster = self.ok(self.gateway.get("/cluster")).json
+
+        def names(value):
+            if isinstance(value, dict):
+                return set(value).union(*map(names, value.values()))
+            return set().union(*map(names, value)) if isinstance(value, list) else set()
+        # A session is only there while one runs, an error only when there is one.
+        self.assertEqual(keys - names(cluster) - {"code", "message", "route", "age_s", "waited_s", "prompt_tokens", "generated_tokens"}, set())
+        self.assertEqual(names(cluster) - keys, set())
+        self.assertEqual([s["layer_begin"] for s in cluster["stages"]], [0, 4])
+        self.assertEqual(cluster["model"]["context"], 512)
+        self.assertTrue(cluster["ready"])
+
+    def test_events(self):
+        connections = [self.gateway.connect() for _ in range(100)]
+        try:
+            for c in connections:
+                c.send("GET", "/cluster/events")
+                self.assertEqual(c.head()[0], 200)
+            for _ in range(3):
+                events = [c.chunk() for c in connections]
+                for e in events:
+                    self.assertTrue(e.startswith(b"event: cluster\ndata: {") and e.endswith(b"\n\n"), e[:50])
+            self.assertEqual(json.loads(events[0].split(b"data: ")[1])["gateway"]["listeners"], 100)
+        finally:
+            for c in connections:
+                c.close()
+        self.assertTrue(nk.wait_for(lambda: self.gateway.get("/cluster").json["gateway"]["listeners"] == 0))
+
+    def test_page(self):
+        if not os.path.exists(os.path.join(nk.SOURCE, "web", "index.html")):
+            self.skipTest("there is no page in this tree")
+        page = self.ok(self.gateway.get("/"))
+        self.assertTrue(page.headers["content-type"].startswith("text/html"))
+        self.assertIn("default-src 'none'", page.headers["content-security-policy"])
+        again = self.gateway.get("/", headers={"If-None-Match": page.headers["etag"]})
+        self.assertEqual((again.status, again.body), (304, b""))
+
+
+class Going(unittest.TestCase):
+    """Clients that go away or do not read; a long context, so that generations last."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.chain = nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000", "--sequences", "4")
+        try:
+            cls.gateway = Gateway(cls.chain.file, "--output-kib", "16").wait_ready()
+            cls.clients = [nk.Client(w.address) for w in cls.chain.workers]
+        except BaseException:
+            cls.chain.close(check=False)
+            raise
+
+    @classmethod
+    def tearDownClass(cls):
+        for c in cls.clients:
+            c.channel.close()
+        try:
+            cls.gateway.stop()
+        finally:
+            cls.chain.close()
+
+    LONG = dict(ignore_eos=True, max_tokens=9000, cache_prompt=False)
+
+    def open_sessions(self, worker=0):
+        return self.clients[worker].info().counters.sessions_open
+
+    def assert_ends_in_time(self, begin, worker):
+        """Polls fast: the time is of the poll that saw it, so it is never less than the truth."""
+        while self.open_sessions(worker):
+            self.assertLess(time.monotonic() - begin, 10 * nk.SLOW)
+        took = time.monotonic() - begin
+        self.assertLess(took, 0.1 * nk.SLOW, f"cancelling took {took * 1000:.0f} ms on worker {worker}")
+
+    def begin(self, stream):
+        c = self.gateway.connect()
+        c.send("POST", "/v1/completions", completion(stream=stream, **self.LONG))
+        if stream:
+            self.assertEqual(c.head()[0], 200)
+            c.chunk()
+        else:
+            self.assertTrue(nk.wait_for(lambda: self.open_sessions(1) == 1))
+            time.sleep(0.1)
+        return c
+
+    def test_client_that_goes_cancels_on_every_stage(self):
+        for stream in (True, False):
+            for worker in (0, 1):
+                c = self.begin(stream)
+                begin = time.monotonic()
+                c.close()
+                self.assert_ends_in_time(begin, worker)
+                self.chain.assert_idle()
+
+    def test_client_that_goes_while_nothing_flows(self):
+        for stream in (True, False):
+            c = self.begin(stream)
+            self.chain.workers[1].signal(signal.SIGSTOP)
+            try:
+                time.sleep(0.5)
+                begin = time.monotonic()
+                c.close()
+                self.assert_ends_in_time(begin, 0)
+            finally:
+                self.chain.workers[1].signal(signal.SIGCONT)
+            self.chain.assert_idle()
+
+    def test_slow_reader_is_cut_off_and_slows_nobody(self):
+        cancelled = '{finish="cancelled"}'
+        before = self.gateway.metric("nakshatra_generations_total", cancelled)
+        with self.gateway.connect(receive_buffer=4096) as slow, self.gateway.connect() as c:
+            slow.send("POST", "/v1/completions", completion(stream=True, logprobs=20, **self.LONG))
+            c.send("POST", "/v1/completions", completion(stream=True, **{**self.LONG, "max_tokens": 2000}))
+            self.assertEqual(len(c.reply().chunks()), 2001)
+            self.assertTrue(nk.wait_for(lambda: self.gateway.metric("nakshatra_generations_total", cancelled) == before + 1, 60))
+            self.assertTrue(slow.ended())
+        self.chain.assert_idle()
+
+
+class Queue(unittest.TestCase):
+    def test_64_streams_finish(self):
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "4096", "--sequences", "8") as chain, Gateway(chain.file) as gateway:
+            gateway.wait_ready()
+            replies, lock = [], threading.Lock()
+
+            def one(i):
+                reply = gateway.post("/v1/completions", completion(stream=True, seed=i, max_tokens=24, prompt=f"{i} And it came", ignore_eos=True))
+                with lock:
+                    replies.append((reply.status, len(reply.chunks())))
+            threads = [threading.Thread(target=one, args=(i,)) for i in range(64)]
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join(300 * nk.SLOW)
+            self.assertEqual(replies, [(200, 25)] * 64)
+            self.assertEqual(gateway.metric("nakshatra_queue_wait_seconds_count"), 64)
+            chain.assert_idle()
+
+    def test_over_the_limit_is_429(self):
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000") as chain, Gateway(chain.file, "--running", "1", "--waiting", "1", "--waiting-ms", "800") as gateway:
+            gateway.wait_ready()
+            running = gateway.connect()
+            running.send("POST", "/v1/completions", completion(stream=True, **Going.LONG))
+            self.assertEqual(running.head()[0], 200)
+            waiting = gateway.connect()
+            waiting.send("POST", "/v1/completions", completion())
+            self.assertTrue(nk.wait_for(lambda: gateway.get("/cluster").json["gateway"]["waiting"] == 1))
+            states = {s["state"] for s in gateway.get("/cluster").json["sessions"]}
+            self.assertEqual(states, {"running", "waiting"})
+            reply = gateway.post("/v1/completions", completion())
+            self.assertEqual((reply.status, reply.json["error"]["code"]), (429, "queue_full"))
+            self.assertGreaterEqual(int(reply.headers["retry-after"]), 1)
+            reply = gateway.post("/api/generate", {"model": MODEL, "prompt": "x"})
+            self.assertEqual(reply.status, 429)
+            late = waiting.reply()
+            self.assertEqual((late.status, late.json["error"]["code"]), (429, "queue_timeout"))
+            # A waiting client that goes leaves the queue.
+            waiting.send("POST", "/v1/completions", completion())
+            self.assertTrue(nk.wait_for(lambda: gateway.get("/cluster").json["gateway"]["waiting"] == 1))
+            waiting.close()
+            self.assertTrue(nk.wait_for(lambda: gateway.get("/cluster").json["gateway"]["waiting"] == 0))
+            running.close()
+            self.assertEqual(gateway.post("/v1/completions", completion()).status, 200)
+            chain.assert_idle()
+
+
+class Failing(unittest.TestCase):
+    def test_worker_that_goes_and_returns(self):
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000") as chain, Gateway(chain.file) as gateway:
+            gateway.wait_ready()
+            port = chain.workers[1].port
+            with gateway.connect() as c:
+                c.send("POST", "/v1/completions", completion(stream=True, **Going.LONG))
+                self.assertEqual(c.head()[0], 200)
+                c.chunk()
+                chain.workers[1].kill()
+                body = b""
+                while True:
+                    data = c.chunk()
+                    if not data:
+                        break
+                    body += data
+                last = body.decode().rstrip("\n").split("\n\n")[-1]
+                self.assertIn("w1", json.loads(last[len("data: "):])["error"]["message"])
+            ready = gateway.get("/readyz")
+            self.assertEqual(ready.status, 503)
+            self.assertIn("w1", ready.json["error"]["message"])
+            self.assertEqual(gateway.get("/healthz").status, 200)
+            for path, body in (("/v1/completions", completion()), ("/v1/completions", completion(stream=True)), ("/api/generate", {"model": MODEL, "prompt": "x"})):
+                reply = gateway.post(path, body)
+                self.assertEqual(reply.status, 503, reply)
+                self.assertIn("w1", reply.text)
+            cluster = gateway.get("/cluster").json
+            self.assertEqual(([s["ok"] for s in cluster["stages"]], cluster["ready"]), ([True, False], False))
+            chain.start(1, listen=f"127.0.0.1:{port}")
+            gateway.wait_ready()
+            self.assertEqual(gateway.post("/v1/completions", completion()).status, 200)
+
+    def test_gateway_may_start_before_its_workers(self):
+        with nk.Chain(nk.KJV, "0-4,4-8") as chain:
+            address = chain.workers[0].port
+            chain.workers[0].stop()
+            with Gateway(chain.file) as gateway:
+                self.assertEqual(gateway.get("/readyz").status, 503)
+                self.assertEqual(gateway.post("/v1/completions", completion()).status, 503)
+                chain.start(0, listen=f"127.0.0.1:{address}")
+                gateway.wait_ready()
+                self.assertEqual(gateway.post("/v1/completions", completion()).status, 200)
+
+    def test_sigterm_lets_requests_end(self):
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000") as chain:
+            with Gateway(chain.file) as gateway:
+                gateway.wait_ready()
+                with gateway.connect() as c, gateway.connect() as listener:
+                    listener.send("GET", "/cluster/events")
+                    self.assertEqual(listener.head()[0], 200)
+                    c.send("POST", "/v1/completions", completion(stream=True, max_tokens=1000, ignore_eos=True))
+                    self.assertEqual(c.head()[0], 200)
+                    gateway.terminate()
+                    body = b""
+                    while True:
+                        data = c.chunk()
+                        if not data:
+                            break
+                        body += data
+                    self.assertTrue(body.endswith(b"data: [DONE]\n\n"))
+                self.assertEqual(gateway.process.wait(60 * nk.SLOW), 0)
+            with Gateway(chain.file, "--drain-ms", "100") as gateway:  # and cuts off those that take too long
+                gateway.wait_ready()
+                with gateway.connect() as c:
+                    c.send("POST", "/v1/completions", completion(stream=True, **Going.LONG))
+                    self.assertEqual(c.head()[0], 200)
+                    gateway.terminate()
+                    while c.more():
+                        pass
+                    self.assertIn(b'"code":"shutting_down"', c.left)
+            chain.assert_idle()
+
+
+class Security(unittest.TestCase):
+    def setUp(self):
+        self.dir = tempfile.mkdtemp(prefix="nk-tls-")
+        self.keys = os.path.join(self.dir, "keys")
+        with open(self.keys, "w") as f:
+            f.write("# who may\nsecret-key-one\n\n  secret-key-two  \n")
+
+    def tearDown(self):
+        shutil.rmtree(self.dir)
+
+    def test_keys_and_tls(self):
+        cert, key, context = certificate(self.dir)
+        with nk.Chain(nk.KJV, "0-4,4-8") as chain, Gateway(chain.file, "--api-key-file", self.keys, "--tls-cert", cert, "--tls-key", key, context=context) as gateway:
+            self.assertTrue(gateway.url.startswith("https://"))
+            gateway.wait_ready()
+            self.assertEqual(gateway.get("/healthz").status, 200)
+            for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret-key-one"}, {"Authorization": "Bearer secret-key-on"}):
+                reply = gateway.get("/v1/models", headers=header)
+                self.assertEqual((reply.status, reply.json["error"]["code"]), (401, "invalid_api_key"))
+                self.assertEqual(reply.headers["www-authenticate"], "Bearer")
+                self.assertEqual(gateway.get("/metrics", headers=header).status, 401)
+                self.assertEqual(gateway.post("/api/generate", {"model": MODEL}, headers=header).status, 401)
+            for secret in ("secret-key-one", "secret-key-two"):
+                gateway.key = secret
+                self.assertEqual(len(gateway.post("/v1/completions", completion(stream=True)).chunks()), 9)
+            self.assertNotIn("secret-key", gateway.log())
+            with gateway.connect() as c:  # goes while its request runs, through TLS
+                c.send("POST", "/v1/completions", completion(max_tokens=400, ignore_eos=True), {"Authorization": "Bearer secret-key-one"})
+            chain.assert_idle()
+
+    def test_bad_starts_say_why(self):
+        with nk.Chain(nk.KJV, "0-8") as chain:
+            empty = os.path.join(self.dir, "empty")
+            open(empty, "w").close()
+            for options, word in ((("--listen", "0.0.0.0:0"), "--insecure"), (("--listen", "nowhere"), "HOST:PORT"), (("--api-key-file", empty), empty),
+                                  (("--api-key-file", "/nonexistent"), "/nonexistent"), (("--tls-cert", self.keys), "key"), (("--chat-template", "no-such-template"), "no-such-template")):
+                done = nk.run("serve", "--cluster", chain.file, *options)
+                self.assertNotEqual(done.returncode, 0)
+                self.assertIn(word, done.stderr)
+                self.assertEqual(done.stdout, "")
+            self.assertEqual(nk.run("serve").returncode, 2)
+
+
+if __name__ == "__main__":
+    unittest.main()
