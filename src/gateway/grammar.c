@@ -3,6 +3,7 @@
 #include <ctype.h>
 #include <string.h>
 
+#include "text/json_schema.h"
 #include "text/sampling.h"
 
 static bool is_word(char c)

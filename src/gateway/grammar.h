@@ -6,13 +6,6 @@
 
 #include "base/buf.h"
 #include "gateway/output.h"
-#include "text/json_schema.h"
-
-#ifdef NK_NO_JSON_SCHEMA
-#define nk_json_schema_to_grammar(schema, out, err)                                                \
-    ((void)(schema), (void)(out),                                                                  \
-     nk_fail(err, NK_E_UNIMPLEMENTED, "unsupported_schema", "JSON schemas are not in this build"))
-#endif
 
 struct nk_grammar_opts {
     const json_t *tools; /* OpenAI's shape */

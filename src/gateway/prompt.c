@@ -5,6 +5,7 @@
 
 #include "gateway/grammar.h"
 #include "text/jinja.h"
+#include "text/json_schema.h"
 
 struct nk_prompter {
     const nk_vocab *vocab;
@@ -358,11 +359,7 @@ static int prepare_grammar(struct nk_prepared *out, const nk_prompter *p,
         if (r->format == NK_FORMAT_SCHEMA)
             rc = nk_json_schema_to_grammar(r->schema, &inner, &e->err);
         else if (r->format == NK_FORMAT_JSON)
-#ifdef NK_NO_JSON_SCHEMA
-            rc = nk_json_schema_to_grammar(NULL, &inner, &e->err);
-#else
             rc = nk_buf_adds(&inner, nk_json_object_grammar(), &e->err);
-#endif
         else if (r->sampling.grammar) {
             field = "grammar";
             rc = nk_buf_adds(&inner, r->sampling.grammar, &e->err);

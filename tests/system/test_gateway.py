@@ -35,9 +35,6 @@ def completion(**more):
     return {"model": MODEL, "prompt": "And it came to pass", "max_tokens": 8, **more}
 
 
-SCHEMAS = os.path.exists(os.path.join(nk.SOURCE, "src", "text", "json_schema.c"))
-
-
 class OverOneCluster(unittest.TestCase):
     """What one cluster of two workers and one gateway are enough for."""
     options = ("--chat-template", HERMES, "--name", "other-name")
@@ -179,7 +176,6 @@ class Openai(OverOneCluster):
         plain = self.gateway.post("/v1/chat/completions", chat(logprobs=True)).json["choices"][0]["logprobs"]["content"]
         self.assertEqual(plain[0]["top_logprobs"], [])
 
-    @unittest.skipUnless(SCHEMAS, "JSON schemas are not in this build")
     def test_json_object_and_schema(self):
         text = self.ok(self.gateway.post("/v1/chat/completions", chat(max_tokens=300, seed=1, response_format={"type": "json_object"}, temperature=1.2,
                                                                       logit_bias={}))).json["choices"][0]
@@ -200,7 +196,6 @@ class Openai(OverOneCluster):
     TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "The weather", "parameters": {
         "type": "object", "properties": {"city": {"type": "string", "maxLength": 8}, "unit": {"enum": ["C", "F"]}}, "required": ["city", "unit"]}}}]
 
-    @unittest.skipUnless(SCHEMAS, "JSON schemas are not in this build")
     def test_tool_call_round_trip(self):
         for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):
             reply = self.ok(self.gateway.post("/v1/chat/completions", chat(tools=self.TOOLS, tool_choice=choice, max_tokens=150, seed=3))).json["choices"][0]
@@ -220,7 +215,6 @@ class Openai(OverOneCluster):
         ollama = self.ok(self.gateway.post("/api/chat", {"model": MODEL, "messages": HELLO, "tools": self.TOOLS, "options": {"num_predict": 5}})).lines()
         self.assertTrue(ollama[-1]["done"])
 
-    @unittest.skipUnless(SCHEMAS, "JSON schemas are not in this build")
     def test_strict_tools_hold_calls_to_their_schema(self):
         tools = json.loads(json.dumps(self.TOOLS))
         tools[0]["function"]["strict"] = True
