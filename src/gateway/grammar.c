@@ -1,6 +1,7 @@
 #include "gateway/grammar.h"
 
 #include <ctype.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "text/json_schema.h"
@@ -11,7 +12,7 @@ static bool is_word(char c)
     return isalnum((unsigned char)c) || c == '-' || c == '_';
 }
 
-/* GBNF (llama.cpp's grammars/README.md): names stand outside of "literals", [classes], {counts} and # comments. */
+/* GBNF (text/gbnf.h): names stand outside of "literals", [classes], {counts}, <tokens> and # comments. */
 int nk__grammar_prefix(const char *grammar, const char *prefix, struct nk_buf *out,
                        struct nk_error *err)
 {
@@ -22,6 +23,7 @@ int nk__grammar_prefix(const char *grammar, const char *prefix, struct nk_buf *o
         char close = *grammar == '"'   ? '"'
                      : *grammar == '[' ? ']'
                      : *grammar == '{' ? '}'
+                     : *grammar == '<' ? '>'
                      : *grammar == '#' ? '\n'
                                        : '\0';
 
@@ -53,26 +55,51 @@ static int add_literal(struct nk_buf *out, const char *text, struct nk_error *er
     return rc ? rc : nk_buf_adds(out, "\"", err);
 }
 
-/* How a call is written: before the name, between name and arguments, after the arguments. */
-#define DS(word) "<\xef\xbd\x9ctool\xe2\x96\x81" word "\xef\xbd\x9c>"
+/* A mark: the control token, where it is one, else its characters. */
+static int add_mark(const struct nk_grammar_opts *o, struct nk_buf *out, const char *mark,
+                    struct nk_error *err)
+{
+    int32_t id = o->token ? o->token(o->user, mark) : -1;
+
+    return id >= 0 ? nk_buf_addf(out, err, "<[%d]>", (int)id) : add_literal(out, mark, err);
+}
+
+/* Text in which marks stand between bytes of value 1, as a sequence. */
+static int add_sequence(const struct nk_grammar_opts *o, struct nk_buf *out, const char *text,
+                        struct nk_error *err)
+{
+    bool is_mark = false;
+    int rc = 0;
+
+    for (; *text && !rc; is_mark = !is_mark) {
+        size_t n = strcspn(text, "\1");
+        char part[128];
+
+        snprintf(part, sizeof part, "%.*s", (int)n, text);
+        if (n)
+            rc = is_mark ? add_mark(o, out, part, err) : add_literal(out, part, err);
+        if (n && !rc)
+            rc = nk_buf_adds(out, " ", err);
+        text += n + (text[n] != '\0');
+    }
+    return rc;
+}
+
+/* How a call is written: the mark that begins it, up to the name, between name and arguments, after the arguments. */
+#define DS(word)       "\1<\xef\xbd\x9ctool\xe2\x96\x81" word "\xef\xbd\x9c>\1"
+#define DS_CALLS(word) DS("calls\xe2\x96\x81" word)
+#define DS_CALL(word)  DS("call\xe2\x96\x81" word)
 static const struct {
+    const char *mark; /* NULL: what begins a call is not to be told from text */
     const char *before, *between, *after;
-    const char *mark; /* what in text begins calls; NULL: nothing does */
 } words[] = {
-    [NK_TOOL_FORMAT_HERMES] = { "<tool_call>\n{\"name\": \"",
-                                "\", \"arguments\": ", "}\n</tool_call>", "<tool_call>" },
-    [NK_TOOL_FORMAT_LLAMA] = { "{\"name\": \"", "\", \"parameters\": ", "}", NULL },
-    [NK_TOOL_FORMAT_MISTRAL] = { "[TOOL_CALLS][{\"name\": \"", "\", \"arguments\": ", "}]",
-                                 "[TOOL_CALLS]" },
-    [NK_TOOL_FORMAT_ARGS] = { "[TOOL_CALLS]", "[ARGS]", "", "[TOOL_CALLS]" },
-    [NK_TOOL_FORMAT_DEEPSEEK] = { DS("calls\xe2\x96\x81"
-                                     "begin") DS("call\xe2\x96\x81"
-                                                 "begin") "function" DS("sep"),
-                                  "\n```json\n",
-                                  "\n```" DS("call\xe2\x96\x81"
-                                             "end") DS("calls\xe2\x96\x81"
-                                                       "end"),
-                                  NULL },
+    [NK_TOOL_FORMAT_HERMES] = { "<tool_call>", "\n{\"name\": \"",
+                                "\", \"arguments\": ", "}\n\1</tool_call>\1" },
+    [NK_TOOL_FORMAT_LLAMA] = { NULL, "{\"name\": \"", "\", \"parameters\": ", "}" },
+    [NK_TOOL_FORMAT_MISTRAL] = { "[TOOL_CALLS]", "[{\"name\": \"", "\", \"arguments\": ", "}]" },
+    [NK_TOOL_FORMAT_ARGS] = { "[TOOL_CALLS]", "", "\1[ARGS]\1", "" },
+    [NK_TOOL_FORMAT_DEEPSEEK] = { NULL, DS_CALLS("begin") DS_CALL("begin") "function" DS("sep"),
+                                  "\n```json\n", "\n```" DS_CALL("end") DS_CALLS("end") },
 };
 
 /* The length of the longest proper prefix of mark that is a suffix of mark[0..n) and c. */
@@ -85,13 +112,17 @@ static size_t next_state(const char *mark, size_t n, char c)
 }
 
 /* Text in which the mark does not occur unless a call follows: an automaton that has seen n bytes of the mark, as one rule
- * per n. */
-static int add_free_text(struct nk_buf *out, const char *mark, struct nk_error *err)
+ * per n. A mark that is a control token is in no text. */
+static int add_free_text(const struct nk_grammar_opts *o, struct nk_buf *out, const char *mark,
+                         struct nk_error *err)
 {
     size_t size = strlen(mark);
     char alphabet[64] = "";
     int rc = 0;
 
+    if (o->token && o->token(o->user, mark) >= 0)
+        return nk_buf_addf(out, err, "free-0 ::= (!<[%d]> | <[%d]> rest-of-call)*\n",
+                           (int)o->token(o->user, mark), (int)o->token(o->user, mark));
     for (size_t i = 0; i < size; i++)
         if (!strchr(alphabet, mark[i]))
             strncat(alphabet, mark + i, 1);
@@ -115,23 +146,26 @@ static int add_free_text(struct nk_buf *out, const char *mark, struct nk_error *
 }
 
 /* Reasoning up to its mark. */
-static int add_think(struct nk_buf *out, const char *close, struct nk_error *err)
+static int add_think(const struct nk_grammar_opts *o, struct nk_buf *out, struct nk_error *err)
 {
-    int rc =
-        nk_buf_addf(out, err, "think ::= ([^%c] | \"%c\" [^%c])* ", close[0], close[0], close[1]);
+    const char *close = o->think_close;
+    int32_t id = o->token ? o->token(o->user, close) : -1;
+    int rc = id >= 0 ? nk_buf_addf(out, err, "think ::= !<[%d]>* ", (int)id)
+                     : nk_buf_addf(out, err, "think ::= ([^%c] | \"%c\" [^%c])* ", close[0],
+                                   close[0], close[1]);
 
     if (!rc)
-        rc = add_literal(out, close, err);
+        rc = add_mark(o, out, close, err);
     return rc ? rc : nk_buf_adds(out, " [ \\n]*\n", err);
 }
 
-int nk__grammar_after_think(const char *inner, const char *think_close, struct nk_buf *out,
-                            struct nk_error *err)
+int nk__grammar_after_think(const char *inner, const struct nk_grammar_opts *opts,
+                            struct nk_buf *out, struct nk_error *err)
 {
     int rc = nk_buf_adds(out, "root ::= think inner-root\n", err);
 
     if (!rc)
-        rc = add_think(out, think_close, err);
+        rc = add_think(opts, out, err);
     return rc ? rc : nk__grammar_prefix(inner, "inner-", out, err);
 }
 
@@ -151,9 +185,9 @@ int nk__grammar_tools(const struct nk_grammar_opts *o, struct nk_buf *out, struc
     rc = nk_buf_addf(out, err, "root ::= %s%s\n", o->think_close ? "think " : "",
                      o->must ? "call" : "free-0");
     if (!rc && o->think_close)
-        rc = add_think(out, o->think_close, err);
+        rc = add_think(o, out, err);
     if (!rc && !o->must)
-        rc = add_free_text(out, mark, err);
+        rc = add_free_text(o, out, mark, err);
     if (!rc)
         rc = nk_buf_adds(out, o->must ? "call ::= " : "rest-of-call ::= ", err);
     json_array_foreach((json_t *)o->tools, i, tool)
@@ -176,20 +210,22 @@ int nk__grammar_tools(const struct nk_grammar_opts *o, struct nk_buf *out, struc
         if (rc || (o->only && strcmp(o->only, name)))
             continue;
         rc = nk_buf_addf(out, err, "\ncall-%zu ::= ", i);
-        if (!rc)
-            rc = add_literal(out, words[o->format].before + (o->must ? 0 : strlen(mark)), err);
+        if (!rc && mark && o->must)
+            rc = add_mark(o, out, mark, err);
         if (!rc)
             rc = nk_buf_adds(out, " ", err);
+        if (!rc)
+            rc = add_sequence(o, out, words[o->format].before, err);
         if (!rc)
             rc = add_literal(out, name, err);
         if (!rc)
             rc = nk_buf_adds(out, " ", err);
         if (!rc)
-            rc = add_literal(out, words[o->format].between, err);
+            rc = add_sequence(o, out, words[o->format].between, err);
         if (!rc)
-            rc = nk_buf_addf(out, err, " t%zu-root ", i);
+            rc = nk_buf_addf(out, err, "t%zu-root ", i);
         if (!rc)
-            rc = add_literal(out, words[o->format].after, err);
+            rc = add_sequence(o, out, words[o->format].after, err);
         if (!rc)
             rc = nk_buf_adds(out, "\n", err);
         /* A function without parameters takes an empty object. */

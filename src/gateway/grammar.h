@@ -2,10 +2,16 @@
 #ifndef NK_GATEWAY_GRAMMAR_H
 #define NK_GATEWAY_GRAMMAR_H
 
+#include <stdint.h>
+
 #include <jansson.h>
 
 #include "base/buf.h"
 #include "gateway/output.h"
+
+/* The id of the control token whose text this is, or -1: control tokens are never matched by characters. NULL: there are
+ * none. */
+typedef int32_t nk_grammar_token(const void *user, const char *text);
 
 struct nk_grammar_opts {
     const json_t *tools; /* OpenAI's shape */
@@ -14,6 +20,8 @@ struct nk_grammar_opts {
     bool must; /* exactly one call and nothing else; false: text with calls in it */
     const char
         *think_close; /* the text begins inside of reasoning, which this ends; NULL: it does not */
+    nk_grammar_token *token;
+    const void *user;
 };
 
 /* Appends the grammar to out.
@@ -23,8 +31,9 @@ struct nk_grammar_opts {
 int nk__grammar_tools(const struct nk_grammar_opts *opts, struct nk_buf *out, struct nk_error *err);
 
 /* Appends a grammar whose root is reasoning up to the mark, and then `inner`'s root. */
-int nk__grammar_after_think(const char *inner, const char *think_close, struct nk_buf *out,
-                            struct nk_error *err);
+/* opts: think_close and token. */
+int nk__grammar_after_think(const char *inner, const struct nk_grammar_opts *opts,
+                            struct nk_buf *out, struct nk_error *err);
 
 /* Appends a grammar with the prefix before the name of each of its rules. */
 int nk__grammar_prefix(const char *grammar, const char *prefix, struct nk_buf *out,

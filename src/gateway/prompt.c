@@ -33,18 +33,20 @@ static char *piece_of(const nk_vocab *v, int32_t id)
     return nk_buf_take(&b, NULL);
 }
 
-/* Is the mark one control token? Then text only shows it when it is asked for. */
-static bool is_control(const nk_vocab *v, const char *mark)
+/* The mark's id when it is one control token, which text only shows when it is asked for; else -1. */
+static int32_t control_token(const void *user, const char *mark)
 {
+    const nk_prompter *p = user;
     struct nk_tokens t = { NULL, 0 };
     struct nk_buf shown = NK_BUF_INIT(4096);
-    bool control = false;
+    int32_t id = -1;
 
-    if (mark && !nk_vocab_tokenize(v, mark, strlen(mark), false, true, 64, &t, NULL) && t.n == 1)
-        control = !nk_vocab_piece(v, t.ids[0], false, &shown, NULL) && !shown.size;
+    if (mark && !nk_vocab_tokenize(p->vocab, mark, strlen(mark), false, true, 64, &t, NULL) &&
+        t.n == 1 && !nk_vocab_piece(p->vocab, t.ids[0], false, &shown, NULL) && !shown.size)
+        id = t.ids[0];
     free(t.ids);
     nk_buf_release(&shown);
-    return control;
+    return id;
 }
 
 static int open_jinja(nk_prompter *p, const char *text, struct nk_error *err)
@@ -107,9 +109,10 @@ int nk__prompter_new(nk_prompter **out, const nk_vocab *vocab, const char *given
                                              "calls\xe2\x96\x81"
                                              "begin\xef\xbd\x9c>" };
 
-        p->control_marks = is_control(vocab, p->marks.open) || is_control(vocab, p->marks.close);
+        p->control_marks =
+            control_token(p, p->marks.open) >= 0 || control_token(p, p->marks.close) >= 0;
         for (size_t i = 0; i < sizeof marks / sizeof marks[0]; i++)
-            if (strstr(text, marks[i]) && is_control(vocab, marks[i]))
+            if (strstr(text, marks[i]) && control_token(p, marks[i]) >= 0)
                 p->control_marks = true;
     }
     *out = p;
@@ -347,7 +350,9 @@ static int prepare_grammar(struct nk_prepared *out, const nk_prompter *p,
     int rc = 0;
 
     if (out->output.tools && (forced || r->tools_strict)) {
-        struct nk_grammar_opts o = { .tools = r->tools,
+        struct nk_grammar_opts o = { .token = control_token,
+                                     .user = p,
+                                     .tools = r->tools,
                                      .only = r->tool_name,
                                      .format = out->output.tools,
                                      .must = forced,
@@ -365,7 +370,11 @@ static int prepare_grammar(struct nk_prepared *out, const nk_prompter *p,
             rc = nk_buf_adds(&inner, r->sampling.grammar, &e->err);
         }
         if (!rc && inner.size)
-            rc = close ? nk__grammar_after_think(inner.data, close, &whole, &e->err)
+            rc = close ? nk__grammar_after_think(inner.data,
+                                                 &(struct nk_grammar_opts){ .think_close = close,
+                                                                            .token = control_token,
+                                                                            .user = p },
+                                                 &whole, &e->err)
                        : nk_buf_add(&whole, inner.data, inner.size, &e->err);
     }
     if (rc) {

@@ -588,9 +588,16 @@ int nk__error_status(const struct nk_error *err)
         const char *reason;
         int status;
     } special[] = {
-        { "body_too_large", 413 },          { "headers_too_large", 431 },  { "slow_body", 408 },
-        { "unsupported_media_type", 415 },  { "method_not_allowed", 405 }, { "too_many", 400 },
-        { "context_length_exceeded", 400 }, { "too_large", 400 },
+        { "body_too_large", 413 },
+        { "headers_too_large", 431 },
+        { "slow_body", 408 },
+        { "unsupported_media_type", 415 },
+        { "method_not_allowed", 405 },
+        { "too_many", 400 },
+        { "context_length_exceeded", 400 },
+        { "too_large", 400 },
+        { "grammar_too_complex", 400 },
+
     };
 
     for (size_t i = 0; i < sizeof special / sizeof special[0]; i++)

@@ -1,0 +1,52 @@
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "gateway/keys.h"
+
+static void test_keys__only_whole_keys_open(void **state)
+{
+    nk_keys *k;
+
+    (void)state;
+    assert_int_equal(nk__keys_new(&k, "# comment\n  key-number-one\t\r\n\nkey-number-two", NULL),
+                     0);
+    assert_true(nk__keys_allow(k, "Bearer key-number-one"));
+    assert_true(nk__keys_allow(k, "bearer  key-number-two"));
+    assert_false(nk__keys_allow(k, NULL));
+    assert_false(nk__keys_allow(k, ""));
+    assert_false(nk__keys_allow(k, "Bearer "));
+    assert_false(nk__keys_allow(k, "key-number-one"));
+    assert_false(nk__keys_allow(k, "Bearer key-number-on"));
+    assert_false(nk__keys_allow(k, "Bearer key-number-one "));
+    assert_false(nk__keys_allow(k, "Bearer # comment"));
+    nk__keys_free(k);
+}
+
+static void test_keys__unusable_files_are_refused_without_showing_keys(void **state)
+{
+    static const char *const bad[] = { "", "# nothing\n\n", "short\n", "with some space\n" };
+    struct nk_error err;
+    nk_keys *k;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        assert_int_equal(nk__keys_new(&k, bad[i], &err), NK_E_INVALID);
+        assert_string_equal(err.reason, "bad_key_file");
+        assert_null(k);
+        assert_null(strstr(err.msg, "some"));
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_keys__only_whole_keys_open),
+        cmocka_unit_test(test_keys__unusable_files_are_refused_without_showing_keys),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
