@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ARGS_MAX = 64, LONG_ONLY = 1000 };
+enum { ARGS_MAX = 128, LONG_ONLY = 1000 };
 
 void nk_args_help(const struct nk_command *cmd)
 {

@@ -10,6 +10,7 @@
 #include "cli/generate.h"
 #include "cli/interrupt.h"
 #include "cli/local.h"
+#include "cli/serve.h"
 
 int nk_cmd_up(int argc, char **argv);
 
@@ -25,21 +26,25 @@ static int threads_of(bool serve, int n_workers)
     return n_cores / n_workers > 1 ? (int)(n_cores / n_workers) : 1;
 }
 
-/* Without a prompt the workers stay for others: who they are, and for how long. */
-static int stay(struct nk_local *l)
+/* Without a prompt: serves until a signal comes or a worker ends. */
+static int serve_until_end(const struct nk_serve *s, bool deterministic, struct nk_local *l,
+                           nk_chain *c, const nk_vocab *v)
 {
+    nk_gateway *gateway = NULL;
     struct nk_error err;
-    int rc;
+    int rc = nk_serve_start(&gateway, s, c, v, deterministic, &err);
 
+    if (rc)
+        return nk_cli_report(&err);
     printf("cluster file: %s\n", l->cluster->path);
-    fflush(stdout);
-    fprintf(stderr, "nakshatra: %d worker%s up. Ctrl-C ends %s.\n", l->n,
-            l->n > 1 ? "s are" : " is", l->n > 1 ? "them" : "it");
+    nk_serve_print_url(gateway);
     rc = nk_local_wait(l, &err);
+    /* Without a worker nothing that runs can end well. */
+    nk_gateway_stop(gateway, rc ? 0 : (uint32_t)s->drain_ms);
     return rc ? nk_cli_report(&err) : NK_EXIT_OK;
 }
 
-static int use(struct nk_generate *g, struct nk_local *l, bool serve)
+static int use(struct nk_generate *g, const struct nk_serve *s, struct nk_local *l)
 {
     struct nk_chain_report *report = NULL;
     nk_chain *c = NULL;
@@ -59,13 +64,14 @@ static int use(struct nk_generate *g, struct nk_local *l, bool serve)
     if (rc)
         code = nk_cli_report(&err);
     else
-        code = serve ? stay(l) : nk_generate_run(g, c, v);
+        code = s ? serve_until_end(s, g->opts.deterministic, l, c, v) : nk_generate_run(g, c, v);
     nk_chain_close(c);
     nk_vocab_close(v);
     return code;
 }
 
-static int up(struct nk_generate *g, struct nk_local_opts *o, bool serve)
+/* s: NULL when there is something to generate. */
+static int up(struct nk_generate *g, const struct nk_serve *s, struct nk_local_opts *o)
 {
     struct nk_local_files *files = NULL;
     struct nk_local *l = NULL;
@@ -75,13 +81,13 @@ static int up(struct nk_generate *g, struct nk_local_opts *o, bool serve)
     if (!rc)
         rc = nk_local_files_make(&files, o, &err);
     if (!rc && !o->n_threads)
-        o->n_threads = threads_of(serve, files->cluster->n_workers);
+        o->n_threads = threads_of(s != NULL, files->cluster->n_workers);
     /* Until here Ctrl-C ends it at once: there is nothing to end before. */
     nk_interrupt_init();
     if (!rc)
         rc = nk_local_start(&l, files, o, &err);
     if (!rc)
-        code = use(g, l, serve);
+        code = use(g, s, l);
     else
         code = nk_interrupt_signal() ? nk_interrupt_exit_code(nk_interrupt_signal())
                                      : nk_cli_report(&err);
@@ -94,6 +100,7 @@ static int up(struct nk_generate *g, struct nk_local_opts *o, bool serve)
 int nk_cmd_up(int argc, char **argv)
 {
     struct nk_generate g = NK_GENERATE_INIT;
+    struct nk_serve s = NK_SERVE_INIT;
     int64_t n_workers = 2, ctx = 0, sequences = 0, threads = 0;
     const char *layers = NULL, *device = NULL, *dtype = "f32";
     const struct nk_arg args[] = {
@@ -111,16 +118,18 @@ int nk_cmd_up(int argc, char **argv)
         { "dtype", 0, NK_ARG_STRING, &dtype, "TYPE",
           "rows between workers: f32 (exact) or f16 (f32)", 0, 0 },
         NK_GENERATE_ARGS(g),
+        NK_SERVE_ARGS(s),
         { 0 },
     };
     const struct nk_command cmd = {
-        .usage = "up MODEL.gguf [--workers K] [--prompt TEXT | --file FILE | --chat] [-n N] "
-                 "[--temp T] ...",
+        .usage = "up MODEL.gguf [--workers K] [--prompt TEXT | --file FILE | --chat | --listen "
+                 "HOST:PORT] ...",
         .summary = "Runs a model over several worker processes on this machine: cuts it into "
                    "slices (in the cache),\n"
                    "starts the workers, checks them, and generates from the prompt, or converses. "
-                   "Without a prompt the\n"
-                   "workers stay up. Ctrl-C ends everything it started.",
+                   "Without a prompt it\n"
+                   "serves the HTTP APIs and the page, as nakshatra serve does. Ctrl-C ends "
+                   "everything it started.",
         .args = args,
         .n_min = 1,
         .n_max = 1,
@@ -150,5 +159,5 @@ int nk_cmd_up(int argc, char **argv)
         return nk_cli_report(&err);
     }
     nk_vocab_global_init();
-    return up(&g, &o, serve);
+    return up(&g, serve ? &s : NULL, &o);
 }

@@ -48,7 +48,7 @@ void nk_gen_args_release(struct nk_gen_args *a);
     { "mirostat-lr", 0, NK_ARG_FLOAT, &(a).mirostat_lr, "X", "learning rate, eta (0.1)", 0, 1 },                             \
     { "mirostat-ent", 0, NK_ARG_FLOAT, &(a).mirostat_ent, "X", "target entropy, tau (5)", 0, 1000 },                         \
     { "seed", 's', NK_ARG_INT, &(a).seed, "N", "the same seed gives the same text; -1: a random one (-1)", -1, 4294967294.0 }, \
-    { "logit-bias", 'l', NK_ARG_LIST, &(a).logit_bias, "ID+X", "adds X to a token's logit: 42+1.5, 42-3, 42-inf; may be repeated", 0, 0 }, \
+    { "logit-bias", 0, NK_ARG_LIST, &(a).logit_bias, "ID+X", "adds X to a token's logit: 42+1.5, 42-3, 42-inf; may be repeated", 0, 0 }, \
     { "grammar", 0, NK_ARG_STRING, &(a).grammar, "GBNF", "the text must fit this grammar", 0, 0 },                           \
     { "grammar-file", 0, NK_ARG_STRING, &(a).grammar_file, "FILE", "the same from a file", 0, 0 },                           \
     { "ignore-eos", 0, NK_ARG_FLAG, &(a).ignore_eos, NULL, "never choose an end-of-generation token", 0, 0 },                \

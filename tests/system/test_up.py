@@ -3,10 +3,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
 import unittest
+import urllib.request
 
 import nk
 
@@ -24,9 +26,12 @@ class Up(unittest.TestCase):
     def start(self, *args, **more):
         return nk.Background("up", nk.KJV, *args, env=self.env, **more)
 
+    def serve(self, *args):
+        return self.start("--listen", "127.0.0.1:0", *args)
+
     def wait_up(self, process, n):
-        """Until it has said its cluster file; returns the file and the workers' pids."""
-        self.assertTrue(nk.wait_for(lambda: b"\n" in process.stdout or process.process.poll() is not None, 60))
+        """Until it has said where it listens; returns the cluster file and the workers' pids."""
+        nk.wait_for(lambda: b"listening on http" in process.stdout or process.process.poll() is not None, 60)
         self.assertIsNone(process.process.poll(), process.stderr)
         file = [line for line in process.stdout.decode().splitlines() if line.startswith("cluster file: ")][0][14:]
         pids = nk.children_of(process.process.pid)
@@ -54,7 +59,7 @@ class Up(unittest.TestCase):
         self.assertEqual([s["worker"] for s in got["stages"]], ["w0", "w1", "w2"])
 
     def test_up__stays_up_for_others_and_ends_with_ctrl_c(self):
-        with self.start("--workers", "2", "--ctx", "256", "--sequences", "3") as up:
+        with self.serve("--workers", "2", "--ctx", "256", "--sequences", "3") as up:
             file, pids = self.wait_up(up, 2)
             report = json.loads(nk.out("check", "--cluster", file, "--json"))
             self.assertTrue(report["ok"])
@@ -63,6 +68,29 @@ class Up(unittest.TestCase):
             up.process.send_signal(signal.SIGINT)
             self.assertEqual(up.wait(30), 0)
             self.assert_gone(pids)
+        self.assertEqual(os.listdir(self.dir), [])
+
+    def test_up__without_a_prompt_it_serves(self):
+        golden = nk.golden("kjv-tiny")
+        with self.serve("--workers", "2") as up:
+            _, pids = self.wait_up(up, 2)
+            url = up.stdout.decode().split("listening on ")[1].split()[0]
+            request = urllib.request.Request(url + "/v1/completions", method="POST", headers={"Content-Type": "application/json"},
+                                             data=json.dumps({"model": "kjv-tiny", "prompt": golden["prompt_text"],
+                                                              "max_tokens": 64, "temperature": 0}).encode())
+            with urllib.request.urlopen(request, timeout=60 * nk.SLOW) as reply:
+                text = json.load(reply)["choices"][0]["text"]
+            self.assertEqual(golden["prompt_text"] + text, golden["text"])
+            up.process.send_signal(signal.SIGTERM)
+            self.assertEqual(up.wait(30), 0, up.stderr)
+            self.assert_gone(pids)
+
+    def test_up__a_port_that_is_taken_is_named_and_nothing_is_left(self):
+        with socket.create_server(("127.0.0.1", 0)) as s:
+            address = "127.0.0.1:%d" % s.getsockname()[1]
+            done = self.up("--listen", address)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(address, done.stderr)
         self.assertEqual(os.listdir(self.dir), [])
 
     def test_up__ctrl_c_in_a_generation_ends_all(self):
@@ -84,7 +112,7 @@ class Up(unittest.TestCase):
                 self.assert_gone(pids)
 
     def test_up__killed_it_takes_its_workers_along(self):
-        with self.start("--workers", "3") as up:
+        with self.serve("--workers", "3") as up:
             _, pids = self.wait_up(up, 3)
             up.process.kill()
             up.wait(30)
@@ -102,7 +130,7 @@ class Up(unittest.TestCase):
         self.assertEqual(os.listdir(self.dir), [])
 
     def test_up__a_worker_that_dies_is_named_and_ends_all(self):
-        with self.start("--workers", "2") as up:
+        with self.serve("--workers", "2") as up:
             _, pids = self.wait_up(up, 2)
             os.kill(pids[0], signal.SIGKILL)
             self.assertEqual(up.wait(30), 1)
