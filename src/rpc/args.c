@@ -15,10 +15,18 @@ void nk__args_int(struct nk__args *a, const char *key, int value)
         (grpc_arg){ .type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value };
 }
 
-void nk__args_common(struct nk__args *a)
+void nk__args_common(struct nk__args *a, grpc_resource_quota *quota)
 {
-    /* Sizes are checked in call.c, so that the status has our reason. (gRPC 1.51 checks no earlier either: after the
-     * whole message has arrived.) */
+    size_t n;
+
+    /* Sizes are checked in call.c, so that the status has our reason. gRPC 1.51 checks no earlier either, but after the
+     * whole message has arrived: what bounds memory is the quota. When it fills, windows shrink; when it is full,
+     * streams are reset (EXHAUSTED). */
+    n = a->args.num_args++;
+    a->args.args = a->items;
+    a->items[n] = (grpc_arg){ .type = GRPC_ARG_POINTER,
+                              .key = (char *)GRPC_ARG_RESOURCE_QUOTA,
+                              .value.pointer = { quota, grpc_resource_quota_arg_vtable() } };
     nk__args_int(a, GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, -1);
     nk__args_int(a, GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, -1);
     /* No compression: rows do not compress, and 64 KiB of zeros must not become 64 MiB here. A compressed message is

@@ -134,7 +134,7 @@ static void out_drop(nk_call *c)
 {
     while (c->out.n)
         grpc_byte_buffer_destroy(out_pop(&c->out));
-    c->out.bytes = c->sending_message ? grpc_byte_buffer_length(c->sending_message) : 0;
+    c->out.bytes = c->sending_bytes;
 }
 
 /* Starts the next batch of sends, if there is anything to send and none is outstanding. [any] */
@@ -155,6 +155,7 @@ static void pump(nk_call *c)
     }
     if (c->out.n) {
         c->sending_message = out_pop(&c->out);
+        c->sending_bytes = grpc_byte_buffer_length(c->sending_message); /* gRPC empties it */
         ops[n].op = GRPC_OP_SEND_MESSAGE;
         ops[n++].data.send_message.send_message = c->sending_message;
     }
@@ -196,9 +197,10 @@ static void op_send_done(struct nk__op *op, bool ok)
     c->sending = false;
     c->n_ops--;
     if (c->sending_message) {
-        c->out.bytes -= grpc_byte_buffer_length(c->sending_message);
         grpc_byte_buffer_destroy(c->sending_message);
         c->sending_message = NULL;
+        c->out.bytes -= c->sending_bytes;
+        c->sending_bytes = 0;
     }
     if (!ok) { /* the call is broken; its status says why */
         c->closed = true;

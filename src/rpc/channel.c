@@ -37,7 +37,7 @@ int nk_channel_open(nk_channel **out, nk_net *net, const char *address,
     rc = nk__channel_credentials(&creds, credentials ? credentials : &plain, err);
     if (rc)
         return rc;
-    nk__args_common(&args);
+    nk__args_common(&args, net->channel_quota);
     /* A worker that comes back is reached within a second; one that drops packets is given up after five. */
     nk__args_int(&args, GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
     nk__args_int(&args, GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 500);

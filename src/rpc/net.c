@@ -309,6 +309,14 @@ static void gpr_line(gpr_log_func_args *args)
 }
 #endif
 
+static void release_grpc(nk_net *net)
+{
+    grpc_completion_queue_destroy(net->cq);
+    grpc_resource_quota_unref(net->server_quota);
+    grpc_resource_quota_unref(net->channel_quota);
+    grpc_shutdown_blocking();
+}
+
 int nk_net_start(nk_net **out, struct nk_error *err)
 {
     nk_net *net = nk__alloc(1, sizeof *net);
@@ -331,6 +339,10 @@ int nk_net_start(nk_net **out, struct nk_error *err)
     pthread_mutex_init(&net->kick_mu, NULL);
     pthread_cond_init(&net->changed, NULL);
     net->cq = grpc_completion_queue_create_for_next(NULL);
+    net->server_quota = grpc_resource_quota_create("server");
+    net->channel_quota = grpc_resource_quota_create("channel");
+    grpc_resource_quota_resize(net->server_quota, NK_RPC_MEMORY_BYTES_MAX);
+    grpc_resource_quota_resize(net->channel_quota, NK_RPC_MEMORY_BYTES_MAX);
     net->kick_op.done = kicked;
     net->kick_channel =
         grpc_lame_client_channel_create("kick", GRPC_STATUS_INTERNAL, "goes nowhere");
@@ -348,8 +360,7 @@ int nk_net_start(nk_net **out, struct nk_error *err)
             grpc_completion_queue_next(net->cq, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL).type !=
             GRPC_QUEUE_SHUTDOWN)
             ;
-        grpc_completion_queue_destroy(net->cq);
-        grpc_shutdown_blocking();
+        release_grpc(net);
         nk__net_unref(net);
         return nk_fail(err, NK_E_EXHAUSTED, "no_thread", "the network thread cannot be started: %s",
                        strerror(sys));
@@ -381,9 +392,7 @@ void nk_net_stop(nk_net *net)
     grpc_call_unref(net->kick_call);
     pthread_mutex_unlock(&net->kick_mu);
     grpc_channel_destroy(net->kick_channel);
-    grpc_completion_queue_destroy(net->cq);
-    grpc_shutdown_blocking();
-
+    release_grpc(net);
     while (net->n_timers)
         timer_remove(net->heap[0]);
     for (nk_timer *t = net->free_timers, *next; t; t = next) {

@@ -25,6 +25,10 @@
 /* What may wait to be sent on one call before nk_call_send answers EXHAUSTED `send_queue_full`: four such messages. */
 #define NK_RPC_SEND_QUEUE_BYTES_MAX (4u * NK_RPC_MESSAGE_BYTES_MAX)
 
+/* What all servers of a net may hold of arriving messages, and all its channels likewise: eight such messages. When that
+ * fills, senders are slowed down; beyond, calls are reset (EXHAUSTED `resource_exhausted` at the other side). */
+#define NK_RPC_MEMORY_BYTES_MAX (8u * NK_RPC_MESSAGE_BYTES_MAX)
+
 typedef struct nk_net nk_net;
 typedef struct nk_server nk_server;
 typedef struct nk_channel nk_channel;
@@ -59,19 +63,22 @@ struct nk_credentials { /* PEM texts, borrowed for the call that takes them; all
 
 /* ---- calls, on either side ---- */
 struct nk_call_handlers {
-    /* A message; borrowed for the call. The next one is read after this returns unless paused. */
+    /* A message; borrowed for the call. The next one is read after this returns unless paused. None comes after this side's
+     * nk_call_finish or nk_call_cancel. */
     void (*message)(nk_call *c, void *user, struct nk_bytes msg);
     /* The other side will send no more (server: the client's half-close). May be NULL. */
     void (*half_closed)(nk_call *c, void *user);
-    /* The end, exactly once. status NULL: OK. On the server: the status that was sent, or CANCELLED `cancelled` when the
-     * client cancelled or its connection broke. On the client: the server's status, DEADLINE `deadline`, UNAVAILABLE
-     * `unreachable` or `peer_gone`. The handle is gone after this returns. */
+    /* The end, exactly once. status NULL: OK. On the server: the status that was sent, CANCELLED `cancelled` when the
+     * client cancelled or its connection broke, DEADLINE `deadline` when the client's deadline passed first. On the client:
+     * the server's status, DEADLINE `deadline`, UNAVAILABLE `unreachable` or `peer_gone`, CANCELLED `cancelled`; a status
+     * without a reason of ours gets its code's name (`not_found`). The handle is gone after this returns. */
     void (*end)(nk_call *c, void *user, const struct nk_error *status);
 };
 
-/* Queues a message; it is sent after those queued before it. [any]
- *   EXHAUSTED    send_queue_full
- *   UNAVAILABLE  call_ended       it has ended or is ending */
+/* Queues a message; it is sent after those queued before it. [any] In a steady exchange nothing of ours is allocated.
+ *   EXHAUSTED    message_too_large  over NK_RPC_MESSAGE_BYTES_MAX
+ *   EXHAUSTED    send_queue_full    over NK_RPC_SEND_QUEUE_BYTES_MAX, or over 65,536 messages
+ *   UNAVAILABLE  call_ended         it has ended or is ending */
 int nk_call_send(nk_call *c, const void *data, size_t size, struct nk_error *err);
 /* The same, packing a protobuf-c message straight into what is sent. [any] */
 int nk_call_send_pb(nk_call *c, const ProtobufCMessage *msg, struct nk_error *err);
@@ -81,7 +88,8 @@ void nk_call_send_done(nk_call *c);
 void nk_call_finish(nk_call *c, const struct nk_error *status);
 /* Either side: ends it now; `end` follows. [any] */
 void nk_call_cancel(nk_call *c);
-/* Stops and restarts reading; HTTP/2's flow control carries it to the sender. */
+/* Stops and restarts reading; HTTP/2's flow control carries it to the sender. While a client call is paused, an end in good
+ * order waits behind the messages before it. */
 void nk_call_pause(nk_call *c);
 void nk_call_resume(nk_call *c);
 /* [any] More references keep the handle's memory (not the call) alive, so that another thread may still send into a call
@@ -103,25 +111,35 @@ struct nk_server_opts {
     int n_methods;
     void *user;
     int calls_max; /* over it: EXHAUSTED `too_many_calls`; 0: 1024 */
-    /* For the reflection service (grpc.reflection.v1alpha): a serialised FileDescriptorSet. */
+    /* For the reflection service (grpc.reflection.v1alpha): a serialised FileDescriptorSet, e.g. nk_proto_descriptors();
+     * borrowed for the call. */
     struct nk_bytes descriptors;
 };
 /* Also answers grpc.health.v1.Health (Check and Watch) and reflection. Unknown methods: UNIMPLEMENTED `unknown_method`.
- *   UNAVAILABLE  cannot_listen */
+ * With credentials, only clients with a certificate of that CA are let in. [any]
+ *   INVALID      bad_address      not HOST:PORT
+ *   INVALID      bad_credentials  one is missing, cannot be read, or does not fit; named
+ *   INVALID      bad_descriptors
+ *   UNAVAILABLE  cannot_listen    with the system's reason */
 int nk_server_start(nk_server **out, nk_net *net, const struct nk_server_opts *opts,
                     struct nk_error *err);
 int nk_server_port(const nk_server *s);                 /* [any] */
-void nk_server_set_serving(nk_server *s, bool serving); /* [any] what health says */
-/* [any but the net thread] Takes no more calls, cancels those that are left after grace_ms, frees. */
+void nk_server_set_serving(nk_server *s, bool serving); /* [any] what health says; true at first */
+/* [any but the net thread] Takes no more calls and says so to clients (health: NOT_SERVING); ends those that are left after
+ * grace_ms with UNAVAILABLE `shutting_down`, cuts what connections are then left, waits for all that, frees. */
 void nk_server_stop(nk_server *s, uint32_t grace_ms);
 
 /* ---- client ---- */
-/* address "host:port". Connecting happens when a call needs it. [any] */
+/* address "host:port". Connecting happens when a call needs it. With a CA among the credentials, TLS; with a certificate and
+ * key too, the client shows them. The server's certificate must name the host. [any]
+ *   INVALID  bad_address, bad_credentials */
 int nk_channel_open(nk_channel **out, nk_net *net, const char *address,
                     const struct nk_credentials *credentials, struct nk_error *err);
 void nk_channel_close(nk_channel *ch); /* [any] calls on it live on */
-/* Starts a call; `end` follows in every case, also when the server cannot be reached. deadline_ms 0: none.
- * server-side handlers of the same struct are used for client calls. [any] */
+/* Starts a call; `end` follows in every case, also when the server cannot be reached. deadline_ms 0: none. [any]
+ * On another thread than the net's the call may have ended before this returns. To use the handle there, hold a lock that
+ * your `end` takes while calling this and nk_call_ref().
+ *   UNAVAILABLE  net_stopped    nk_net_stop has begun */
 int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t deadline_ms,
                   const struct nk_call_handlers *handlers, void *user, struct nk_error *err);
 /* Server: gives an opened call its handlers; must be called inside `open`. */

@@ -59,6 +59,8 @@ struct nk_net {
     pthread_mutex_t kick_mu; /* one batch on kick_call at a time */
     _Atomic int refs;        /* the memory: the owner's and one per nk_call */
 
+    grpc_resource_quota *server_quota, *channel_quota;
+
     pthread_mutex_t mu; /* all until the line below */
     pthread_cond_t changed;
     struct nk__inbox inbox;
@@ -114,6 +116,7 @@ struct nk_call {
     pthread_mutex_t mu;
     struct nk__call_out out;
     grpc_byte_buffer *sending_message;
+    size_t sending_bytes;
     bool sending;      /* a batch of sends is outstanding */
     bool headers_sent; /* server */
     bool last_wanted;  /* client: nk_call_send_done; server: nk_call_finish */
@@ -220,7 +223,7 @@ struct nk__args {
     grpc_arg items[32];
 };
 void nk__args_int(struct nk__args *a, const char *key, int value);
-void nk__args_common(struct nk__args *a);
+void nk__args_common(struct nk__args *a, grpc_resource_quota *quota); /* the quota must live on */
 #define NK__ADDRESS_MAX 272 /* a DNS name (253), brackets, a port */
 
 int nk__server_credentials(grpc_server_credentials **out, const struct nk_credentials *c,

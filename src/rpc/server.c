@@ -13,7 +13,7 @@
 
 enum {
     CALLS_MAX_DEFAULT = 1024,
-    /* When no call is left, connections get this long to write out what is on its way; then they are cut. */
+    /* How long connections get to write out what is on its way when no call should be left; then they are cut. */
     LINGER_MS = 200,
 };
 
@@ -138,7 +138,9 @@ static void request_done(struct nk__op *op, bool ok)
         nk_log(NK_LOG_RPC, NK_LOG_DEBUG, "call=begin side=server peer=%s method=%s",
                nk_call_peer(c), path);
         m->open(c, c->is_internal ? (void *)s : s->user);
-        if (!c->accepted)
+        if (c->accepted)
+            nk__call_read(c); /* unless it was paused at once */
+        else
             finish_with(c, NK_E_INTERNAL, "not_accepted",
                         "the method did not take the call"); /* if not finished */
     }
@@ -150,7 +152,6 @@ void nk_call_accept(nk_call *c, const struct nk_call_handlers *handlers, void *u
     c->handlers = *handlers;
     c->user = user;
     c->accepted = true;
-    nk__call_read(c);
 }
 
 bool nk__server_status(nk_call *c, struct nk_error *out)
@@ -256,7 +257,7 @@ int nk_server_start(nk_server **out, nk_net *net, const struct nk_server_opts *o
     if (rc)
         goto out;
 
-    nk__args_common(&args);
+    nk__args_common(&args, net->server_quota);
     nk__args_int(&args, GRPC_ARG_ALLOW_REUSEPORT, 0); /* a taken port is taken */
     /* Over calls_max a status tells; far over it, gRPC holds the client back. */
     nk__args_int(&args, GRPC_ARG_MAX_CONCURRENT_STREAMS,
@@ -313,12 +314,15 @@ static void cancel_all(nk_server *s)
     }
 }
 
-static void grace_over(void *arg)
+/* Ends the server's calls, but for those that have ended already: all, or only health's and reflection's, whose clients would
+ * keep them open for ever. */
+static void finish_calls(nk_server *s, bool internal_only)
 {
-    nk_server *s = arg;
-
-    s->grace_timer = NULL;
-    cancel_all(s);
+    pthread_mutex_lock(&s->net->mu);
+    for (nk_call *c = s->net->calls; c; c = c->next)
+        if (c->server == s && (c->is_internal || !internal_only))
+            finish_with(c, NK_E_UNAVAILABLE, "shutting_down", "this server is shutting down");
+    pthread_mutex_unlock(&s->net->mu);
 }
 
 static void linger_over(void *arg)
@@ -329,14 +333,30 @@ static void linger_over(void *arg)
     cancel_all(s);
 }
 
+/* From here on connections get LINGER_MS to write out what is on its way. */
+static void linger(nk_server *s)
+{
+    if (!s->shut && !s->linger_timer && !s->all_cancelled)
+        s->linger_timer = nk_timer_start(s->net, LINGER_MS, linger_over, s);
+}
+
+static void grace_over(void *arg)
+{
+    nk_server *s = arg;
+
+    s->grace_timer = NULL;
+    finish_calls(s, false);
+    linger(s);
+}
+
 static void check_gone(nk_server *s)
 {
     nk_net *net = s->net;
 
     if (!s->stopping)
         return;
-    if (s->n_calls == 0 && !s->shut && !s->linger_timer && !s->all_cancelled)
-        s->linger_timer = nk_timer_start(net, LINGER_MS, linger_over, s);
+    if (s->n_calls == 0)
+        linger(s);
     if (!s->shut || s->n_requests || s->n_calls || s->gone)
         return;
     nk_timer_cancel(s->grace_timer);
@@ -359,17 +379,12 @@ void nk__server_begin_stop(void *server)
     s->stopping = true;
     atomic_store(&s->serving, false);
     nk__health_notify(s);
-    /* Watchers and reflection clients would keep their streams open for ever. */
-    pthread_mutex_lock(&s->net->mu);
-    for (nk_call *c = s->net->calls; c; c = c->next)
-        if (c->server == s && c->is_internal)
-            finish_with(c, NK_E_UNAVAILABLE, "shutting_down", "this server is shutting down");
-    pthread_mutex_unlock(&s->net->mu);
+    finish_calls(s, s->grace_ms > 0);
     grpc_server_shutdown_and_notify(s->g, s->net->cq, &s->op_shutdown);
     if (s->grace_ms)
         s->grace_timer = nk_timer_start(s->net, s->grace_ms, grace_over, s);
     else
-        cancel_all(s);
+        linger(s);
     check_gone(s);
 }
 

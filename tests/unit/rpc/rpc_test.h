@@ -44,7 +44,8 @@ static inline void record_init(struct record *r)
     nk_buf_init(&r->last, 2 * (size_t)NK_RPC_MESSAGE_BYTES_MAX);
 }
 
-static inline void record_release(struct record *r)
+static inline void
+record_release(struct record *r) /* when nothing can call its handlers any more */
 {
     nk_call_unref(r->call);
     nk_buf_release(&r->last);
@@ -154,16 +155,33 @@ static inline int record_start(struct record *r, nk_channel *ch, const char *pat
 
 /* ---- the server ---- */
 
+enum { RECORDS_MAX = 4096 };
+
+/* Everything that handlers touch is in here and not on a test's stack: a test that fails is left by longjmp, and its calls
+ * end in the teardown. */
 struct fixture {
     nk_net *net, *client_net; /* the same, unless a test wants two */
     nk_server *server;
     nk_channel *channel;
     char address[64];
-    struct record seen; /* the last call to a method that records */
+    struct record *seen; /* of the next or last call to a method that records */
+    struct record *records[RECORDS_MAX];
+    int n_records;
     _Atomic int n_open; /* server calls whose end has not come */
     _Atomic int n_ends;
     nk_call *last; /* net thread */
 };
+
+static inline struct record *fixture_record(struct fixture *f)
+{
+    struct record *r = malloc(sizeof *r);
+
+    assert_non_null(r);
+    assert_true(f->n_records < RECORDS_MAX);
+    record_init(r);
+    f->records[f->n_records++] = r;
+    return r;
+}
 
 static inline void echo_message(nk_call *c, void *user, struct nk_bytes msg)
 {
@@ -203,8 +221,8 @@ static inline void open_record(nk_call *c, void *user) /* answers nothing by its
 {
     struct fixture *f = user;
 
-    f->seen.call = nk_call_ref(c);
-    nk_call_accept(c, &record_handlers, &f->seen);
+    f->seen->call = nk_call_ref(c);
+    nk_call_accept(c, &record_handlers, f->seen);
 }
 
 static inline void open_refuse(nk_call *c, void *user)
@@ -271,7 +289,7 @@ static inline int fixture_setup(void **state)
     if (!f || nk_net_start(&f->net, NULL))
         return -1;
     f->client_net = f->net;
-    record_init(&f->seen);
+    f->seen = fixture_record(f);
     fixture_start(f, &opts);
     *state = f;
     return 0;
@@ -284,7 +302,7 @@ static inline int fixture_setup_empty(void **state)
     if (!f || nk_net_start(&f->net, NULL))
         return -1;
     f->client_net = f->net;
-    record_init(&f->seen);
+    f->seen = fixture_record(f);
     *state = f;
     return 0;
 }
@@ -295,8 +313,13 @@ static inline int fixture_teardown(void **state)
 
     nk_channel_close(f->channel);
     nk_server_stop(f->server, 0);
+    if (f->client_net != f->net)
+        nk_net_stop(f->client_net);
     nk_net_stop(f->net);
-    record_release(&f->seen);
+    for (int i = 0; i < f->n_records; i++) {
+        record_release(f->records[i]);
+        free(f->records[i]);
+    }
     free(f);
     return 0;
 }
