@@ -95,8 +95,10 @@ void nk__call_unpin(nk_call *c)
 
 void nk__call_batch(nk_call *c, const grpc_op *ops, size_t n, struct nk__op *tag)
 {
-    grpc_call_error e = grpc_call_start_batch(c->g, ops, n, tag, NULL);
+    grpc_call_error e;
 
+    nk__op_started(tag);
+    e = grpc_call_start_batch(c->g, ops, n, tag, NULL);
     NK_ASSERT(e == GRPC_CALL_OK);
 }
 

@@ -61,6 +61,7 @@ static void net_kick(nk_net *net)
 {
     grpc_call_error e;
 
+    nk__op_started(&net->kick_op);
     pthread_mutex_lock(&net->kick_mu);
     e = grpc_call_start_batch(net->kick_call, NULL, 0, &net->kick_op, NULL);
     pthread_mutex_unlock(&net->kick_mu);
@@ -255,6 +256,8 @@ static void *net_main(void *arg)
             break;
         if (ev.type == GRPC_OP_COMPLETE) {
             struct nk__op *op = ev.tag;
+
+            nk__op_completed(op);
             op->done(op, ev.success != 0);
         }
         run_timers(net);

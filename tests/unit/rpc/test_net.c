@@ -216,7 +216,8 @@ static void test_net__stops_with_everything_still_open(void **state)
     f->seen = fixture_record(f);
     for (int i = 0; i < 20; i++) {
         r[i] = fixture_record(f);
-        assert_int_equal(record_start(r[i], f->channel, i % 2 ? "/t.T/Echo" : "/t.T/Nonesuch", 0), 0);
+        assert_int_equal(record_start(r[i], f->channel, i % 2 ? "/t.T/Echo" : "/t.T/Nonesuch", 0),
+                         0);
         nk_call_send(r[i]->call, "x", 1, NULL);
     }
     for (int i = 1; i < 20; i += 2)
@@ -256,7 +257,8 @@ static void end_and_start(nk_call *c, void *user, const struct nk_error *status)
 
 static void test_net__refuses_calls_while_it_stops(void **state)
 {
-    static const struct nk_call_handlers handlers = { .message = record_message, .end = end_and_start };
+    static const struct nk_call_handlers handlers = { .message = record_message,
+                                                      .end = end_and_start };
     struct fixture *f = *state;
     nk_call *c;
 
@@ -309,11 +311,13 @@ int main(void)
         cmocka_unit_test(test_net__what_runs_may_post),
         cmocka_unit_test(test_net__timers_fire_once_in_time_and_never_when_cancelled),
         cmocka_unit_test(test_net__a_timer_may_start_and_cancel_others),
-        cmocka_unit_test_setup_teardown(test_net__stops_with_everything_still_open, fixture_setup, fixture_teardown),
-        cmocka_unit_test_setup_teardown(test_net__refuses_calls_while_it_stops, fixture_setup, fixture_teardown),
-        cmocka_unit_test(test_net__signals_stay_with_the_threads_that_were_there),
-        cmocka_unit_test_setup_teardown(test_net__two_nets_in_one_process_talk_to_each_other, fixture_setup_empty,
+        cmocka_unit_test_setup_teardown(test_net__stops_with_everything_still_open, fixture_setup,
                                         fixture_teardown),
+        cmocka_unit_test_setup_teardown(test_net__refuses_calls_while_it_stops, fixture_setup,
+                                        fixture_teardown),
+        cmocka_unit_test(test_net__signals_stay_with_the_threads_that_were_there),
+        cmocka_unit_test_setup_teardown(test_net__two_nets_in_one_process_talk_to_each_other,
+                                        fixture_setup_empty, fixture_teardown),
     };
 
     nk_log_init();
