@@ -497,9 +497,12 @@ static void start_choice(struct nk_ticket *t)
     left = n_ctx - (int)prompt->n;
     o.ids = prompt->ids;
     o.n_ids = prompt->n;
-    o.n_predict = r->n_predict && (r->n_predict < left || left <= 0) ? r->n_predict
-                  : left > 0                                         ? left
-                                                                     : 0;
+    left = left > 0 ? left : 1;
+    /* 0 is a session's share of the workers' context: a session reserves what it may come to need, and one that may need
+     * everything would let no other run beside it. */
+    o.n_predict = r->n_predict > 0 && r->n_predict < left ? r->n_predict
+                  : r->n_predict || r->num_ctx            ? left
+                                                          : 0;
     o.sampling = r->sampling;
     o.sampling.grammar = j->prepared.grammar;
     /* The choices of one prompt have seeds of their own, or they would all be the same. */

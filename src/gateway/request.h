@@ -61,8 +61,8 @@ struct nk_request {
     const char *user;  /* an identifier of the end user, for the log; or NULL */
     bool stream, include_usage;
     int n;         /* choices per prompt */
-    int n_predict; /* 0: as many as the context holds */
-    int num_ctx;   /* Ollama: prompt and reply together; 0: what the chain has */
+    int n_predict; /* 0: a session's share of the workers' context; -1: as many as the context holds */
+    int num_ctx; /* Ollama: prompt and reply together; 0: what the chain has */
     struct nk_sampling sampling;
     struct nk_logit_bias *logit_bias; /* owned; sampling points to it */
     const char *stop[NK_STOP_MAX];

@@ -168,7 +168,7 @@ static int read_num_predict(struct nk_parse *p, const struct nk_field_rule *f, c
     if (!json_is_integer(v) || i == 0 || i < -2 || i > INT32_MAX)
         return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
                        "must be a positive integer, or -1 or -2 for as many as the context holds");
-    p->r->n_predict = i < 0 ? 0 : (int)i;
+    p->r->n_predict = i < 0 ? -1 : (int)i;
     return 0;
 }
 
@@ -200,7 +200,7 @@ const struct nk_field_rule nk__rules_ollama_message[] = {
 };
 
 const struct nk_field_rule nk__rules_ollama_options[] = {
-    { "num_predict",       NK_FIELD_YES,     read_num_predict, 0, 0, 0, "-1 or -2: as many as the context holds" },
+    { "num_predict",       NK_FIELD_YES,     read_num_predict, 0, 0, 0, "-1 or -2: as many as the context holds; not given: a share of it, the workers' context by their sequences" },
     { "num_ctx",           NK_FIELD_YES,     nk__read_int, OFFSET(num_ctx), 1, INT32_MAX, "prompt and reply together; more than the workers have is refused" },
     { "temperature",       NK_FIELD_YES,     nk__read_float, SAMPLING(temperature), 0, 100, "default 0.8" },
     { "top_k",             NK_FIELD_YES,     nk__read_int, SAMPLING(top_k), 0, INT32_MAX, "default 40" },

@@ -454,7 +454,6 @@ static int read_max_tokens(struct nk_parse *p, const struct nk_field_rule *f, co
     if (!json_is_integer(v) || (i < 1 && i != -1) || i > INT32_MAX)
         return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
                        "must be a positive integer, or -1 for as many as the context holds");
-    i = i == -1 ? 0 : i;
     if (p->seen_max_tokens && p->r->n_predict != (int)i)
         return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
                        "max_tokens and max_completion_tokens differ; give one of them");
@@ -663,7 +662,7 @@ static int read_prompt(struct nk_parse *p, const struct nk_field_rule *f, const 
     { "model",              NK_FIELD_YES, nk__read_string, OFFSET(model), 0, 0, "a name that /v1/models lists" }, \
     { "stream",             NK_FIELD_YES, nk__read_bool, OFFSET(stream), 0, 0, "server-sent events, ended by [DONE]" }, \
     { "stream_options",     NK_FIELD_YES, read_stream_options, 0, 0, 0, "" }, \
-    { "max_tokens",         NK_FIELD_YES, read_max_tokens, 0, 0, 0, "not given, or -1: as many as the context holds" }, \
+    { "max_tokens",         NK_FIELD_YES, read_max_tokens, 0, 0, 0, "-1: as many as the context holds; not given: a share of it, the workers' context by their sequences" }, \
     { "temperature",        NK_FIELD_YES, nk__read_float, SAMPLING(temperature), 0, 100, "0: greedy; default 0.8" }, \
     { "top_p",              NK_FIELD_YES, nk__read_float, SAMPLING(top_p), 0, 1, "default 0.95" }, \
     { "seed",               NK_FIELD_YES, nk__read_seed, 0, 0, 0, "the same seed gives the same text; choice i has seed + i; -1: a random one" }, \
