@@ -1,0 +1,53 @@
+"""The official clients (npm: openai, ollama) as tests: tests/clients/*.test.mjs under node's own runner.
+
+The packages are installed into the build folder by the lock file (npm ci), without running their scripts."""
+import os
+import shutil
+import subprocess
+import unittest
+
+import nk
+from gateway import Gateway, HERMES
+
+CLIENTS = os.path.join(os.path.dirname(nk.HERE), "clients")
+KEY = "a-key-for-clients"
+
+
+def install(source, target):
+    """npm ci of a folder's lock file into target; done once per lock file. Returns target."""
+    os.makedirs(target, exist_ok=True)
+    with open(os.path.join(source, "package-lock.json"), "rb") as f:
+        lock = f.read()
+    stamp = os.path.join(target, "node_modules", ".stamp")
+    for name in sorted(os.listdir(source)):
+        if os.path.isfile(os.path.join(source, name)):
+            shutil.copy(os.path.join(source, name), target)
+    if not os.path.exists(stamp) or open(stamp, "rb").read() != lock:
+        done = subprocess.run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=target, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            raise AssertionError("npm ci failed\n" + done.stdout + done.stderr)
+        with open(stamp, "wb") as f:
+            f.write(lock)
+    return target
+
+
+class Clients(unittest.TestCase):
+    def test_clients(self):
+        folder = install(CLIENTS, os.path.join(nk.BUILD, "tests", "clients"))
+        keys = os.path.join(folder, "keys")
+        with open(keys, "w") as f:
+            f.write(KEY + "\n")
+        # Enough context that a generation lasts, and that 32 have room.
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "8192") as chain, \
+                Gateway(chain.file, "--chat-template", HERMES, "--api-key-file", keys) as gateway:
+            gateway.wait_ready()
+            tests = sorted(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".test.mjs"))
+            done = subprocess.run(["node", "--test", *tests], cwd=folder, capture_output=True, text=True, timeout=400 * nk.SLOW,
+                                  env=dict(os.environ, NK_URL=gateway.url, NK_MODEL=os.path.basename(nk.KJV), NK_KEY=KEY))
+            self.assertEqual(done.returncode, 0, done.stdout[-20000:] + done.stderr[-4000:] + gateway.log()[-4000:])
+            self.assertRegex(done.stdout, r"(?m)^(# |\u2139 )pass [1-9]\d$")
+            chain.assert_idle()
+
+
+if __name__ == "__main__":
+    unittest.main()
