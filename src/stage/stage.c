@@ -156,7 +156,7 @@ static int make_context(nk_stage *s, const char *path, const struct nk_stage_opt
     cp.n_threads_batch = opts->n_threads_batch ? opts->n_threads_batch : cp.n_threads;
     cp.flash_attn_type =
         opts->no_flash_attn ? LLAMA_FLASH_ATTN_TYPE_DISABLED : LLAMA_FLASH_ATTN_TYPE_AUTO;
-    cp.kv_unified = true; /* separate streams would reorder rows across sequences */
+    cp.kv_unified = !opts->separate_kv; /* separate streams reorder rows across sequences */
     cp.swa_full = true;   /* a sliding window that forgets cannot be rolled back */
     cp.no_perf = true;
     cp.cb_eval = eval;
@@ -412,7 +412,7 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
     s->info.n_ctx_train = llama_model_n_ctx_train(s->model);
     s->info.weights_bytes = llama_model_size(s->model);
     s->info.can_rollback = !llama_model_is_recurrent(s->model) && !llama_model_is_hybrid(s->model);
-    s->info.one_sequence_per_run = !s->info.can_rollback;
+    s->info.one_sequence_per_run = !s->info.can_rollback || opts->separate_kv;
     s->info.n_seq_max = opts->n_seq_max;
     s->info.n_batch = opts->n_batch;
     snprintf(s->info.llama_version, sizeof s->info.llama_version, "%s", llama_version());
@@ -427,6 +427,7 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
     if (rc)
         goto out;
     s->info.n_ctx = (int)llama_n_ctx(s->ctx);
+    s->info.n_ctx_seq = (int)llama_n_ctx_seq(s->ctx);
     rc = allocate(s, err);
     if (rc)
         goto out;
@@ -541,7 +542,7 @@ static int check_batch(nk_stage *s, const struct nk_stage_batch *b, struct nk_er
     }
     if (n_seq > 1 && s->info.one_sequence_per_run)
         return nk_fail(err, NK_E_INVALID, "bad_batch",
-                       "rows of %d sequences; a %s model takes one sequence per run", n_seq,
+                       "rows of %d sequences; this stage (%s) takes one sequence per run", n_seq,
                        s->info.architecture);
     return 0;
 }

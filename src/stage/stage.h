@@ -46,6 +46,10 @@ struct nk_stage_opts {
     int n_threads_batch; /* for prefill; 0: n_threads */
     bool no_mmap;
     bool no_flash_attn;
+    /* Each sequence has KV cells of its own, n_ctx / n_seq_max of them. Else they share all cells, and where the others'
+     * lie decides in which order a sequence's own are summed up: the last bits depend on the load. One sequence per run
+     * then (one_sequence_per_run). */
+    bool separate_kv;
     bool whole_model; /* PATH is a whole model, not a slice: what `verify` and tests compare with */
 };
 struct nk_stage_opts nk_stage_opts_default(void); /* n_ctx 0, n_seq_max 4, n_batch 512, threads 0 */
@@ -59,6 +63,7 @@ struct nk_stage_info {
                     streams (hyper-connections) */
     int n_vocab; /* of the whole model, on every stage */
     int n_ctx, n_ctx_train, n_seq_max, n_batch;
+    int n_ctx_seq; /* the most of n_ctx that one sequence can have */
     bool can_rollback; /* false for recurrent and hybrid architectures */
     bool one_sequence_per_run; /* row order is only kept with one sequence per run (fact 6): more is a bad_batch */
     char device[64], device_description[128], backend[32]; /* what really runs it, from ggml */

@@ -136,6 +136,7 @@ static void info_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
     m.dtypes = dtypes;
     m.n_dtypes = 2;
     m.n_ctx = (uint32_t)info->n_ctx;
+    m.n_ctx_seq = (uint32_t)info->n_ctx_seq;
     m.n_ctx_train = (uint32_t)info->n_ctx_train;
     m.n_seq_max = (uint32_t)info->n_seq_max;
     m.n_batch = (uint32_t)info->n_batch;

@@ -456,8 +456,8 @@ static int pump_prompt(session *s, struct nk_error *err)
     while (s->n_submitted < s->n_prompt && s->n_steps_out < NK_WINDOW) {
         int pos = s->n_submitted, n = s->n_prompt - pos, rc;
 
-        if (n > s->w->opts.chunk)
-            n = s->w->opts.chunk;
+        if (n > s->chunk)
+            n = s->chunk;
         memcpy(s->ids + pos, s->prompt + pos, (size_t)n * sizeof *s->ids);
         s->n_ids = s->n_submitted = pos + n;
         rc = submit_step(s, ++s->last_step, pos, n, s->n_submitted == s->n_prompt, NULL, err);
@@ -687,13 +687,13 @@ static int parse_limits(session *s, const Nakshatra__V1__Open *m, struct nk_erro
 
         if (m->n_prompt_ids == 0)
             return nk_fail(err, NK_E_INVALID, "no_prompt", "the prompt has no tokens");
-        if (m->n_prompt_ids >= (size_t)info->n_ctx)
+        if (m->n_prompt_ids >= (size_t)info->n_ctx_seq)
             return nk_fail(
                 err, NK_E_OUT_OF_RANGE, "context_length_exceeded",
                 "the prompt has %zu tokens; the context holds %d, prompt and answer together",
-                m->n_prompt_ids, info->n_ctx);
+                m->n_prompt_ids, info->n_ctx_seq);
         s->n_prompt = (int)m->n_prompt_ids;
-        room = info->n_ctx - s->n_prompt;
+        room = info->n_ctx_seq - s->n_prompt;
         /* Without a limit a session gets the share of one, or half as much for an answer to a long prompt. */
         if (n_predict == 0)
             n_predict = (uint32_t)(share - s->n_prompt > share / 2 ? share - s->n_prompt
@@ -704,10 +704,10 @@ static int parse_limits(session *s, const Nakshatra__V1__Open *m, struct nk_erro
         /* The last token's row is never needed. */
         s->n_tokens_max = s->n_prompt + (int)n_predict;
     } else {
-        if (m->n_tokens_max == 0 || m->n_tokens_max > (uint32_t)info->n_ctx)
+        if (m->n_tokens_max == 0 || m->n_tokens_max > (uint32_t)info->n_ctx_seq)
             return nk_fail(err, NK_E_OUT_OF_RANGE, "context_length_exceeded",
                            "the session may need %u tokens of KV; this worker's context holds %d",
-                           m->n_tokens_max, info->n_ctx);
+                           m->n_tokens_max, info->n_ctx_seq);
         s->n_tokens_max = (int)m->n_tokens_max;
         if (n_predict == 0 || n_predict > m->n_tokens_max)
             n_predict = m->n_tokens_max;
@@ -792,6 +792,7 @@ static int on_open(session *s, const Nakshatra__V1__Open *m, struct nk_bytes byt
     s->deterministic = m->deterministic || w->opts.deterministic;
     s->reuse = m->reuse && !s->deterministic;
     s->special = m->special;
+    s->chunk = w->opts.chunk;
     if (m->dtype != NAKSHATRA__V1__DTYPE__DTYPE_UNSPECIFIED &&
         m->dtype != NAKSHATRA__V1__DTYPE__DTYPE_F32 && m->dtype != NAKSHATRA__V1__DTYPE__DTYPE_F16)
         return nk_fail(err, NK_E_INVALID, "bad_dtype",
@@ -844,12 +845,6 @@ static int on_open(session *s, const Nakshatra__V1__Open *m, struct nk_bytes byt
         return nk_fail(err, NK_E_EXHAUSTED, "queue_full",
                        "%d sessions wait for room already; try again later",
                        w->sessions[NK_SESSION_WAITING].n - 1);
-    if (!s->is_first)
-        return nk_fail(err, NK_E_EXHAUSTED, "kv_full",
-                       "no room for a session of %d tokens: %d of %d KV tokens and %d of %d "
-                       "sequences are in use",
-                       s->n_tokens_max, w->kv_reserved, info->n_ctx,
-                       info->n_seq_max - w->n_seq_free, info->n_seq_max);
     return 0;
 }
 
@@ -1075,6 +1070,7 @@ static int opened(session *s, const Nakshatra__V1__Opened *theirs, struct nk_err
     own.n_embd = (uint32_t)info->n_embd;
     own.n_ctx = (uint32_t)info->n_ctx;
     own.llama_version = (char *)(uintptr_t)info->llama_version;
+    own.n_batch = (uint32_t)info->n_batch;
     stages[n++] = &own;
     for (size_t i = 0; theirs && i < theirs->n_stages && n < NK_ROUTE_MAX; i++)
         stages[n++] = theirs->stages[i];
@@ -1134,6 +1130,8 @@ static int on_opened(session *s, const Nakshatra__V1__Opened *m, struct nk_error
                            t->worker_id, t->layer_begin, t->layer_end, t->layer_count, begin_layer,
                            info->layer_count);
         begin_layer = (int)t->layer_end;
+        if (t->n_batch && t->n_batch < (uint32_t)s->chunk)
+            s->chunk = (int)t->n_batch;
     }
     if (begin_layer != info->layer_count)
         return nk_fail(err, NK_E_PRECONDITION, "range_mismatch", "the stages end at layer %d of %d",
@@ -1349,6 +1347,22 @@ void nk__session_open_call(nk_call *c, void *worker)
 
 /* ---- deadlines ---- */
 
+/* A later stage with less room than those before it, or where a cancelled session has not ended yet: a wait that stays
+ * well within the patience of the stages before. */
+static bool waited_for_room(const session *s, uint64_t now, struct nk_error *err)
+{
+    const struct nk_stage_info *info = stage_info(s->w);
+
+    if (now - s->state_ns <= s->stall_ms * 1000000ull / 4)
+        return false;
+    nk_fail(
+        err, NK_E_EXHAUSTED, "kv_full",
+        "no room for a session of %d tokens: %d of %d KV tokens and %d of %d sequences are in use",
+        s->n_tokens_max, s->w->kv_reserved, info->n_ctx, info->n_seq_max - s->w->n_seq_free,
+        info->n_seq_max);
+    return true;
+}
+
 static bool overdue(const session *s, uint64_t now, struct nk_error *err)
 {
     uint64_t since = s->state_ns, ms = 0;
@@ -1365,6 +1379,8 @@ static bool overdue(const session *s, uint64_t now, struct nk_error *err)
         nk_fail(err, NK_E_DEADLINE, "no_open", "no Open came within %d ms", NK_OPEN_DEADLINE_MS);
         return true;
     case NK_SESSION_WAITING:
+        if (!s->is_first)
+            return waited_for_room(s, now, err);
         if (now - since <= s->w->opts.queue_ms * 1000000ull)
             return false;
         nk_fail(err, NK_E_EXHAUSTED, "queue_timeout", "no room came free within %u ms",

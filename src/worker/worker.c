@@ -47,6 +47,7 @@ static int copy_opts(nk_worker *w, const struct nk_worker_opts *o, struct nk_err
     w->opts.slice_path = w->slice_path;
     w->opts.listen = w->listen;
     w->opts.stage.device = w->device;
+    w->opts.stage.separate_kv = o->deterministic;
     w->opts.credentials = (struct nk_credentials){ w->ca, w->certificate, w->key };
     if (o->n_peers > NK_WORKER_PEERS_MAX)
         return nk_fail(err, NK_E_INVALID, "bad_option", "%d peers; at most %d are possible",

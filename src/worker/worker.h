@@ -24,7 +24,9 @@ struct nk_worker_opts {
     const char *const *
         peers; /* addresses that a route may name after this worker; borrowed for nk_worker_start */
     int n_peers;
-    bool deterministic; /* no session's rows are ever merged with another's */
+    /* Sessions do not touch each other: rows are never merged, each has KV cells of its own (a share of n_ctx), none is
+     * continued by another. What one computes is then the same to the bit whatever the load. */
+    bool deterministic;
     int chunk; /* rows of a prefill chunk; 0: 64 on the CPU, 256 elsewhere, never over n_batch */
     int queue_max;     /* sessions waiting for room; over it: EXHAUSTED queue_full */
     uint32_t queue_ms; /* how long one waits: then EXHAUSTED queue_timeout */

@@ -37,7 +37,7 @@ enum {
 /* Every state has a list; nk__session_set_state moves between them. */
 enum nk_session_state {
     NK_SESSION_NEW,     /* the call is there, Open is not */
-    NK_SESSION_WAITING, /* first stage: no room yet */
+    NK_SESSION_WAITING, /* no room yet */
     NK_SESSION_OPENING, /* Open went to the next stage */
     NK_SESSION_RUNNING,
     NK_SESSION_FINISHING, /* Finish went to the next stage */
@@ -76,7 +76,8 @@ struct nk_session {
     bool deterministic, reuse, f16, special;
     int n_tokens_max; /* KV tokens reserved */
     int n_predict;    /* first and last stage: most tokens to generate */
-    int n_logprobs;   /* -1: none */
+    int chunk; /* first stage: rows of a prefill chunk; every stage of the route takes so many */
+    int n_logprobs; /* -1: none */
     uint32_t stall_ms;
     uint64_t opened_ns, heard_ns, deadline_ns; /* deadline 0: none */
 
