@@ -149,15 +149,17 @@ static int make_context(nk_stage *s, const char *path, const struct nk_stage_opt
     if (!n_ctx)
         n_ctx = n_ctx_train > 0 && n_ctx_train < 8192 ? n_ctx_train : 8192;
     cp.n_ctx = (uint32_t)n_ctx;
+    /* One decode is one graph: rows go in and come out once. libllama aborts where a batch could not hold a row of each
+     * sequence. */
     cp.n_batch = cp.n_ubatch =
-        (uint32_t)opts->n_batch; /* one decode is one graph: rows go in and come out once */
+        (uint32_t)(opts->n_batch > opts->n_seq_max ? opts->n_batch : opts->n_seq_max);
     cp.n_seq_max = (uint32_t)opts->n_seq_max;
     cp.n_threads = opts->n_threads ? opts->n_threads : cpu_count();
     cp.n_threads_batch = opts->n_threads_batch ? opts->n_threads_batch : cp.n_threads;
     cp.flash_attn_type =
         opts->no_flash_attn ? LLAMA_FLASH_ATTN_TYPE_DISABLED : LLAMA_FLASH_ATTN_TYPE_AUTO;
     cp.kv_unified = !opts->separate_kv; /* separate streams reorder rows across sequences */
-    cp.swa_full = true;   /* a sliding window that forgets cannot be rolled back */
+    cp.swa_full = true;                 /* a sliding window that forgets cannot be rolled back */
     cp.no_perf = true;
     cp.cb_eval = eval;
     cp.cb_eval_user_data = s;

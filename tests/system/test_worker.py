@@ -91,7 +91,13 @@ class Served(unittest.TestCase):
             self.assertEqual((i.kv_tokens_free, i.sequences_free), (768, 3))
         finally:
             a.stop()
-        self.assertEqual(whole_threads(), 2)
+        b = nk.Worker("--model", nk.KJV, "--layers", "0-8", "--threads", 2, "--batch", 1)
+        try:
+            self.assertEqual((b.info().n_threads, b.info().n_batch), (2, 1))
+            with talk.Wire([b]) as wire:
+                self.assertEqual(wire.generate(PROMPT, 16).text, TEXT[:len(wire.generate(PROMPT, 16).text)])
+        finally:
+            b.stop()
 
     def test_info__counts(self):
         before = [w.info().counters for w in self.chain.workers]
@@ -198,14 +204,6 @@ class Served(unittest.TestCase):
     def test_method__unknown_is_unimplemented(self):
         talk.complaint(self, lambda: self.one.unary("/nakshatra.v1.Nakshatra/Train", nk.pb().InfoRequest(), nk.pb().InfoReply),
                        "UNIMPLEMENTED", "unknown_method", "Train")
-
-
-def whole_threads():
-    w = nk.Worker("--model", nk.KJV, "--layers", "0-8", "--threads", 2)
-    try:
-        return w.info().n_threads
-    finally:
-        w.stop()
 
 
 class Sleeping(unittest.TestCase):
