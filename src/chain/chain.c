@@ -5,7 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "text/utf8.h"
+
+enum { PEM_BYTES_MAX = 1 << 20 };
 
 void nk__text_copy(char *out, size_t size, const char *text)
 {
@@ -52,14 +55,54 @@ static void release(nk_chain *c)
     free(c);
 }
 
+/* The PEM texts that the cluster file names; all NULL where it names none. */
+struct pem {
+    struct nk_buf ca, certificate, key;
+    struct nk_credentials credentials; /* borrows from the buffers */
+};
+
+static int read_pem(struct pem *p, const struct nk_cluster *c, struct nk_error *err)
+{
+    int rc;
+
+    *p = (struct pem){ 0 };
+    if (!c->tls_ca[0])
+        return 0;
+    rc = nk_file_read(c->tls_ca, PEM_BYTES_MAX, &p->ca, err);
+    if (!rc)
+        rc = nk_file_read(c->tls_certificate, PEM_BYTES_MAX, &p->certificate, err);
+    if (!rc)
+        rc = nk_file_read(c->tls_key, PEM_BYTES_MAX, &p->key, err);
+    p->credentials = (struct nk_credentials){ nk_buf_str(&p->ca), nk_buf_str(&p->certificate),
+                                              nk_buf_str(&p->key) };
+    return rc ? nk_wrap(rc, err, "%s: tls", c->path) : 0;
+}
+
+static void release_pem(struct pem *p)
+{
+    /* A private key does not stay in freed memory. */
+    if (p->key.data)
+        explicit_bzero(p->key.data, p->key.capacity);
+    nk_buf_release(&p->ca);
+    nk_buf_release(&p->certificate);
+    nk_buf_release(&p->key);
+}
+
 int nk_chain_open(nk_chain **out, const struct nk_cluster *cluster, struct nk_error *err)
 {
     nk_chain *c = calloc(1, sizeof *c);
+    struct pem pem;
     int rc;
 
     *out = NULL;
     if (!c)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    rc = read_pem(&pem, cluster, err);
+    if (rc) {
+        release_pem(&pem);
+        free(c);
+        return rc;
+    }
     c->cluster = *cluster;
     pthread_mutex_init(&c->mutex, NULL);
     pthread_cond_init(&c->idle, NULL);
@@ -67,10 +110,12 @@ int nk_chain_open(nk_chain **out, const struct nk_cluster *cluster, struct nk_er
     rc = c->arena ? nk_net_start(&c->net, err)
                   : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
     for (int i = 0; !rc && i < c->cluster.n_workers; i++) {
-        rc = nk_channel_open(&c->channels[i], c->net, c->cluster.workers[i].address, NULL, err);
+        rc = nk_channel_open(&c->channels[i], c->net, c->cluster.workers[i].address,
+                             pem.credentials.ca ? &pem.credentials : NULL, err);
         if (rc)
             nk__wrap_worker(rc, err, &c->cluster.workers[i]);
     }
+    release_pem(&pem);
     if (rc) {
         release(c);
         return rc;

@@ -19,7 +19,8 @@
 typedef struct nk_chain nk_chain;
 typedef struct nk_gen nk_gen;
 
-/* Does not connect yet. The cluster is copied. *out owned by the caller. */
+/* Does not connect yet. The cluster is copied, the files of its tls are read. *out owned by the caller.
+ *   INVALID bad_address, bad_credentials; NOT_FOUND no_file */
 int nk_chain_open(nk_chain **out, const struct nk_cluster *cluster, struct nk_error *err);
 /* Cancels what runs (their `done` is called), waits for it, frees. */
 void nk_chain_close(nk_chain *c);

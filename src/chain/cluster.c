@@ -169,6 +169,25 @@ static int check_seen(struct reader *r, int line, const char *where, const char 
     return 0;
 }
 
+/* The next event as a path; a relative one is relative to the file's folder. */
+static int read_path(struct reader *r, const char *key, char *out, size_t size)
+{
+    const char *slash = strrchr(r->c->path, '/');
+    size_t folder = slash ? (size_t)(slash - r->c->path) + 1 : 0;
+    char text[PATH_MAX];
+    int rc = read_text(r, key, text, sizeof text);
+
+    if (rc)
+        return rc;
+    if (text[0] == '/')
+        folder = 0;
+    if (folder + strlen(text) >= size)
+        return bad(r, line_of(r), "%s: the path is too long", key);
+    memcpy(out, r->c->path, folder);
+    strcpy(out + folder, text);
+    return 0;
+}
+
 static int read_model(struct reader *r)
 {
     static const char *const keys[] = { "id", "sha256", "vocab", NULL };
@@ -195,24 +214,36 @@ static int read_model(struct reader *r)
                 c->model_sha256[i] =
                     text[i] >= 'A' && text[i] <= 'F' ? (char)(text[i] - 'A' + 'a') : text[i];
         } else {
-            char text[sizeof c->vocab_path];
-            const char *slash = strrchr(c->path, '/');
-            int folder = slash ? (int)(slash - c->path) + 1 : 0;
-
-            rc = read_text(r, "model vocab", text, sizeof text);
-            if (!rc && text[0] == '/')
-                folder = 0;
-            if (!rc && (size_t)folder + strlen(text) >= sizeof c->vocab_path)
-                rc = bad(r, line_of(r), "model vocab: the path is too long");
-            if (!rc) {
-                memcpy(c->vocab_path, c->path, (size_t)folder);
-                strcpy(c->vocab_path + folder, text);
-            }
+            rc = read_path(r, "model vocab", c->vocab_path, sizeof c->vocab_path);
         }
         if (rc)
             return rc;
     }
     return rc ? rc : check_seen(r, line, "model", keys, seen, 3);
+}
+
+static int read_tls(struct reader *r)
+{
+    static const char *const keys[] = { "ca", "certificate", "key", NULL };
+    struct nk_cluster *c = r->c;
+    unsigned seen = 0;
+    bool end;
+    int key, line, rc = next(r);
+
+    if (!rc)
+        rc = expect(r, YAML_MAPPING_START_EVENT, "tls: keys (ca, certificate, key)");
+    if (rc)
+        return rc;
+    line = line_of(r);
+    while (!(rc = read_key(r, "tls", keys, &seen, &key, &end)) && !end) {
+        rc = key == 0 ? read_path(r, "tls ca", c->tls_ca, sizeof c->tls_ca)
+             : key == 1
+                 ? read_path(r, "tls certificate", c->tls_certificate, sizeof c->tls_certificate)
+                 : read_path(r, "tls key", c->tls_key, sizeof c->tls_key);
+        if (rc)
+            return rc;
+    }
+    return rc ? rc : check_seen(r, line, "tls", keys, seen, 7);
 }
 
 static int read_dtype(struct reader *r)
@@ -368,7 +399,7 @@ static int check_workers(struct reader *r, int line)
 
 static int read_document(struct reader *r)
 {
-    static const char *const keys[] = { "model", "dtype", "workers", NULL };
+    static const char *const keys[] = { "model", "tls", "dtype", "workers", NULL };
     unsigned seen = 0;
     bool end;
     int key, line, workers_line = 1, rc = next(r); /* stream start */
@@ -382,7 +413,7 @@ static int read_document(struct reader *r)
     if (!rc)
         rc = next(r);
     if (!rc)
-        rc = expect(r, YAML_MAPPING_START_EVENT, "keys (model, dtype, workers)");
+        rc = expect(r, YAML_MAPPING_START_EVENT, "keys (model, tls, dtype, workers)");
     if (rc)
         return rc;
     line = line_of(r);
@@ -390,6 +421,8 @@ static int read_document(struct reader *r)
         if (key == 0) {
             rc = read_model(r);
         } else if (key == 1) {
+            rc = read_tls(r);
+        } else if (key == 2) {
             rc = read_dtype(r);
         } else {
             rc = next(r);
@@ -403,7 +436,7 @@ static int read_document(struct reader *r)
             return rc;
     }
     if (!rc)
-        rc = check_seen(r, line, "the file", keys, seen, 5);
+        rc = check_seen(r, line, "the file", keys, seen, 1 | 8);
     if (!rc)
         rc = check_workers(r, workers_line);
     if (!rc)
@@ -527,20 +560,20 @@ static void emit_mapping(struct writer *w, bool begin)
          &e);
 }
 
-static void emit_vocab(struct writer *w, const char *path)
+static void emit_path(struct writer *w, const char *key, const char *path)
 {
     struct nk_buf b = NK_BUF_INIT(2 * PATH_MAX);
     char folder[PATH_MAX];
 
     if (path[0] == '/') {
-        emit_pair(w, "vocab", path);
+        emit_pair(w, key, path);
     } else if (!getcwd(folder, sizeof folder)) {
         w->rc = nk_fail(w->err, NK_E_PRECONDITION, "no_folder",
                         "the current folder's path cannot be read");
     } else {
         if (!w->rc)
             w->rc = nk_buf_addf(&b, w->err, "%s/%s", folder, path);
-        emit_pair(w, "vocab", nk_buf_str(&b));
+        emit_pair(w, key, nk_buf_str(&b));
         nk_buf_release(&b);
     }
 }
@@ -563,8 +596,16 @@ int nk_cluster_format(const struct nk_cluster *c, struct nk_buf *out, struct nk_
     emit_pair(&w, "id", c->model_id);
     emit_pair(&w, "sha256", c->model_sha256);
     if (c->vocab_path[0])
-        emit_vocab(&w, c->vocab_path);
+        emit_path(&w, "vocab", c->vocab_path);
     emit_mapping(&w, false);
+    if (c->tls_ca[0]) {
+        emit_text(&w, "tls");
+        emit_mapping(&w, true);
+        emit_path(&w, "ca", c->tls_ca);
+        emit_path(&w, "certificate", c->tls_certificate);
+        emit_path(&w, "key", c->tls_key);
+        emit_mapping(&w, false);
+    }
     emit_pair(&w, "dtype", c->f16 ? "f16" : "f32");
     emit_text(&w, "workers");
     emit(&w, yaml_sequence_start_event_initialize(&e, NULL, NULL, 1, YAML_BLOCK_SEQUENCE_STYLE),

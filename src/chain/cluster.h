@@ -1,11 +1,16 @@
-/* cluster.yaml: which workers hold which layers of which model. Read and validated with line
- * numbers.
+/* clang-format off */
+/* cluster.yaml: which workers hold which layers of which model. Read and validated with line numbers.
  *
  *   model:
  *     id: kjv-tiny
  *     sha256: 1f0e...            # of the source model
- *     vocab: kjv-tiny.vocab.gguf # tokenizer, for whoever has text (run, serve); relative to this
- * file dtype: f32                   # rows on the wire: f32 (exact, default) or f16 workers:
+ *     vocab: kjv-tiny.vocab.gguf # tokenizer, for whoever has text (run, serve); relative to this file
+ *   tls:                         # where the workers take mutual TLS only; PEM files, relative to this file
+ *     ca: ca.pem                 # whom to trust
+ *     certificate: me.pem        # own
+ *     key: me.key.pem
+ *   dtype: f32                   # rows on the wire: f32 (exact, default) or f16
+ *   workers:
  *     - id: attic
  *       address: 127.0.0.1:5530
  *       layers: 0-4
@@ -13,6 +18,7 @@
  *       address: 127.0.0.1:5531
  *       layers: 4-8
  */
+/* clang-format on */
 #ifndef NK_CHAIN_CLUSTER_H
 #define NK_CHAIN_CLUSTER_H
 
@@ -32,6 +38,8 @@ struct nk_cluster {
     char path[4096];
     char model_id[128], model_sha256[65];
     char vocab_path[4096]; /* made absolute or relative to the current folder; "" when not given */
+    char tls_ca[4096], tls_certificate[4096],
+        tls_key[4096]; /* paths as above; "" (all three): plain text */
     bool f16;
     int n_workers;
     struct nk_cluster_worker workers[NK_CLUSTER_WORKERS_MAX]; /* in the order of their layers */

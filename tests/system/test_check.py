@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import tempfile
 import threading
 import unittest
@@ -193,6 +194,65 @@ class Check(unittest.TestCase):
                 self.assertEqual(done.returncode, 2)
                 self.assertIn(sentence, done.stderr)
                 self.assertEqual((done.stdout, done.stderr.count("\n")), ("", 1))
+
+
+class Tls(unittest.TestCase):
+    """Workers that take mutual TLS only: the cluster file names the certificates."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.dir = tempfile.mkdtemp()
+        cls.addClassCleanup(shutil.rmtree, cls.dir)
+        for ca in ("ca", "stranger"):
+            cls.openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+                        "-subj", "/CN=" + ca, "-keyout", ca + ".key", "-out", ca + ".pem")
+            with open(os.path.join(cls.dir, "ext"), "w") as f:
+                f.write("subjectAltName=IP:127.0.0.1\n")
+            cls.openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=me",
+                        "-keyout", f"{ca}-me.key", "-out", "me.csr")
+            cls.openssl("x509", "-req", "-in", "me.csr", "-CA", ca + ".pem", "-CAkey", ca + ".key", "-CAcreateserial",
+                        "-days", "2", "-extfile", "ext", "-out", f"{ca}-me.pem")
+        cls.chain = nk.Chain(nk.KJV, "0-4,4-8", "--tls-ca", cls.path("ca.pem"), "--tls-cert", cls.path("ca-me.pem"),
+                             "--tls-key", cls.path("ca-me.key"))
+        cls.addClassCleanup(cls.chain.close)
+
+    @classmethod
+    def openssl(cls, *args):
+        subprocess.run(["openssl", *args], cwd=cls.dir, check=True, capture_output=True)
+
+    @classmethod
+    def path(cls, name):
+        return os.path.join(cls.dir, name)
+
+    def check(self, tls):
+        path = self.path("cluster.yaml")
+        with open(self.chain.file) as original, open(path, "w") as f:
+            f.write(tls + original.read())
+        return nk.run("check", "--cluster", path, "--timeout-ms", "3000")
+
+    def test_check__certificates_of_the_clusters_ca_are_let_in(self):
+        done = self.check("tls: {ca: ca.pem, certificate: ca-me.pem, key: ca-me.key}\n")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        got = nk.out("run", "--cluster", self.path("cluster.yaml"), "--prompt", "And it came to pass", "-n", "64", "--temp", "0")
+        self.assertEqual("And it came to pass" + got, nk.golden("kjv-tiny")["text"])
+
+    def test_check__without_or_with_somebody_elses_nobody_is_let_in(self):
+        for tls in ("", "tls: {ca: ca.pem, certificate: stranger-me.pem, key: stranger-me.key}\n",
+                    "tls: {ca: stranger.pem, certificate: ca-me.pem, key: ca-me.key}\n"):
+            with self.subTest(tls=tls):
+                done = self.check(tls)
+                self.assertEqual(done.returncode, 1, done.stdout)
+                self.assertIn("worker w0", done.stderr)
+
+    def test_check__files_that_are_not_there_or_no_certificates_are_named(self):
+        done = self.check("tls: {ca: nowhere.pem, certificate: ca-me.pem, key: ca-me.key}\n")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("nowhere.pem", done.stderr)
+        done = self.check("tls: {ca: ext, certificate: ca-me.pem, key: ca-me.key}\n")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("certificate", done.stderr)
+        done = self.check("tls: {ca: ca.pem, certificate: ca-me.pem, key: stranger-me.key}\n")
+        self.assertEqual(done.returncode, 2)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,23 @@ static void test_cluster__dtype_is_f32_where_not_given_and_vocab_empty(void **st
     free(c);
 }
 
+static void test_cluster__reads_the_files_of_tls_relative_to_itself(void **state)
+{
+    struct nk_cluster *c;
+    struct nk_error err;
+
+    (void)state;
+    assert_int_equal(parse(&c,
+                           MODEL "tls: {ca: ca.pem, certificate: ../me.pem, key: "
+                                 "/etc/me.key}\nworkers: [{id: a, address: h:1, layers: 0-1}]\n",
+                           &err),
+                     0);
+    assert_string_equal(c->tls_ca, "some/ca.pem");
+    assert_string_equal(c->tls_certificate, "some/../me.pem");
+    assert_string_equal(c->tls_key, "/etc/me.key");
+    free(c);
+}
+
 static void test_cluster__sorts_workers_by_their_layers(void **state)
 {
     struct nk_cluster *c;
@@ -122,8 +139,8 @@ static void test_cluster__refuses_what_is_not_the_form_with_its_line(void **stat
     (void)state;
     refuse("", "1: the file is empty");
     refuse("# nothing\n", "1: the file is empty");
-    refuse("- a\n", "1: expected keys (model, dtype, workers), found a list");
-    refuse("hello\n", "1: expected keys (model, dtype, workers), found a value");
+    refuse("- a\n", "1: expected keys (model, tls, dtype, workers), found a list");
+    refuse("hello\n", "1: expected keys (model, tls, dtype, workers), found a value");
     refuse(MODEL "workers:\n- {id: a, address: h:1, layers: 0-1}\nport: 3\n",
            "6: 'port' is no key of the file");
     refuse(MODEL "workers:\n- {id: a, address: h:1, layers: 0-1, ram: 3}\n",
@@ -141,6 +158,9 @@ static void test_cluster__refuses_what_is_not_the_form_with_its_line(void **stat
     refuse("model: {id: x, sha256: abc}\n", "1: 'abc' is not 64 hexadecimal digits");
     refuse("model: {id: x, sha256: [1]}\n", "1: expected a value, found a list");
     refuse("model: {id: x, vocab: }\n", "1: model vocab: expected a value, found nothing");
+    refuse(MODEL "tls: {ca: a, key: b}\n", "4: tls: 'certificate' is missing");
+    refuse(MODEL "tls: {ca: a, secret: b}\n", "4: 'secret' is no key of tls");
+    refuse(MODEL "tls: on\n", "4: expected tls: keys");
     refuse(MODEL "dtype: bf16\n", "4: dtype: 'bf16' is not known; f32 and f16 are");
     refuse(MODEL "workers: []\n", "4: the list is empty");
     refuse(MODEL "workers: a\n", "4: expected a list of workers");
@@ -308,6 +328,9 @@ static void test_cluster__what_format_writes_parse_reads(void **state)
     strcpy(c->model_id, "yes: \"quoted\" #no comment, \xc3\xa4");
     strcpy(c->model_sha256, SHA);
     strcpy(c->vocab_path, "/a folder/with: colon/v.gguf");
+    strcpy(c->tls_ca, "/tls/ca.pem");
+    strcpy(c->tls_certificate, "/tls/me.pem");
+    strcpy(c->tls_key, "/tls/me.key");
     c->f16 = true;
     c->n_workers = 2;
     c->workers[0] = (struct nk_cluster_worker){ "null", "[::1]:5530", 0, 3, 0 };
@@ -318,6 +341,9 @@ static void test_cluster__what_format_writes_parse_reads(void **state)
     assert_string_equal(d->model_id, c->model_id);
     assert_string_equal(d->model_sha256, c->model_sha256);
     assert_string_equal(d->vocab_path, c->vocab_path);
+    assert_string_equal(d->tls_ca, c->tls_ca);
+    assert_string_equal(d->tls_certificate, c->tls_certificate);
+    assert_string_equal(d->tls_key, c->tls_key);
     assert_int_equal(d->f16, c->f16);
     assert_int_equal(d->n_workers, 2);
     for (int i = 0; i < 2; i++) {
@@ -375,6 +401,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cluster__reads_the_form_of_its_header),
         cmocka_unit_test(test_cluster__dtype_is_f32_where_not_given_and_vocab_empty),
+        cmocka_unit_test(test_cluster__reads_the_files_of_tls_relative_to_itself),
         cmocka_unit_test(test_cluster__sorts_workers_by_their_layers),
         cmocka_unit_test(test_cluster__takes_a_hash_in_capitals),
         cmocka_unit_test(test_cluster__refuses_what_is_not_the_form_with_its_line),
