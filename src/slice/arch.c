@@ -32,7 +32,6 @@ static const struct nk__arch_row table[] = {
     { "*", NK__NOT_PER_LAYER, "rope.dimension_sections",   0, NULL, NULL },
     { "*", NK__NOT_PER_LAYER, "rope.scaling.*",            0, NULL, NULL },
     { "*", NK__NOT_PER_LAYER, "classifier.output_labels",  0, NULL, NULL },
-    { "*", NK__NOT_PER_LAYER, "deepstack_mapping",         0, NULL, NULL },
     { "*", NK__PER_LAYER,     "xielu.*",                   0, NULL, NULL },
     { "*", NK__KIND_KEY,      PATTERN,                     0, NULL, SWA },
     { "*", NK__KIND_KEY,      RECURR,                      0, NULL, HYBRID },
@@ -55,6 +54,7 @@ static const struct nk__arch_row table[] = {
     { "plamo3",       NK__PATTERN, PATTERN,  8, PATTERN, SWA },
     { "smallthinker", NK__PATTERN, PATTERN, -4, PATTERN, SWA },
     { "laguna",       NK__PATTERN, PATTERN, -4, PATTERN, SWA },
+    { "muse-glimmer", NK__PATTERN, PATTERN,  4, PATTERN, SWA },
 
     /* Recurrent layers by layer number. */
     { "qwen3next",    NK__PATTERN, RECURR,   4, "full_attention_interval", HYBRID },
@@ -70,13 +70,30 @@ static const struct nk__arch_row table[] = {
     { "ernie4_5-moe", NK__PERIOD_KEY, "interleave_moe_layer_step", 0, NULL, "every so many layers have experts" },
     { "rwkv6",        NK__PERIOD_KEY, "rescale_every_n_layers", 0, NULL, "every so many layers are rescaled" },
     { "rwkv6qwen2",   NK__PERIOD_KEY, "rescale_every_n_layers", 0, NULL, "every so many layers are rescaled" },
+    { "k2-horizon",   NK__PERIOD_KEY, "moe_every_n_layers", 0, NULL, "every so many layers have experts" },
+
+    /* The first so many layers add an image's features (zeros, for text). */
+    { "qwen3vl",      NK__SHIFT, "n_deepstack_layers", 0, NULL, NULL },
+    { "qwen3vlmoe",   NK__SHIFT, "n_deepstack_layers", 0, NULL, NULL },
 
     /* llama.cpp recognises the model by its number of layers and computes something else for it. */
     { "gemma2",       NK__COUNT_MATTERS, NULL, 46, NULL, "its attention is scaled as the 27B model's" },
     { "gemma3",       NK__COUNT_MATTERS, NULL, 62, NULL, "its attention is scaled as the 27B model's" },
     { "exaone4",      NK__COUNT_MATTERS, NULL, 64, NULL, "it has sliding windows" },
+    { "deepseek2",    NK__COUNT_MATTERS, "expert_gating_func", 47, NULL, "its experts are chosen by a sigmoid" },
+    { "deepseek2",    NK__COUNT_MATTERS, "expert_gating_func", 48, NULL, "its experts are chosen by a sigmoid" },
     { "baichuan",     NK__COUNT_MATTERS, NULL, 32, NULL, "it has rotary positions" },
     { "baichuan",     NK__COUNT_MATTERS, NULL, 40, NULL, "it has ALiBi positions" },
+
+    /* ... or for a slice that happens to have that number. DeepSeek V2 Lite, which llama.cpp takes a model of 26, 27 or 48
+     * layers for, is the one without low-rank queries; its slices say so. */
+    { "deepseek2",    NK__COUNT_AVOID, "attention.q_lora_rank", 26, NULL, "it is DeepSeek V2 Lite" },
+    { "deepseek2",    NK__COUNT_AVOID, "attention.q_lora_rank", 27, NULL, "it is DeepSeek V2 Lite" },
+    { "deepseek2",    NK__COUNT_AVOID, "attention.q_lora_rank", 48, NULL, "it is DeepSeek V2 Lite" },
+    { "deepseek2",    NK__DEFAULT, "attention.q_lora_rank", 0, NULL, NULL },
+
+    /* A scale that llama.cpp computes from the number of layers where older files do not have it. */
+    { "minicpm",      NK__DEFAULT_SCALE, "residual_scale", 14, NULL, NULL },
 
     /* More than one row leaves a layer, or layers look at other layers. */
     { "rwkv7",        NK__REFUSE, NULL, 0, NULL, "every layer uses the values of the first" },
@@ -95,6 +112,12 @@ static const struct nk__arch_row table[] = {
     { "jina-bert-v3",     NK__REFUSE, NULL, 0, NULL, ENCODER },
     { "eurobert",         NK__REFUSE, NULL, 0, NULL, ENCODER },
     { "gemma-embedding",  NK__REFUSE, NULL, 0, NULL, ENCODER },
+    { "gemma-embedding2", NK__REFUSE, NULL, 0, NULL, ENCODER },
+    { "eagle3",           NK__REFUSE, NULL, 0, NULL, "it is a draft model: it runs on another model's rows" },
+    { "dflash",           NK__REFUSE, NULL, 0, NULL, "it is a draft model: it runs on another model's rows" },
+    { "gemma4-assistant", NK__REFUSE, NULL, 0, NULL, "it is a draft model: it runs on another model's rows" },
+    { "clef",             NK__REFUSE, NULL, 0, NULL, "it makes decisions, not text" },
+    { "vllm-decision2",   NK__REFUSE, NULL, 0, NULL, "it makes decisions, not text" },
     { "llama-embed",      NK__REFUSE, NULL, 0, NULL, ENCODER },
     { "clip",             NK__REFUSE, NULL, 0, NULL, "it is an image or audio encoder, not a language model" },
     { "wavtokenizer-dec", NK__REFUSE, NULL, 0, NULL, "it makes audio, not text" },
@@ -174,6 +197,11 @@ bool nk__arch_is_known(const char *arch)
     return m != NULL;
 }
 
+static bool has_key(const nk_model *m, const char *key)
+{
+    return key && gguf_find_key(m->kv, nk__model_key(m, key).text) >= 0;
+}
+
 static int check_splittable(const nk_model *m, struct nk_error *err)
 {
     const struct nk__arch_row *row = nk__arch_find(m->info.architecture, NK__REFUSE, NULL, NULL);
@@ -186,7 +214,7 @@ static int check_splittable(const nk_model *m, struct nk_error *err)
                        "models of architecture %s cannot be split: %s", m->info.architecture,
                        row->why);
     for (row = NULL; (row = nk__arch_find(m->info.architecture, NK__COUNT_MATTERS, NULL, row));)
-        if (m->info.n_layer == row->n)
+        if (m->info.n_layer == row->n && !has_key(m, row->key))
             return nk_fail(err, NK_E_UNIMPLEMENTED, "cannot_split",
                            "%s models of %d layers cannot be split: llama.cpp knows them by that "
                            "number, and only then %s",
@@ -208,7 +236,7 @@ static int period_of(const nk_model *m, const struct nk__arch_row *row)
     return row->n;
 }
 
-int nk__arch_check_cut(const nk_model *m, int at, struct nk_error *err)
+static int check_boundary(const nk_model *m, int at, struct nk_error *err)
 {
     static const enum nk__rule periods[] = { NK__PERIOD, NK__PERIOD_KEY };
     int rc = check_splittable(m, err);
@@ -328,22 +356,45 @@ static int check_kinds(const nk_model *m, struct nk_range range, struct nk_error
     return 0;
 }
 
+/* May a slice of this model have so many layers? */
+static int check_count(const nk_model *m, struct nk_range range, struct nk_error *err)
+{
+    static const enum nk__rule rules[] = { NK__COUNT_MATTERS, NK__COUNT_AVOID };
+    int count = range.end - range.begin;
+
+    for (int i = 0; i < 2; i++)
+        for (const struct nk__arch_row *row = NULL;
+             (row = nk__arch_find(m->info.architecture, rules[i], NULL, row));)
+            if (count == row->n && m->info.n_layer != row->n &&
+                has_key(m, row->key) == (rules[i] == NK__COUNT_AVOID))
+                return nk_fail(err, NK_E_UNIMPLEMENTED, "illegal_cut",
+                               "layers %d-%d: a slice of exactly %d layers is not possible for "
+                               "this %s model: llama.cpp "
+                               "takes models of %d layers for one in which %s",
+                               range.begin, range.end, row->n, m->info.architecture, row->n,
+                               row->why);
+    return 0;
+}
+
 int nk__arch_check_range(const nk_model *m, struct nk_range range, struct nk_error *err)
 {
     int rc = check_splittable(m, err);
 
     if (!rc && range.begin > 0)
-        rc = nk__arch_check_cut(m, range.begin, err);
+        rc = check_boundary(m, range.begin, err);
     if (!rc && range.end < m->info.n_layer)
-        rc = nk__arch_check_cut(m, range.end, err);
-    for (const struct nk__arch_row *row = NULL;
-         !rc && (row = nk__arch_find(m->info.architecture, NK__COUNT_MATTERS, NULL, row));)
-        if (range.end - range.begin == row->n && m->info.n_layer != row->n)
-            rc = nk_fail(err, NK_E_UNIMPLEMENTED, "illegal_cut",
-                         "layers %d-%d: a slice of exactly %d layers is not possible for %s: "
-                         "llama.cpp takes %s models of %d "
-                         "layers for one in which %s",
-                         range.begin, range.end, row->n, m->info.architecture, m->info.architecture,
-                         row->n, row->why);
+        rc = check_boundary(m, range.end, err);
+    if (!rc)
+        rc = check_count(m, range, err);
     return rc ? rc : check_kinds(m, range, err);
+}
+
+int nk__arch_check_cut(const nk_model *m, int at, struct nk_error *err)
+{
+    int rc = check_boundary(m, at, err);
+
+    /* The largest ranges on both sides: the kinds that they lack, every smaller one lacks. */
+    if (!rc)
+        rc = check_kinds(m, (struct nk_range){ 0, at }, err);
+    return rc ? rc : check_kinds(m, (struct nk_range){ at, m->info.n_layer }, err);
 }

@@ -11,8 +11,11 @@
  * pattern is allowed, one that ends in '*' means all that begin so. `n` and `from` are explained with the rules. */
 enum nk__rule {
     NK__REFUSE, /* cannot be cut at all: why */
-    NK__COUNT_MATTERS, /* llama.cpp does something else for a model of exactly n layers, so neither a slice of that model
-                          nor a slice that happens to have n layers would compute the same: refused, why */
+    NK__COUNT_MATTERS, /* llama.cpp does something else for a model of exactly n layers (unless it has the key `key`, where
+                          one is given), so neither a slice of that model nor a slice that happens to have n layers would
+                          compute the same: refused, why */
+    NK__COUNT_AVOID, /* the slices of that model do not need it, but other models' slices of n layers would fall into it
+                          (when the model has `key`) */
     NK__PERIOD, /* llama.cpp's code treats layers by index modulo n and has no key for it: cut at multiples of n */
     NK__PERIOD_KEY, /* the same; the period is the integer `key` (missing or 0: n; n 0 or 1: no period) */
     NK__PATTERN, /* layers are of two kinds by index modulo a period: the integer `from`, or else n. llama.cpp takes
@@ -29,6 +32,8 @@ enum nk__rule {
                           allowed) */
     NK__LAYER_LIST, /* an array of layer numbers: those in range stay, minus begin */
     NK__SET,        /* the integer is set to n in every slice that has it */
+    NK__DEFAULT, /* the integer `key` is n where the model does not have it: written into every slice */
+    NK__DEFAULT_SCALE, /* the float `key` is n / 10 / sqrt(the model's number of layers) where the model does not have it */
     NK__WITH_FIRST, /* the non-layer tensor `key` is needed by the first slice only; the others drop it */
     NK__WITH_LAST, /* by the last slice only */
 };

@@ -519,12 +519,6 @@ int nk_model_types(const nk_model *m, struct nk_type_share *out, int max)
 
 int nk_model_cut_check(const nk_model *m, int at, struct nk_error *err)
 {
-    int rc;
-
     NK_ASSERT(at > 0 && at < m->info.n_layer);
-    rc = nk__arch_check_cut(m, at, err);
-    /* The largest ranges on both sides: what they lack, every smaller one lacks. */
-    if (!rc)
-        rc = nk__arch_check_range(m, (struct nk_range){ 0, at }, err);
-    return rc ? rc : nk__arch_check_range(m, (struct nk_range){ at, m->info.n_layer }, err);
+    return nk__arch_check_cut(m, at, err);
 }

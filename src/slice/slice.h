@@ -62,8 +62,9 @@ struct nk_type_share {
 };
 int nk_model_types(const nk_model *m, struct nk_type_share *out, int max);
 
-/* May the model be cut before layer `at` (0 < at < n_layer), so that both sides can be slices? 0, or UNIMPLEMENTED
- * `illegal_cut` with the reason, or UNIMPLEMENTED `cannot_split` when the model cannot be cut at all. */
+/* May the model be cut before layer `at` (0 < at < n_layer), so that both sides can be slices, or be cut further into
+ * slices? 0, or UNIMPLEMENTED `illegal_cut` with the reason, or UNIMPLEMENTED `cannot_split` when the model cannot be cut
+ * at all. (A few architectures also forbid slices of a certain number of layers: nk_ranges_check.) */
 int nk_model_cut_check(const nk_model *m, int at, struct nk_error *err);
 
 struct nk_range {

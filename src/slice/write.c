@@ -28,6 +28,7 @@
 
 #include <ggml.h>
 #include <gguf.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -192,6 +193,26 @@ static void shift_keys(struct plan *p)
             set_u32(p, row->key, row->n);
 }
 
+/* What llama.cpp would take for granted of a slice otherwise than of the model. */
+static void write_defaults(struct plan *p)
+{
+    const char *arch = p->m->info.architecture;
+
+    for (const struct nk__arch_row *row = NULL;
+         (row = nk__arch_find(arch, NK__DEFAULT, NULL, row));)
+        if (gguf_find_key(p->m->kv, nk__model_key(p->m, row->key).text) < 0)
+            set_u32(p, row->key, row->n);
+    for (const struct nk__arch_row *row = NULL;
+         (row = nk__arch_find(arch, NK__DEFAULT_SCALE, NULL, row));) {
+        struct nk__key key = nk__model_key(p->m, row->key);
+
+        /* In single precision, as llama.cpp computes it. */
+        if (gguf_find_key(p->m->kv, key.text) < 0)
+            gguf_set_val_f32(p->kv, key.text,
+                             (float)row->n / 10.0f / sqrtf((float)p->m->info.n_layer));
+    }
+}
+
 /* Arrays of layer numbers. */
 static void pick_layers(struct plan *p)
 {
@@ -234,6 +255,7 @@ static void plan_kv(struct plan *p, const char *model_sha256)
     cut_arrays(p);
     write_patterns(p);
     shift_keys(p);
+    write_defaults(p);
     pick_layers(p);
     if (!p->last) {
         remove_prefix(p->kv, "tokenizer.");

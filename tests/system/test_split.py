@@ -6,6 +6,7 @@ import resource
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -150,6 +151,19 @@ class Slices(Case):
                 models.small(self.path("m.gguf"), arch, n, extra=extra)
                 slices, _ = self.split(self.path("m.gguf"), "--layers", "0-7,7-12")
                 self.assertEqual([s.get(arch + "." + key) for s in slices[:2]], want)
+
+    def test_split__what_llama_cpp_computes_from_the_number_of_layers_is_said(self):
+        models.small(self.path("m.gguf"), "minicpm")  # an older file without the scale
+        (a, b, _), _ = self.split(self.path("m.gguf"), "--layers", "0-1,1-4")
+        self.assertEqual([s.kv["minicpm.residual_scale"] for s in (a, b)], [(g.F32, struct.unpack("<f", struct.pack("<f", 1.4 / 2))[0])] * 2)
+        shutil.rmtree(self.out)
+        models.small(self.path("m.gguf"), "minicpm", extra={"minicpm.residual_scale": (g.F32, 0.25)})
+        (a, b, _), _ = self.split(self.path("m.gguf"), "--layers", "0-1,1-4")
+        self.assertEqual([s.get("minicpm.residual_scale") for s in (a, b)], [0.25] * 2)
+        shutil.rmtree(self.out)
+        models.small(self.path("m.gguf"), "deepseek2", 27)  # DeepSeek V2 Lite has no low-rank queries
+        (a, b, _), _ = self.split(self.path("m.gguf"), "--layers", "0-10,10-27")
+        self.assertEqual([s.get("deepseek2.attention.q_lora_rank") for s in (a, b)], [0, 0])
 
     def test_split__layers_for_further_tokens_are_left_out(self):
         models.small(self.path("m.gguf"), "glm4moe", 5, extra={"glm4moe.nextn_predict_layers": (g.U32, 1),

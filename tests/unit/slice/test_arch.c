@@ -147,6 +147,31 @@ static void test_arch__some_numbers_of_layers_mean_something_else(void **state)
     made_free(made);
 }
 
+static void test_arch__a_key_can_say_what_the_number_of_layers_would(void **state)
+{
+    struct gguf_context *g = make_gguf("deepseek2", 47, NULL);
+    struct made made = make_model(g);
+    struct nk_error err;
+
+    (void)state;
+    assert_int_equal(nk_model_cut_check(made.m, 20, &err), NK_E_UNIMPLEMENTED);
+    made_free(made);
+    g = make_gguf("deepseek2", 47, NULL);
+    make_u32(g, "deepseek2", "expert_gating_func", 2);
+    make_u32(g, "deepseek2", "attention.q_lora_rank", 768);
+    made = make_model(g);
+    assert_int_equal(nk_model_cut_check(made.m, 21, NULL), 0);
+    /* A slice of 27 layers would be taken for DeepSeek V2 Lite. */
+    assert_int_equal(nk__arch_check_range(made.m, (struct nk_range){ 0, 28 }, NULL), 0);
+    assert_int_equal(nk__arch_check_range(made.m, (struct nk_range){ 0, 27 }, &err),
+                     NK_E_UNIMPLEMENTED);
+    assert_true(strstr(err.msg, "27 layers") != NULL);
+    made_free(made);
+    made = make_model(make_gguf("deepseek2", 27, NULL)); /* it is that model */
+    assert_int_equal(nk__arch_check_range(made.m, (struct nk_range){ 0, 26 }, NULL), 0);
+    made_free(made);
+}
+
 static void test_arch__knows_what_llama_cpp_knows(void **state)
 {
     (void)state;
@@ -166,6 +191,7 @@ int main(void)
         cmocka_unit_test(test_arch__kinds_are_seen_by_the_tensors_too),
         cmocka_unit_test(test_arch__patterns_are_as_llama_cpp_computes_them),
         cmocka_unit_test(test_arch__some_numbers_of_layers_mean_something_else),
+        cmocka_unit_test(test_arch__a_key_can_say_what_the_number_of_layers_would),
         cmocka_unit_test(test_arch__knows_what_llama_cpp_knows),
     };
 
