@@ -12,6 +12,7 @@
     /* name      what it does                                              */                       \
     XX(inspect,  "architecture, layers, bytes per layer, legal cuts of a GGUF")                     \
     XX(split,    "a model into slices, a vocabulary file and a manifest")                           \
+    XX(verify,   "chain of slices against the whole model, in one process; exit 0 if exact")        \
     XX(worker,   "one stage, served over gRPC")                                                     \
     XX(check,    "is a cluster what its file says, and would a request run?")                       \
     XX(run,      "one generation, or a conversation, through a cluster")                           \

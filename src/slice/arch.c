@@ -17,10 +17,14 @@
 #define KINDS   "every slice needs at least one layer of each kind"
 #define SWA     "it has sliding-window and full-attention layers, and " KINDS
 #define HYBRID  "it has recurrent and attention layers, and " KINDS
+#define COMPRESS "its layers compress their keys by different ratios, and " KINDS
+#define DIFFUSE "it is a diffusion model: it does not generate one token after the other"
 #define ENCODER "it is an encoder and generates nothing"
 #define NO_ROPE "every fourth layer is treated specially, by its number in the whole model"
 #define PATTERN "attention.sliding_window_pattern"
 #define RECURR  "attention.recurrent_layers"
+#define INDEXERS "attention.indexer.types"
+#define INDEXED "that layer attends to what the one before it chose"
 
 /* clang-format off */
 static const struct nk__arch_row table[] = {
@@ -36,6 +40,8 @@ static const struct nk__arch_row table[] = {
     { "*", NK__KIND_KEY,      PATTERN,                     0, NULL, SWA },
     { "*", NK__KIND_KEY,      RECURR,                      0, NULL, HYBRID },
     { "*", NK__KIND_KEY,      "attention.head_count_kv",   0, NULL, HYBRID },
+    { "deepseek4", NK__KIND_KEY, "attention.compress_ratios", 4,   NULL, COMPRESS },
+    { "deepseek4", NK__KIND_KEY, "attention.compress_ratios", 128, NULL, COMPRESS },
     { "*", NK__KIND_TENSOR,   "ssm_*",                     0, NULL, HYBRID },
     { "*", NK__KIND_TENSOR,   "shortconv.*",               0, NULL, HYBRID },
     { "*", NK__KIND_TENSOR,   "attn_k*",                   0, NULL, "some of its layers have no attention, and " KINDS },
@@ -61,12 +67,44 @@ static const struct nk__arch_row table[] = {
     { "qwen35",       NK__PATTERN, RECURR,   4, "full_attention_interval", HYBRID },
     { "qwen35moe",    NK__PATTERN, RECURR,   4, "full_attention_interval", HYBRID },
 
+    /* Head sizes are the width over the first layer's heads, of which a recurrent layer has none. */
+    { "jamba",          NK__FILL_FIRST, "attention.head_count", 0, NULL, NULL },
+    { "granitehybrid",  NK__FILL_FIRST, "attention.head_count", 0, NULL, NULL },
+    { "nemotron_h",     NK__FILL_FIRST, "attention.head_count", 0, NULL, NULL },
+    { "nemotron_h_moe", NK__FILL_FIRST, "attention.head_count", 0, NULL, NULL },
+    { "lfm2",           NK__FILL_FIRST, "attention.head_count", 0, NULL, NULL },
+    { "lfm2moe",        NK__FILL_FIRST, "attention.head_count", 0, NULL, NULL },
+    { "plamo2",         NK__FILL_FIRST, "attention.head_count", 0, NULL, NULL },
+    { "kimi-linear",    NK__FILL_FIRST, "attention.head_count", 0, NULL, NULL },
+    { "bailingmoe3",    NK__FILL_FIRST, "attention.head_count", 0, NULL, NULL },
+    { "hy_v4",        NK__CUT_WHERE, INDEXERS, 0, NULL, INDEXED },
+    { "glm-dsa",      NK__CUT_WHERE, INDEXERS, 0, NULL, INDEXED },
+    { "glm5-next",    NK__CUT_WHERE, INDEXERS, 0, NULL, INDEXED },
+    { "deci",         NK__CUT_WHERE, "attention.head_count", 0, NULL, "it would begin with a layer without attention" },
+
+    /* Several sequences in one batch. Not mamba, mamba2 and deepseek4, which llama.cpp runs sequence by sequence, and not
+     * plamo2, on which it stops. */
+    { "bailingmoe3",    NK__EQUAL_ROWS, NULL, 0, NULL, NULL },
+    { "falcon-h1",      NK__EQUAL_ROWS, NULL, 0, NULL, NULL },
+    { "glm5-next",      NK__EQUAL_ROWS, NULL, 0, NULL, NULL },
+    { "granitehybrid",  NK__EQUAL_ROWS, NULL, 0, NULL, NULL },
+    { "jamba",          NK__EQUAL_ROWS, NULL, 0, NULL, NULL },
+    { "kimi-linear",    NK__EQUAL_ROWS, NULL, 0, NULL, NULL },
+    { "lfm2",           NK__EQUAL_ROWS, NULL, 0, NULL, NULL },
+    { "lfm2moe",        NK__EQUAL_ROWS, NULL, 0, NULL, NULL },
+    { "nemotron_h",     NK__EQUAL_ROWS, NULL, 0, NULL, NULL },
+    { "nemotron_h_moe", NK__EQUAL_ROWS, NULL, 0, NULL, NULL },
+    { "qwen35",         NK__EQUAL_ROWS, NULL, 0, NULL, NULL },
+    { "qwen35moe",      NK__EQUAL_ROWS, NULL, 0, NULL, NULL },
+    { "qwen3next",      NK__EQUAL_ROWS, NULL, 0, NULL, NULL },
+
     /* Patterns that no key can say. */
     { "llama4",       NK__PERIOD,     NULL, 4, NULL, NO_ROPE },
     { "llama4",       NK__PERIOD_KEY, "interleave_moe_layer_step", 0, NULL, "every so many layers have experts" },
     { "afmoe",        NK__PERIOD,     NULL, 4, NULL, NO_ROPE },
     { "smollm3",      NK__PERIOD,     NULL, 4, NULL, NO_ROPE },
     { "smallthinker", NK__PERIOD,     NULL, 4, NULL, NO_ROPE },
+    { "maion-coder",  NK__PERIOD_KEY, "interleave_moe_layer_step", 0, NULL, "every so many layers have experts" },
     { "ernie4_5-moe", NK__PERIOD_KEY, "interleave_moe_layer_step", 0, NULL, "every so many layers have experts" },
     { "rwkv6",        NK__PERIOD_KEY, "rescale_every_n_layers", 0, NULL, "every so many layers are rescaled" },
     { "rwkv6qwen2",   NK__PERIOD_KEY, "rescale_every_n_layers", 0, NULL, "every so many layers are rescaled" },
@@ -79,6 +117,7 @@ static const struct nk__arch_row table[] = {
     /* llama.cpp recognises the model by its number of layers and computes something else for it. */
     { "gemma2",       NK__COUNT_MATTERS, NULL, 46, NULL, "its attention is scaled as the 27B model's" },
     { "gemma3",       NK__COUNT_MATTERS, NULL, 62, NULL, "its attention is scaled as the 27B model's" },
+    { "smallthinker", NK__COUNT_MATTERS, NULL, 4, NULL, "every layer has rotary positions" },
     { "exaone4",      NK__COUNT_MATTERS, NULL, 64, NULL, "it has sliding windows" },
     { "deepseek2",    NK__COUNT_MATTERS, "expert_gating_func", 47, NULL, "its experts are chosen by a sigmoid" },
     { "deepseek2",    NK__COUNT_MATTERS, "expert_gating_func", 48, NULL, "its experts are chosen by a sigmoid" },
@@ -98,9 +137,25 @@ static const struct nk__arch_row table[] = {
     /* More than one row leaves a layer, or layers look at other layers. */
     { "rwkv7",        NK__REFUSE, NULL, 0, NULL, "every layer uses the values of the first" },
     { "arwkv7",       NK__REFUSE, NULL, 0, NULL, "every layer uses the values of the first" },
+    { "talkie",       NK__REFUSE, NULL, 0, NULL, "every layer uses the embedding again" },
+    { "kimi-k3",      NK__REFUSE, NULL, 0, NULL, "every layer uses the outputs of all layers before it" },
+    { "hrm_text",     NK__REFUSE, NULL, 0, NULL, "its layers are run several times, in stacks" },
+    { "qwen4exp",     NK__REFUSE, NULL, 0, NULL, "some of its layers look up embeddings by the ids of several tokens" },
+    { "glm-dsa",      NK__REFUSE_IF, "context_length", 1048576, INDEXERS, "it is a GLM 5.2 without the key attention.indexer.types, which says what layers share" },
+    { "gemma4",       NK__REFUSE_IF, "embedding_length_per_layer_input", 0, NULL, "every layer looks up an embedding of its own" },
+    { "gemma4",       NK__REFUSE_IF, "attention.shared_kv_layers", 0, NULL, "its last layers use keys and values of other layers" },
     { "gemma3n",      NK__REFUSE, NULL, 0, NULL, "its layers use inputs, keys and values of other layers" },
 
+    /* Constants that llama.cpp computes from the number of layers of the model, or a layer's number in it. */
+    { "minicpm3",     NK__REFUSE, NULL, 0, NULL, "llama.cpp scales every layer's output by the number of layers in the file" },
+    { "minimax-01",   NK__REFUSE, NULL, 0, NULL, "how fast a layer forgets depends on its number and the number of layers in the file" },
+
     /* Not decoders of the plain kind. */
+    { "dream",            NK__REFUSE, NULL, 0, NULL, DIFFUSE },
+    { "llada",            NK__REFUSE, NULL, 0, NULL, DIFFUSE },
+    { "llada-moe",        NK__REFUSE, NULL, 0, NULL, DIFFUSE },
+    { "rnd1",             NK__REFUSE, NULL, 0, NULL, DIFFUSE },
+    { "qwen3tts",         NK__REFUSE, NULL, 0, NULL, "it makes audio, from codes that are not its tokenizer's" },
     { "t5",               NK__REFUSE, NULL, 0, NULL, "it is an encoder and a decoder, not one stack of layers" },
     { "t5encoder",        NK__REFUSE, NULL, 0, NULL, ENCODER },
     { "bert",             NK__REFUSE, NULL, 0, NULL, ENCODER },
@@ -213,6 +268,15 @@ static int check_splittable(const nk_model *m, struct nk_error *err)
         return nk_fail(err, NK_E_UNIMPLEMENTED, "cannot_split",
                        "models of architecture %s cannot be split: %s", m->info.architecture,
                        row->why);
+    for (row = NULL; (row = nk__arch_find(m->info.architecture, NK__REFUSE_IF, NULL, row));) {
+        uint64_t v = 0;
+
+        if (nk__kv_uint(m->kv, nk__model_key(m, row->key).text, &v) &&
+            v >= (uint64_t)(row->n ? row->n : 1) &&
+            (!row->from || nk__kv_array_n(m->kv, nk__model_key(m, row->from).text) < 0))
+            return nk_fail(err, NK_E_UNIMPLEMENTED, "cannot_split",
+                           "this %s model cannot be split: %s", m->info.architecture, row->why);
+    }
     for (row = NULL; (row = nk__arch_find(m->info.architecture, NK__COUNT_MATTERS, NULL, row));)
         if (m->info.n_layer == row->n && !has_key(m, row->key))
             return nk_fail(err, NK_E_UNIMPLEMENTED, "cannot_split",
@@ -292,7 +356,7 @@ static bool is_of_kind(const nk_model *m, const struct nk__arch_row *row, int la
     switch (row->rule) {
     case NK__KIND_KEY:
         *known = nk__kv_array_int(m->kv, nk__model_key(m, row->key).text, (size_t)layer, &v);
-        return v != 0;
+        return row->n ? v == row->n : v != 0;
     case NK__PATTERN:
         if (nk__kv_array_n(m->kv, nk__model_key(m, row->key).text) >= 0) {
             *known = false; /* the KIND_KEY row sees to it */

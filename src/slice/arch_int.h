@@ -10,7 +10,8 @@
 /* What a row says. `key` is a metadata key without the architecture's prefix (or a tensor's name where said so); where a
  * pattern is allowed, one that ends in '*' means all that begin so. `n` and `from` are explained with the rules. */
 enum nk__rule {
-    NK__REFUSE, /* cannot be cut at all: why */
+    NK__REFUSE,    /* cannot be cut at all: why */
+    NK__REFUSE_IF, /* cannot be cut when the integer `key` is not zero (n > 0: is n or more) and there is no array `from`: why */
     NK__COUNT_MATTERS, /* llama.cpp does something else for a model of exactly n layers (unless it has the key `key`, where
                           one is given), so neither a slice of that model nor a slice that happens to have n layers would
                           compute the same: refused, why */
@@ -22,7 +23,7 @@ enum nk__rule {
                           an array `key`, one element per layer, as well: slices get that array, so that any cut is legal.
                           n > 0: 1 for every layer but the last of each period; n < 0 (period -n): for every one but the
                           first. A source that has the array is simply cut. The two kinds count as in KIND_KEY */
-    NK__KIND_KEY, /* per-layer integers in `key`: zero and not zero are different kinds of layers. llama.cpp keeps a
+    NK__KIND_KEY, /* per-layer integers in `key`: zero and not zero (n > 0: n and not n) are different kinds of layers. llama.cpp keeps a
                           cache per kind and fails on an empty one: every range must have all kinds that the model has */
     NK__KIND_TENSOR, /* the same, by whether a tensor blk.<i>.<key> exists (pattern allowed) */
     NK__CUT_WHERE, /* cut only before layers whose element of the array `key` is not zero (no array: anywhere) */
@@ -31,9 +32,12 @@ enum nk__rule {
     NK__PER_LAYER, /* an array per layer although its key has no architecture prefix: `key` is the whole key (pattern
                           allowed) */
     NK__LAYER_LIST, /* an array of layer numbers: those in range stay, minus begin */
+    NK__FILL_FIRST, /* llama.cpp takes sizes from the first layer's element of the array `key`, also where that layer has
+                          no use for it and says 0: the slice's first element is then what the model's first one is */
     NK__SET,        /* the integer is set to n in every slice that has it */
     NK__DEFAULT, /* the integer `key` is n where the model does not have it: written into every slice */
     NK__DEFAULT_SCALE, /* the float `key` is n / 10 / sqrt(the model's number of layers) where the model does not have it */
+    NK__EQUAL_ROWS, /* recurrent or hybrid, and a batch with the same number of rows of several sequences keeps its order */
     NK__WITH_FIRST, /* the non-layer tensor `key` is needed by the first slice only; the others drop it */
     NK__WITH_LAST, /* by the last slice only */
 };

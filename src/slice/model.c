@@ -419,6 +419,7 @@ static int read_info(nk_model *m, struct nk_error *err)
                        "%s: %s.block_count is %llu, but there is no tensor of layer %d", in->path,
                        arch, (unsigned long long)n_layer, in->n_layer - 1);
     nk__arch_learn(m);
+    m->info.equal_rows = nk__arch_find(m->info.architecture, NK__EQUAL_ROWS, NULL, NULL) != NULL;
     return read_slice_keys(m, err);
 }
 

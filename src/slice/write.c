@@ -151,6 +151,27 @@ static void cut_arrays(struct plan *p)
             cut_array(p, gguf_get_key(p->m->kv, i), i);
 }
 
+/* Elements that llama.cpp derives sizes from although the layer itself has none. */
+static void fill_first(struct plan *p)
+{
+    for (const struct nk__arch_row *row = NULL;
+         (row = nk__arch_find(p->m->info.architecture, NK__FILL_FIRST, NULL, row));) {
+        struct nk__key key = nk__model_key(p->m, row->key);
+        size_t n = (size_t)(p->range.end - p->range.begin);
+        uint32_t values[NK_LAYERS_MAX];
+        int64_t v, first, here;
+
+        if (!nk__kv_array_int(p->m->kv, key.text, (size_t)p->range.begin, &here) || here ||
+            !nk__kv_array_int(p->m->kv, key.text, 0, &first))
+            continue;
+        for (size_t i = 0; i < n; i++)
+            values[i] =
+                nk__kv_array_int(p->m->kv, key.text, (size_t)p->range.begin + i, &v) ? (uint32_t)v : 0;
+        values[0] = (uint32_t)first;
+        gguf_set_arr_data(p->kv, key.text, GGUF_TYPE_UINT32, values, n);
+    }
+}
+
 /* Patterns by layer number, said layer by layer; the whole model needs no such help. */
 static void write_patterns(struct plan *p)
 {
@@ -253,6 +274,7 @@ static void plan_kv(struct plan *p, const char *model_sha256)
     gguf_set_val_bool(p->kv, "nakshatra.has_lm_head", p->last);
     set_u32(p, "block_count", p->range.end - p->range.begin);
     cut_arrays(p);
+    fill_first(p);
     write_patterns(p);
     shift_keys(p);
     write_defaults(p);

@@ -615,6 +615,22 @@ bool nk__graph_needs_ids(const nk__graph *g)
     return needs;
 }
 
+int64_t nk__graph_max_positions(const nk__graph *g)
+{
+    int64_t most = 0;
+
+    for (int i = g->n_leaves; i < g->n_nodes; i++) {
+        const struct node *n = &g->nodes[i];
+        int table = n->src[0] == NONE ? NONE : g->nodes[n->src[0]].base;
+        int pos = n->src[1] == NONE ? NONE : g->nodes[n->src[1]].base;
+
+        if (n->op == GGML_OP_GET_ROWS && table != NONE && table < g->n_leaves && pos != NONE &&
+            !strcmp(g->nodes[pos].name, "inp_pos") && (!most || g->nodes[table].ne[1] < most))
+            most = g->nodes[table].ne[1];
+    }
+    return most;
+}
+
 uint64_t nk__graph_cache_bytes(const nk__graph *g)
 {
     uint64_t bytes = 0;

@@ -59,6 +59,8 @@ int nk__graph_places(const nk__graph *g, int n_layer, struct nk__place *embd,
 /* Does the output depend on the token ids by another way than the embedding (experts chosen by id,
  * per-layer embeddings)? */
 bool nk__graph_needs_ids(const nk__graph *g);
+/* How many positions a table of learned position embeddings has; 0 when there is none. Past it libllama aborts. */
+int64_t nk__graph_max_positions(const nk__graph *g);
 /* Is row input through llama_batch.embd the same computation as overwriting `entry`: is a's entry,
  * overwritten, followed by just what follows b's bare input? a: recorded with token ids, b: with
  * embd. */

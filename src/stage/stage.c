@@ -35,6 +35,7 @@ struct nk_stage {
     struct nk__place in, out; /* found: whether they are used */
     bool real_ids;            /* libllama knows the whole vocabulary, not a stub */
     int n_swa;
+    int64_t max_positions; /* of learned position embeddings; 0: no limit */
 
     /* Of the run in progress, for eval(). */
     nk__graph *recording; /* at load: eval() records instead */
@@ -279,6 +280,7 @@ static int find_places(nk_stage *s, struct nk_error *err)
     if (rc)
         goto out;
     s->info.kv_bytes = nk__graph_cache_bytes(g);
+    s->max_positions = nk__graph_max_positions(g);
     rc = nk__graph_places(g, n_layer, &embd[0], &entry[0], &leave[0], err);
     if (rc && s->info.is_first && s->info.is_last) { /* a whole model needs no places */
         rc = 0;
@@ -414,7 +416,10 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
     s->info.n_ctx_train = llama_model_n_ctx_train(s->model);
     s->info.weights_bytes = llama_model_size(s->model);
     s->info.can_rollback = !llama_model_is_recurrent(s->model) && !llama_model_is_hybrid(s->model);
-    s->info.one_sequence_per_run = !s->info.can_rollback || opts->separate_kv;
+    s->info.equal_rows_per_run =
+        !s->info.can_rollback && nk_model_info(m)->equal_rows && !opts->separate_kv;
+    s->info.one_sequence_per_run =
+        opts->separate_kv || (!s->info.can_rollback && !s->info.equal_rows_per_run);
     s->info.n_seq_max = opts->n_seq_max;
     s->info.n_batch = opts->n_batch;
     snprintf(s->info.llama_version, sizeof s->info.llama_version, "%s", llama_version());
@@ -448,7 +453,7 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
                      s->info.n_batch);
         goto out;
     }
-    nk_log(NK_LOG_STAGE, NK_LOG_INFO,
+    nk_log(NK_LOG_STAGE, NK_LOG_DEBUG,
            "event=loaded arch=%s layers=%d-%d/%d device=%s n_ctx=%d enter=%s", s->info.architecture,
            s->info.layer_begin, s->info.layer_end, s->info.layer_count, s->info.device,
            s->info.n_ctx,
@@ -495,6 +500,23 @@ const struct llama_vocab *nk_stage_vocab(const nk_stage *s)
 
 /* ---- running ---- */
 
+/* Where layers have a state, libllama puts the rows of a batch in an order of its own: the k-th rows of all sequences that
+ * still have one make a graph. With the same number of rows of each, one sequence after the other, that is one graph
+ * in the batch's order. */
+static int check_equal_rows(const nk_stage *s, const struct nk_stage_batch *b, int n_seq,
+                            struct nk_error *err)
+{
+    int each = b->n_tokens / n_seq;
+
+    for (int i = 0; i < b->n_tokens; i++)
+        if (b->n_tokens % n_seq || (i % each != 0 && b->seq[i] != b->seq[i - 1]))
+            return nk_fail(err, NK_E_INVALID, "bad_batch",
+                           "%d rows of %d sequences; a %s model takes the same number of each, one "
+                           "sequence after the other",
+                           b->n_tokens, n_seq, s->info.architecture);
+    return 0;
+}
+
 /* Everything of a batch that libllama would abort on or answer with a bare number. Fills first_pos
  * and next_pos (-1: not in the batch). Changes nothing. */
 static int check_batch(nk_stage *s, const struct nk_stage_batch *b, struct nk_error *err)
@@ -523,6 +545,10 @@ static int check_batch(nk_stage *s, const struct nk_stage_batch *b, struct nk_er
             return nk_fail(err, NK_E_INVALID, "bad_batch",
                            "row %d has token id %d; the vocabulary has 0 to %d", i, b->ids[i],
                            s->info.n_vocab - 1);
+        if (s->max_positions && (int64_t)pos >= s->max_positions)
+            return nk_fail(err, NK_E_INVALID, "bad_batch",
+                           "row %d is at position %d; this model knows positions 0 to %lld", i, pos,
+                           (long long)s->max_positions - 1);
         if (s->next_pos[seq] >= 0) {
             if (pos != s->next_pos[seq])
                 return nk_fail(err, NK_E_INVALID, "bad_batch",
@@ -546,7 +572,7 @@ static int check_batch(nk_stage *s, const struct nk_stage_batch *b, struct nk_er
         return nk_fail(err, NK_E_INVALID, "bad_batch",
                        "rows of %d sequences; this stage (%s) takes one sequence per run", n_seq,
                        s->info.architecture);
-    return 0;
+    return n_seq > 1 && s->info.equal_rows_per_run ? check_equal_rows(s, b, n_seq, err) : 0;
 }
 
 static int check_finite(const nk_stage *s, const struct nk_stage_batch *b, struct nk_error *err)

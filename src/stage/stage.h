@@ -65,7 +65,10 @@ struct nk_stage_info {
     int n_ctx, n_ctx_train, n_seq_max, n_batch;
     int n_ctx_seq; /* the most of n_ctx that one sequence can have */
     bool can_rollback; /* false for recurrent and hybrid architectures */
-    bool one_sequence_per_run; /* row order is only kept with one sequence per run (fact 6): more is a bad_batch */
+    /* Where layers have a state, libllama keeps the order of rows only (fact 6) ... */
+    bool one_sequence_per_run; /* ... when a run has rows of one sequence; anything else is a bad_batch */
+    bool equal_rows_per_run;   /* ... when a run has the same number of rows of each of its sequences, one sequence after
+                                  the other; anything else is a bad_batch */
     char device[64], device_description[128], backend[32]; /* what really runs it, from ggml */
     char llama_version[64];
     uint64_t weights_bytes, kv_bytes; /* on the device */

@@ -288,7 +288,7 @@ static bool any_mergeable(const struct nk_job *j, const struct nk_job *like)
 
 static int run_max(const nk_engine *e)
 {
-    return e->info.one_sequence_per_run ? 1 : e->info.n_batch;
+    return e->info.one_sequence_per_run || e->info.equal_rows_per_run ? 1 : e->info.n_batch;
 }
 
 static int pick_decode_first_stage(nk_engine *e)
