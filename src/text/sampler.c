@@ -182,7 +182,7 @@ int nk_sampler_new(nk_sampler **out, const struct llama_vocab *vocab,
     if (!rc)
         rc = add_choice(s, sampling, err);
     if (!rc && sampling->grammar)
-        rc = nk_grammar_new(&s->grammar, vocab, sampling->grammar, err);
+        rc = nk_wrap(nk_grammar_new(&s->grammar, vocab, sampling->grammar, err), err, "grammar");
     if (rc)
         goto out;
     if (s->chain || s->grammar) {

@@ -346,10 +346,10 @@ class Starting(unittest.TestCase):
 
     def test_signal__before_it_is_ready_ends_it_at_once(self):
         """While it loads there is nothing to drain: a slow load must not have to be waited for."""
-        fifo = os.path.join(self.dir.name, "slow.gguf")
+        fifo = os.path.join(self.dir.name, "slow.yaml")  # opening it waits for a writer
         os.mkfifo(fifo)
         for number in signal.SIGTERM, signal.SIGINT:
-            w = nk.Worker("--slice", fifo, wait=False)
+            w = nk.Worker("--model", nk.KJV, "--layers", "0-8", "--cluster", fifo, wait=False)
             time.sleep(0.2 * nk.SLOW)
             w.signal(number)
             try:
