@@ -151,10 +151,11 @@ def reason(error):
 class Worker:
     """One `nakshatra worker` process. Give what it loads as options, e.g. "--model", path, "--layers", "0-4"."""
 
-    def __init__(self, *options, id=None, listen="127.0.0.1:0", peers=(), env_more=None, wait=True):
+    def __init__(self, *options, id=None, listen="127.0.0.1:0", peers=(), env_more=None, wait=True, prefix=()):
+        """prefix: a command that runs what follows it, e.g. ip netns exec NAME."""
         self.life_read, self.life_write = os.pipe()
         self.log_file = tempfile.NamedTemporaryFile(prefix="nk-worker-", suffix=".log", delete=False)
-        args = [NAKSHATRA, "worker", *map(str, options), "--listen", listen, "--parent-fd", str(self.life_read)]
+        args = [*prefix, NAKSHATRA, "worker", *map(str, options), "--listen", listen, "--parent-fd", str(self.life_read)]
         if id:
             args += ["--id", id]
         for peer in peers:

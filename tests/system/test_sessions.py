@@ -1,7 +1,6 @@
 """Sessions over chains of real workers: many at once, sampling, stop strings, log-probabilities, prefix reuse, limits,
-queueing, the half-precision wire, unlike devices. What a run alone gives is what counts."""
+queueing, the half-precision wire. What a run alone gives is what counts."""
 import math
-import os
 import struct
 import time
 import unittest
@@ -513,44 +512,6 @@ class Queue(unittest.TestCase):
                 running.cancel()
                 self.assertEqual((follower.wait().code, len(follower.result.ids)), ("OK", 3), follower.result.error)
             chain.assert_idle()
-
-
-class Devices(unittest.TestCase):
-    """A chain of unlike devices: the CPU and Mesa's lavapipe, which is Vulkan without a GPU."""
-
-    def chain(self, vulkan):
-        """Workers 0-4 and 4-8, one of them on Vulkan."""
-        workers = [None, None]
-        for i in (1, 0):
-            device = ["--device", "Vulkan0"] if i == vulkan else ["--device", "CPU"]
-            workers[i] = nk.Worker("--model", nk.KJV, "--layers", "0-4" if i == 0 else "4-8", "--threads", 1, *device,
-                                   id=f"w{i}", peers=[workers[1].address] if i == 0 else [],
-                                   env_more={"GGML_VK_VISIBLE_DEVICES": "0" if i == vulkan else None})
-            self.addCleanup(workers[i].kill)
-        return workers
-
-    def test_cpu_and_vulkan__write_the_same_text(self):
-        if os.environ.get("NK_SANITIZE") == "tsan":
-            self.skipTest("lavapipe's own threads are not instrumented")
-        have = nk.run("worker", "--model", nk.KJV, "--layers", "0-8", "--device", "none",
-                      env=nk.env(GGML_VK_VISIBLE_DEVICES="0")).stderr
-        if "Vulkan0" not in have:
-            if os.environ.get("CI") == "true":
-                self.fail(f"a Vulkan device (libggml0-backend-vulkan, mesa-vulkan-drivers) is needed: {have}")
-            self.skipTest(f"no Vulkan device: {have}")
-        for vulkan in 0, 1:
-            workers = self.chain(vulkan)
-            i = workers[vulkan].info()
-            self.assertEqual((i.device, i.backend), ("Vulkan0", "Vulkan"))
-            self.assertNotEqual(i.device_description, workers[1 - vulkan].info().device_description)
-            with talk.Wire(workers) as wire:
-                r = wire.generate(PROMPT, 64)
-                self.assertEqual((r.code, r.text), ("OK", TEXT))
-                results = together(wire, [dict(prompt=talk.ids(10 + 30 * k, seed=k), n=12) for k in range(4)])
-                self.assertEqual([(r.code, len(r.ids)) for r in results], [("OK", 12)] * 4)
-            for w in workers:
-                w.assert_idle()
-                self.assertEqual(w.stop(), 0, w.log())
 
 
 if __name__ == "__main__":

@@ -95,7 +95,8 @@ class Served(unittest.TestCase):
         try:
             self.assertEqual((b.info().n_threads, b.info().n_batch), (2, 1))
             with talk.Wire([b]) as wire:
-                self.assertEqual(wire.generate(PROMPT, 16).text, TEXT[:len(wire.generate(PROMPT, 16).text)])
+                r = wire.generate(PROMPT, 16)
+                self.assertEqual((len(r.ids), r.text), (16, TEXT[:len(r.text)]))
         finally:
             b.stop()
 
