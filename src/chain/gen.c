@@ -380,7 +380,8 @@ static void done(nk_gen *g, const Nakshatra__V1__Done *d)
     } else if (nk_buf_add(&g->tail, d->text.data, d->text.len, &g->failure)) {
         fail(g);
     } else {
-        memcpy(s->stop_string, d->stop_string.data, d->stop_string.len);
+        if (d->stop_string.len) /* an empty one has no address */
+            memcpy(s->stop_string, d->stop_string.data, d->stop_string.len);
         s->prefill_us = d->prefill_us;
         s->decode_us = d->decode_us;
         s->n_stages = (int)d->n_stages;

@@ -356,12 +356,12 @@ static int add_same_length(struct nk_buf *b, const char *low, const char *high, 
 /* Whole numbers from low to high, 0 <= low <= high < LIMIT. */
 static int add_naturals(struct nk_buf *b, int64_t low, int64_t high, struct nk_error *err)
 {
-    int64_t power = 10; /* 10^digits */
+    uint64_t power = 10; /* 10^digits; the last one, 10^19, is past int64_t */
     int rc = nk_buf_adds(b, "(", err);
     bool first = true;
 
     for (int digits = 1; !rc && digits <= 18; digits++, power *= 10) {
-        int64_t from = digits == 1 ? 0 : power / 10, to = power - 1;
+        int64_t from = digits == 1 ? 0 : (int64_t)(power / 10), to = (int64_t)(power - 1);
         char a[24], z[24];
 
         if (from < low)
