@@ -160,6 +160,30 @@ class Merging(Workers):
             decoded, runs = a.tokens_decoded - b.tokens_decoded, a.runs - b.runs
             self.assertLess(runs, decoded, "no rows were merged")
 
+    def rows_per_run(self, wire, n_sessions):
+        """In the middle of n generations."""
+        running = [wire.start(talk.ids(4, seed=i), 400) for i in range(n_sessions)]
+        for r in running:
+            r.until_tokens(10)
+        before = [w.info().counters for w in wire.workers]
+        running[0].until_tokens(len(running[0].result.tokens) + 60)
+        after = [w.info().counters for w in wire.workers]
+        for r in running:
+            self.assertFalse(r.ended, "the measuring came too late")
+            r.cancel()
+        for r in running:
+            r.wait()
+        return [(a.rows_in_runs - b.rows_in_runs) / (a.runs - b.runs) for a, b in zip(after, before)]
+
+    def test_groups__are_as_many_as_there_are_stages(self):
+        """Each as large as the sessions allow: fewer rows would waste the kernels, fewer groups a stage."""
+        for n in 1, 3, 9:
+            for ratio in self.rows_per_run(self.wire, n):
+                self.assertAlmostEqual(ratio, n / 3 if n > 3 else 1, delta=0.35, msg=f"{n} sessions over 3 stages")
+        for n in 1, 8:
+            ratio, = self.rows_per_run(self.whole, n)
+            self.assertAlmostEqual(ratio, n, delta=0.1 * n, msg=f"{n} sessions over one stage")
+
     def test_logit_bias__forbids_and_forces(self):
         first = self.wire.generate(PROMPT, 1).ids[0]
         pb = nk.pb()
