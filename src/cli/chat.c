@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <histedit.h>
+#include <jansson.h>
 #include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +14,7 @@
 #include "cli/answer.h"
 #include "cli/cli.h"
 #include "cli/interrupt.h"
+#include "text/jinja.h"
 
 enum {
     HISTORY_LINES = 1000,
@@ -26,7 +28,8 @@ struct chat {
     const nk_vocab *v;
     const struct nk_gen_opts *opts;
     const struct nk_chat_opts *chat;
-    const char *chat_template;
+    nk_jinja *jinja;                  /* the chat template, or */
+    const char *builtin;              /* the name of one that libllama knows */
     struct nk_chat_message *messages; /* role is static, content owned */
     size_t n_messages, capacity;
     /* the terminal; NULL when standard input is none */
@@ -196,14 +199,84 @@ static size_t n_system(const struct chat *k)
     return k->chat->system ? 1 : 0;
 }
 
+/* ---- the template ---- */
+
+/* A token's text; "" for none. Owned by the caller. */
+static char *piece_of(const nk_vocab *v, int32_t id)
+{
+    struct nk_buf b = NK_BUF_INIT(4096);
+
+    if (id >= 0 && nk_vocab_piece(v, id, true, &b, NULL))
+        nk_buf_reset(&b);
+    return nk_buf_take(&b, NULL);
+}
+
+static int render(const struct chat *k, const struct nk_chat_message *messages, size_t n,
+                  struct nk_buf *out, struct nk_error *err)
+{
+    json_t *list;
+    char *text;
+    int rc;
+
+    if (!k->jinja)
+        return nk_chat_render_builtin(k->builtin, messages, n, true, out, err);
+    list = json_array();
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(list, json_pack("{s:s, s:s}", "role", messages[i].role, "content",
+                                              messages[i].content));
+    text = json_dumps(list, JSON_COMPACT);
+    rc = text && json_array_size(list) == n
+             ? nk_jinja_render(
+                   k->jinja,
+                   &(struct nk_jinja_input){ .messages = text, .add_generation_prompt = true }, out,
+                   err)
+             : nk_fail(err, NK_E_INVALID, "bad_text", "the message is not UTF-8");
+    free(text);
+    json_decref(list);
+    return rc;
+}
+
+/* The template that was given, or the model's own; tried out, so that a bad one is told before the first question. */
+static int open_template(struct chat *k, struct nk_error *err)
+{
+    const struct nk_chat_message hello = { "user", "hello" };
+    const char *text =
+        k->chat->chat_template ? k->chat->chat_template : nk_vocab_chat_template(k->v);
+    struct nk_buf trial = NK_BUF_INIT(MESSAGE_BYTES_MAX);
+    int rc = 0;
+
+    if (!text)
+        return nk_fail(err, NK_E_INVALID, "no_template",
+                       "this model has no chat template; --chat-template names a built-in one "
+                       "(chatml, llama3, ...) or a "
+                       "file with Jinja");
+    if (strstr(text, "{%") || strstr(text, "{{")) {
+        char *bos = piece_of(k->v, nk_vocab_bos(k->v)), *eos = piece_of(k->v, nk_vocab_eos(k->v));
+
+        rc = nk_jinja_new(&k->jinja, text, bos, eos, err);
+        free(bos);
+        free(eos);
+    } else {
+        k->builtin = text;
+    }
+    if (!rc)
+        rc = render(k, &hello, 1, &trial, err);
+    nk_buf_release(&trial);
+    return rc ? nk_wrap(rc, err, "the chat template") : 0;
+}
+
 static int tokenize(struct chat *k, struct nk_tokens *out, struct nk_error *err)
 {
     struct nk_buf text = NK_BUF_INIT(NK_TEXT_BYTES_MAX);
-    int rc = nk_chat_render_builtin(k->chat_template, k->messages, k->n_messages, true, &text, err);
+    int32_t bos = nk_vocab_bos(k->v);
+    int rc = render(k, k->messages, k->n_messages, &text, err);
 
     if (!rc)
         rc = nk_vocab_tokenize(k->v, nk_buf_str(&text), text.size, true, true, NK_TEXT_BYTES_MAX,
                                out, err);
+    /* A template that writes the BOS token itself: the tokenizer's is a second one. */
+    if (!rc && bos >= 0 && out->n >= 2 && out->ids[0] == bos && out->ids[1] == bos)
+        memmove(out->ids, out->ids + 1, --out->n * sizeof *out->ids);
     nk_buf_release(&text);
     return rc;
 }
@@ -300,25 +373,15 @@ int nk_chat_run(nk_chain *c, const nk_vocab *v, const struct nk_gen_opts *opts,
                 const struct nk_chat_opts *chat)
 {
     struct chat k = { .c = c, .v = v, .opts = opts, .chat = chat };
-    struct nk_buf message = NK_BUF_INIT(MESSAGE_BYTES_MAX), trial = NK_BUF_INIT(MESSAGE_BYTES_MAX);
+    struct nk_buf message = NK_BUF_INIT(MESSAGE_BYTES_MAX);
     struct nk_error err = { 0 };
     bool over = false;
-    int code = NK_EXIT_OK, rc = 0;
+    int code = NK_EXIT_OK, rc = open_template(&k, &err);
 
-    k.chat_template = chat->chat_template ? chat->chat_template : nk_vocab_chat_template(v);
-    if (!k.chat_template)
-        rc = nk_fail(&err, NK_E_INVALID, "no_template",
-                     "this model has no chat template; --template NAME chooses a built-in one "
-                     "(chatml, llama3, ...)");
-    if (!rc) { /* an unknown template is told before the first question */
-        const struct nk_chat_message hello = { "user", "hello" };
-
-        rc = nk_chat_render_builtin(k.chat_template, &hello, 1, true, &trial, &err);
-    }
     if (!rc && chat->system && add_message(&k, "system", chat->system))
         rc = nk_fail(&err, NK_E_EXHAUSTED, "no_memory", "no memory");
-    nk_buf_release(&trial);
     if (rc) {
+        nk_jinja_free(k.jinja);
         free(k.messages);
         return nk_cli_report(&err);
     }
@@ -335,6 +398,7 @@ int nk_chat_run(nk_chain *c, const nk_vocab *v, const struct nk_gen_opts *opts,
         fprintf(stderr, "\n");
     terminal_close(&k);
     drop_messages(&k, 0, k.n_messages);
+    nk_jinja_free(k.jinja);
     free(k.messages);
     nk_buf_release(&message);
     return nk_interrupt_signal() && nk_interrupt_signal() != 2

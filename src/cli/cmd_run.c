@@ -42,6 +42,8 @@ int nk_cmd_run(int argc, char **argv)
         { "cluster", 'c', NK_ARG_STRING, &cluster_path, "FILE",
           "cluster.yaml: the workers and their layers", 0, 0 },
         NK_GENERATE_ARGS(g),
+        { "chat-template", 0, NK_ARG_STRING, &g.chat_template, "NAME|FILE",
+          "with --chat: a built-in template, or a file with Jinja", 0, 0 },
         { 0 },
     };
     const struct nk_command cmd = {

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -13,7 +14,7 @@
 #include "cli/interrupt.h"
 #include "slice/slice.h"
 
-enum { CHECK_MS = 10000 };
+enum { CHECK_MS = 10000, TEMPLATE_BYTES_MAX = 4 << 20 };
 
 /* ---- before ---- */
 
@@ -63,6 +64,20 @@ static int read_prompt(struct nk_generate *g, struct nk_error *err)
     return rc;
 }
 
+int nk_chat_template_read(const char *given, struct nk_buf *b, const char **text,
+                          struct nk_error *err)
+{
+    struct stat st;
+    int rc;
+
+    *text = given;
+    if (!given || (!strpbrk(given, "/.") && stat(given, &st)))
+        return 0;
+    rc = nk_file_read(given, TEMPLATE_BYTES_MAX, b, err);
+    *text = rc ? NULL : nk_buf_str(b);
+    return rc;
+}
+
 int nk_generate_prepare(struct nk_generate *g, bool need_prompt, struct nk_error *err)
 {
     int rc = 0;
@@ -75,7 +90,8 @@ int nk_generate_prepare(struct nk_generate *g, bool need_prompt, struct nk_error
         rc = nk_fail(err, NK_E_INVALID, "bad_argument",
                      "--chat goes without --prompt, --file, --json and --ids");
     else if (!g->chat && (g->system || g->chat_template))
-        rc = nk_fail(err, NK_E_INVALID, "bad_argument", "--system and --template go with --chat");
+        rc = nk_fail(err, NK_E_INVALID, "bad_argument",
+                     "--system and --chat-template go with --chat");
     else if (g->json && g->ids)
         rc = nk_fail(err, NK_E_INVALID, "bad_argument",
                      "--json has the ids already; --ids goes without it");
@@ -85,12 +101,15 @@ int nk_generate_prepare(struct nk_generate *g, bool need_prompt, struct nk_error
         rc = nk_gen_args_opts(&g->gen, &g->opts, err);
     if (!rc && !g->chat && (need_prompt || g->prompt || g->file))
         rc = read_prompt(g, err);
+    if (!rc && g->chat)
+        rc = nk_chat_template_read(g->chat_template, &g->template_text, &g->chat_template, err);
     return rc;
 }
 
 void nk_generate_release(struct nk_generate *g)
 {
     nk_buf_release(&g->text);
+    nk_buf_release(&g->template_text);
     nk_gen_args_release(&g->gen);
 }
 

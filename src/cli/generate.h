@@ -12,12 +12,14 @@
 enum { NK_EXIT_CLOSED = 141 };
 
 struct nk_generate {
-    const char *prompt, *file, *system, *chat_template; /* borrowed from argv */
+    const char *prompt, *file, *system; /* borrowed from argv */
+    const char *chat_template;          /* a built-in one's name or a file; NULL: the model's own */
     bool json, stats, ids, chat;
     struct nk_gen_args gen;
     /* made by nk_generate_prepare */
     struct nk_gen_opts opts;
     struct nk_buf text; /* the prompt */
+    struct nk_buf template_text;
 };
 #define NK_GENERATE_INIT                                                                           \
     {                                                                                              \
@@ -31,7 +33,6 @@ struct nk_generate {
     { "file", 'f', NK_ARG_STRING, &(g).file, "FILE", "the prompt from a file; -: standard input", 0, 0 },                    \
     { "chat", 0, NK_ARG_FLAG, &(g).chat, NULL, "a conversation on the terminal, with the model's chat template", 0, 0 },     \
     { "system", 0, NK_ARG_STRING, &(g).system, "TEXT", "the conversation's system message", 0, 0 },                          \
-    { "template", 0, NK_ARG_STRING, &(g).chat_template, "NAME", "a built-in chat template instead of the model's own", 0, 0 }, \
     NK_GEN_ARGS((g).gen),                                                                                                    \
     { "json", 'j', NK_ARG_FLAG, &(g).json, NULL, "one JSON object with text, ids and timings at the end", 0, 0 },            \
     { "logprobs", 0, NK_ARG_INT, &(g).gen.logprobs, "K", "with --json: each token's log-probability and K alternatives", 0, NK_LOGPROBS_MAX }, \
@@ -50,6 +51,11 @@ int nk_generate_run(struct nk_generate *g, nk_chain *c, const nk_vocab *v);
 void nk_generate_release(struct nk_generate *g);
 /* The last thing of a command: returns code, but for NK_EXIT_CLOSED ends the process by SIGPIPE as filters end. */
 int nk_generate_exit(int code);
+
+/* A chat template as options give it: the name of a built-in one, which is never a path, or a file's text, read into b.
+ *   NOT_FOUND no_file; EXHAUSTED too_large */
+int nk_chat_template_read(const char *given, struct nk_buf *b, const char **text,
+                          struct nk_error *err);
 
 /* The cluster's vocabulary file, which must be of the cluster's model: ids of another vocabulary would give wrong text
  * without anybody noticing. *out owned by the caller.

@@ -2,9 +2,9 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "base/file.h"
+#include "cli/generate.h"
 
 enum { FILE_BYTES_MAX = 4 << 20 };
 
@@ -15,18 +15,6 @@ static int read_file(const char *path, struct nk_buf *b, const char **text, stru
 
     *text = path && !rc ? nk_buf_str(b) : NULL;
     return rc;
-}
-
-/* The name of a built-in template, or a file. A name is never a path. */
-static int read_template(const char *given, struct nk_buf *b, const char **text,
-                         struct nk_error *err)
-{
-    struct stat st;
-
-    *text = given;
-    if (!given || (!strpbrk(given, "/.") && stat(given, &st)))
-        return 0;
-    return read_file(given, b, text, err);
 }
 
 int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, const nk_vocab *v,
@@ -66,7 +54,7 @@ int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, cons
     if (!rc)
         rc = read_file(s->tls_key, &key, &o.tls_key, err);
     if (!rc)
-        rc = read_template(s->chat_template, &tmpl, &o.chat_template, err);
+        rc = nk_chat_template_read(s->chat_template, &tmpl, &o.chat_template, err);
     if (!rc)
         rc = nk_gateway_start(out, &o, err);
     if (rc && !strcmp(err->reason, "bad_key_file"))

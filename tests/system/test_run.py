@@ -349,7 +349,7 @@ class Command(unittest.TestCase):
             ([*c, "--prompt", "x", "--json", "--ids"], "--ids"),
             ([*c, "--chat", "--prompt", "x"], "--chat goes without"),
             ([*c, "--chat"], "chat template"),
-            ([*c, "--chat", "--template", "nonsense"], "nonsense"),
+            ([*c, "--chat", "--chat-template", "nonsense"], "nonsense"),
             ([*c, "--prompt", "x", "--system", "y"], "go with --chat"),
             ([*c, "--prompt", "x", "extra"], "one argument too many"),
             ([*c, "--prompt", "x", "--colour"], "unknown"),
@@ -437,7 +437,7 @@ class Chat(unittest.TestCase):
         self.home = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, self.home)
         self.env = nk.env(HOME=self.home, TERM="xterm", XDG_STATE_HOME=os.path.join(self.home, "state"))
-        self.args = ["run", "--cluster", self.chain.file, "--chat", "--template", "chatml", "--temp", "0"]
+        self.args = ["run", "--cluster", self.chain.file, "--chat", "--chat-template", "chatml", "--temp", "0"]
 
     def test_chat__a_conversation_through_a_pipe_is_templated_and_goes_on(self):
         done = nk.run(*self.args, "-n", "8", "--system", "Be brief.", input="Who is the LORD?\n/clear\nAnd then?\n")
@@ -449,6 +449,21 @@ class Chat(unittest.TestCase):
         self.assertIn(whole(nk.KJV, second, "-n", 8, "--temp", 0)["text"], done.stdout)
         self.assertGreaterEqual(len(lines), 3)
         self.chain.assert_idle()
+
+    def test_chat__a_template_of_ones_own_is_jinja_in_a_file(self):
+        path = os.path.join(self.home, "own.jinja")
+        with open(path, "w") as f:
+            f.write("{{ bos_token }}{% for m in messages %}{{ m.role|upper }}: {{ m.content }}\n{% endfor %}ANSWER:")
+        done = nk.run(*self.args[:4], "--chat-template", path, "--temp", "0", "-n", "8", "--stats", input="Who?\n")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        expected = whole(nk.KJV, "USER: Who?\nANSWER:", "-n", 8, "--temp", 0)
+        self.assertEqual(done.stdout, expected["text"] + "\n")
+        self.assertRegex(done.stderr, rf"prompt +{expected['n_prompt']} tokens")  # one BOS, not two
+        with open(path, "w") as f:
+            f.write("{% for m in messages %}")
+        done = nk.run(*self.args[:4], "--chat-template", path, input="Who?\n")
+        self.assertEqual((done.returncode, done.stdout), (2, ""))
+        self.assertIn("the chat template", done.stderr)
 
     def test_chat__the_second_question_is_asked_after_the_first_answer(self):
         done = nk.run(*self.args, "-n", "6", input="One\nTwo\n")
