@@ -4,11 +4,13 @@
 #include <histedit.h>
 #include <jansson.h>
 #include <locale.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <wchar.h>
 
 #include "base/file.h"
 #include "cli/answer.h"
@@ -47,6 +49,38 @@ static char *prompt_text(EditLine *el)
 
     (void)el;
     return current->continues ? more : first;
+}
+
+/* libedit's next character. A signal ends the wait also when it comes before the read begins. */
+static int read_char(EditLine *el, wchar_t *out)
+{
+    mbstate_t state = { 0 };
+
+    (void)el;
+    for (;;) {
+        struct pollfd fds[2] = { { .fd = 0, .events = POLLIN },
+                                 { .fd = nk_interrupt_fd(), .events = POLLIN } };
+        ssize_t n;
+        size_t used;
+        char c;
+
+        if (nk_interrupt_signal())
+            return -1;
+        if (poll(fds, 2, -1) < 0 || !fds[0].revents)
+            continue;
+        n = read(0, &c, 1);
+        if (n < 0 && (errno == EINTR || errno == EAGAIN))
+            continue;
+        if (n <= 0)
+            return (int)n;
+        used = mbrtowc(out, &c, 1, &state);
+        if (used == (size_t)-1) { /* no character: forget what there is of it */
+            memset(&state, 0, sizeof state);
+            continue;
+        }
+        if (used != (size_t)-2)
+            return 1;
+    }
 }
 
 /* $XDG_STATE_HOME/nakshatra/chat_history; NULL when there is no home or it cannot be made: no history then. */
@@ -89,6 +123,7 @@ static void terminal_open(struct chat *k)
         return;
     el_set(k->el, EL_PROMPT, prompt_text);
     el_set(k->el, EL_EDITOR, "emacs");
+    el_set(k->el, EL_GETCFN, read_char);
     k->history = history_init();
     if (k->history) {
         history(k->history, &ev, H_SETSIZE, HISTORY_LINES);

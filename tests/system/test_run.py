@@ -485,7 +485,7 @@ class Chat(unittest.TestCase):
         with Terminal(*self.args, "-n", "400", env=self.env) as t:
             t.read_until("> ")
             t.send("In the beginning\r")
-            t.read_until("\n.*\\w")
+            self.assertTrue(nk.wait_for(lambda: self.chain.workers[0].info().counters.sessions_open, step=0.001))
             t.send("\x03")
             t.read_until(r"\[cancelled\]")
             t.read_until("> ")
@@ -495,6 +495,16 @@ class Chat(unittest.TestCase):
             t.send("\x03")
             self.assertEqual(t.process.wait(20), 0)
         self.chain.assert_idle()
+
+    def test_chat__characters_of_many_bytes_are_characters(self):
+        with Terminal(*self.args, "-n", "2", env=dict(self.env, LC_ALL="C.UTF-8")) as t:
+            t.read_until("> ")
+            t.send("z\u00fcrich \U0001f600\u00e4\x7f\x7f\x7f\r")  # three characters are taken back
+            t.read_until("\n> ")
+            t.send("\x04")
+            self.assertEqual(t.process.wait(20), 0)
+        with open(os.path.join(self.home, "state", "nakshatra", "chat_history"), encoding="utf-8") as f:
+            self.assertIn("z\u00fcrich\n", f.read().replace("\\040", " "))
 
     def test_chat__the_history_is_kept_for_the_owner_only_and_comes_back(self):
         for first in (True, False):
