@@ -3,50 +3,54 @@ BUILD ?= build
 JOBS  ?= $(shell nproc 2>/dev/null || echo 2)
 CMAKE_FLAGS ?=
 
-.PHONY: all deps build demo test check asan tsan conformance fuzz bench format install clean help
+.PHONY: all deps test-deps build demo test check asan tsan conformance fuzz bench format install clean help
 all: build
 
-deps:            ## install what the build and the tests need (apt-get, or .deps/ for llama.cpp)
+deps:            ## install what the build needs (apt-get; llama.cpp from there or into .deps/)
 	@scripts/deps
 
+test-deps:       ## install what the tests need, too
+	@scripts/deps --test
+
 build: deps      ## build/nakshatra
-	@cmake -S . -B $(BUILD) $(CMAKE_FLAGS) >$(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }; rm -f $(BUILD).log
-	@MAKEFLAGS=--no-print-directory cmake --build $(BUILD) -j $(JOBS) --target nakshatra
+	@cmake -S . -B "$(BUILD)" $(CMAKE_FLAGS) >"$(BUILD).log" 2>&1 || { cat "$(BUILD).log"; exit 1; }; rm -f "$(BUILD).log"
+	@MAKEFLAGS=--no-print-directory cmake --build "$(BUILD)" -j $(JOBS) --target nakshatra
 
 demo: build      ## the main job on a real model over two worker processes
-	@scripts/demo
+	@NK_BUILD="$(BUILD)" scripts/demo
 
-test: build      ## all tests: unit, system, the same under ASan+UBSan, and the conformance run
+test: test-deps build ## all tests: unit, system, the same under ASan+UBSan, threads under TSan, and the conformance run
 	@scripts/test
 
-check: build     ## the quick part of the tests: unit and system, plain build
-	@MAKEFLAGS=--no-print-directory cmake --build $(BUILD) -j $(JOBS)
-	@cd $(BUILD) && ctest --output-on-failure -j $(JOBS) -L 'unit|system'
+check: test-deps build ## the quick part of the tests: unit and system, plain build
+	@MAKEFLAGS=--no-print-directory cmake --build "$(BUILD)" -j $(JOBS)
+	@cd "$(BUILD)" && ctest --output-on-failure -j $(JOBS) -L 'unit|system'
 
-asan: deps       ## build-asan/ and its tests under AddressSanitizer and UndefinedBehaviorSanitizer
+asan: test-deps  ## build-asan/ and its tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@scripts/sanitize asan
 
-tsan: deps       ## build-tsan/ and its tests under ThreadSanitizer
+tsan: test-deps  ## build-tsan/ and its tests under ThreadSanitizer
 	@scripts/sanitize tsan
 
-conformance: build ## every architecture llama.cpp can generate, cut and compared; writes docs/architectures.md
-	@scripts/conformance
+conformance: test-deps build ## every architecture llama.cpp can generate, cut and compared; writes docs/architectures.md
+	@NK_BUILD="$(BUILD)" scripts/conformance
 
-fuzz: deps       ## run every fuzz target for FUZZ_SECONDS (60) each
+fuzz: test-deps  ## run every fuzz target for FUZZ_SECONDS (60) each
 	@scripts/fuzz
 
-bench: build     ## the figures, against peers; writes docs/benchmarks.md
-	@scripts/deps --bench
-	@scripts/bench
+bench: test-deps build ## the figures, against peers; writes docs/benchmarks.md
+	@BUILD="$(BUILD)" scripts/bench
 
 format:          ## clang-format over src and tests
 	@git ls-files 'src/*.[ch]' 'tests/*.[ch]' | xargs clang-format -i
 
 install: build   ## to PREFIX (default /usr/local); the private llama.cpp goes along where there is one
-	@cmake --install $(BUILD) $(if $(PREFIX),--prefix $(PREFIX))
+	@cmake -S . -B "$(BUILD)" -DCMAKE_INSTALL_PREFIX="$$(realpath -m "$(or $(PREFIX),/usr/local)")" >/dev/null
+	@MAKEFLAGS=--no-print-directory cmake --build "$(BUILD)" -j $(JOBS) --target installable
+	@cmake --install "$(BUILD)"
 
 clean:           ## remove what was built; .deps/ stays
 	rm -rf build build-asan build-tsan build-fuzz
 
 help:            ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([-a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14

@@ -3,8 +3,7 @@
 # Run as a script at build time: cmake -DOUT=FILE -DDIR=web "-DFILES=index.html;app.js" -P embed.cmake
 # Included, it sets NK_ASSETS (the generated file) and the rule that makes it.
 if(CMAKE_SCRIPT_MODE_FILE)
-  set(types "html=text/html; charset=utf-8" "js=text/javascript; charset=utf-8" "css=text/css; charset=utf-8"
-    "svg=image/svg+xml" "png=image/png" "ico=image/x-icon" "woff2=font/woff2")
+  set(types "html=text/html" "js=text/javascript" "css=text/css" "svg=image/svg+xml")
   set(arrays "")
   set(rows "")
   set(n 0)
@@ -25,6 +24,9 @@ if(CMAKE_SCRIPT_MODE_FILE)
     endforeach()
     if(NOT type)
       message(FATAL_ERROR "${file}: what media type has .${ext}?")
+    endif()
+    if(type MATCHES "^text/")
+      string(APPEND type "; charset=utf-8")
     endif()
     string(APPEND arrays "static const unsigned char file_${n}[] = {\n${bytes}0 };\n")
     if(file STREQUAL "index.html")

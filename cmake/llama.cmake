@@ -1,8 +1,9 @@
 # llama.cpp as an interface target `llama`: the system's own where pkg-config knows it, else the private copy that
 # scripts/deps unpacked (design.md, "Where llama.cpp comes from").
 #
-# Sets NK_LLAMA_LIBEXEC (where llama.cpp's own tools and tests are) and NK_BACKEND_DIR (the folder that ggml loads its
-# backends from; empty: ggml's own default).
+# Sets NK_LLAMA_LIBEXEC, NK_LLAMA_BIN (where llama.cpp's own tests and tools are) and, for the private copy only,
+# NK_LLAMA_LIB, NK_LLAMA_LOADER (its libraries and loader), NK_BACKEND_DIR, NK_BACKEND_SUBDIR (the folder that ggml loads its
+# backends from, and the same seen from where libggml is) and NK_PRIVATE_LIB (what is to be installed with the program).
 find_package(PkgConfig REQUIRED)
 set(NK_PRIVATE_ROOT "${CMAKE_SOURCE_DIR}/.deps/root")
 add_library(llama INTERFACE)
@@ -20,11 +21,18 @@ if(EXISTS "${NK_PRIVATE_ROOT}/usr/include/llama.h")
   # Only llama.cpp's headers: the private root also has libc's neighbours, which must not shadow the system's.
   target_include_directories(llama SYSTEM INTERFACE "${NK_PRIVATE_ROOT}/usr/include")
   target_link_directories(llama INTERFACE "${lib}")
+  # A new copy means a new link: the names on the linker's command line below are no files that make could look at.
+  set_property(TARGET llama PROPERTY INTERFACE_LINK_DEPENDS "${CMAKE_SOURCE_DIR}/.deps/stamp")
+  # A target with NK_INSTALLED looks for them in the prefix.
+  set(at "$<IF:$<BOOL:$<TARGET_PROPERTY:NK_INSTALLED>>,${CMAKE_INSTALL_PREFIX}/lib/nakshatra,${lib}>")
+  get_filename_component(loader_name "${loader}" NAME)
   # The private libraries must be direct dependencies of the program: libllama carries a RUNPATH of its own.
   target_link_options(llama INTERFACE
     "SHELL:-Wl,--no-as-needed -l:libstdc++.so.6 -l:libm.so.6 -l:libgcc_s.so.1 -l:libgomp.so.1 -l:libssl.so.3 -l:libcrypto.so.3 -l:libz.so.1 -l:libzstd.so.1 -lllama -lggml -lggml-base -Wl,--as-needed"
-    "LINKER:--allow-shlib-undefined" "LINKER:--disable-new-dtags" "LINKER:-rpath,${lib}" "LINKER:--dynamic-linker=${loader}")
-  set(NK_BACKEND_DIR "${lib}/ggml/backends0")
+    "LINKER:--allow-shlib-undefined" "LINKER:--disable-new-dtags" "LINKER:-rpath,${at}" "LINKER:--dynamic-linker=${at}/${loader_name}")
+  set(NK_PRIVATE_LIB "${lib}")
+  set(NK_BACKEND_SUBDIR ggml/backends0)
+  set(NK_BACKEND_DIR "${lib}/${NK_BACKEND_SUBDIR}")
   set(NK_LLAMA_LIBEXEC "${NK_PRIVATE_ROOT}/usr/libexec/${multiarch}/llama.cpp-tests")
   set(NK_LLAMA_BIN "${NK_PRIVATE_ROOT}/usr/bin")
   set(NK_LLAMA_LOADER "${loader}")
@@ -33,12 +41,14 @@ else()
   pkg_check_modules(LLAMA REQUIRED IMPORTED_TARGET llama ggml)
   target_link_libraries(llama INTERFACE PkgConfig::LLAMA)
   set(NK_BACKEND_DIR "")
+  set(NK_BACKEND_SUBDIR "")
   file(GLOB NK_LLAMA_LIBEXEC /usr/libexec/*/llama.cpp-tests)
   set(NK_LLAMA_BIN /usr/bin)
 endif()
 
 # minja, which renders chat templates, is headers only; so is the JSON library that it is written with.
-find_path(NK_MINJA_INCLUDE minja/minja.hpp HINTS "${NK_PRIVATE_ROOT}/usr/include")
+# Not remembered: .deps/ comes and goes between two runs.
+find_path(NK_MINJA_INCLUDE minja/minja.hpp HINTS "${NK_PRIVATE_ROOT}/usr/include" NO_CACHE)
 find_path(NK_NLOHMANN_INCLUDE nlohmann/json.hpp)
 if(NOT NK_MINJA_INCLUDE OR NOT NK_NLOHMANN_INCLUDE)
   message(FATAL_ERROR "minja/minja.hpp or nlohmann/json.hpp was not found: run `make deps`")

@@ -1,6 +1,6 @@
 # Generated from proto/: protobuf-c code (<name>.pb-c.[ch]) and, as a C array for the reflection service, a serialised
 # FileDescriptorSet of the services. Everything goes to ${CMAKE_BINARY_DIR}/gen. Sets NK_PROTO_SOURCES.
-find_program(PROTOC_C protoc-c REQUIRED)
+find_program(PROTOC_GEN_C protoc-gen-c REQUIRED)
 find_program(PROTOC protoc REQUIRED)
 set(gen ${CMAKE_BINARY_DIR}/gen)
 file(MAKE_DIRECTORY ${gen})
@@ -8,7 +8,7 @@ set(NK_PROTO_SOURCES)
 foreach(name nakshatra health reflection descriptor)
   add_custom_command(
     OUTPUT ${gen}/${name}.pb-c.c ${gen}/${name}.pb-c.h
-    COMMAND ${PROTOC_C} --c_out=${gen} -I ${CMAKE_SOURCE_DIR}/proto ${CMAKE_SOURCE_DIR}/proto/${name}.proto
+    COMMAND ${PROTOC} --plugin=protoc-gen-c=${PROTOC_GEN_C} --c_out=${gen} -I ${CMAKE_SOURCE_DIR}/proto ${CMAKE_SOURCE_DIR}/proto/${name}.proto
     DEPENDS ${CMAKE_SOURCE_DIR}/proto/${name}.proto
     VERBATIM)
   list(APPEND NK_PROTO_SOURCES ${gen}/${name}.pb-c.c)

@@ -186,9 +186,13 @@ int nk_newfile_write(struct nk_newfile *f, const void *data, size_t size, struct
 
 int nk_newfile_commit(struct nk_newfile *f, struct nk_error *err)
 {
-    char *dir_copy = NULL;
+    char *dir_copy = strdup(f->path);
     int rc = 0, fd;
 
+    if (!dir_copy) {
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+        goto out;
+    }
     if (fsync(f->fd) < 0) {
         rc = fail_sys(err, f->path, "writing", "write_failed");
         goto out;
@@ -206,8 +210,7 @@ int nk_newfile_commit(struct nk_newfile *f, struct nk_error *err)
     free(f->tmp_path);
     f->tmp_path = NULL;
     /* Without this the rename may be lost in a crash; a folder that cannot be synced is no reason to fail. */
-    dir_copy = strdup(f->path);
-    fd = dir_copy ? open(dirname(dir_copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    fd = open(dirname(dir_copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd >= 0) {
         fsync(fd);
         close(fd);

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/thread.h"
 #include "bench/http.h"
 #include "bench/machine.h"
 
@@ -184,18 +185,23 @@ static int llama_bench(nk_system *s, int n_prompt, int n_gen, int n_depth, doubl
     return rc;
 }
 
-static int decode(nk_system *s, int n_streams, int n_depth, int n_predict, double *tok_s,
-                  struct nk_error *err)
+static int batched_bench(nk_system *s, int n_streams, int n_prompt, int n_predict,
+                         double *decode_tok_s, double *prefill_tok_s, struct nk_error *err)
 {
     struct nk_buf out = NK_BUF_INIT(BODY_BYTES_MAX);
     struct nk_peer_args args = { .n = 0 };
     const char *names[] = { "-npp", "-ntg", "-npl", "--ctx-size" };
-    int values[] = { n_depth, n_predict, n_streams, n_streams * (n_depth + n_predict) + 64 }, rc;
-    double prefill_tok_s;
+    int values[] = { n_prompt, n_predict, n_streams, n_streams * (n_prompt + n_predict) + 64 }, rc;
 
-    if (n_streams == 1)
-        return llama_bench(s, 0, n_predict, n_depth, tok_s, err);
     add_common(s, &args);
+    if (s->opts.cache) {
+        nk_peer_arg(&args, "--cache-type-k");
+        nk_peer_arg(&args, "%s", s->opts.cache);
+        nk_peer_arg(&args, "--cache-type-v");
+        nk_peer_arg(&args, "%s", s->opts.cache);
+        nk_peer_arg(&args, "--flash-attn");
+        nk_peer_arg(&args, s->opts.no_flash_attn ? "off" : "on");
+    }
     for (int i = 0; i < 4; i++) {
         nk_peer_arg(&args, "%s", names[i]);
         nk_peer_arg(&args, "%d", values[i]);
@@ -204,10 +210,26 @@ static int decode(nk_system *s, int n_streams, int n_depth, int n_predict, doubl
     nk_peer_arg(&args, "jsonl");
     rc = run_tool(s, NK_PEER_BATCHED, &args, &out, err);
     if (!rc)
-        rc = nk_parse_batched_bench(nk_buf_str(&out), n_streams, n_depth, n_predict, tok_s,
-                                    &prefill_tok_s, err);
+        rc = nk_parse_batched_bench(nk_buf_str(&out), n_streams, n_prompt, n_predict, decode_tok_s,
+                                    prefill_tok_s, err);
     nk_buf_release(&out);
     return rc;
+}
+
+static int decode(nk_system *s, int n_streams, int n_depth, int n_predict, double *tok_s,
+                  struct nk_error *err)
+{
+    double prefill_tok_s;
+
+    return n_streams == 1
+               ? llama_bench(s, 0, n_predict, n_depth, tok_s, err)
+               : batched_bench(s, n_streams, n_depth, n_predict, tok_s, &prefill_tok_s, err);
+}
+
+static int after_prompt(nk_system *s, int n_prompt, int n_predict, double tok_s[2],
+                        struct nk_error *err)
+{
+    return batched_bench(s, 1, n_prompt, n_predict, &tok_s[0], &tok_s[1], err);
 }
 
 static int prefill(nk_system *s, int n_prompt, double *tok_s, struct nk_error *err)
@@ -379,7 +401,7 @@ static int gap(nk_system *s, int n_prompt, double *ms, struct nk_error *err)
 
     if (rc)
         return rc;
-    if (pthread_create(&thread, NULL, complete, &mine))
+    if (nk_thread_start(&thread, complete, &mine))
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no thread");
     if (n_prompt) {
         nk_sleep_ms(500); /* the first session is decoding by then */
@@ -440,7 +462,7 @@ static int startup(nk_system *s, double *seconds, struct nk_error *err)
 const struct nk_system_ops nk_system_whole = {
     .name = "whole", .summary = "llama.cpp, the whole model in one process",
     .start = start_whole, .stop = stop, .decode = decode, .prefill = prefill, .ttft = ttft, .gap = gap, .memory = memory,
-    .startup = startup,
+    .startup = startup, .after_prompt = after_prompt,
 };
 const struct nk_system_ops nk_system_rpc = {
     .name = "rpc", .summary = "llama.cpp RPC, one server per worker of ours",

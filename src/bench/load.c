@@ -5,6 +5,8 @@
 #include <ggml-backend.h>
 #include <llama.h>
 
+#include "stage/stage.h"
+
 int nk_load_plain(const char *path, int n_ctx, int n_threads, void (*ready)(void *arg), void *arg,
                   struct nk_error *err)
 {
@@ -16,10 +18,7 @@ int nk_load_plain(const char *path, int n_ctx, int n_threads, void (*ready)(void
     int rc = 0;
 
     llama_backend_init();
-    if (NK_BACKEND_DIR[0])
-        ggml_backend_load_all_from_path(NK_BACKEND_DIR);
-    else
-        ggml_backend_load_all();
+    nk_stage_load_backends();
     mp.devices = none;
     mp.n_gpu_layers = 0;
     model = llama_model_load_from_file(path, mp);

@@ -11,6 +11,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include "base/cpu.h"
 #include "base/args.h"
 #include "base/clock.h"
 
@@ -38,17 +39,6 @@ static void find_value(const char *path, const char *key, char *out, size_t size
         fclose(f);
 }
 
-int nk_machine_cores(void)
-{
-#ifdef __linux__
-    cpu_set_t set;
-
-    if (sched_getaffinity(0, sizeof set, &set) == 0)
-        return CPU_COUNT(&set);
-#endif
-    return (int)sysconf(_SC_NPROCESSORS_ONLN);
-}
-
 void nk_machine_describe(char *out, unsigned long size)
 {
     char cpu[128], memory[24];
@@ -60,7 +50,7 @@ void nk_machine_describe(char *out, unsigned long size)
         memset(&u, 0, sizeof u);
     u.release[strcspn(u.release, "-")] = 0;
     snprintf(out, size, "%s, %d cores, %s, %s %s %s", cpu[0] ? cpu : "unknown processor",
-             nk_machine_cores(), memory, u.sysname, u.release, u.machine);
+             nk_cpu_count(), memory, u.sysname, u.release, u.machine);
 }
 
 int nk_machine_pin(const char *cpus, struct nk_error *err)
@@ -167,7 +157,7 @@ double nk_machine_foreign(const struct nk_machine_load *begin, const struct nk_m
     /* Ticks are 10 ms: under a few of them the difference is rounding. */
     if (wall_s <= 0 || foreign < 3)
         return 0;
-    foreign /= ticks * wall_s * nk_machine_cores();
+    foreign /= ticks * wall_s * nk_cpu_count();
     return foreign > 1 ? 1 : foreign;
 }
 

@@ -17,7 +17,6 @@
 
 /* "AMD EPYC, 2 cores, 23.5 GiB, Linux 6.18.44 x86_64" */
 void nk_machine_describe(char *out, unsigned long size);
-int nk_machine_cores(void); /* that this process may use */
 
 /* Restricts this process and all it starts to the given cores: "0-3,6". INVALID `bad_cpus`.
  * Elsewhere than on Linux UNIMPLEMENTED `no_affinity`. */

@@ -1,5 +1,6 @@
 #include "bench/report.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,13 +9,25 @@
 #include "base/file.h"
 #include "base/process.h"
 #include "bench/figure.h"
+#include "bench/growth.h"
 
-enum { PLACES_MAX = 64, GNUPLOT_MS_MAX = 60000, SCRIPT_BYTES_MAX = 1 << 20 };
+enum { PLACES_MAX = 64, GNUPLOT_MS_MAX = 60000, SCRIPT_BYTES_MAX = 1 << 20, RUNS_USUAL = 5 };
 
-static const char *const systems[] = { "ours", "whole", "rpc" };
-static const char *const system_titles[] = { "Nakshatra", "whole model, one process",
-                                             "llama.cpp RPC" };
-enum { N_SYSTEMS = 3 };
+static const struct {
+    const char *name, *title, *colour;
+} systems[] = {
+    { "ours", "Nakshatra", "#0060ad" },
+    { "whole", "whole model, one process", "#444444" },
+    { "rpc", "llama.cpp RPC", "#c0392b" },
+    { "ping", "gRPC ping-pong", "#444444" },
+    { "cold", "gRPC ping-pong, caches cold", "#888888" },
+    { "serve", "through the gateway", "#0060ad" },
+    { "chain", "the chain's own client", "#444444" },
+    { "alone", "nobody listening", "#444444" },
+    { "limit", "limit", "#888888" },
+    { "row", "the row itself", "#888888" },
+};
+enum { N_SYSTEMS = sizeof systems / sizeof systems[0], N_PEERS = 3 };
 
 /* "17.1", "1,234", "0.00217": three significant digits and more where they are whole. */
 static const char *format_value(char out[24], double v)
@@ -32,11 +45,13 @@ static const char *format_value(char out[24], double v)
 /* "17.1 (16.9-17.3)", or why there is none. */
 static int add_cell(const struct nk_summary *s, struct nk_buf *out, struct nk_error *err)
 {
-    char median[24], min[24], max[24];
+    char median[24], min[24], max[24], few[24] = "";
 
+    if (s->n_ok && s->n_ok < RUNS_USUAL)
+        snprintf(few, sizeof few, ", %d run%s", s->n_ok, s->n_ok > 1 ? "s" : "");
     if (s->n_ok)
-        return nk_buf_addf(out, err, " %s (%s to %s) |", format_value(median, s->median),
-                           format_value(min, s->min), format_value(max, s->max));
+        return nk_buf_addf(out, err, " %s (%s to %s%s) |", format_value(median, s->median),
+                           format_value(min, s->min), format_value(max, s->max), few);
     return nk_buf_adds(out, s->n_noisy ? " too noisy |" : s->n_failed ? " failed |" : " |", err);
 }
 
@@ -55,21 +70,56 @@ static const char *verdict_text(enum nk_verdict v)
     return "no figure";
 }
 
-static int add_bars(const struct nk_table *t, const struct nk_figure *f,
-                    const struct nk_summary *ours, struct nk_buf *out, struct nk_error *err)
+static const char *title_of(const char *system)
 {
-    int rc = 0;
+    for (int i = 0; i < N_SYSTEMS; i++)
+        if (!strcmp(systems[i].name, system))
+            return systems[i].title;
+    return system;
+}
 
+/* The system whose figure it is: the first one of the list. */
+static void find_subject(const struct nk_figure *f, char out[16])
+{
+    snprintf(out, 16, "%.*s", (int)strcspn(f->systems, " "), f->systems);
+}
+
+/* The verdicts on one figure at one place. */
+static int add_verdicts(const struct nk_table *t, const struct nk_figure *f, double x,
+                        struct nk_buf *out, struct nk_error *err)
+{
+    struct nk_summary ours;
+    char subject[16], number[24];
+    int rc = 0, n = 0;
+
+    find_subject(f, subject);
+    ours = nk_table_summarise(t, f->name, x, subject);
+    if (f->limit > 0)
+        rc = nk_buf_addf(out, err, "%s at %s %s: %s", n++ ? "<br>" : "",
+                         f->lower_is_better ? "most" : "least", format_value(number, f->limit),
+                         verdict_text(nk_verdict_limit(&ours, f->limit, f->lower_is_better)));
     for (int i = 0; !rc && i < 2 && f->bars[i].against; i++) {
-        struct nk_summary theirs = nk_table_summarise(t, f->name, 0, f->bars[i].against);
-        double ratio;
+        const struct nk_bar *bar = &f->bars[i];
+        struct nk_summary theirs = nk_table_summarise(t, f->name, x, bar->against);
+        struct nk_summary ratios = nk_table_ratios(t, f->name, x, subject, bar->against);
+        double difference = ratios.median;
+        bool in_turns = f->n_turns && bar->ratio > 0;
         enum nk_verdict v =
-            nk_verdict_of(ours, &theirs, f->bars[i].ratio, f->lower_is_better, &ratio);
+            in_turns ? nk_verdict_pairs(&ratios, bar->ratio, f->lower_is_better)
+            : bar->ratio > 0
+                ? nk_verdict_of(&ours, &theirs, bar->ratio, f->lower_is_better, &difference)
+                : nk_verdict_added(&ours, &theirs, bar->added, &difference);
 
-        rc = nk_buf_addf(out, err, "%s %s: ", i ? "<br>" : "", f->bars[i].against);
-        if (!rc && ratio > 0)
-            rc = nk_buf_addf(out, err, "%.2f of %s %.2f, ", ratio,
-                             f->lower_is_better ? "at most" : "at least", f->bars[i].ratio);
+        rc = nk_buf_addf(out, err, "%s %s: ", n++ ? "<br>" : "", title_of(bar->against));
+        if (!rc && in_turns && ratios.n_ok)
+            rc = nk_buf_addf(out, err, "%.3g (%.3g to %.3g) of %s %g, ", ratios.median, ratios.min,
+                             ratios.max, f->lower_is_better ? "at most" : "at least", bar->ratio);
+        else if (!rc && v != NK_VERDICT_NONE && bar->ratio > 0 && difference > 0)
+            rc = nk_buf_addf(out, err, "%.3g of %s %g, ", difference,
+                             f->lower_is_better ? "at most" : "at least", bar->ratio);
+        else if (!rc && v != NK_VERDICT_NONE && bar->ratio == 0)
+            rc =
+                nk_buf_addf(out, err, "%+.2f %s of at most %+g, ", difference, f->unit, bar->added);
         if (!rc)
             rc = nk_buf_adds(out, verdict_text(v), err);
     }
@@ -84,7 +134,9 @@ static bool has_rows(const struct nk_table *t, const char *figure)
     return false;
 }
 
-static int add_table(const struct nk_table *t, struct nk_buf *out, struct nk_error *err)
+/* The figures against peers: a column for each of them. */
+static int add_peers(const struct nk_table *t, const struct nk_group *g, struct nk_buf *out,
+                     struct nk_error *err)
 {
     int rc =
         nk_buf_adds(out,
@@ -93,17 +145,70 @@ static int add_table(const struct nk_table *t, struct nk_buf *out, struct nk_err
                     err);
 
     for (const struct nk_figure *f = nk_figures; !rc && f->name; f++) {
-        struct nk_summary s[N_SYSTEMS];
-
-        if (f->places || !has_rows(t, f->name))
+        if (strcmp(f->group, g->name) || f->places || !has_rows(t, f->name))
             continue;
         rc = nk_buf_addf(out, err, "| %s | %s |", f->title, f->unit);
-        for (int i = 0; !rc && i < N_SYSTEMS; i++) {
-            s[i] = nk_table_summarise(t, f->name, 0, systems[i]);
-            rc = add_cell(&s[i], out, err);
+        for (int i = 0; !rc && i < N_PEERS; i++) {
+            struct nk_summary s = nk_table_summarise(t, f->name, 0, systems[i].name);
+
+            rc = add_cell(&s, out, err);
         }
         if (!rc)
-            rc = add_bars(t, f, &s[0], out, err);
+            rc = add_verdicts(t, f, 0, out, err);
+    }
+    return rc;
+}
+
+/* What the others gave: "gRPC ping-pong: 21 (20 to 22)". */
+static int add_others(const struct nk_table *t, const struct nk_figure *f, double x,
+                      const char *subject, struct nk_buf *out, struct nk_error *err)
+{
+    int n = 0, rc = 0;
+
+    for (int i = 0; !rc && i < N_SYSTEMS; i++) {
+        struct nk_summary s = nk_table_summarise(t, f->name, x, systems[i].name);
+        char median[24], min[24], max[24];
+
+        if (!strcmp(systems[i].name, subject) || !s.last)
+            continue;
+        rc = nk_buf_addf(out, err, "%s %s: ", n++ ? "<br>" : "", systems[i].title);
+        if (!rc && s.n_ok)
+            rc = nk_buf_addf(out, err, "%s (%s to %s)", format_value(median, s.median),
+                             format_value(min, s.min), format_value(max, s.max));
+        else if (!rc)
+            rc = nk_buf_adds(out, s.n_noisy ? "too noisy" : "failed", err);
+    }
+    return rc ? rc : nk_buf_adds(out, " |", err);
+}
+
+static int add_singles(const struct nk_table *t, const struct nk_group *g, struct nk_buf *out,
+                       struct nk_error *err)
+{
+    bool any = false;
+    int rc = 0;
+
+    for (const struct nk_figure *f = nk_figures; !rc && f->name; f++) {
+        struct nk_summary s;
+        char subject[16];
+
+        if (strcmp(f->group, g->name) || f->places || !has_rows(t, f->name))
+            continue;
+        if (!any)
+            rc = nk_buf_adds(out,
+                             "\n| figure | unit | ours | beside it | must reach |\n"
+                             "|---|---|---|---|---|\n",
+                             err);
+        any = true;
+        find_subject(f, subject);
+        s = nk_table_summarise(t, f->name, 0, subject);
+        if (!rc)
+            rc = nk_buf_addf(out, err, "| %s | %s |", f->title, f->unit);
+        if (!rc)
+            rc = add_cell(&s, out, err);
+        if (!rc)
+            rc = add_others(t, f, 0, subject, out, err);
+        if (!rc)
+            rc = add_verdicts(t, f, 0, out, err);
     }
     return rc;
 }
@@ -129,21 +234,36 @@ static int find_places(const struct nk_table *t, const char *figure, double plac
 static int add_curve(const struct nk_table *t, const struct nk_figure *f, const double *places,
                      int n, struct nk_buf *out, struct nk_error *err)
 {
-    int rc = nk_buf_addf(
+    struct nk_curve curve = { .n = 0 };
+    char subject[16], sentence[512];
+    int rc;
+
+    find_subject(f, subject);
+    for (int k = 0; k < n; k++) {
+        struct nk_summary s = nk_table_summarise(t, f->name, places[k], subject);
+
+        if (!s.n_ok)
+            continue;
+        curve.x[curve.n] = places[k];
+        curve.y[curve.n] = s.median;
+        curve.limit[curve.n++] = nk_table_summarise(t, f->name, places[k], "limit").median;
+    }
+    nk_growth_format(f, &curve, sentence, sizeof sentence);
+    rc = nk_buf_addf(
         out, err,
-        "\n### %c%s\n\n%s\n\n| %s | ours, %s | whole model | llama.cpp RPC |\n|---|---|---|---|\n",
+        "\n### %c%s\n\n%s %s\n\n| %s | ours, %s | beside it | must reach |\n|---|---|---|---|\n",
         f->title[0] - ('a' <= f->title[0] && f->title[0] <= 'z' ? 32 : 0), f->title + 1,
-        f->expected, f->x_title, f->unit);
-
+        f->expected, sentence, f->x_title, f->unit);
     for (int k = 0; !rc && k < n; k++) {
-        rc = nk_buf_addf(out, err, "| %g |", places[k]);
-        for (int i = 0; !rc && i < N_SYSTEMS; i++) {
-            struct nk_summary s = nk_table_summarise(t, f->name, places[k], systems[i]);
+        struct nk_summary s = nk_table_summarise(t, f->name, places[k], subject);
 
-            rc = add_cell(&s, out, err);
-        }
+        rc = nk_buf_addf(out, err, "| %g |", places[k]);
         if (!rc)
-            rc = nk_buf_adds(out, "\n", err);
+            rc = add_cell(&s, out, err);
+        if (!rc)
+            rc = add_others(t, f, places[k], subject, out, err);
+        if (!rc)
+            rc = add_verdicts(t, f, places[k], out, err);
     }
     return rc;
 }
@@ -159,14 +279,14 @@ static int format_script(const struct nk_table *t, const struct nk_figure *f, co
         struct nk_buf data = NK_BUF_INIT(SCRIPT_BYTES_MAX);
 
         for (int k = 0; !rc && k < n; k++) {
-            struct nk_summary s = nk_table_summarise(t, f->name, places[k], systems[i]);
+            struct nk_summary s = nk_table_summarise(t, f->name, places[k], systems[i].name);
 
             if (s.n_ok)
                 rc = nk_buf_addf(&data, err, "%g %g %g %g\n", places[k], s.median, s.min, s.max);
         }
         if (!rc && data.size) {
             drawn[i] = true;
-            rc = nk_buf_addf(out, err, "$%s << EOD\n%sEOD\n", systems[i], data.data);
+            rc = nk_buf_addf(out, err, "$%s << EOD\n%sEOD\n", systems[i].name, data.data);
         }
         nk_buf_release(&data);
     }
@@ -176,19 +296,19 @@ static int format_script(const struct nk_table *t, const struct nk_figure *f, co
             "set terminal svg size 720,420 font 'sans-serif,13' background rgb 'white'\n"
             "set output '%s'\nset title '%s' noenhanced\nset xlabel '%s'\nset ylabel '%s'\n"
             "set yrange [0:*]\nset grid lc rgb '#dddddd'\nset key outside bottom center "
-            "horizontal\n"
+            "horizontal height 1\n"
             "set border 3\nset tics nomirror\nset offsets graph 0.02, graph 0.02, graph 0.05, 0\n",
             path, f->title, f->x_title, f->unit);
+    for (int k = 0; !rc && k < n; k++)
+        rc = nk_buf_addf(out, err, "%s%g%s", k ? ", " : "set xtics (", places[k],
+                         k + 1 < n ? "" : ")\n");
     if (!rc && n > 3 && places[n - 1] > 8 * places[0])
         rc = nk_buf_adds(out, "set logscale x 2\n", err);
-    for (int i = 0; !rc && i < N_SYSTEMS; i++) {
-        static const char *const colours[] = { "#0060ad", "#444444", "#c0392b" };
-
+    for (int i = 0; !rc && i < N_SYSTEMS; i++)
         if (drawn[i])
-            rc = nk_buf_addf(out, err,
-                             "%s $%s with yerrorlines lw 2 pt 7 ps 0.6 lc rgb '%s' title '%s'",
-                             n_drawn++ ? "," : "plot", systems[i], colours[i], system_titles[i]);
-    }
+            rc = nk_buf_addf(
+                out, err, "%s $%s with yerrorlines lw 2 pt 7 ps 0.6 lc rgb '%s' title \"%s\"",
+                n_drawn++ ? "," : "plot", systems[i].name, systems[i].colour, systems[i].title);
     return rc ? rc : nk_buf_adds(out, n_drawn ? "\n" : "", err);
 }
 
@@ -217,8 +337,7 @@ static int plot(const struct nk_table *t, const struct nk_figure *f, const doubl
         nk_process_stop(&process, 0);
         if (!ended || process.status)
             rc = nk_fail(err, NK_E_NOT_FOUND, "no_gnuplot",
-                         "gnuplot could not draw %s (is it installed? `scripts/deps --bench`)",
-                         path);
+                         "gnuplot could not draw %s (is it installed? `make deps`)", path);
     }
     unlink(script_path);
     return rc ? rc
@@ -247,66 +366,145 @@ static int add_failures(const struct nk_table *t, struct nk_buf *out, struct nk_
     return rc;
 }
 
-static int add_head(const struct nk_table *t, struct nk_buf *out, struct nk_error *err)
+/* The different values of a text column, in the order in which they appear: "a; b". */
+static int add_distinct(const struct nk_table *t, size_t offset, struct nk_buf *out,
+                        struct nk_error *err)
 {
+    int rc = 0;
+
+    for (size_t i = 0; !rc && i < t->n; i++) {
+        const char *text = (const char *)&t->rows[i] + offset;
+        bool seen = false;
+
+        for (size_t k = 0; k < i && !seen; k++)
+            seen = !strcmp((const char *)&t->rows[k] + offset, text);
+        if (!seen)
+            rc = nk_buf_addf(out, err, "%s%s", i ? "; " : "", text);
+    }
+    return rc;
+}
+
+static int add_head(const struct nk_table *t, size_t n_older, struct nk_buf *out,
+                    struct nk_error *err)
+{
+    static const struct {
+        const char *title;
+        size_t offset;
+    } facts[] = {
+        { "machine", offsetof(struct nk_row, machine) },
+        { "model", offsetof(struct nk_row, model) },
+        { "Nakshatra's commit", offsetof(struct nk_row, commit) },
+        { "llama.cpp, the same library under ours and under the peers",
+          offsetof(struct nk_row, llama) },
+    };
     const struct nk_row *first = &t->rows[0], *last = &t->rows[t->n - 1];
-    int n_noisy = 0, n_failed = 0;
+    int n_noisy = 0, n_failed = 0, rc;
 
     for (size_t i = 0; i < t->n; i++) {
         n_noisy += t->rows[i].status == NK_ROW_NOISY;
         n_failed += t->rows[i].status == NK_ROW_FAILED;
     }
-    return nk_buf_addf(
-        out, err,
-        "# Benchmarks\n\n"
-        "Made by `make bench` (`nakshatra bench run`, `nakshatra bench report`); do not edit.\n\n"
-        "- machine: %s\n- model: %s. Its weights are random: speed and memory do not depend on "
-        "their values.\n"
-        "- Nakshatra %s, commit %s; llama.cpp %s, the same library under ours and under the peers\n"
-        "- measured %.10s to %.10s; %zu runs, of which %d were set aside because the machine was "
-        "busy otherwise and %d failed\n"
-        "\nEvery figure is the median of the runs with the least and the greatest. Ours and the "
-        "peers are asked in turn, in "
-        "alternating order, after one run for warming up. Prompts are random ids of the exact "
-        "length, end-of-generation tokens "
-        "are never chosen, sampling is greedy. *Whole model* is llama.cpp with the whole model in "
-        "one process on the same cores "
-        "(llama-bench, llama-batched-bench, llama-server): the limit. *llama.cpp RPC* is the same "
-        "tools over ggml-rpc-server, "
-        "one server per worker of ours with as many threads. *Cores shared out*: each of two "
-        "workers or servers has half of the "
-        "threads; otherwise each may use all cores. A verdict is only given when the spread of the "
-        "runs allows one.\n",
-        first->machine, first->model, first->version, first->commit, first->llama, first->time,
-        last->time, t->n, n_noisy, n_failed);
+    rc =
+        nk_buf_adds(out,
+                    "# Benchmarks\n\nMade by `make bench` (`nakshatra bench run`, `nakshatra bench "
+                    "report`); do not edit.\n\n",
+                    err);
+    for (size_t i = 0; !rc && i < sizeof facts / sizeof facts[0]; i++) {
+        rc = nk_buf_addf(out, err, "- %s: ", facts[i].title);
+        if (!rc)
+            rc = add_distinct(t, facts[i].offset, out, err);
+        if (!rc)
+            rc = nk_buf_adds(out, "\n", err);
+    }
+    return rc ? rc
+              : nk_buf_addf(
+                    out, err,
+                    "- measured %.10s to %.10s; %zu rows, of which %d were set aside because the "
+                    "machine was busy otherwise and %d failed; %zu more are of older commits or "
+                    "other models and left out\n"
+                    "\nEvery figure is the median of five runs or more, with the least and "
+                    "the greatest; where they are fewer it says so. Ours and the others are "
+                    "asked in turn, in alternating order, after one run for warming up. Prompts "
+                    "are random ids of the exact length, end-of-generation tokens are never "
+                    "chosen, sampling is greedy. A synthetic model's weights are random: speed and "
+                    "memory do not depend on their values. A verdict is only given when the spread "
+                    "of the runs allows one. Where it says *in turn*, a run asks both several "
+                    "times "
+                    "in turn and takes their medians; what they come to is then the median of the "
+                    "runs' ratios.\n",
+                    first->time, last->time, t->n, n_noisy, n_failed, n_older);
 }
 
-int nk_report_format(const struct nk_table *t, const struct nk_report_opts *opts,
-                     struct nk_buf *out, struct nk_error *err)
+static int add_curves(const struct nk_table *t, const struct nk_group *g,
+                      const struct nk_report_opts *opts, struct nk_buf *out, struct nk_error *err)
 {
-    bool any_curve = false;
-    int rc;
+    int rc = 0;
 
-    if (!t->n)
-        return nk_fail(err, NK_E_INVALID, "no_rows", "there are no rows to report");
-    rc = add_head(t, out, err);
-    if (!rc && opts->plot_dir)
-        rc = nk_dir_make(opts->plot_dir, err);
-    if (!rc)
-        rc = add_table(t, out, err);
     for (const struct nk_figure *f = nk_figures; !rc && f->name; f++) {
         double places[PLACES_MAX];
-        int n = f->places ? find_places(t, f->name, places) : 0;
+        int n = f->places && !strcmp(f->group, g->name) ? find_places(t, f->name, places) : 0;
 
         if (!n)
             continue;
-        if (!any_curve)
-            rc = nk_buf_adds(out, "\n## Curves\n", err);
-        any_curve = true;
-        if (!rc)
-            rc = add_curve(t, f, places, n, out, err);
+        rc = add_curve(t, f, places, n, out, err);
         if (!rc && opts->plot_dir)
             rc = plot(t, f, places, n, opts, out, err);
     }
-    return rc ? rc : add_failures(t, out, err);
+    return rc;
+}
+
+static int add_group(const struct nk_table *t, const struct nk_group *g,
+                     const struct nk_report_opts *opts, struct nk_buf *out, struct nk_error *err)
+{
+    bool any = false;
+    int rc;
+
+    for (const struct nk_figure *f = nk_figures; f->name; f++)
+        any |= !strcmp(f->group, g->name) && has_rows(t, f->name);
+    if (!any)
+        return 0;
+    rc = nk_buf_addf(out, err, "\n## %s\n", g->title);
+    if (!rc && g->text)
+        rc = nk_buf_addf(out, err, "\n%s\n", g->text);
+    if (!rc)
+        rc = strcmp(g->name, "table") ? add_singles(t, g, out, err) : add_peers(t, g, out, err);
+    return rc ? rc : add_curves(t, g, opts, out, err);
+}
+
+/* The rows of each figure that are of the same commit and model as its last one. */
+static int take_latest(const struct nk_table *all, struct nk_table *latest, struct nk_error *err)
+{
+    int rc = 0;
+
+    for (size_t i = 0; !rc && i < all->n; i++) {
+        const struct nk_row *r = &all->rows[i], *last = r;
+
+        for (size_t k = all->n - 1; k > i && last == r; k--)
+            if (!strcmp(all->rows[k].figure, r->figure))
+                last = &all->rows[k];
+        if (!strcmp(last->commit, r->commit) && !strcmp(last->model, r->model))
+            rc = nk_table_add(latest, r, err);
+    }
+    return rc;
+}
+
+int nk_report_format(const struct nk_table *all, const struct nk_report_opts *opts,
+                     struct nk_buf *out, struct nk_error *err)
+{
+    struct nk_table t = NK_TABLE_INIT;
+    int rc;
+
+    if (!all->n)
+        return nk_fail(err, NK_E_INVALID, "no_rows", "there are no rows to report");
+    rc = take_latest(all, &t, err);
+    if (!rc)
+        rc = add_head(&t, all->n - t.n, out, err);
+    if (!rc && opts->plot_dir)
+        rc = nk_dir_make(opts->plot_dir, err);
+    for (const struct nk_group *g = nk_groups; !rc && g->name; g++)
+        rc = add_group(&t, g, opts, out, err);
+    if (!rc)
+        rc = add_failures(&t, out, err);
+    nk_table_release(&t);
+    return rc;
 }

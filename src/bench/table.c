@@ -262,6 +262,16 @@ static bool is_same(const struct nk_row *r, const char *figure, double x, const 
     return !strcmp(r->figure, figure) && r->x == x && !strcmp(r->system, system);
 }
 
+/* Sorts the n_ok values. */
+static void take_values(struct nk_summary *s, double *values)
+{
+    s->median = nk_median(values, (size_t)s->n_ok);
+    if (s->n_ok) {
+        s->min = values[0];
+        s->max = values[s->n_ok - 1];
+    }
+}
+
 struct nk_summary nk_table_summarise(const struct nk_table *t, const char *figure, double x,
                                      const char *system)
 {
@@ -282,12 +292,36 @@ struct nk_summary nk_table_summarise(const struct nk_table *t, const char *figur
         else
             s.n_failed++, s.last_failed = r;
     }
-    s.median = nk_median(values, (size_t)s.n_ok);
-    if (s.n_ok) {
-        s.min = values[0];
-        s.max = values[s.n_ok - 1];
-    }
+    take_values(&s, values);
     free(values);
+    return s;
+}
+
+struct nk_summary nk_table_ratios(const struct nk_table *t, const char *figure, double x,
+                                  const char *ours, const char *theirs)
+{
+    struct nk_summary s = { 0 };
+    const struct nk_row *pair[2] = { NULL, NULL };
+    double *ratios = malloc((t->n + 1) * sizeof *ratios);
+
+    NK_ASSERT(ratios);
+    for (size_t i = 0; i < t->n; i++) {
+        const struct nk_row *r = &t->rows[i];
+        int k = is_same(r, figure, x, ours) ? 0 : is_same(r, figure, x, theirs) ? 1 : -1;
+
+        if (k < 0)
+            continue;
+        s.last = r;
+        s.n_noisy += k == 0 && r->status == NK_ROW_NOISY;
+        s.n_failed += r->status == NK_ROW_FAILED;
+        pair[k] = r->status == NK_ROW_OK ? r : NULL;
+        if (pair[0] && pair[1] && pair[0]->run == pair[1]->run && pair[1]->value > 0) {
+            ratios[s.n_ok++] = pair[0]->value / pair[1]->value;
+            pair[0] = pair[1] = NULL;
+        }
+    }
+    take_values(&s, ratios);
+    free(ratios);
     return s;
 }
 
@@ -316,11 +350,42 @@ enum nk_verdict nk_verdict_of(const struct nk_summary *ours, const struct nk_sum
     return passes(*ratio, bar, lower_is_better) ? NK_VERDICT_REACHED : NK_VERDICT_MISSED;
 }
 
+enum nk_verdict nk_verdict_pairs(const struct nk_summary *ratios, double bar, bool lower_is_better)
+{
+    if (!ratios->n_ok)
+        return ratios->n_noisy ? NK_VERDICT_NOISY : NK_VERDICT_NONE;
+    if (ratios->max - ratios->min > NK_SPREAD_MAX * ratios->median &&
+        passes(ratios->min, bar, lower_is_better) != passes(ratios->max, bar, lower_is_better))
+        return NK_VERDICT_NOISY;
+    return passes(ratios->median, bar, lower_is_better) ? NK_VERDICT_REACHED : NK_VERDICT_MISSED;
+}
+
+enum nk_verdict nk_verdict_added(const struct nk_summary *ours, const struct nk_summary *theirs,
+                                 double added, double *difference)
+{
+    *difference = ours->median - theirs->median;
+    if (!ours->n_ok || !theirs->n_ok)
+        return ours->n_ok + ours->n_noisy && theirs->n_ok + theirs->n_noisy ? NK_VERDICT_NOISY
+                                                                            : NK_VERDICT_NONE;
+    if ((ours->max - ours->min > added || theirs->max - theirs->min > added) &&
+        (ours->min - theirs->max <= added) != (ours->max - theirs->min <= added))
+        return NK_VERDICT_NOISY;
+    return *difference <= added ? NK_VERDICT_REACHED : NK_VERDICT_MISSED;
+}
+
+enum nk_verdict nk_verdict_limit(const struct nk_summary *ours, double limit, bool lower_is_better)
+{
+    struct nk_summary theirs = { .n_ok = 1, .median = limit, .min = limit, .max = limit };
+    double ratio;
+
+    return nk_verdict_of(ours, &theirs, 1, lower_is_better, &ratio);
+}
+
 /* ---- comparison ---- */
 
 static bool is_lower_better(const char *unit)
 {
-    return !strstr(unit, "/s");
+    return !strstr(unit, "/s") && strcmp(unit, "%") && strcmp(unit, "streams");
 }
 
 static int compare_one(const struct nk_row *key, const struct nk_summary *a,

@@ -61,6 +61,10 @@ struct nk_summary {
 };
 struct nk_summary nk_table_summarise(const struct nk_table *t, const char *figure, double x,
                                      const char *system);
+/* Of the runs that count of both systems: ours over theirs, run by run.
+ * A run's rows stand next to each other in the table. */
+struct nk_summary nk_table_ratios(const struct nk_table *t, const char *figure, double x,
+                                  const char *ours, const char *theirs);
 double nk_median(double *values, size_t n); /* sorts them; 0 when there are none */
 
 /* How two summaries compare. */
@@ -76,6 +80,16 @@ enum nk_verdict {
 #define NK_SPREAD_MAX 0.10
 enum nk_verdict nk_verdict_of(const struct nk_summary *ours, const struct nk_summary *theirs,
                               double bar, bool lower_is_better, double *ratio);
+
+/* The same by the ratios of runs in which both were asked in turn (nk_table_ratios): it cannot be told when they differ
+ * by more than NK_SPREAD_MAX and lie on both sides of the bar. */
+enum nk_verdict nk_verdict_pairs(const struct nk_summary *ratios, double bar, bool lower_is_better);
+
+/* The same where ours may be at most `added` more than theirs; *difference: of the medians. */
+enum nk_verdict nk_verdict_added(const struct nk_summary *ours, const struct nk_summary *theirs,
+                                 double added, double *difference);
+/* The same against a fixed limit. */
+enum nk_verdict nk_verdict_limit(const struct nk_summary *ours, double limit, bool lower_is_better);
 
 /* Two tables side by side, as text: one line per figure, place and system with both medians and the
  * change; a change is only called one when the ranges of the runs do not overlap. *n_worse counts

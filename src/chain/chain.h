@@ -36,14 +36,15 @@ struct nk_worker_report {
     bool answered;
     char worker_id[64], model_id[128], model_sha256[65], architecture[64], quantisation[32];
     char version[32], llama_version[64], backend[64], device[64], device_description[128],
-        state[16];
+        state[16], cache_type_k[16], cache_type_v[16];
     int has_begin, has_end, layer_count, n_embd, n_vocab, n_ctx, n_ctx_train, n_seq_max, n_batch;
+    int n_ctx_seq; /* the most of n_ctx that one session can have */
     int n_threads, kv_tokens_free, sequences_free;
     uint64_t device_memory_bytes, device_memory_free_bytes, host_memory_bytes;
     uint64_t host_memory_free_bytes, weights_bytes, kv_bytes;
     uint64_t sessions_opened, sessions_open, sessions_kept, sessions_failed, tokens_prefilled;
     uint64_t tokens_decoded, tokens_reused, runs, rows_in_runs, compute_us, queue_us, uptime_ms;
-    uint64_t streams_open, jobs_queued;
+    uint64_t streams_open, jobs_queued, steps, wire_us, wire_steps;
     bool deterministic;
     double rtt_us; /* of a small call, the best of a few */
 };

@@ -18,6 +18,7 @@
  * when it does not answer that either it is given up. */
 #include "chain/chain_int.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <float.h>
 #include <limits.h>
@@ -115,6 +116,20 @@ static const struct nk_cluster_worker *first_worker(const nk_gen *g)
 
 /* ---- endings [net thread] ---- */
 
+/* Has the message this address, and not only as a part of a longer one (HOST:80 of HOST:8080)? */
+static bool has_address(const char *msg, const char *address)
+{
+    size_t n = strlen(address);
+
+    for (const char *at = msg; (at = strstr(at, address)); at++) {
+        unsigned char before = at > msg ? (unsigned char)at[-1] : ' ', after = (unsigned char)at[n];
+
+        if (!isalnum(before) && before != '.' && before != '-' && !isdigit(after))
+            return true;
+    }
+    return false;
+}
+
 /* The message with the worker that is to blame before it, unless it names one: the one whose address it has (the stages
  * know each other by address only), else the first. */
 static void name_worker(nk_gen *g, struct nk_error *e)
@@ -128,10 +143,10 @@ static void name_worker(nk_gen *g, struct nk_error *e)
         snprintf(named, sizeof named, "worker %s", c->workers[i].id);
         if (strstr(e->msg, named))
             return;
-        if (strstr(e->msg, c->workers[i].address))
+        if (has_address(e->msg, c->workers[i].address))
             blamed = &c->workers[i];
     }
-    if (strstr(e->msg, blamed->address))
+    if (has_address(e->msg, blamed->address))
         nk_wrap(e->code, e, "worker %s", blamed->id);
     else
         nk__wrap_worker(e->code, e, blamed);

@@ -53,12 +53,19 @@ static void take_reply(struct asking *a, const Nakshatra__V1__InfoReply *m)
     copy(device, device);
     copy(device_description, device_description);
     copy(state, state);
+    copy(cache_type_k, cache_type_k);
+    copy(cache_type_v, cache_type_v);
+    if (!w->cache_type_k[0] && !w->cache_type_v[0]) { /* older workers do not say */
+        memcpy(w->cache_type_k, "f16", sizeof "f16");
+        memcpy(w->cache_type_v, "f16", sizeof "f16");
+    }
     w->has_begin = count(m->layer_begin);
     w->has_end = count(m->layer_end);
     w->layer_count = count(m->layer_count);
     w->n_embd = count(m->n_embd);
     w->n_vocab = count(m->n_vocab);
     w->n_ctx = count(m->n_ctx);
+    w->n_ctx_seq = m->n_ctx_seq ? count(m->n_ctx_seq) : w->n_ctx; /* older workers do not say */
     w->n_ctx_train = count(m->n_ctx_train);
     w->n_seq_max = count(m->n_seq_max);
     w->n_batch = count(m->n_batch);
@@ -89,6 +96,9 @@ static void take_reply(struct asking *a, const Nakshatra__V1__InfoReply *m)
         w->uptime_ms = n->uptime_ms;
         w->streams_open = n->streams_open;
         w->jobs_queued = n->jobs_queued;
+        w->steps = n->steps;
+        w->wire_us = n->wire_us;
+        w->wire_steps = n->wire_steps;
     }
     a->check->protocol[a->idx] = m->protocol;
     for (size_t i = 0; i < m->n_dtypes; i++) {
@@ -236,9 +246,9 @@ static int compare(const struct check *k, int idx, const struct nk_worker_report
     if (strcmp(w->llama_version, other->llama_version))
         return misfit("llama_mismatch", "it runs llama.cpp %s, worker %s runs %s", w->llama_version,
                       other->id, other->llama_version);
-    if (w->n_ctx < 2)
+    if (w->n_ctx_seq < 2)
         return misfit("no_context", "it has room for %d tokens of context; at least 2 are needed",
-                      w->n_ctx);
+                      w->n_ctx_seq);
     if (strcmp(w->state, "serving"))
         return nk__wrap_worker(
             nk_fail(&w->err, NK_E_UNAVAILABLE, "not_serving", "it is %s, not serving", w->state),
@@ -260,7 +270,7 @@ static void compare_all(const struct check *k)
 
         if (w->answered) {
             w->rc = compare(k, i, other);
-            r->n_ctx = r->n_ctx && r->n_ctx < w->n_ctx ? r->n_ctx : w->n_ctx;
+            r->n_ctx = r->n_ctx && r->n_ctx < w->n_ctx_seq ? r->n_ctx : w->n_ctx_seq;
             r->n_ctx_train = w->n_ctx_train;
             r->n_vocab = w->n_vocab;
         }

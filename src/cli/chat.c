@@ -74,7 +74,12 @@ static int read_char(EditLine *el, wchar_t *out)
         if (n <= 0)
             return (int)n;
         used = mbrtowc(out, &c, 1, &state);
-        if (used == (size_t)-1) { /* no character: forget what there is of it */
+        /* No character: forget what there was of it, but not the byte that broke it. */
+        if (used == (size_t)-1) {
+            memset(&state, 0, sizeof state);
+            used = mbrtowc(out, &c, 1, &state);
+        }
+        if (used == (size_t)-1) {
             memset(&state, 0, sizeof state);
             continue;
         }

@@ -7,11 +7,13 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/cpu.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/process.h"
 #include "bench/load.h"
 #include "bench/machine.h"
+#include "bench/ping.h"
 #include "bench/report.h"
 #include "bench/run.h"
 #include "bench/synth.h"
@@ -158,16 +160,19 @@ static int find_model(const char *shape_name, const char *work_dir, char *path, 
 static int cmd_run(int argc, char **argv)
 {
     const char *shape = "llama-1b", *model = NULL, *out = "bench-out", *csv = NULL, *page = NULL,
-               *figures = "table";
-    const char *systems = "ours,whole,rpc", *cpus = NULL, *commit = "unknown", *device = "CPU";
+               *figures = "table", *places = NULL;
+    const char *systems = "ours,whole,rpc,ping,cold,serve,chain,alone", *cpus = NULL,
+               *commit = "unknown", *device = "CPU", *real_model = "models/kjv-tiny.gguf";
     int64_t runs = 5, retries = 3, threads = 0;
     bool quick = false;
     /* clang-format off */
     const struct nk_arg args[] = {
         { "shape", 0, NK_ARG_STRING, &shape, "NAME", "the synthetic model: llama-1b (default), tiny, moe", 0, 0 },
         { "model", 'm', NK_ARG_STRING, &model, "FILE", "measure this GGUF instead", 0, 0 },
-        { "figures", 0, NK_ARG_STRING, &figures, "LIST", "names and groups: table (default), curves, all, decode-1, ...", 0, 0 },
-        { "systems", 0, NK_ARG_STRING, &systems, "LIST", "of ours,whole,rpc (all)", 0, 0 },
+        { "figures", 0, NK_ARG_STRING, &figures, "LIST", "names and groups: table (default), hop, gateway, network, wire, cache, curves, all, decode-1, ...", 0, 0 },
+        { "places", 0, NK_ARG_STRING, &places, "LIST", "of curves, only these: 4096,8192 (all)", 0, 0 },
+        { "systems", 0, NK_ARG_STRING, &systems, "LIST", "of ours,whole,rpc,ping,cold,serve,chain,alone (all)", 0, 0 },
+        { "real-model", 0, NK_ARG_STRING, &real_model, "FILE", "a trained one, for what f16 rows cost (models/kjv-tiny.gguf)", 0, 0 },
         { "runs", 'r', NK_ARG_INT, &runs, "N", "that count, of each figure and system (5)", 1, 1000 },
         { "retries", 0, NK_ARG_INT, &retries, "N", "how often a noisy run is repeated (3)", 0, 1000 },
         { "threads", 't', NK_ARG_INT, &threads, "N", "cores to use in all (those there are)", 1, 1024 },
@@ -214,12 +219,14 @@ static int cmd_run(int argc, char **argv)
                                    .csv = csv_path,
                                    .self = self,
                                    .device = device,
+                                   .real_model = real_model,
                                    .commit = commit,
                                    .figures = figures,
                                    .systems = systems,
+                                   .places = places,
                                    .n_runs = (int)runs,
                                    .n_retries = (int)retries,
-                                   .n_threads = threads ? (int)threads : nk_machine_cores(),
+                                   .n_threads = threads ? (int)threads : nk_cpu_count(),
                                    .quick = quick };
     if (!rc)
         rc = nk_bench_run(&opts, &t, &err);
@@ -243,10 +250,10 @@ static int cmd_report(int argc, char **argv)
 {
     const char *out = "docs/benchmarks.md";
     const struct nk_arg args[] = {
-        { "out", 'o', NK_ARG_STRING, &out, "FILE", "the page (docs/benchmarks.md)", 0, 0 },
+        { "page", 'p', NK_ARG_STRING, &out, "FILE", "the page (docs/benchmarks.md)", 0, 0 },
         { NULL, 0, NK_ARG_FLAG, NULL, NULL, NULL, 0, 0 },
     };
-    const struct nk_command cmd = { "bench report FILE.csv [--out FILE.md]",
+    const struct nk_command cmd = { "bench report FILE.csv [--page FILE.md]",
                                     "Makes the page with its plots from a table that was kept.",
                                     args, 1, 1 };
     struct nk_table t = NK_TABLE_INIT;
@@ -320,6 +327,30 @@ static int cmd_load(int argc, char **argv)
     return rc ? nk_cli_report(&err) : NK_EXIT_OK;
 }
 
+static void print_port(int port, void *arg)
+{
+    (void)arg;
+    printf("ready %d\n", port);
+    fflush(stdout);
+}
+
+static int cmd_echo(int argc, char **argv)
+{
+    const struct nk_arg args[] = { { NULL, 0, NK_ARG_FLAG, NULL, NULL, NULL, 0, 0 } };
+    const struct nk_command cmd = { "bench echo",
+                                    "Answers gRPC messages with one of a token's size until it is "
+                                    "ended: the other side of the\n"
+                                    "ping-pong that a hop is compared with. Prints 'ready PORT'.",
+                                    args, 0, 0 };
+    struct nk_error err;
+    int first, exit_code, rc = nk_cli_parse(argc, argv, &cmd, &first, &exit_code);
+
+    if (rc)
+        return exit_code;
+    nk_ping_serve(print_port, NULL, &err);
+    return nk_cli_report(&err);
+}
+
 static const struct {
     const char *name, *summary;
     int (*run)(int argc, char **argv);
@@ -329,6 +360,7 @@ static const struct {
     { "compare", "two tables: what became better, what worse", cmd_compare },
     { "synth", "write a model of any shape with random weights", cmd_synth },
     { "load", "load a file with stock llama.cpp (for comparing starts)", cmd_load },
+    { "echo", "answer gRPC messages (for comparing a hop)", cmd_echo },
 };
 static const int n_subcommands = sizeof subcommands / sizeof subcommands[0];
 

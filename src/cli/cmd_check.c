@@ -19,6 +19,24 @@ struct result {
     struct nk_error err;
 };
 
+/* Each may have what its memory allows; but then there is no whole model whose tokens these are. */
+static void print_cache_types(const struct nk_chain_report *r)
+{
+    const struct nk_worker_report *first = &r->workers[0];
+    bool differ = false;
+
+    for (int i = 1; i < r->n_workers; i++)
+        differ |= strcmp(r->workers[i].cache_type_k, first->cache_type_k) != 0 ||
+                  strcmp(r->workers[i].cache_type_v, first->cache_type_v) != 0;
+    if (!differ)
+        return;
+    printf("The workers' KV caches differ in type, as no whole model's do:");
+    for (int i = 0; i < r->n_workers; i++)
+        printf("%s %s has %s and %s", i ? "," : "", r->workers[i].id, r->workers[i].cache_type_k,
+               r->workers[i].cache_type_v);
+    printf(".\n");
+}
+
 static void print_table(const struct nk_cluster *cluster, const struct result *r)
 {
     int id_width = 6, address_width = 7, device_width = 6;
@@ -56,6 +74,8 @@ static void print_table(const struct nk_cluster *cluster, const struct result *r
                "for %d tokens.\n",
                r->report->n_workers, r->report->n_workers > 1 ? "s" : "", r->probe_us / 1e3,
                r->report->n_ctx);
+    if (r->report->ok)
+        print_cache_types(r->report);
     fflush(stdout);
     /* All that is wrong, not only the first. */
     for (int i = 0; i < r->report->n_workers; i++)
@@ -99,6 +119,7 @@ static json_t *worker_json(const struct nk_worker_report *w)
     INT(layer_count), INT(n_embd), INT(n_vocab), INT(n_ctx), INT(n_ctx_train), INT(n_seq_max),
         INT(n_batch);
     INT(n_threads), INT(kv_tokens_free), INT(sequences_free), INT(weights_bytes), INT(kv_bytes);
+    TEXT(cache_type_k), TEXT(cache_type_v);
     INT(device_memory_bytes), INT(device_memory_free_bytes), INT(host_memory_bytes),
         INT(host_memory_free_bytes);
     json_object_set_new(o, "deterministic", json_boolean(w->deterministic));
@@ -107,6 +128,7 @@ static json_t *worker_json(const struct nk_worker_report *w)
     COUNT(tokens_prefilled), COUNT(tokens_decoded), COUNT(tokens_reused), COUNT(runs),
         COUNT(rows_in_runs);
     COUNT(compute_us), COUNT(queue_us), COUNT(uptime_ms), COUNT(streams_open), COUNT(jobs_queued);
+    COUNT(steps), COUNT(wire_us), COUNT(wire_steps);
 #undef TEXT
 #undef INT
 #undef COUNT

@@ -35,8 +35,8 @@ static void print_files(const struct nk_manifest *manifest, const char *dir)
         const struct nk_manifest_file *f = &manifest->files[i];
         char size[24];
 
-        printf("%s/%s  %s%s\n", dir, f->name, nk_size_format(size, f->size_bytes),
-               f->kept ? "  (was there already)" : "");
+        printf("%s%s%s  %s%s\n", dir, dir[strlen(dir) - 1] == '/' ? "" : "/", f->name,
+               nk_size_format(size, f->size_bytes), f->kept ? "  (was there already)" : "");
     }
 }
 

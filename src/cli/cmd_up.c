@@ -16,16 +16,6 @@ int nk_cmd_up(int argc, char **argv);
 
 enum { CHECK_MS = 30000 };
 
-/* One generation keeps one stage busy at a time, so each may have all cores; many keep all stages busy. */
-static int threads_of(bool serve, int n_workers)
-{
-    long n_cores = sysconf(_SC_NPROCESSORS_ONLN);
-
-    if (!serve || n_cores < 1)
-        return 0;
-    return n_cores / n_workers > 1 ? (int)(n_cores / n_workers) : 1;
-}
-
 /* Without a prompt: serves until a signal comes or a worker ends. */
 static int serve_until_end(const struct nk_serve *s, bool deterministic, struct nk_local *l,
                            nk_chain *c, const nk_vocab *v)
@@ -80,8 +70,6 @@ static int up(struct nk_generate *g, const struct nk_serve *s, struct nk_local_o
 
     if (!rc)
         rc = nk_local_files_make(&files, o, &err);
-    if (!rc && !o->n_threads)
-        o->n_threads = threads_of(s != NULL, files->cluster->n_workers);
     /* Until here Ctrl-C ends it at once: there is nothing to end before. */
     nk_interrupt_init();
     if (!rc)
@@ -103,6 +91,7 @@ int nk_cmd_up(int argc, char **argv)
     struct nk_serve s = NK_SERVE_INIT;
     int64_t n_workers = 2, ctx = 0, sequences = 0, threads = 0;
     const char *layers = NULL, *device = NULL, *dtype = "f32";
+    struct nk_local_opts o = { 0 };
     const struct nk_arg args[] = {
         { "workers", 'w', NK_ARG_INT, &n_workers, "K",
           "processes, each with a share of the layers (2)", 1, NK_CLUSTER_WORKERS_MAX },
@@ -113,10 +102,11 @@ int nk_cmd_up(int argc, char **argv)
         { "ctx", 0, NK_ARG_INT, &ctx, "N",
           "KV tokens of each worker, shared by its sessions (the model's context)", 1, 1 << 30 },
         { "sequences", 0, NK_ARG_INT, &sequences, "N", "sessions at once (8)", 1, 4096 },
-        { "threads", 0, NK_ARG_INT, &threads, "N",
-          "of each worker (all cores for a prompt, else a fair share)", 1, 1024 },
+        { "threads", 0, NK_ARG_INT, &threads, "N", "of each worker (all cores: they take turns)", 1,
+          1024 },
         { "dtype", 0, NK_ARG_STRING, &dtype, "TYPE",
           "rows between workers: f32 (exact) or f16 (f32)", 0, 0 },
+        NK_CACHE_ARGS(o.cache),
         NK_GENERATE_ARGS(g),
         NK_SERVE_ARGS(s),
         { 0 },
@@ -134,7 +124,6 @@ int nk_cmd_up(int argc, char **argv)
         .n_min = 1,
         .n_max = 1,
     };
-    struct nk_local_opts o = { 0 };
     struct nk_error err;
     int first, exit_code;
     bool serve;
@@ -151,6 +140,7 @@ int nk_cmd_up(int argc, char **argv)
         .n_ctx = (int)ctx,
         .n_sequences = (int)sequences,
         .n_threads = (int)threads,
+        .cache = o.cache,
         .f16 = !strcmp(dtype, "f16"),
         .deterministic = g.gen.deterministic,
     };
@@ -159,6 +149,8 @@ int nk_cmd_up(int argc, char **argv)
                 dtype);
         return nk_cli_report(&err);
     }
+    if (nk_cache_args_check(&o.cache, &err))
+        return nk_cli_report(&err);
     nk_vocab_global_init();
     return up(&g, serve ? &s : NULL, &o);
 }

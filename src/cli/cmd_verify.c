@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "base/file.h"
+#include "cli/cache_args.h"
 #include "slice/slice.h"
 #include "stage/stage.h"
 
@@ -27,7 +28,6 @@ int nk_cmd_verify(int argc, char **argv);
 
 enum {
     SEQUENCES_MAX = 16,
-    STEPS = 8, /* single steps before the rollback, and after it */
     STAGES_MAX = 64,
     BURST = 3,
     RUN_LOGITS_MAX = 1 << 22, /* floats; a run with more wants what serving wants, */
@@ -35,10 +35,11 @@ enum {
 };
 
 struct options {
-    const char *layers, *devices;
-    int64_t into, n_tokens, n_sequences, n_batch, n_threads;
+    const char *layers, *slices, *devices;
+    int64_t into, n_tokens, n_steps, n_sequences, n_batch, n_threads;
     double bound;
     bool every_cut, json;
+    struct nk_cache_args cache;
 };
 
 /* What is told in the end. */
@@ -63,7 +64,8 @@ struct run {
 struct verify {
     const struct options *opts;
     nk_model *model;
-    char *dir; /* for slices; each is unlinked as soon as it is loaded */
+    struct nk_manifest *manifest; /* of --slices; NULL: slices are made here */
+    char *dir;                    /* for those; each is unlinked as soon as it is loaded */
     const char *devices[STAGES_MAX];
     char device_list[1024];
     int n_devices;
@@ -247,7 +249,8 @@ static int burst(struct verify *v, struct nk_error *err)
 static int roll_back(struct verify *v, struct nk_error *err)
 {
     for (int s = 0; s < v->opts->n_sequences; s++) {
-        int length = v->length[s], back = STEPS / 2 + 3 * s + (int)v->opts->n_tokens / 4;
+        int length = v->length[s];
+        int back = (int)v->opts->n_steps / 2 + 3 * s + (int)v->opts->n_tokens / 4;
 
         v->length[s] = !v->can_rollback || back >= length ? 0 : length - back;
         v->target[s] = v->length[s] + 5 + s;
@@ -257,7 +260,7 @@ static int roll_back(struct verify *v, struct nk_error *err)
 
 static int rows_per_sequence(const struct options *o)
 {
-    return (int)o->n_tokens + 2 * STEPS + 5 + SEQUENCES_MAX + BURST;
+    return (int)o->n_tokens + 2 * (int)o->n_steps + 5 + SEQUENCES_MAX + BURST;
 }
 
 static int write_script(struct verify *v, struct nk_error *err)
@@ -280,11 +283,11 @@ static int write_script(struct verify *v, struct nk_error *err)
     for (int s = 0; s < v->opts->n_sequences; s++)
         v->target[s] = v->opts->n_tokens > 3 * s ? (int)v->opts->n_tokens - 3 * s : 1;
     rc = prompt(v, err);
-    for (int k = 0; !rc && k < STEPS; k++)
+    for (int k = 0; !rc && k < v->opts->n_steps; k++)
         rc = step(v, k, err);
     if (!rc)
         rc = roll_back(v, err);
-    for (int k = 0; !rc && k < STEPS; k++)
+    for (int k = 0; !rc && k < v->opts->n_steps; k++)
         rc = step(v, k, err);
     return rc ? rc : burst(v, err);
 }
@@ -398,26 +401,67 @@ static struct nk_stage_opts stage_opts(const struct verify *v, const char *devic
     o.n_seq_max = (int)v->opts->n_sequences;
     o.n_batch = (int)v->opts->n_batch;
     o.n_threads = (int)v->opts->n_threads;
+    o.cache_type_k = v->opts->cache.type_k;
+    o.cache_type_v = v->opts->cache.type_v;
+    o.no_flash_attn = v->opts->cache.no_flash_attn;
     return o;
 }
 
-static int open_stages(struct verify *v, const struct nk_range *ranges, int n, struct nk_error *err)
+/* A slice of --slices, which may hold something else than its manifest says. */
+static int open_given(struct verify *v, int i, struct nk_range want, const struct nk_stage_opts *o,
+                      struct nk_error *err)
+{
+    const struct nk_stage_info *info;
+    char path[4500];
+    int rc;
+
+    snprintf(path, sizeof path, "%.4200s/%s", v->opts->slices, v->manifest->files[i].name);
+    rc = nk_stage_open(&v->stages[i], path, o, err);
+    if (rc)
+        return rc;
+    info = nk_stage_info(v->stages[i]);
+    if (strcmp(info->model_sha256, v->manifest->model_sha256) != 0)
+        rc = nk_fail(err, NK_E_PRECONDITION, "model_mismatch",
+                     "%s is of another model (%.12s..., not %.12s...)", path, info->model_sha256,
+                     v->manifest->model_sha256);
+    else if (info->layer_begin != want.begin || info->layer_end != want.end)
+        rc = nk_fail(err, NK_E_PRECONDITION, "model_mismatch",
+                     "%s holds layers %d-%d; the manifest says %d-%d", path, info->layer_begin,
+                     info->layer_end, want.begin, want.end);
+    if (rc) {
+        nk_stage_close(v->stages[i]);
+        v->stages[i] = NULL;
+    }
+    return rc;
+}
+
+static int open_made(struct verify *v, int i, struct nk_range range, const struct nk_stage_opts *o,
+                     struct nk_error *err)
 {
     /* The slices belong to nobody else: no need to read the model for its hash. */
     static const char no_hash[] =
         "0000000000000000000000000000000000000000000000000000000000000000";
     char path[4500];
+    int rc;
+
+    snprintf(path, sizeof path, "%s/%03d-%03d.gguf", v->dir, range.begin, range.end);
+    rc = nk_slice_write(v->model, range, no_hash, path, NULL, err);
+    if (!rc)
+        rc = nk_stage_open(&v->stages[i], path, o, err);
+    unlink(path);
+    return rc;
+}
+
+static int open_stages(struct verify *v, const struct nk_range *ranges, int n, struct nk_error *err)
+{
     int rc = 0;
 
     v->on_cpu = true;
     for (int i = 0; i < n && !rc; i++) {
         struct nk_stage_opts o = stage_opts(v, v->devices[v->n_devices > 1 ? i : 0]);
 
-        snprintf(path, sizeof path, "%s/%03d-%03d.gguf", v->dir, ranges[i].begin, ranges[i].end);
-        rc = nk_slice_write(v->model, ranges[i], no_hash, path, NULL, err);
-        if (!rc)
-            rc = nk_stage_open(&v->stages[i], path, &o, err);
-        unlink(path);
+        rc = v->manifest ? open_given(v, i, ranges[i], &o, err)
+                         : open_made(v, i, ranges[i], &o, err);
         if (rc)
             break;
         v->n_stages = i + 1;
@@ -591,17 +635,51 @@ static int parse_devices(struct verify *v, struct nk_error *err)
     return 0;
 }
 
-static int choose_ranges(const struct verify *v, struct nk_range *ranges, int *n,
-                         struct nk_error *err)
+/* The slices in --slices must be all of this very model. */
+static int read_slices(struct verify *v, struct nk_range *ranges, int *n, struct nk_error *err)
+{
+    const char *dir = v->opts->slices;
+    char path[4500], sha256[NK_SHA256_HEX];
+    int rc;
+
+    snprintf(path, sizeof path, "%.4200s/manifest.json", dir);
+    rc = nk_manifest_read(&v->manifest, path, err);
+    if (!rc)
+        rc = nk_model_hash(v->model, sha256, err);
+    if (rc)
+        return rc;
+    if (strcmp(sha256, v->manifest->model_sha256) != 0)
+        return nk_fail(err, NK_E_PRECONDITION, "model_mismatch",
+                       "%s: the slices are of another model (%.12s...) than %s (%.12s...)", path,
+                       v->manifest->model_sha256, nk_model_info(v->model)->path, sha256);
+    *n = 0;
+    while (*n < v->manifest->n_files && v->manifest->files[*n].range.end > 0) {
+        if (*n == STAGES_MAX)
+            return nk_fail(err, NK_E_INVALID, "bad_ranges", "%s: more than %d slices", path,
+                           STAGES_MAX);
+        ranges[*n] = v->manifest->files[*n].range;
+        (*n)++;
+    }
+    rc = *n ? nk_ranges_check(v->model, ranges, *n, true, err)
+            : nk_fail(err, NK_E_INVALID, "bad_manifest", "it names no slices");
+    return nk_wrap(rc, err, "%s", path);
+}
+
+static int choose_ranges(struct verify *v, struct nk_range *ranges, int *n, struct nk_error *err)
 {
     int rc;
 
+    if (v->opts->slices)
+        return read_slices(v, ranges, n, err);
     if (v->opts->layers) {
         rc = nk_ranges_parse(v->opts->layers, ranges, STAGES_MAX, n, err);
-        return rc ? rc : nk_ranges_check(v->model, ranges, *n, true, err);
+        if (!rc)
+            rc = nk_ranges_check(v->model, ranges, *n, true, err);
+    } else {
+        *n = (int)v->opts->into;
+        rc = nk_ranges_balance(v->model, *n, ranges, err);
     }
-    *n = (int)v->opts->into;
-    return nk_ranges_balance(v->model, *n, ranges, err);
+    return nk_wrap(rc, err, "%s", nk_model_info(v->model)->path);
 }
 
 static int verify(const char *path, const struct options *opts, struct outcome *out,
@@ -624,7 +702,7 @@ static int verify(const char *path, const struct options *opts, struct outcome *
                      v.n_devices, n);
     if (rc)
         goto out;
-    nk_stage_global_init();
+    nk_stage_global_init(v.n_devices == 1 ? v.devices[0] : NULL);
     rc = make_dir(&v, err);
     if (rc)
         goto out;
@@ -653,6 +731,7 @@ out:
     for (int i = 0; i < v.n_runs; i++)
         free(v.runs[i].logits);
     free(v.runs);
+    free(v.manifest);
     nk_model_close(v.model);
     return rc;
 }
@@ -679,6 +758,7 @@ int nk_cmd_verify(int argc, char **argv)
     struct options o = {
         .devices = "CPU",
         .n_tokens = 64,
+        .n_steps = 8,
         .n_sequences = 3,
         .n_batch = 64,
         .bound = 1e-4,
@@ -691,8 +771,12 @@ int nk_cmd_verify(int argc, char **argv)
           .help = "K slices, their bytes balanced" },
         { .name = "every-cut", .kind = NK_ARG_FLAG, .dest = &o.every_cut,
           .help = "every legal cut in two, and one in more" },
+        { .name = "slices", .kind = NK_ARG_STRING, .dest = &o.slices, .value_name = "DIR",
+          .help = "the slices that `split` wrote there, as they are now" },
         { .name = "tokens", .letter = 'n', .kind = NK_ARG_INT, .dest = &o.n_tokens, .value_name = "N", .min = 1,
           .max = 1 << 20, .help = "prompt tokens of a sequence (64)" },
+        { .name = "steps", .kind = NK_ARG_INT, .dest = &o.n_steps, .value_name = "N", .min = 1, .max = 1 << 10,
+          .help = "single steps before the rollback, and after it (8)" },
         { .name = "sequences", .letter = 's', .kind = NK_ARG_INT, .dest = &o.n_sequences, .value_name = "S", .min = 1,
           .max = SEQUENCES_MAX, .help = "interleaved sequences (3)" },
         { .name = "batch", .letter = 'b', .kind = NK_ARG_INT, .dest = &o.n_batch, .value_name = "ROWS", .min = 1,
@@ -703,12 +787,14 @@ int nk_cmd_verify(int argc, char **argv)
           .help = "what runs the slices: one device for all, or one for each (CPU); the whole model runs on the CPU" },
         { .name = "bound", .kind = NK_ARG_FLOAT, .dest = &o.bound, .value_name = "NMSE", .min = 0, .max = 1,
           .help = "worst nmse that passes when not all of the chain runs on the CPU (1e-4)" },
+        NK_CACHE_ARGS(o.cache),
         { .name = "json", .kind = NK_ARG_FLAG, .dest = &o.json, .help = "for programs" },
         { 0 },
     };
     /* clang-format on */
     const struct nk_command cmd = {
-        .usage = "verify MODEL.gguf (--layers RANGES | --into K | --every-cut) [--tokens N] "
+        .usage = "verify MODEL.gguf (--layers RANGES | --into K | --every-cut | --slices DIR) "
+                 "[--tokens N] "
                  "[--sequences S] [--device NAME]",
         .summary = "Runs the chain of slices and the whole model in this process on the same "
                    "tokens (prompts, single\n"
@@ -727,10 +813,13 @@ int nk_cmd_verify(int argc, char **argv)
 
     if (nk_cli_parse(argc, argv, &cmd, &first, &exit_code))
         return exit_code;
-    if (!!o.layers + !!o.into + o.every_cut != 1) {
-        nk_fail(&err, NK_E_INVALID, "bad_argument", "give one of --layers, --into and --every-cut");
+    if (!!o.layers + !!o.into + o.every_cut + !!o.slices != 1) {
+        nk_fail(&err, NK_E_INVALID, "bad_argument",
+                "give one of --layers, --into, --every-cut and --slices");
         return nk_cli_report(&err);
     }
+    if (nk_cache_args_check(&o.cache, &err))
+        return nk_cli_report(&err);
     if (o.json)
         out.splits = json_array();
     rc = verify(argv[first], &o, &out, &err);

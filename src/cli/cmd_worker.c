@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "chain/cluster.h"
+#include "cli/cache_args.h"
 #include "cli/cli.h"
 #include "slice/slice.h"
 #include "stage/stage.h"
@@ -25,7 +26,8 @@ struct options {
         *tls_key;
     int64_t ctx, sequences, batch, chunk, threads, threads_batch, drain_ms, stall_ms, idle_ms,
         queue, queue_ms, parent_fd;
-    bool deterministic, insecure, no_mmap, no_flash_attn;
+    bool deterministic, insecure, mmap, no_mmap, shared_cores;
+    struct nk_cache_args cache;
     struct nk_arg_list peers;
 };
 
@@ -94,9 +96,15 @@ static int check_options(const struct options *o, struct nk_error *err)
     if (o->slice && o->layers)
         return nk_fail(err, NK_E_INVALID, "bad_argument",
                        "--layers goes with --model; a slice has its own range");
+    if (o->mmap && o->no_mmap)
+        return nk_fail(err, NK_E_INVALID, "bad_argument",
+                       "--mmap and --no-mmap were both given; one of them, or neither");
     if ((o->tls_cert || o->tls_key || o->tls_ca) && !(o->tls_cert && o->tls_key && o->tls_ca))
         return nk_fail(err, NK_E_INVALID, "bad_argument",
                        "mutual TLS needs all of --tls-ca, --tls-cert and --tls-key");
+    rc = nk_cache_args_check(&o->cache, err);
+    if (rc)
+        return rc;
     rc = nk_address_check(o->listen, 0, err);
     if (rc)
         return nk_wrap(rc, err, "--listen");
@@ -142,14 +150,19 @@ static int find_slice(const struct options *o, char **path, struct nk_error *err
     return rc;
 }
 
-/* A second start with OpenMP's spinning bounded, which libgomp reads only while it is loaded: ggml's threads otherwise
- * spin between two runs and take the cores that a neighbour stage needs (design.md fact 10). Whoever sets one of these
+/* How long ggml's threads spin at a barrier before they sleep, in OpenMP's rounds: about half a millisecond. Barriers within
+ * a run are microseconds apart, and a thread that sleeps there is late for the next ones, too. But they wait for the next
+ * run in the same way, on cores that another worker may need as soon as this one has run; libgomp's own 300000 are
+ * several milliseconds of them (docs/performance.md has the measurements). */
+#define SPINS "20000"
+
+/* A second start with OpenMP's spinning bounded, which libgomp reads only while it is loaded. Whoever sets one of these
  * knows better. */
 static void bound_spinning(char **argv)
 {
     if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY"))
         return;
-    setenv("GOMP_SPINCOUNT", "5000", 1);
+    setenv("GOMP_SPINCOUNT", SPINS, 1);
     argv[-1] = (char *)(uintptr_t) "nakshatra";
     execv("/proc/self/exe", argv - 1);
     /* Not Linux, or no /proc: slower, not wrong. */
@@ -183,19 +196,25 @@ int nk_cmd_worker(int argc, char **argv)
         { "sequences", 's', NK_ARG_INT, &o.sequences, "N", "sessions at once (8)", 1, 256 },
         { "batch", 'b', NK_ARG_INT, &o.batch, "N", "most rows of one run (512)", 1, 8192 },
         { "chunk", 0, NK_ARG_INT, &o.chunk, "N",
-          "rows of a prefill chunk (64 on the CPU, else 256)", 1, 8192 },
+          "rows of a prefill chunk (64 on the CPU, 128 with --shared-cores, else 256)", 1, 8192 },
         { "threads", 't', NK_ARG_INT, &o.threads, "N", "for decode (all cores)", 1, 1024 },
         { "threads-batch", 0, NK_ARG_INT, &o.threads_batch, "N", "for prefill (as --threads)", 1,
           1024 },
+        { "shared-cores", 0, NK_ARG_FLAG, &o.shared_cores, NULL,
+          "other workers compute on the same cores: prompts in larger chunks, decode in turns", 0,
+          0 },
         { "allow-peer", 0, NK_ARG_LIST, &o.peers, "HOST:PORT",
           "a worker that routes may continue at; repeatable", 0, 0 },
         { "cluster", 0, NK_ARG_STRING, &o.cluster, "FILE", "allow the workers of this cluster file",
           0, 0 },
         { "deterministic", 0, NK_ARG_FLAG, &o.deterministic, NULL,
           "sessions do not touch each other; each has a share of --ctx", 0, 0 },
-        { "no-mmap", 0, NK_ARG_FLAG, &o.no_mmap, NULL, "read the slice instead of mapping it", 0,
-          0 },
-        { "no-flash-attn", 0, NK_ARG_FLAG, &o.no_flash_attn, NULL, "plain attention", 0, 0 },
+        { "mmap", 0, NK_ARG_FLAG, &o.mmap, NULL,
+          "on a CPU: leave the weights in the file's mapping even where there is plenty of memory",
+          0, 0 },
+        { "no-mmap", 0, NK_ARG_FLAG, &o.no_mmap, NULL,
+          "on a CPU: read the whole slice before the worker is ready", 0, 0 },
+        NK_CACHE_ARGS(o.cache),
         { "trace", 0, NK_ARG_STRING, &o.trace, "FILE", "write a JSON line per step event", 0, 0 },
         { "drain-ms", 0, NK_ARG_INT, &o.drain_ms, "N",
           "after SIGTERM running sessions have so long (30000)", 0, 3600000 },
@@ -267,16 +286,19 @@ int nk_cmd_worker(int argc, char **argv)
     opts.stage.n_batch = (int)o.batch;
     opts.stage.n_threads = (int)o.threads;
     opts.stage.n_threads_batch = (int)o.threads_batch;
-    opts.stage.no_mmap = o.no_mmap;
-    opts.stage.no_flash_attn = o.no_flash_attn;
+    opts.stage.weights = o.no_mmap ? NK_WEIGHTS_READ : o.mmap ? NK_WEIGHTS_MAPPED : NK_WEIGHTS_AUTO;
+    opts.stage.cache_type_k = o.cache.type_k;
+    opts.stage.cache_type_v = o.cache.type_v;
+    opts.stage.no_flash_attn = o.cache.no_flash_attn;
     opts.deterministic = o.deterministic;
     opts.chunk = (int)o.chunk;
+    opts.shared_cores = o.shared_cores;
     opts.queue_max = (int)o.queue;
     opts.queue_ms = (uint32_t)o.queue_ms;
     opts.stall_ms = (uint32_t)o.stall_ms;
     opts.idle_ms = (uint32_t)o.idle_ms;
     opts.trace_path = o.trace;
-    nk_stage_global_init();
+    nk_stage_global_init(o.device);
     rc = nk_worker_start(&w, &opts, &err);
     if (!rc)
         rc = catch_signals(&err);

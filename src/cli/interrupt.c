@@ -3,18 +3,18 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <unistd.h>
 
 static int fds[2] = { -1, -1 };
-static volatile sig_atomic_t came;
+static atomic_int came;
 
 static void handle(int sig)
 {
     int e = errno;
 
-    if (came)
+    if (atomic_exchange(&came, sig))
         _exit(128 + sig);
-    came = sig;
     if (write(fds[1], "", 1) < 0) {
         /* the pipe is full, so it is readable already */
     }
@@ -42,7 +42,7 @@ void nk_interrupt_init(void)
 
 int nk_interrupt_signal(void)
 {
-    return came;
+    return atomic_load(&came);
 }
 
 int nk_interrupt_fd(void)
@@ -56,7 +56,7 @@ void nk_interrupt_clear(void)
 
     while (read(fds[0], &c, 1) == 1)
         ;
-    came = 0;
+    atomic_store(&came, 0);
 }
 
 int nk_interrupt_exit_code(int sig)

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/cpu.h"
 #include "base/file.h"
 #include "cli/interrupt.h"
 #include "slice/slice.h"
@@ -163,8 +164,16 @@ static int start_worker(struct nk_local *l, int i, const char *self, const char 
         ADD("--sequences", NUMBER(2, o->n_sequences));
     if (o->n_threads)
         ADD("--threads", NUMBER(3, o->n_threads));
+    if (l->n > 1 && l->n * (o->n_threads ? o->n_threads : nk_cpu_count()) > nk_cpu_count())
+        ADD("--shared-cores");
     if (o->device)
         ADD("--device", o->device);
+    if (o->cache.type_k)
+        ADD("--cache-type-k", o->cache.type_k);
+    if (o->cache.type_v)
+        ADD("--cache-type-v", o->cache.type_v);
+    if (o->cache.no_flash_attn)
+        ADD("--no-flash-attn");
     if (o->deterministic)
         ADD("--deterministic");
     if (i + 1 < l->n)

@@ -5,6 +5,7 @@
 
 #include "base/process.h"
 #include "chain/cluster.h"
+#include "cli/cache_args.h"
 
 struct nk_local_opts {
     const char *model_path;
@@ -13,6 +14,7 @@ struct nk_local_opts {
     const char *device;     /* NULL: each worker's own choice */
     int n_ctx, n_sequences; /* 0: the worker's default */
     int n_threads;          /* of each worker; 0: all cores */
+    struct nk_cache_args cache;
     bool f16, deterministic;
 };
 

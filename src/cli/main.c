@@ -37,7 +37,8 @@ static const int n_commands = sizeof commands / sizeof commands[0];
 
 static void print_help(FILE *out)
 {
-    fprintf(out, "Nakshatra runs one large language model over many unequal machines.\n\nusage: nakshatra COMMAND ...\n\n");
+    fprintf(out, "Nakshatra runs one large language model over many unequal machines.\n\nusage: "
+                 "nakshatra COMMAND ...\n\n");
     for (int i = 0; i < n_commands; i++)
         fprintf(out, "  %-8s %s\n", commands[i].name, commands[i].summary);
     fprintf(out, "\nnakshatra COMMAND --help tells more.\n");
@@ -46,8 +47,10 @@ static void print_help(FILE *out)
 int nk_cli_report(const struct nk_error *err)
 {
     fprintf(stderr, "nakshatra: %s\n", err->msg);
-    return err->code == NK_E_INVALID || err->code == NK_E_NOT_FOUND || err->code == NK_E_OUT_OF_RANGE ? NK_EXIT_USAGE
-                                                                                                      : NK_EXIT_FAILED;
+    return err->code == NK_E_INVALID || err->code == NK_E_NOT_FOUND ||
+                   err->code == NK_E_OUT_OF_RANGE
+               ? NK_EXIT_USAGE
+               : NK_EXIT_FAILED;
 }
 
 int nk_cli_parse(int argc, char **argv, const struct nk_command *cmd, int *first, int *exit_code)

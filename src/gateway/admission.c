@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/thread.h"
 
 struct nk_admission {
     pthread_mutex_t mutex;
@@ -31,14 +32,6 @@ static void unlink_ticket(nk_admission *a, struct nk_ticket *t)
         a->tail = t->prev;
     t->prev = t->next = NULL;
     a->waiting--;
-}
-
-static void sleep_until(nk_admission *a, uint64_t ns)
-{
-    struct timespec ts = { .tv_sec = (time_t)(ns / 1000000000u),
-                           .tv_nsec = (long)(ns % 1000000000u) };
-
-    pthread_cond_timedwait(&a->changed, &a->mutex, &ts);
 }
 
 static void *loop(void *arg)
@@ -78,7 +71,7 @@ static void *loop(void *arg)
             t->expire(t, &err);
             pthread_mutex_lock(&a->mutex);
         } else
-            sleep_until(a, late < next_tick ? late : next_tick);
+            nk_cond_wait_until(&a->changed, &a->mutex, late < next_tick ? late : next_tick);
     }
     pthread_mutex_unlock(&a->mutex);
     return NULL;
@@ -88,7 +81,6 @@ int nk__admission_start(nk_admission **out, int waiting_max, uint32_t waiting_ms
                         void (*tick)(void *user), void *user, struct nk_error *err)
 {
     nk_admission *a = calloc(1, sizeof *a);
-    pthread_condattr_t attr;
 
     *out = NULL;
     if (!a)
@@ -99,11 +91,8 @@ int nk__admission_start(nk_admission **out, int waiting_max, uint32_t waiting_ms
     a->user = user;
     a->mean_s = 1;
     pthread_mutex_init(&a->mutex, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&a->changed, &attr);
-    pthread_condattr_destroy(&attr);
-    if (pthread_create(&a->thread, NULL, loop, a)) {
+    nk_cond_init(&a->changed);
+    if (nk_thread_start(&a->thread, loop, a)) {
         pthread_cond_destroy(&a->changed);
         pthread_mutex_destroy(&a->mutex);
         free(a);

@@ -1,6 +1,5 @@
 #include "gateway/gateway.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -156,8 +155,7 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     if (!g)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the gateway");
     pthread_mutex_init(&g->mutex, NULL);
-    for (int i = 0; i < NK_CLUSTER_WORKERS_MAX; i++)
-        g->stages[i] = (struct nk_stage_mean){ NAN, NAN, NAN };
+    g->quiesced_fd = -1;
     g->started = time(NULL);
     g->started_ns = nk_now_ns();
     rc = nk__listen_parse(&g->listen, opts->listen, err);
@@ -231,11 +229,11 @@ void nk_gateway_stop(nk_gateway *g, uint32_t grace_ms)
         nk_sleep_ms(5);
     } while (jobs_left(g) || atomic_load(&g->n_suspended));
     nk__http_stop(g);
-    /* The chain may still be ending what was cancelled. */
+    /* The chain may still be ending what was cancelled, and uses the gateway until it lets go of the job. */
     do {
         nk_sleep_ms(1);
         c = nk__admission_counts(g->admission);
-    } while (c.running || c.waiting);
+    } while (c.running || c.waiting || atomic_load(&g->n_alive));
     free_gateway(g);
 }
 

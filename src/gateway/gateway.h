@@ -51,7 +51,7 @@ struct nk_gateway_opts {
     int n_origins;
     bool insecure;      /* listen beyond this machine although there is no TLS or no key */
     bool deterministic; /* rows of different requests are never merged */
-    bool no_page;       /* "/" answers 404 */
+    bool no_page;       /* "/" answers one line of text */
     struct nk_gateway_limits limits;
 };
 

@@ -20,10 +20,6 @@ struct MHD_Daemon;
 typedef struct nk_job nk_job;
 typedef struct nk_exchange nk_exchange;
 
-struct nk_stage_mean { /* of the generations that ended last, per run; NaN before the first */
-    double compute_ms, queue_ms, wire_ms;
-};
-
 struct nk_gateway {
     struct nk_gateway_opts opts; /* its strings are freed below */
     char *names[NK_GATEWAY_NAMES_MAX + 1];
@@ -46,6 +42,7 @@ struct nk_gateway {
     nk_pool *pool;
     nk_watch *watch;
     struct MHD_Daemon *daemon;
+    int quiesced_fd; /* the socket that listened, until the daemon's thread has ended; or -1 */
 
     atomic_bool stopping;
     atomic_int n_suspended; /* connections that libmicrohttpd does not look at */
@@ -53,9 +50,9 @@ struct nk_gateway {
     pthread_mutex_t mutex; /* what follows */
     nk_job *jobs;          /* the oldest first */
     int n_jobs;
+    atomic_int n_alive; /* jobs held by somebody: a generation's end may outlast its request's */
     nk_exchange *listeners; /* of /cluster/events */
     int n_listeners;
-    struct nk_stage_mean stages[NK_CLUSTER_WORKERS_MAX];
     double tokens_per_second; /* over the last seconds */
     double tokens_before;     /* the counter at the last tick */
     uint64_t tick_ns;

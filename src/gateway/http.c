@@ -19,10 +19,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "gateway/gateway_int.h"
 #include "gateway/job.h"
 #include "gateway/json.h"
@@ -31,10 +33,12 @@
 
 enum { BLOCK_BYTES = 16384, SHORT_REPLY_BYTES_MAX = 4 << 20, DRAIN_BYTES_MAX = 64 << 20 };
 
+/* Nothing inline, nothing from elsewhere, and no text ever parsed as markup or script (trusted types, where the browser has
+ * them): whatever a model writes stays text. */
 static const char content_security[] =
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src "
-    "'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'";
 
 struct blob { /* one event for all listeners */
     atomic_int refs;
@@ -238,6 +242,8 @@ static enum MHD_Result answer_error(nk_exchange *x)
     }
     if (r && status == 503)
         header(r, MHD_HTTP_HEADER_RETRY_AFTER, "2");
+    if (r && status == 501) /* OpenAI's SDKs would try again */
+        header(r, "X-Should-Retry", "false");
     if (r && status == 401)
         header(r, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
     if (r && status == 405)
@@ -611,6 +617,11 @@ static void judge(nk_exchange *x, const char *method, bool fits)
                                                             : "a key is needed");
         return;
     }
+    if (x->route->kind == NK_ROUTE_REFUSED) {
+        nk_fail(&x->err, NK_E_UNIMPLEMENTED, "not_implemented", "%s is not served here: %s",
+                x->route->path, x->route->what);
+        return;
+    }
     /* curl -d, as in Ollama's own documentation, says urlencoded. */
     if (post && !is_json_type(type) &&
         (x->route->openai ||
@@ -654,9 +665,7 @@ static nk_exchange *begin(nk_gateway *g, struct MHD_Connection *connection, cons
     x->allowed = "GET, HEAD, POST, OPTIONS";
     nk_buf_init(&x->body, g->opts.limits.body_bytes_max);
     pthread_mutex_init(&x->mutex, NULL);
-    x->route = nk__route_find(path, method, &fits, &x->allowed);
-    if (x->route && x->route->kind == NK_ROUTE_ASSET && g->opts.no_page)
-        x->route = NULL;
+    x->route = nk__route_find(path, method, !g->opts.no_page, &fits, &x->allowed);
     if (x->route && x->route->kind == NK_ROUTE_ASSET)
         x->asset = nk__asset_find(path);
     else if (x->route)
@@ -695,7 +704,7 @@ static enum MHD_Result go(nk_exchange *x)
 
                 nk__snapshot_unref(s);
                 /* What is not known to be well is looked at again, half a second later at the soonest. */
-                if (!ok && !look(x, 500, false))
+                if (!ok && !nk__api_is_text(x->route->api) && !look(x, 500, false))
                     break;
                 if (atomic_load(&g->stopping))
                     return fail(x, NK_E_UNAVAILABLE, "shutting_down",
@@ -713,6 +722,8 @@ static enum MHD_Result go(nk_exchange *x)
             if (go_job(x, &result))
                 return result;
             break;
+        case NK_ROUTE_REFUSED: /* judge() has refused it */
+            return MHD_NO;
         }
         if (suspend(x))
             return MHD_YES;
@@ -767,7 +778,7 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **co
     nk_gateway *g = cls;
     nk_exchange *x = *con_cls;
     const char *path;
-    char labels[128];
+    char labels[128], user[200];
     double seconds;
     nk_job *j;
 
@@ -784,7 +795,6 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **co
     pthread_mutex_unlock(&x->mutex);
     if (j)
         nk__job_end(j);
-    nk__job_unref(j);
     if (x->listens)
         stop_listening(x);
     path = !x->route ? "other" : x->asset ? "/" : x->route->path;
@@ -792,8 +802,15 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **co
     snprintf(labels, sizeof labels, "%s,%d", path, x->status);
     nk__metrics_add(g->metrics, NK_METRIC_REQUESTS, labels, 1);
     nk__metrics_observe(g->metrics, NK_METRIC_REQUEST_TIME, path, seconds, 1);
-    nk_log(NK_LOG_GATEWAY, j ? NK_LOG_INFO : NK_LOG_DEBUG, "route=%s status=%d ms=%.1f reason=%s",
-           path, x->status, seconds * 1000, x->err.code ? x->err.reason : "none");
+    if (j)
+        nk_log(NK_LOG_GATEWAY, NK_LOG_INFO,
+               "route=%s status=%d ms=%.1f reason=%s request=%s user=%s", path, x->status,
+               seconds * 1000, x->err.code ? x->err.reason : "none", nk__job_id(j),
+               nk__job_user(j, user, sizeof user));
+    else
+        nk_log(NK_LOG_GATEWAY, NK_LOG_DEBUG, "route=%s status=%d ms=%.1f reason=%s", path,
+               x->status, seconds * 1000, x->err.code ? x->err.reason : "none");
+    nk__job_unref(j);
     exchange_unref(x);
 }
 
@@ -844,10 +861,12 @@ int nk__http_start(nk_gateway *g, struct nk_error *err)
         { MHD_OPTION_END, 0, NULL },
     };
     const union MHD_DaemonInfo *info;
+    sigset_t old;
     int rc = nk__watch_start(&g->watch, &handlers, g->tls_certificate != NULL, err);
 
     if (rc)
         return rc;
+    nk_signals_hold(&old);
     g->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, on_access, g, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
         MHD_OPTION_SOCK_ADDR, &g->listen.address, MHD_OPTION_NOTIFY_COMPLETED, on_completed, g,
@@ -855,6 +874,7 @@ int nk__http_start(nk_gateway *g, struct nk_error *err)
         l->header_bytes_max, MHD_OPTION_CONNECTION_LIMIT, (unsigned)l->connections_max,
         MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)(l->idle_ms + 999) / 1000, MHD_OPTION_ARRAY,
         g->tls_certificate ? tls : tls + 3, MHD_OPTION_END);
+    nk_signals_release(&old);
     if (!g->daemon) {
         nk__watch_stop(g->watch);
         g->watch = NULL;
@@ -871,10 +891,11 @@ int nk__http_start(nk_gateway *g, struct nk_error *err)
 
 void nk__http_quiesce(nk_gateway *g)
 {
-    MHD_socket fd = g->daemon ? MHD_quiesce_daemon(g->daemon) : MHD_INVALID_SOCKET;
-
-    if (fd != MHD_INVALID_SOCKET)
-        close(fd);
+    /* The daemon's thread may still use the socket (microhttpd.h), so it is closed after that has ended. Who connects
+     * meanwhile is refused at once. */
+    g->quiesced_fd = g->daemon ? MHD_quiesce_daemon(g->daemon) : MHD_INVALID_SOCKET;
+    if (g->quiesced_fd >= 0)
+        shutdown(g->quiesced_fd, SHUT_RDWR);
 }
 
 void nk__http_stop(nk_gateway *g)
@@ -882,6 +903,9 @@ void nk__http_stop(nk_gateway *g)
     if (g->daemon)
         MHD_stop_daemon(g->daemon);
     g->daemon = NULL;
+    if (g->quiesced_fd >= 0)
+        close(g->quiesced_fd);
+    g->quiesced_fd = -1;
     nk__watch_stop(g->watch);
     g->watch = NULL;
 }

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "gateway/json.h"
 #include "gateway/reply.h"
+#include "gateway/text.h"
 
 struct choice {
     nk_job *j;
@@ -98,6 +99,7 @@ nk_job *nk__job_new(nk_gateway *g, enum nk_api api, struct nk_buf *body, uint64_
     }
     atomic_init(&j->refs, 1);
     j->g = g;
+    atomic_fetch_add(&g->n_alive, 1);
     j->api = api;
     j->wake = wake_fn;
     j->drop = drop;
@@ -110,7 +112,7 @@ nk_job *nk__job_new(nk_gateway *g, enum nk_api api, struct nk_buf *body, uint64_
     j->tail = &j->head;
     nk_buf_init(&j->out, g->opts.limits.reply_bytes_max);
     pthread_mutex_init(&j->mutex, NULL);
-    if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
+    if (getentropy(random, sizeof random) != 0)
         memcpy(random, &begin_ns, sizeof begin_ns);
     for (size_t i = 0; i < sizeof random; i++)
         snprintf(j->id + 2 * i, 3, "%02x", random[i]);
@@ -124,6 +126,8 @@ void nk__job_ref(nk_job *j)
 
 void nk__job_unref(nk_job *j)
 {
+    nk_gateway *g = j ? j->g : NULL;
+
     if (!j || atomic_fetch_sub(&j->refs, 1) != 1)
         return;
     while (j->head) {
@@ -143,11 +147,27 @@ void nk__job_unref(nk_job *j)
     pthread_mutex_destroy(&j->mutex);
     j->drop(j->user);
     free(j);
+    atomic_fetch_sub(&g->n_alive, 1); /* the last that this thread does with g */
 }
 
 bool nk__job_is_openai(const nk_job *j)
 {
     return nk__api_is_openai(j->api);
+}
+
+const char *nk__job_id(const nk_job *j)
+{
+    return j->id;
+}
+
+const char *nk__job_user(nk_job *j, char *out, size_t size)
+{
+    const char *user;
+
+    pthread_mutex_lock(&j->mutex);
+    user = j->prepared_ok ? j->request.user : NULL; /* before that a helper may still read it */
+    pthread_mutex_unlock(&j->mutex);
+    return nk_log_quote(out, size, user ? user : "");
 }
 
 /* ---- failing and cancelling ---- */
@@ -349,12 +369,6 @@ static void note_stages(nk_gateway *g, const struct nk_gen_stats *stats)
         if (i + 1 < stats->n_stages)
             nk__metrics_observe(g->metrics, NK_METRIC_HOP, cluster->workers[i + 1].id,
                                 (double)t->wire_us / 1e6 / runs, t->runs);
-        pthread_mutex_lock(&g->mutex);
-        g->stages[i].compute_ms = (double)t->compute_us / 1e3 / runs;
-        g->stages[i].queue_ms = (double)t->queue_us / 1e3 / runs;
-        if (i + 1 < stats->n_stages)
-            g->stages[i + 1].wire_ms = (double)t->wire_us / 1e3 / runs;
-        pthread_mutex_unlock(&g->mutex);
     }
 }
 
@@ -581,6 +595,12 @@ static void reply_opts(nk_job *j, struct nk_reply_opts *o)
     nk__fingerprint(j->g, o->fingerprint);
 }
 
+/* No generation is needed for it. */
+static bool is_answered_at_once(const nk_job *j)
+{
+    return j->request.only_load || nk__api_is_text(j->api);
+}
+
 /* Ollama: "is the model there?" is answered at once. */
 static int answer_load(nk_job *j, struct nk_error *err)
 {
@@ -616,11 +636,13 @@ static int prepare(nk_job *j, struct nk_request_error *e)
     nk_buf_release(&j->body);
     if (rc)
         return rc;
-    if (!nk__model_is_here(g, j->request.model)) {
+    if (j->request.model && !nk__model_is_here(g, j->request.model)) {
         snprintf(e->param, sizeof e->param, "model");
         return nk_fail(&e->err, NK_E_NOT_FOUND, "model_not_found",
                        "model \"%.100s\" is not here; \"%s\" is", j->request.model, g->names[0]);
     }
+    if (nk__api_is_text(j->api))
+        return 0;
     s = nk__monitor_peek(g->monitor);
     if (!s || !s->report->ok) {
         rc = s ? nk_fail(&e->err,
@@ -682,6 +704,8 @@ static void run(struct nk_task *task)
 
     if (!rc && j->request.only_load)
         rc = answer_load(j, &e.err);
+    else if (!rc && nk__api_is_text(j->api))
+        rc = nk__text_answer(j->g->prompter, j->g->vocab, &j->request, &j->out, &e);
     pthread_mutex_lock(&j->mutex);
     j->prepared_ok = !rc;
     cancelled = j->cancelled;
@@ -741,7 +765,7 @@ enum nk_job_state nk__job_poll(nk_job *j)
     pthread_mutex_lock(&j->mutex);
     if (j->failed)
         state = NK_JOB_ERROR;
-    else if (j->prepared_ok && j->request.only_load)
+    else if (j->prepared_ok && is_answered_at_once(j))
         state = NK_JOB_WHOLE;
     else if (j->prepared_ok && j->request.stream && j->head) {
         if (j->head->is_done && j->head->err.code) {
@@ -820,6 +844,14 @@ bool nk__job_take_pad(nk_job *j)
     return true;
 }
 
+/* An error as the reply's end, after its status was sent: it is counted here, the others where they are answered. */
+static void write_error(nk_job *j, bool in_stream, const struct nk_error *err, const char *param)
+{
+    nk__error_body(nk__job_is_openai(j), in_stream, err, param, &j->out);
+    nk__metrics_add(j->g->metrics, NK_METRIC_ERRORS, err->reason, 1);
+    j->out_ended = true;
+}
+
 /* Writes one event. Returns false when the reply cannot go on. */
 static bool write_event(nk_job *j, const struct event *e)
 {
@@ -829,8 +861,7 @@ static bool write_event(nk_job *j, const struct event *e)
     int rc;
 
     if (e->is_done && e->err.code) {
-        nk__error_body(nk__job_is_openai(j), true, &e->err, "", &j->out);
-        j->out_ended = true;
+        write_error(j, true, &e->err, "");
         return false;
     }
     if (e->is_done) {
@@ -849,8 +880,7 @@ static bool write_event(nk_job *j, const struct event *e)
         pthread_mutex_unlock(&j->mutex);
     }
     if (rc) {
-        nk__error_body(nk__job_is_openai(j), true, &err, "", &j->out);
-        j->out_ended = true;
+        write_error(j, true, &err, "");
         return false;
     }
     return true;
@@ -881,10 +911,8 @@ static void write_failure(nk_job *j)
     nk__job_error(j, &err, param);
     if (err.code == NK_E_CANCELLED)
         j->cut_off = true;
-    else {
-        nk__error_body(nk__job_is_openai(j), nk__job_streams(j), &err, param, &j->out);
-        j->out_ended = true;
-    }
+    else
+        write_error(j, nk__job_streams(j), &err, param);
 }
 
 ssize_t nk__job_read(nk_job *j, char *out, size_t max)
@@ -905,8 +933,8 @@ ssize_t nk__job_read(nk_job *j, char *out, size_t max)
         if (state == NK_JOB_WHOLE) {
             struct nk_error err;
 
-            if (!j->request.only_load && nk__reply_end(j->reply, &j->out, &err))
-                nk__error_body(nk__job_is_openai(j), false, &err, "", &j->out);
+            if (!is_answered_at_once(j) && nk__reply_end(j->reply, &j->out, &err))
+                write_error(j, false, &err, "");
             j->out_ended = true;
             break;
         }
@@ -943,6 +971,7 @@ void nk__job_info(nk_job *j, struct nk_job_info *out)
     uint64_t now = nk_now_ns(), started = 0;
 
     *out = (struct nk_job_info){ .route = nk__api_path(j->api),
+                                 .generates = !nk__api_is_text(j->api),
                                  .age_s = (double)(now - j->begin_ns) / 1e9 };
     snprintf(out->id, sizeof out->id, "%s", j->id);
     pthread_mutex_lock(&j->mutex);

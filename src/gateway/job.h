@@ -51,6 +51,9 @@ bool nk__job_take_pad(nk_job *j);
 /* Ends it. CANCELLED: nobody reads the rest; else the error is told. Any thread. */
 void nk__job_cancel(nk_job *j, int code, const char *reason, const char *msg);
 bool nk__job_is_openai(const nk_job *j);
+/* The request's identifier of its end user, quoted for the log; none: "\"\"". Returns out. */
+const char *nk__job_user(nk_job *j, char *out, size_t size);
+const char *nk__job_id(const nk_job *j);
 /* Was cut off because its reader was too slow: the connection is to be shut down. */
 bool nk__job_overflowed(nk_job *j);
 
@@ -58,6 +61,7 @@ bool nk__job_overflowed(nk_job *j);
 struct nk_job_info {
     char id[40];
     const char *route;
+    bool generates; /* rather than being about text alone */
     bool running;
     double age_s, waited_s, tokens_per_second;
     int n_prompt, n_generated;

@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/thread.h"
 
 enum { CHECK_MS = 2000, PROBE_MS = 5000, EVERY_MS = 1000, PROBE_AGE_MS = 2000 };
 
@@ -36,21 +37,56 @@ static bool is_recent(uint64_t ns, uint32_t ms)
     return ns && nk_now_ns() - ns <= ms * 1000000ull;
 }
 
+/* us / n of what was counted since then; what was known before where nothing was. */
+static double mean_ms(uint64_t us, uint64_t us_then, uint64_t n, uint64_t n_then, double before)
+{
+    return n > n_then && us >= us_then ? (double)(us - us_then) / 1000 / (double)(n - n_then)
+                                       : before;
+}
+
+/* then: what the worker said before; zeros when it was started since, as its counters begin there too. */
+static void stage_rates(struct nk_stage_rates *r, const struct nk_worker_report *now,
+                        const struct nk_worker_report *then)
+{
+    double ms = (double)(now->uptime_ms - then->uptime_ms);
+
+    r->compute_ms =
+        mean_ms(now->compute_us, then->compute_us, now->runs, then->runs, r->compute_ms);
+    r->queue_ms = mean_ms(now->queue_us, then->queue_us, now->steps, then->steps, r->queue_ms);
+    if (!then->uptime_ms || ms <= 0)
+        return;
+    r->rows_per_second = (double)(now->tokens_decoded - then->tokens_decoded) * 1000 / ms;
+    r->prompt_rows_per_second =
+        (double)(now->tokens_prefilled - then->tokens_prefilled) * 1000 / ms;
+    r->busy = fmin(1, (double)(now->compute_us - then->compute_us) / 1000 / ms);
+}
+
 static void rates(struct nk_snapshot *s, const struct nk_snapshot *before)
 {
+    static const struct nk_worker_report none;
+
+    for (int i = 0; i < s->report->n_workers; i++) {
+        struct nk_stage_rates *r = &s->rates[i];
+
+        *r = before ? before->rates[i] : (struct nk_stage_rates){ NAN, NAN, NAN, NAN, NAN, NAN };
+        r->rows_per_second = r->prompt_rows_per_second = r->busy = NAN;
+    }
     for (int i = 0; i < s->report->n_workers; i++) {
         const struct nk_worker_report *now = &s->report->workers[i],
-                                      *then = before ? &before->report->workers[i] : NULL;
-        double ms;
+                                      *then = before ? &before->report->workers[i] : &none;
+        struct nk_stage_rates *r = &s->rates[i];
 
-        s->rows_per_second[i] = s->busy[i] = NAN;
-        /* A worker that was started anew counts from zero. */
-        if (!then || !now->answered || !then->answered || now->uptime_ms <= then->uptime_ms ||
-            now->tokens_decoded < then->tokens_decoded || now->compute_us < then->compute_us)
+        if (!now->answered)
             continue;
-        ms = (double)(now->uptime_ms - then->uptime_ms);
-        s->rows_per_second[i] = (double)(now->tokens_decoded - then->tokens_decoded) * 1000 / ms;
-        s->busy[i] = fmin(1, (double)(now->compute_us - then->compute_us) / 1000 / ms);
+        if (!then->answered || now->uptime_ms < then->uptime_ms ||
+            now->tokens_decoded < then->tokens_decoded ||
+            now->tokens_prefilled < then->tokens_prefilled || now->compute_us < then->compute_us)
+            then = &none;
+        stage_rates(r, now, then);
+        /* The way to the next stage is measured here. */
+        if (i + 1 < s->report->n_workers)
+            r[1].wire_ms = mean_ms(now->wire_us, then->wire_us, now->wire_steps, then->wire_steps,
+                                   r[1].wire_ms);
     }
 }
 
@@ -82,7 +118,6 @@ static struct nk_snapshot *look(nk_monitor *m, bool probe, const struct nk_snaps
 static void *loop(void *arg)
 {
     nk_monitor *m = arg;
-    struct timespec until;
     bool first = true;
 
     pthread_mutex_lock(&m->mutex);
@@ -134,11 +169,9 @@ static void *loop(void *arg)
         }
 
         next_ns = nk_now_ns() + EVERY_MS * 1000000ull;
-        until = (struct timespec){ .tv_sec = (time_t)(next_ns / 1000000000u),
-                                   .tv_nsec = (long)(next_ns % 1000000000u) };
         pthread_mutex_lock(&m->mutex);
         while (!m->stop && !m->waiters && m->n_listeners && nk_now_ns() < next_ns)
-            pthread_cond_timedwait(&m->changed, &m->mutex, &until);
+            nk_cond_wait_until(&m->changed, &m->mutex, next_ns);
     }
     while (m->waiters) {
         struct nk_waiter *w = m->waiters;
@@ -156,7 +189,6 @@ int nk__monitor_start(nk_monitor **out, nk_chain *chain, const struct nk_monitor
                       struct nk_error *err)
 {
     nk_monitor *m = calloc(1, sizeof *m);
-    pthread_condattr_t attr;
 
     *out = NULL;
     if (!m)
@@ -164,11 +196,8 @@ int nk__monitor_start(nk_monitor **out, nk_chain *chain, const struct nk_monitor
     m->chain = chain;
     m->handlers = *handlers;
     pthread_mutex_init(&m->mutex, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&m->changed, &attr);
-    pthread_condattr_destroy(&attr);
-    if (pthread_create(&m->thread, NULL, loop, m)) {
+    nk_cond_init(&m->changed);
+    if (nk_thread_start(&m->thread, loop, m)) {
         pthread_cond_destroy(&m->changed);
         pthread_mutex_destroy(&m->mutex);
         free(m);

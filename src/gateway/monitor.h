@@ -9,14 +9,21 @@
 
 #include "chain/chain.h"
 
+struct nk_stage_rates { /* NaN: not known */
+    /* Since the look before. */
+    double rows_per_second, prompt_rows_per_second, busy;
+    /* Means since the last look in which there was something to measure: of a run, of a step's wait for its run, of a step's way
+     * into this stage and back. */
+    double compute_ms, queue_ms, wire_ms;
+};
+
 struct nk_snapshot { /* counted, constant */
     atomic_int refs;
     uint64_t time_ns;
     struct nk_chain_report *report;
     bool ready; /* a request would run */
     struct nk_error not_ready;
-    /* Since the snapshot before; NaN where there is none. */
-    double rows_per_second[NK_CLUSTER_WORKERS_MAX], busy[NK_CLUSTER_WORKERS_MAX];
+    struct nk_stage_rates rates[NK_CLUSTER_WORKERS_MAX];
 };
 void nk__snapshot_unref(struct nk_snapshot *s); /* NULL is fine */
 

@@ -11,6 +11,7 @@
 enum state {
     AT_START,  /* white space, then perhaps a mark */
     IN_THINK,  /* reasoning */
+    AT_TURN,   /* after reasoning: white space, then perhaps the mark of a new message */
     IN_TEXT,   /* content */
     IN_LIST,   /* MISTRAL: between calls: [ or , or ] */
     IN_NAME,   /* ARGS, DEEPSEEK: the function's name */
@@ -86,16 +87,21 @@ enum nk_tool_format nk__tool_format_detect(const char *t)
 struct nk_think_marks nk__think_marks_detect(const char *t)
 {
     static const struct nk_think_marks known[] = {
-        { "<think>", "</think>" },
-        { "[THINK]", "[/THINK]" },
-        { "<seed:think>", "</seed:think>" },
-        { "<|START_THINKING|>", "<|END_THINKING|>" },
+        { "<think>", "</think>", NULL, NULL },
+        { "[THINK]", "[/THINK]", NULL, NULL },
+        { "<seed:think>", "</seed:think>", NULL, NULL },
+        { "<|START_THINKING|>", "<|END_THINKING|>", NULL, NULL },
     };
 
+    if (strstr(
+            t,
+            "<|channel|>analysis<|message|>")) /* gpt-oss; its closing mark alone is in many templates */
+        return (struct nk_think_marks){ "<|channel|>analysis<|message|>", "<|end|>",
+                                        "<|start|>assistant", "<|channel|>final<|message|>" };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (strstr(t, known[i].close))
             return known[i];
-    return (struct nk_think_marks){ NULL, NULL };
+    return (struct nk_think_marks){ NULL, NULL, NULL, NULL };
 }
 
 static bool is_space(char c)
@@ -248,10 +254,16 @@ static int no_call(nk_output *o, struct nk_error *err)
     return rc;
 }
 
+/* Is the mark in front? There is none: MATCH_NO. */
+static enum match at_mark(const nk_output *o, const char *mark)
+{
+    return mark ? match(front(o), left(o), mark) : MATCH_NO;
+}
+
 static bool step_start(nk_output *o, bool final)
 {
-    const char *open = o->opts.think.open;
-    enum match m;
+    const struct nk_think_marks *marks = &o->opts.think;
+    enum match think, answer;
     size_t used = o->n_used;
 
     skip_space(o);
@@ -259,14 +271,15 @@ static bool step_start(nk_output *o, bool final)
         o->n_used = used; /* white space before what is no mark stays */
         return false;
     }
-    m = open ? match(front(o), left(o), open) : MATCH_NO;
-    if (m == MATCH_PART && !final) {
+    think = at_mark(o, marks->open);
+    answer = at_mark(o, marks->answer);
+    if ((think == MATCH_PART || answer == MATCH_PART) && !final) {
         o->n_used = used;
         return false;
     }
-    if (m == MATCH_YES) {
-        o->n_used += strlen(open);
-        o->state = IN_THINK;
+    if (think == MATCH_YES || answer == MATCH_YES) {
+        o->n_used += strlen(think == MATCH_YES ? marks->open : marks->answer);
+        o->state = think == MATCH_YES ? IN_THINK : IN_TEXT;
         o->trim = true;
         return true;
     }
@@ -294,8 +307,22 @@ static bool step_think(nk_output *o, bool final, int *rc, struct nk_error *err)
         return false;
     skip_space(o);
     o->n_used += strlen(close);
-    o->state = IN_TEXT;
+    o->state = o->opts.think.turn ? AT_TURN : IN_TEXT;
     o->trim = true;
+    return true;
+}
+
+static bool step_turn(nk_output *o, bool final)
+{
+    enum match m;
+
+    skip_space(o);
+    m = left(o) ? at_mark(o, o->opts.think.turn) : MATCH_PART;
+    if (m == MATCH_PART && !final)
+        return false;
+    if (m == MATCH_YES)
+        o->n_used += strlen(o->opts.think.turn);
+    o->state = AT_START;
     return true;
 }
 
@@ -513,6 +540,9 @@ static int run(nk_output *o, bool final, struct nk_error *err)
             break;
         case IN_THINK:
             more = step_think(o, final, &rc, err);
+            break;
+        case AT_TURN:
+            more = step_turn(o, final);
             break;
         case IN_TEXT:
             more = step_text(o, final, &rc, err);

@@ -39,6 +39,8 @@ enum nk_tool_format nk__tool_format_detect(const char *chat_template);
 /* The reasoning marks that a template uses; both NULL when it has none that are known. */
 struct nk_think_marks {
     const char *open, *close;
+    /* gpt-oss begins a new message after its reasoning, and marks what is content; both are dropped. NULL: none. */
+    const char *turn, *answer;
 };
 struct nk_think_marks nk__think_marks_detect(const char *chat_template);
 /* Does the prompt end inside of reasoning? */

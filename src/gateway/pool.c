@@ -4,6 +4,8 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
+#include "base/thread.h"
+
 enum { THREADS_MAX = 16 };
 
 struct nk_pool {
@@ -49,7 +51,7 @@ int nk__pool_start(nk_pool **out, int n_threads, struct nk_error *err)
     pthread_mutex_init(&p->mutex, NULL);
     pthread_cond_init(&p->some, NULL);
     while (p->n_threads < n_threads && p->n_threads < THREADS_MAX &&
-           !pthread_create(&p->threads[p->n_threads], NULL, loop, p))
+           !nk_thread_start(&p->threads[p->n_threads], loop, p))
         p->n_threads++;
     if (!p->n_threads) {
         nk__pool_stop(p);

@@ -389,13 +389,26 @@ static int prepare_grammar(struct nk_prepared *out, const nk_prompter *p,
     return rc;
 }
 
+static const json_t *tools_of(const struct nk_request *r)
+{
+    return r->tool_choice == NK_TOOLS_NONE ? NULL : r->tools;
+}
+
+int nk__prompt_render(const nk_prompter *p, const struct nk_request *r, struct nk_buf *out,
+                      struct nk_request_error *e)
+{
+    e->param[0] = '\0';
+    if (tools_of(r) && !(p->jinja && nk_jinja_describe(p->jinja).tools))
+        return bad(e, "tools", "no_tools", "tools: this model's chat template does not know tools");
+    return render(p, r, r->messages, tools_of(r), out, e);
+}
+
 static int prepare_chat(struct nk_prepared *out, const nk_prompter *p, const struct nk_request *r,
                         int n_ctx, struct nk_request_error *e)
 {
     struct nk_buf text = NK_BUF_INIT(RENDERED_BYTES_MAX);
     json_t *own = NULL; /* generate's prompt as messages */
-    const json_t *messages = r->messages,
-                 *tools = r->tool_choice == NK_TOOLS_NONE ? NULL : r->tools;
+    const json_t *messages = r->messages, *tools = tools_of(r);
     size_t i;
     json_t *tool;
     int rc = 0;

@@ -23,6 +23,10 @@ struct nk_prompter_caps {
 };
 struct nk_prompter_caps nk__prompter_caps(const nk_prompter *p);
 
+/* A chat as the template writes it, for /apply-template. Appends; the errors are nk__prepare's. */
+int nk__prompt_render(const nk_prompter *p, const struct nk_request *r, struct nk_buf *out,
+                      struct nk_request_error *e);
+
 struct nk_prepared {
     struct nk_tokens prompts[NK_PROMPTS_MAX];
     int n_prompts;

@@ -43,6 +43,24 @@ static bool is_openai(const nk_reply *r)
     return nk__api_is_openai(r->opts.api);
 }
 
+/* Nine letters and digits: Mistral's templates refuse any other id when it comes back. Of 46 bits, so that the ids of a
+ * conversation are different ones. */
+static const char *call_id(const struct choice *c, int idx, char out[10])
+{
+    static const char digits[] = "0123456789abcdefghijklmnopqrstuvwxyz";
+    uint64_t h = 14695981039346656037u ^ ((uint64_t)c->index << 32 | (uint32_t)idx);
+
+    for (const char *p = c->r->opts.id; *p; p++)
+        h = (h ^ (unsigned char)*p) * 1099511628211u;
+    h ^= h >> 29; /* FNV-1a's low bits know little of what came first */
+    h *= 0xbf58476d1ce4e5b9u;
+    h ^= h >> 32;
+    for (int i = 0; i < 9; i++, h /= 36)
+        out[i] = digits[h % 36];
+    out[9] = '\0';
+    return out;
+}
+
 /* The sink of the output parser. */
 static int collect(void *user, enum nk_output_kind kind, const char *text, size_t size,
                    struct nk_error *err)
@@ -50,6 +68,7 @@ static int collect(void *user, enum nk_output_kind kind, const char *text, size_
     struct choice *c = user;
     nk_reply *r = c->r;
     bool deltas = r->opts.stream && is_openai(r);
+    char id[10];
     int rc;
 
     switch (kind) {
@@ -71,10 +90,9 @@ static int collect(void *user, enum nk_output_kind kind, const char *text, size_
         if (!deltas)
             return 0;
         rc = nk_buf_addf(&c->calls, err,
-                         "%s{\"index\":%d,\"id\":\"call_%s_%d_%d\",\"type\":\"function\","
+                         "%s{\"index\":%d,\"id\":\"%s\",\"type\":\"function\","
                          "\"function\":{\"name\":",
-                         c->calls.size ? "," : "", c->n_tools - 1, r->opts.id, c->index,
-                         c->n_tools - 1);
+                         c->calls.size ? "," : "", c->n_tools - 1, call_id(c, c->n_tools - 1, id));
         if (!rc)
             rc = nk__json_strn(&c->calls, text, size, err);
         return rc ? rc : nk_buf_adds(&c->calls, ",\"arguments\":\"\"}}", err);
@@ -372,6 +390,7 @@ static int write_chunk(struct choice *c, const char *finish, struct nk_buf *out,
 static int write_message(struct choice *c, struct nk_buf *out, struct nk_error *err)
 {
     int rc = nk_buf_adds(out, "\"message\":{\"role\":\"assistant\",\"content\":", err);
+    char id[10];
 
     if (!rc && !c->content.size && c->n_tools)
         rc = nk_buf_adds(out, "null", err);
@@ -383,9 +402,8 @@ static int write_message(struct choice *c, struct nk_buf *out, struct nk_error *
             rc = nk__json_strn(out, c->reasoning.data, c->reasoning.size, err);
     }
     for (int i = 0; i < c->n_tools && !rc; i++) {
-        rc = nk_buf_addf(
-            out, err, "%s{\"id\":\"call_%s_%d_%d\",\"type\":\"function\",\"function\":{\"name\":",
-            i ? "," : ",\"tool_calls\":[", c->r->opts.id, c->index, i);
+        rc = nk_buf_addf(out, err, "%s{\"id\":\"%s\",\"type\":\"function\",\"function\":{\"name\":",
+                         i ? "," : ",\"tool_calls\":[", call_id(c, i, id));
         if (!rc)
             rc = nk__json_str(out, c->tools[i].name, err);
         if (!rc)
@@ -437,7 +455,7 @@ static int write_ollama(struct choice *c, bool done, struct nk_buf *out, struct 
     nk_reply *r = c->r;
     const struct nk_reply_done *d = &c->result;
     bool chat = is_chat(r);
-    char now[32];
+    char now[32], id[10];
     int rc = nk_buf_adds(out, "{\"model\":", err);
 
     r->opts.utc(now, sizeof now);
@@ -459,9 +477,8 @@ static int write_ollama(struct choice *c, bool done, struct nk_buf *out, struct 
         json_t *arguments =
             json_loadb(nk_buf_str(&c->tools[i].arguments), c->tools[i].arguments.size, 0, NULL);
 
-        rc = nk_buf_addf(out, err,
-                         "%s{\"id\":\"call_%s_%d_%d\",\"function\":{\"index\":%d,\"name\":",
-                         i ? "," : ",\"tool_calls\":[", r->opts.id, c->index, i, i);
+        rc = nk_buf_addf(out, err, "%s{\"id\":\"%s\",\"function\":{\"index\":%d,\"name\":",
+                         i ? "," : ",\"tool_calls\":[", call_id(c, i, id), i);
         if (!rc)
             rc = nk__json_str(out, c->tools[i].name, err);
         if (!rc)
@@ -597,7 +614,6 @@ int nk__error_status(const struct nk_error *err)
         { "context_length_exceeded", 400 },
         { "too_large", 400 },
         { "grammar_too_complex", 400 },
-
     };
 
     for (size_t i = 0; i < sizeof special / sizeof special[0]; i++)

@@ -37,6 +37,11 @@ const char *nk__api_input(enum nk_api api)
     return inputs[api];
 }
 
+bool nk__api_is_text(enum nk_api api)
+{
+    return api == NK_API_TOKENIZE || api == NK_API_DETOKENIZE || api == NK_API_APPLY_TEMPLATE;
+}
+
 /* ---- the tables, for the documentation ---- */
 
 static const struct {
@@ -53,6 +58,9 @@ static const struct {
     { "POST /api/generate", nk__rules_ollama_generate },
     { "options of /api/chat and /api/generate", nk__rules_ollama_options },
     { "POST /api/show", nk__rules_ollama_show },
+    { "POST /tokenize", nk__rules_tokenize },
+    { "POST /detokenize", nk__rules_detokenize },
+    { "POST /apply-template", nk__rules_apply_template },
 };
 
 bool nk__field_table(int idx, struct nk_field_table *out)
@@ -181,6 +189,15 @@ int nk__read_only_false(struct nk_parse *p, const struct nk_field_rule *f, const
         return nk__bad(p, NK_E_INVALID, "refused_field", f->name, "only false is supported: %s",
                        f->note);
     return 0;
+}
+
+/* "" or {}. */
+int nk__read_only_empty(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    if ((json_is_string(v) && !json_string_length(v)) ||
+        (json_is_object(v) && !json_object_size(v)))
+        return 0;
+    return nk__bad(p, NK_E_INVALID, "refused_field", f->name, "only %s", f->note);
 }
 
 /* libllama's seeds have 32 bits, and all ones mean "a random one"; OpenAI's have 64. Folding keeps
@@ -312,7 +329,8 @@ static int check_together(struct nk_parse *p)
     struct nk_request *r = p->r;
     int n_constraints = (p->grammar != NULL) + (r->format != NK_FORMAT_TEXT);
 
-    if (!r->model || !r->model[0])
+    /* llama-server's routes for text have no model in most of their clients' requests. */
+    if (!nk__api_is_text(r->api) && (!r->model || !r->model[0]))
         return nk__bad(p, NK_E_INVALID, "missing_field", "model",
                        "is required: the name of a model, as /v1/models lists");
     if (r->api == NK_API_OLLAMA_SHOW)
@@ -358,6 +376,7 @@ static int check_together(struct nk_parse *p)
                        "is only possible when stream is true");
     switch (r->api) {
     case NK_API_CHAT:
+    case NK_API_APPLY_TEMPLATE:
         if (!r->messages)
             return nk__bad(p, NK_E_INVALID, "missing_field", "messages",
                            "is required: a list of messages");
@@ -383,7 +402,12 @@ static int check_together(struct nk_parse *p)
             return nk__bad(p, NK_E_INVALID, "bad_value", r->system ? "system" : "context",
                            "is not possible with raw: the prompt is taken as it is");
         break;
-    default:
+    case NK_API_TOKENIZE:
+    case NK_API_DETOKENIZE:
+        if (!r->n_prompts)
+            return nk__bad(p, NK_E_INVALID, "missing_field", nk__api_input(r->api), "is required");
+        break;
+    case NK_API_OLLAMA_SHOW:
         break;
     }
     if (r->only_load && r->no_reuse)
@@ -404,6 +428,9 @@ int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, s
         [NK_API_OLLAMA_CHAT] = nk__rules_ollama_chat,
         [NK_API_OLLAMA_GENERATE] = nk__rules_ollama_generate,
         [NK_API_OLLAMA_SHOW] = nk__rules_ollama_show,
+        [NK_API_TOKENIZE] = nk__rules_tokenize,
+        [NK_API_DETOKENIZE] = nk__rules_detokenize,
+        [NK_API_APPLY_TEMPLATE] = nk__rules_apply_template,
     };
     struct nk_parse p = { .r = r, .limits = limits, .e = e };
     json_error_t at_error;
@@ -416,6 +443,7 @@ int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, s
         .sampling = defaults(api),
         .stream = api == NK_API_OLLAMA_CHAT || api == NK_API_OLLAMA_GENERATE,
         .parallel_tool_calls = true,
+        .parse_special = true,
     };
     e->param[0] = '\0';
     if (!size)

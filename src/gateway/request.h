@@ -20,7 +20,10 @@
     XX(COMPLETION,      "/v1/completions",      true,  "prompt")         \
     XX(OLLAMA_CHAT,     "/api/chat",            false, "messages")       \
     XX(OLLAMA_GENERATE, "/api/generate",        false, "prompt")         \
-    XX(OLLAMA_SHOW,     "/api/show",            false, "model")
+    XX(OLLAMA_SHOW,     "/api/show",            false, "model")          \
+    XX(TOKENIZE,        "/tokenize",            true,  "content")        \
+    XX(DETOKENIZE,      "/detokenize",          true,  "tokens")         \
+    XX(APPLY_TEMPLATE,  "/apply-template",      true,  "messages")
 /* clang-format on */
 enum nk_api {
 #define XX(name, path, openai, input) NK_API_##name,
@@ -30,6 +33,8 @@ enum nk_api {
 const char *nk__api_path(enum nk_api api);
 bool nk__api_is_openai(enum nk_api api);
 const char *nk__api_input(enum nk_api api); /* the field that a too long input is in */
+/* Is about text alone: answered without the workers. */
+bool nk__api_is_text(enum nk_api api);
 
 /* What is wrong with a request: err for the program, param for the client ("messages[2].content";
  * "" for the whole). */
@@ -91,6 +96,7 @@ struct nk_request {
     size_t n_context;
     bool only_load; /* Ollama: nothing to generate: is the model there? */
     bool only_unload;
+    bool add_special, parse_special, with_pieces; /* /tokenize, whose text is the first prompt */
 };
 
 /* Reads one. On success *r is to be released. On failure it is empty and e says what and where:

@@ -44,12 +44,14 @@ int nk__read_want_logprobs(struct nk_parse *p, const struct nk_field_rule *f, co
 int nk__read_messages(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_tools(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_only_false(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_only_empty(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 /* Token ids: an array of integers into owned memory. */
 int nk__read_ids(struct nk_parse *p, const char *name, const json_t *v, int32_t **ids, size_t *n);
 
 extern const struct nk_field_rule nk__rules_chat[], nk__rules_completion[], nk__rules_ollama_chat[],
     nk__rules_ollama_generate[], nk__rules_ollama_options[], nk__rules_ollama_show[],
     nk__rules_message[], nk__rules_ollama_message[], nk__rules_stream_options[],
-    nk__rules_tool_function[];
+    nk__rules_tool_function[], nk__rules_tokenize[], nk__rules_detokenize[],
+    nk__rules_apply_template[];
 
 #endif

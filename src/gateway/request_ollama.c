@@ -152,6 +152,12 @@ static int read_system(struct nk_parse *p, const struct nk_field_rule *f, const 
     return 0;
 }
 
+/* Ollama's own client (in Go) sends every field, those without a value as "". */
+static int read_name(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    return json_is_string(v) && !json_string_length(v) ? 0 : nk__read_string(p, f, v);
+}
+
 static int read_context(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
 {
     if (!json_is_array(v))
@@ -256,18 +262,18 @@ const struct nk_field_rule nk__rules_ollama_generate[] = {
     { "context",  NK_FIELD_YES,     read_context, 0, 0, 0, "token ids that an earlier reply gave; the prompt follows them" },
     SHARED_RULES,
     { "images",   NK_FIELD_FIXED,   check_no_images, 0, 0, 0, "null or []; only text" },
-    { "suffix",   NK_FIELD_REFUSED, NULL, 0, 0, 0, "no insertion" },
-    { "template", NK_FIELD_REFUSED, NULL, 0, 0, 0, "the gateway's --chat-template decides" },
+    { "suffix",   NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "\"\"; no insertion" },
+    { "template", NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "\"\"; the gateway's --chat-template decides" },
     { NULL, 0, NULL, 0, 0, 0, NULL },
 };
 
 const struct nk_field_rule nk__rules_ollama_show[] = {
     { "model",    NK_FIELD_YES,     nk__read_string, OFFSET(model), 0, 0, "" },
-    { "name",     NK_FIELD_YES,     nk__read_string, OFFSET(model), 0, 0, "the old word for model" },
+    { "name",     NK_FIELD_YES,     read_name, OFFSET(model), 0, 0, "the old word for model" },
     { "verbose",  NK_FIELD_FIXED,   nk__read_only_false, 0, 0, 0, "false; the vocabulary is not listed" },
-    { "system",   NK_FIELD_REFUSED, NULL, 0, 0, 0, "show changes nothing" },
-    { "template", NK_FIELD_REFUSED, NULL, 0, 0, 0, "show changes nothing" },
-    { "options",  NK_FIELD_REFUSED, NULL, 0, 0, 0, "show changes nothing" },
+    { "system",   NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "\"\"; show changes nothing" },
+    { "template", NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "\"\"; show changes nothing" },
+    { "options",  NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "{}; show changes nothing" },
     { NULL, 0, NULL, 0, 0, 0, NULL },
 };
 /* clang-format on */

@@ -16,7 +16,7 @@
 
 /* ---- messages ---- */
 
-/* Content as one string: a string, or parts of type text, which are joined. *text: owned by the
+/* Content as one string: a string, or parts of type text, joined by newlines. *text: owned by the
  * caller. */
 static int content_text(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v,
                         json_t **text)
@@ -59,6 +59,8 @@ static int content_text(struct nk_parse *p, const struct nk_field_rule *f, const
                 break;
             }
         }
+        if (!rc && joined.size)
+            rc = nk_buf_adds(&joined, "\n", &p->e->err);
         if (rc ||
             (rc = nk_buf_add(&joined, json_string_value(one), json_string_length(one), &p->e->err)))
             break;
@@ -154,7 +156,7 @@ static int check_tool_calls(struct nk_parse *p, const struct nk_field_rule *f, c
 /* clang-format off */
 const struct nk_field_rule nk__rules_message[] = {
     { "role",              NK_FIELD_YES,     check_role,       0, 0, 0, "system, developer (taken as system), user, assistant, tool" },
-    { "content",           NK_FIELD_YES,     check_content,    0, 0, 0, "text, or parts of type text, which are joined" },
+    { "content",           NK_FIELD_YES,     check_content,    0, 0, 0, "text, or parts of type text, which are joined by a newline, as llama-server does" },
     { "name",              NK_FIELD_YES,     check_string,     0, 0, 0, "given to the template" },
     { "tool_calls",        NK_FIELD_YES,     check_tool_calls, 0, 0, 0, "of an assistant's message" },
     { "tool_call_id",      NK_FIELD_YES,     check_string,     0, 0, 0, "of a tool's message" },
@@ -462,6 +464,26 @@ static int read_max_tokens(struct nk_parse *p, const struct nk_field_rule *f, co
     return 0;
 }
 
+static int read_content(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    int rc = nk__read_string(p, f, v);
+
+    p->r->prompts[0].size = json_string_length(v);
+    p->r->n_prompts = rc ? 0 : 1;
+    return rc;
+}
+
+static int read_tokens(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    struct nk_prompt *ids = &p->r->prompts[0];
+
+    if (!json_is_array(v))
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be a list of token ids, not %s",
+                       nk__json_type(v));
+    p->r->n_prompts = 1;
+    return nk__read_ids(p, f->name, v, &ids->ids, &ids->n_ids);
+}
+
 static int read_n(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
 {
     json_int_t i = json_integer_value(v);
@@ -722,7 +744,35 @@ const struct nk_field_rule nk__rules_completion[] = {
     { "logprobs", NK_FIELD_YES,     read_completion_logprobs, 0, 0, 0, "0 to 20" },
     { "echo",     NK_FIELD_FIXED,   nk__read_only_false, 0, 0, 0, "false; the prompt is not repeated" },
     { "best_of",  NK_FIELD_FIXED,   read_best_of, 0, 0, 0, "1; use n" },
-    { "suffix",   NK_FIELD_REFUSED, NULL, 0, 0, 0, "no insertion" },
+    { "suffix",   NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "\"\"; no insertion" },
+    { NULL, 0, NULL, 0, 0, 0, NULL },
+};
+
+/* llama-server's. */
+#define ANY_MODEL { "model", NK_FIELD_YES, nk__read_string, OFFSET(model), 0, 0, "a name that /v1/models lists; not needed" }
+
+const struct nk_field_rule nk__rules_tokenize[] = {
+    { "content",       NK_FIELD_YES, read_content, OFFSET(prompts[0].text), 0, 0, "the text" },
+    { "add_special",   NK_FIELD_YES, nk__read_bool, OFFSET(add_special), 0, 0, "with the BOS and EOS tokens that a prompt gets; default false" },
+    { "parse_special", NK_FIELD_YES, nk__read_bool, OFFSET(parse_special), 0, 0, "marks such as <|im_start|> are one token; default true" },
+    { "with_pieces",   NK_FIELD_YES, nk__read_bool, OFFSET(with_pieces), 0, 0, "each token's text too, or its bytes where they are no text" },
+    ANY_MODEL,
+    { NULL, 0, NULL, 0, 0, 0, NULL },
+};
+
+const struct nk_field_rule nk__rules_detokenize[] = {
+    { "tokens", NK_FIELD_YES, read_tokens, 0, 0, 0, "token ids" },
+    ANY_MODEL,
+    { NULL, 0, NULL, 0, 0, 0, NULL },
+};
+
+const struct nk_field_rule nk__rules_apply_template[] = {
+    { "messages",             NK_FIELD_YES, nk__read_messages, 0, 0, 0, "" },
+    { "tools",                NK_FIELD_YES, nk__read_tools, 0, 0, 0, "for templates that know tools" },
+    { "tool_choice",          NK_FIELD_YES, read_tool_choice, 0, 0, 0, "none: the template does not see the tools" },
+    { "reasoning_effort",     NK_FIELD_YES, read_reasoning_effort, 0, 0, 0, "for templates that use it, or enable_thinking (none: off)" },
+    { "chat_template_kwargs", NK_FIELD_YES, read_object_field, OFFSET(template_kwargs), 0, 0, "variables for the template" },
+    ANY_MODEL,
     { NULL, 0, NULL, 0, 0, 0, NULL },
 };
 /* clang-format on */

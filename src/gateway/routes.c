@@ -332,6 +332,14 @@ static void answer_readyz(nk_gateway *g, const char *rest, const struct nk_buf *
             s ? s->not_ready.msg : "the workers did not answer yet");
 }
 
+static void answer_health(nk_gateway *g, const char *rest, const struct nk_buf *request,
+                          const struct nk_snapshot *s, struct nk_answer *a)
+{
+    answer_readyz(g, rest, request, s, a);
+    nk_buf_reset(a->body);
+    nk_buf_adds(a->body, "{\"status\":\"ok\"}", NULL); /* llama-server's word */
+}
+
 /* ---- /cluster ---- */
 
 static void write_gateway(struct out *o, nk_gateway *g)
@@ -389,8 +397,7 @@ static void write_model_of_cluster(struct out *o, nk_gateway *g, const struct nk
 }
 
 static void write_stage(struct out *o, const struct nk_cluster_worker *c,
-                        const struct nk_worker_report *w, double rows, double busy,
-                        const struct nk_stage_mean *mean)
+                        const struct nk_worker_report *w, const struct nk_stage_rates *r)
 {
     bool known = w && w->answered;
 
@@ -420,17 +427,21 @@ static void write_stage(struct out *o, const struct nk_cluster_worker *c,
         raw(o, "}");
     } else
         null(o, "memory");
+    str(o, "cache_type_k", known ? w->cache_type_k : NULL);
+    str(o, "cache_type_v", known ? w->cache_type_v : NULL);
+    num(o, "kv_tokens", known ? w->n_ctx : NAN);
     num(o, "kv_tokens_free", known ? w->kv_tokens_free : NAN);
     num(o, "sequences", known ? w->n_seq_max : NAN);
     num(o, "sequences_free", known ? w->sequences_free : NAN);
     num(o, "sessions_open", known ? (double)w->sessions_open : NAN);
     num(o, "sessions_kept", known ? (double)w->sessions_kept : NAN);
     num(o, "jobs_queued", known ? (double)w->jobs_queued : NAN);
-    num(o, "tokens_per_second", rows);
-    num(o, "busy", busy);
-    num(o, "compute_ms", mean->compute_ms);
-    num(o, "queue_ms", mean->queue_ms);
-    num(o, "wire_ms", mean->wire_ms);
+    num(o, "tokens_per_second", r ? r->rows_per_second : NAN);
+    num(o, "prompt_tokens_per_second", r ? r->prompt_rows_per_second : NAN);
+    num(o, "busy", r ? r->busy : NAN);
+    num(o, "compute_ms", r ? r->compute_ms : NAN);
+    num(o, "queue_ms", r ? r->queue_ms : NAN);
+    num(o, "wire_ms", r ? r->wire_ms : NAN);
     num(o, "uptime_s", known ? (double)w->uptime_ms / 1000 : NAN);
     raw(o, "}");
 }
@@ -446,6 +457,8 @@ static void write_sessions(struct out *o, nk_gateway *g)
         struct nk_job_info i;
 
         nk__job_info(j, &i);
+        if (!i.generates)
+            continue;
         raw(o, n++ ? ",{" : "{");
         str(o, "id", i.id);
         str(o, "state", i.running ? "running" : "waiting");
@@ -465,13 +478,9 @@ int nk__cluster_json(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *
                      struct nk_error *err)
 {
     const struct nk_cluster *cluster = nk_chain_cluster(g->chain);
-    struct nk_stage_mean means[NK_CLUSTER_WORKERS_MAX];
     struct out o = { out, 0 };
     char now[32];
 
-    pthread_mutex_lock(&g->mutex);
-    memcpy(means, g->stages, sizeof means);
-    pthread_mutex_unlock(&g->mutex);
     nk_utc_format(now, sizeof now);
     raw(&o, "{");
     str(&o, "time", now);
@@ -484,7 +493,7 @@ int nk__cluster_json(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *
     for (int i = 0; i < cluster->n_workers; i++) {
         raw(&o, i ? "," : "");
         write_stage(&o, &cluster->workers[i], s ? &s->report->workers[i] : NULL,
-                    s ? s->rows_per_second[i] : NAN, s ? s->busy[i] : NAN, &means[i]);
+                    s ? &s->rates[i] : NULL);
     }
     raw(&o, "]");
     key(&o, "links");
@@ -496,7 +505,7 @@ int nk__cluster_json(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *
         str(&o, "from", i ? cluster->workers[i - 1].id : "gateway");
         str(&o, "to", cluster->workers[i].id);
         num(&o, "rtt_ms", w && w->answered ? w->rtt_us / 1000 : NAN);
-        num(&o, "wire_ms", means[i].wire_ms);
+        num(&o, "wire_ms", s ? s->rates[i].wire_ms : NAN);
         raw(&o, "}");
     }
     raw(&o, "]");
@@ -638,28 +647,74 @@ static void answer_metrics(nk_gateway *g, const char *rest, const struct nk_buf 
         nk__metrics_live(g, s, a->body, &a->err);
 }
 
+static void answer_bare(nk_gateway *g, const char *rest, const struct nk_buf *request,
+                        const struct nk_snapshot *s, struct nk_answer *a)
+{
+    (void)g, (void)rest, (void)request, (void)s;
+    a->type = "text/plain; charset=utf-8";
+    nk_buf_adds(a->body, "Nakshatra is running\n", NULL);
+}
+
 /* ---- the table ---- */
 
 /* clang-format off */
+#define REFUSED(path, method, openai, what) { path, method, NK_ROUTE_REFUSED, openai, false, false, 0, 0, NULL, what }
+
 static const struct nk_route routes[] = {
-    { "/v1/chat/completions", "POST", NK_ROUTE_GENERATE, true,  false, false, 0, NK_API_CHAT, NULL },
-    { "/v1/completions",      "POST", NK_ROUTE_GENERATE, true,  false, false, 0, NK_API_COMPLETION, NULL },
-    { "/v1/models",           "GET",  NK_ROUTE_SHORT,    true,  false, false, 0, 0, answer_models },
-    { "/v1/models/",          "GET",  NK_ROUTE_SHORT,    true,  false, false, 0, 0, answer_models },
-    { "/api/chat",            "POST", NK_ROUTE_GENERATE, false, false, false, 0, NK_API_OLLAMA_CHAT, NULL },
-    { "/api/generate",        "POST", NK_ROUTE_GENERATE, false, false, false, 0, NK_API_OLLAMA_GENERATE, NULL },
-    { "/api/tags",            "GET",  NK_ROUTE_LOOK,     false, false, false, 10000, 0, answer_tags },
-    { "/api/ps",              "GET",  NK_ROUTE_LOOK,     false, false, false, 2000, 0, answer_ps },
-    { "/api/show",            "POST", NK_ROUTE_LOOK,     false, false, false, 10000, NK_API_OLLAMA_SHOW, answer_show },
-    { "/api/version",         "GET",  NK_ROUTE_SHORT,    false, false, false, 0, 0, answer_version },
-    { "/healthz",             "GET",  NK_ROUTE_SHORT,    true,  true,  false, 0, 0, answer_healthz },
-    { "/readyz",              "GET",  NK_ROUTE_LOOK,     true,  true,  true,  2000, 0, answer_readyz },
-    { "/metrics",             "GET",  NK_ROUTE_LOOK,     true,  false, false, 2000, 0, answer_metrics },
-    { "/cluster",             "GET",  NK_ROUTE_LOOK,     true,  false, false, 1000, 0, answer_cluster },
-    { "/cluster/events",      "GET",  NK_ROUTE_EVENTS,   true,  false, false, 0, 0, NULL },
+    { "/v1/chat/completions", "POST", NK_ROUTE_GENERATE, true,  false, false, 0, NK_API_CHAT, NULL, "OpenAI's chat" },
+    { "/v1/completions",      "POST", NK_ROUTE_GENERATE, true,  false, false, 0, NK_API_COMPLETION, NULL, "OpenAI's text continued" },
+    { "/v1/models",           "GET",  NK_ROUTE_SHORT,    true,  false, false, 0, 0, answer_models, "the model, under all its names" },
+    { "/v1/models/",          "GET",  NK_ROUTE_SHORT,    true,  false, false, 0, 0, answer_models, "one of its names" },
+    { "/api/chat",            "POST", NK_ROUTE_GENERATE, false, false, false, 0, NK_API_OLLAMA_CHAT, NULL, "Ollama's chat" },
+    { "/api/generate",        "POST", NK_ROUTE_GENERATE, false, false, false, 0, NK_API_OLLAMA_GENERATE, NULL, "Ollama's text" },
+    { "/api/tags",            "GET",  NK_ROUTE_LOOK,     false, false, false, 10000, 0, answer_tags, "Ollama's list of models" },
+    { "/api/ps",              "GET",  NK_ROUTE_LOOK,     false, false, false, 2000, 0, answer_ps, "Ollama's list of models in memory" },
+    { "/api/show",            "POST", NK_ROUTE_LOOK,     false, false, false, 10000, NK_API_OLLAMA_SHOW, answer_show, "Ollama's view of the model" },
+    { "/api/version",         "GET",  NK_ROUTE_SHORT,    false, false, false, 0, 0, answer_version, "the gateway's version" },
+    { "/tokenize",            "POST", NK_ROUTE_GENERATE, true,  false, false, 0, NK_API_TOKENIZE, NULL, "llama-server's: text to token ids" },
+    { "/detokenize",          "POST", NK_ROUTE_GENERATE, true,  false, false, 0, NK_API_DETOKENIZE, NULL, "llama-server's: token ids to text" },
+    { "/apply-template",      "POST", NK_ROUTE_GENERATE, true,  false, false, 0, NK_API_APPLY_TEMPLATE, NULL, "llama-server's: a chat as the prompt that it becomes" },
+    { "/cluster",             "GET",  NK_ROUTE_LOOK,     true,  false, false, 1000, 0, answer_cluster, "the cluster as it is, one JSON object" },
+    { "/cluster/events",      "GET",  NK_ROUTE_EVENTS,   true,  false, false, 0, 0, NULL, "the same, once a second, as server-sent events" },
+    { "/metrics",             "GET",  NK_ROUTE_LOOK,     true,  false, false, 2000, 0, answer_metrics, "Prometheus" },
+    { "/healthz",             "GET",  NK_ROUTE_SHORT,    true,  true,  false, 0, 0, answer_healthz, "200 while the process answers" },
+    { "/readyz",              "GET",  NK_ROUTE_LOOK,     true,  true,  true,  2000, 0, answer_readyz, "200 when a request would run, else 503 with the reason" },
+    { "/health",              "GET",  NK_ROUTE_LOOK,     true,  true,  true,  2000, 0, answer_health, "the same, by llama-server's name" },
+    REFUSED("/v1/responses",    "POST", true,  "use /v1/chat/completions"),
+    REFUSED("/v1/responses/",   "GET",  true,  "no response is stored"),
+    REFUSED("/v1/embeddings",   "POST", true,  "the workers compute tokens, not embeddings"),
+    REFUSED("/v1/rerank",       "POST", true,  "the workers compute tokens, not ranks"),
+    REFUSED("/v1/moderations",  "POST", true,  "there is no model for it"),
+    REFUSED("/v1/audio/",       "POST", true,  "only text"),
+    REFUSED("/v1/images/",      "POST", true,  "only text"),
+    REFUSED("/v1/files",        "POST", true,  "nothing is stored"),
+    REFUSED("/v1/batches",      "POST", true,  "send the requests themselves; they are computed together"),
+    REFUSED("/v1/fine_tuning/", "POST", true,  "models are only read"),
+    REFUSED("/api/embed",       "POST", false, "the workers compute tokens, not embeddings"),
+    REFUSED("/api/embeddings",  "POST", false, "the workers compute tokens, not embeddings"),
+    REFUSED("/api/pull",        "POST", false, "the model is the one that the workers loaded; nakshatra split prepares another"),
+    REFUSED("/api/push",        "POST", false, "there is no registry"),
+    REFUSED("/api/create",      "POST", false, "the model is the one that the workers loaded; nakshatra split prepares another"),
+    REFUSED("/api/copy",        "POST", false, "serve --name gives the model another name"),
+    REFUSED("/api/delete",      "DELETE", false, "the model is the one that the workers loaded"),
+    REFUSED("/api/blobs/",      "POST", false, "nothing is stored"),
+    REFUSED("/completion",      "POST", true,  "llama-server's; use /v1/completions"),
+    REFUSED("/infill",          "POST", true,  "llama-server's; there is no insertion"),
+    REFUSED("/embedding",       "POST", true,  "llama-server's; the workers compute tokens, not embeddings"),
+    REFUSED("/props",           "GET",  true,  "llama-server's; see /v1/models, /api/show and /cluster"),
+    REFUSED("/slots",           "GET",  true,  "llama-server's; see /cluster"),
 };
-static const struct nk_route asset_route = { "/", "GET", NK_ROUTE_ASSET, true, true, false, 0, 0, NULL };
+static const struct nk_route asset_route = { "/", "GET", NK_ROUTE_ASSET, true, true, false, 0, 0, NULL, "the page and its files; where there is none, one line of text" };
+/* Ollama's programs ask for it to see whether a server is there. */
+static const struct nk_route bare_route = { "/", "GET", NK_ROUTE_SHORT, true, true, false, 0, 0, answer_bare, NULL };
 /* clang-format on */
+
+const struct nk_route *nk__route_at(int idx)
+{
+    int n = (int)(sizeof routes / sizeof routes[0]);
+
+    return idx < 0 || idx > n ? NULL : idx == n ? &asset_route : &routes[idx];
+}
 
 const struct nk_asset *nk__asset_find(const char *path)
 {
@@ -669,10 +724,12 @@ const struct nk_asset *nk__asset_find(const char *path)
     return NULL;
 }
 
-const struct nk_route *nk__route_find(const char *path, const char *method, bool *fits,
+const struct nk_route *nk__route_find(const char *path, const char *method, bool page, bool *fits,
                                       const char **allowed)
 {
-    const struct nk_route *found = nk__asset_find(path) ? &asset_route : NULL;
+    const struct nk_route *found = page && nk__asset_find(path) ? &asset_route
+                                   : !strcmp(path, "/")         ? &bare_route
+                                                                : NULL;
 
     for (size_t i = 0; i < sizeof routes / sizeof routes[0] && !found; i++) {
         size_t n = strlen(routes[i].path);
@@ -683,7 +740,7 @@ const struct nk_route *nk__route_find(const char *path, const char *method, bool
     }
     if (!found)
         return NULL;
-    *fits = !strcmp(method, found->method) ||
+    *fits = found->kind == NK_ROUTE_REFUSED || !strcmp(method, found->method) ||
             (!strcmp(method, "HEAD") && !strcmp(found->method, "GET"));
     *allowed = !strcmp(found->method, "GET") ? "GET, HEAD, OPTIONS" : "POST, OPTIONS";
     return found;

@@ -12,6 +12,7 @@ enum nk_route_kind {
     NK_ROUTE_EVENTS,   /* /cluster/events */
     NK_ROUTE_GENERATE, /* a job */
     NK_ROUTE_ASSET,    /* the page's files */
+    NK_ROUTE_REFUSED,  /* known from elsewhere; 501, and `what` says why or what to use */
 };
 
 struct nk_answer { /* of a short route; body is filled, status 200 is there already */
@@ -33,11 +34,15 @@ struct nk_route {
     enum nk_api api; /* GENERATE, and SHORT ones with a request */
     void (*answer)(nk_gateway *g, const char *rest, const struct nk_buf *request,
                    const struct nk_snapshot *s, struct nk_answer *a);
+    const char *what; /* for docs/api.md, and for a refusal */
 };
 
-/* The route of a path, whatever the method; NULL: there is none. *allowed: its methods, for 405. When the method does not
- * fit, *fits is false. */
-const struct nk_route *nk__route_find(const char *path, const char *method, bool *fits,
+/* The routes one after the other, idx from 0; NULL past the last. */
+const struct nk_route *nk__route_at(int idx);
+
+/* The route of a path, whatever the method; NULL: there is none. page: with the page's files. *allowed: its methods, for
+ * 405. When the method does not fit, *fits is false. */
+const struct nk_route *nk__route_find(const char *path, const char *method, bool page, bool *fits,
                                       const char **allowed);
 const struct nk_asset *nk__asset_find(const char *path);
 

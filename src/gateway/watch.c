@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/thread.h"
 
 enum { TICK_MS = 250, EVENTS = 64 };
 
@@ -137,7 +138,7 @@ int nk__watch_start(nk_watch **out, const struct nk_watch_handlers *handlers, bo
     pthread_mutex_init(&w->mutex, NULL);
     if (w->epoll_fd < 0 || w->stop_fd < 0 ||
         epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, w->stop_fd, &e) ||
-        pthread_create(&w->thread, NULL, loop, w)) {
+        nk_thread_start(&w->thread, loop, w)) {
         int rc = nk_fail(err, NK_E_EXHAUSTED, "no_resources", "cannot watch connections: %s",
                          strerror(errno));
 

@@ -1,7 +1,6 @@
 #include "rpc/rpc_int.h"
 
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +8,9 @@
 #include <grpc/support/log.h>
 
 #include "base/clock.h"
+#include "base/cpu.h"
 #include "base/log.h"
+#include "base/thread.h"
 
 static _Thread_local const nk_net *current_net;
 
@@ -247,6 +248,7 @@ static void *net_main(void *arg)
     nk_net *net = arg;
 
     current_net = net;
+    nk_cpu_prefer_prompt();
     for (;;) {
         gpr_timespec until =
             net->n_timers ? nk__deadline(net->heap[0]->at_ns) : gpr_inf_future(GPR_CLOCK_MONOTONIC);
@@ -323,7 +325,7 @@ static void release_grpc(nk_net *net)
 int nk_net_start(nk_net **out, struct nk_error *err)
 {
     nk_net *net = nk__alloc(1, sizeof *net);
-    sigset_t all, old;
+    sigset_t old;
     grpc_slice method;
     int sys;
 
@@ -333,9 +335,7 @@ int nk_net_start(nk_net **out, struct nk_error *err)
 #ifdef NK_HAVE_GPR_LOG
     gpr_set_log_function(gpr_line);
 #endif
-    /* Signals are the main thread's; threads inherit the mask, gRPC's own too. */
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &old);
+    nk_signals_hold(&old); /* gRPC starts threads of its own */
     grpc_init();
     atomic_init(&net->refs, 1);
     pthread_mutex_init(&net->mu, NULL);
@@ -353,8 +353,8 @@ int nk_net_start(nk_net **out, struct nk_error *err)
     net->kick_call =
         grpc_channel_create_call(net->kick_channel, NULL, GRPC_PROPAGATE_DEFAULTS, net->cq, method,
                                  NULL, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
-    sys = pthread_create(&net->thread, NULL, net_main, net);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    sys = nk_thread_start(&net->thread, net_main, net);
+    nk_signals_release(&old);
     if (sys) {
         grpc_call_unref(net->kick_call);
         grpc_channel_destroy(net->kick_channel);

@@ -110,12 +110,15 @@ struct nk_server_opts {
     const struct nk_method *methods; /* borrowed until the server has stopped */
     int n_methods;
     void *user;
-    int calls_max; /* over it: EXHAUSTED `too_many_calls`; 0: 1024 */
+    void (*bound)(void *user,
+                  int port); /* before the first call can come, on the caller's thread; or NULL */
+    int calls_max;           /* over it: EXHAUSTED `too_many_calls`; 0: 1024 */
     /* For the reflection service (grpc.reflection.v1alpha): a serialised FileDescriptorSet, e.g. nk_proto_descriptors();
      * borrowed for the call. */
     struct nk_bytes descriptors;
 };
-/* Also answers grpc.health.v1.Health (Check and Watch) and reflection. Unknown methods: UNIMPLEMENTED `unknown_method`.
+/* Also answers grpc.health.v1.Health (Check and Watch) and reflection, 128 such calls at once beside calls_max. Unknown
+ * methods: UNIMPLEMENTED `unknown_method`.
  * With credentials, only clients with a certificate of that CA are let in. [any]
  *   INVALID      bad_address      not HOST:PORT
  *   INVALID      bad_credentials  one is missing, cannot be read, or does not fit; named

@@ -208,8 +208,8 @@ struct nk_server {
 
     /* net thread only */
     struct nk__request requests[NK__SERVER_REQUESTS];
-    int n_requests; /* outstanding */
-    int n_calls, n_counted;
+    int n_requests;                     /* outstanding */
+    int n_calls, n_counted, n_internal; /* counted: of the methods' own calls */
     bool stopping, shut, all_cancelled;
     uint32_t grace_ms;
     nk_timer *grace_timer, *linger_timer;

@@ -13,6 +13,8 @@
 
 enum {
     CALLS_MAX_DEFAULT = 1024,
+    INTERNAL_CALLS_MAX =
+        128, /* health and reflection: their streams may stay for good, and take nobody's place */
     /* How long connections get to write out what is on its way when no call should be left; then they are cut. */
     LINGER_MS = 200,
 };
@@ -80,6 +82,7 @@ static void request_done(struct nk__op *op, bool ok)
     const struct nk_method *m;
     grpc_op close = { .op = GRPC_OP_RECV_CLOSE_ON_SERVER };
     char path[200];
+    int *count;
     nk_call *c;
 
     s->n_requests--;
@@ -100,6 +103,7 @@ static void request_done(struct nk__op *op, bool ok)
             m = find(nk__reflection_methods, nk__n_reflection_methods, r->details.method);
         c->is_internal = m != NULL;
     }
+    count = c->is_internal ? &s->n_internal : &s->n_counted;
     if (gpr_time_cmp(r->details.deadline, gpr_inf_future(r->details.deadline.clock_type)) != 0) {
         gpr_timespec left =
             gpr_time_sub(r->details.deadline, gpr_now(r->details.deadline.clock_type));
@@ -126,15 +130,15 @@ static void request_done(struct nk__op *op, bool ok)
         nk_call_finish(c, &e);
     } else if (s->stopping) {
         finish_with(c, NK_E_UNAVAILABLE, "shutting_down", "this server is shutting down");
-    } else if (s->n_counted >= s->calls_max) {
+    } else if (*count >= (c->is_internal ? INTERNAL_CALLS_MAX : s->calls_max)) {
         struct nk_error e = { 0 };
 
-        nk_fail(&e, NK_E_EXHAUSTED, "too_many_calls", "%d calls are open, and no more are taken",
-                s->n_counted);
+        nk_fail(&e, NK_E_EXHAUSTED, "too_many_calls", "%d %scalls are open, and no more are taken",
+                *count, c->is_internal ? "health and reflection " : "");
         nk_call_finish(c, &e);
     } else {
         c->is_counted = true;
-        s->n_counted++;
+        ++*count;
         nk_log(NK_LOG_RPC, NK_LOG_DEBUG, "call=begin side=server peer=%s method=%s",
                nk_call_peer(c), path);
         m->open(c, c->is_internal ? (void *)s : s->user);
@@ -173,7 +177,7 @@ void nk__server_call_gone(nk_server *s, nk_call *c)
 {
     s->n_calls--;
     if (c->is_counted)
-        s->n_counted--;
+        --*(c->is_internal ? &s->n_internal : &s->n_counted);
     check_gone(s);
 }
 
@@ -282,9 +286,11 @@ int nk_server_start(nk_server **out, nk_net *net, const struct nk_server_opts *o
         s = NULL;
         goto out;
     }
+    *out = s; /* before the first call: what handles it may use the server */
+    if (opts->bound)
+        opts->bound(s->user, s->port);
     grpc_server_start(s->g);
     nk_net_post(net, begin_requests, s);
-    *out = s;
 out:
     if (creds)
         grpc_server_credentials_release(creds);

@@ -14,17 +14,17 @@
 
 #include "slice/model_int.h"
 
-#define KINDS   "every slice needs at least one layer of each kind"
-#define SWA     "it has sliding-window and full-attention layers, and " KINDS
-#define HYBRID  "it has recurrent and attention layers, and " KINDS
+#define KINDS    "every slice needs at least one layer of each kind"
+#define SWA      "it has sliding-window and full-attention layers, and " KINDS
+#define HYBRID   "it has recurrent and attention layers, and " KINDS
 #define COMPRESS "its layers compress their keys by different ratios, and " KINDS
-#define DIFFUSE "it is a diffusion model: it does not generate one token after the other"
-#define ENCODER "it is an encoder and generates nothing"
-#define NO_ROPE "every fourth layer is treated specially, by its number in the whole model"
-#define PATTERN "attention.sliding_window_pattern"
-#define RECURR  "attention.recurrent_layers"
+#define DIFFUSE  "it is a diffusion model: it does not generate one token after the other"
+#define ENCODER  "it is an encoder and generates nothing"
+#define NO_ROPE  "every fourth layer is treated specially, by its number in the whole model"
+#define PATTERN  "attention.sliding_window_pattern"
+#define RECURR   "attention.recurrent_layers"
 #define INDEXERS "attention.indexer.types"
-#define INDEXED "that layer attends to what the one before it chose"
+#define INDEXED  "that layer attends to what the one before it chose"
 
 /* clang-format off */
 static const struct nk__arch_row table[] = {

@@ -34,6 +34,7 @@ static int cached(nk_model *m, struct nk_range range, char **out, struct nk_erro
     struct nk_buf path = NK_BUF_INIT(8192);
     struct nk_progress bar;
     char hash[NK_SHA256_HEX], sub[sizeof hash + 32], *dir = NULL;
+    uint64_t bytes = 0;
     int rc = nk_model_hash(m, hash, err);
 
     *out = NULL;
@@ -46,9 +47,12 @@ static int cached(nk_model *m, struct nk_range range, char **out, struct nk_erro
                                      range.end)
                        : nk_buf_addf(&path, err, "%s/%s.vocab.gguf", dir, m->name);
     if (!rc && !is_there(path.data, range, hash)) {
-        nk_progress_start(&bar, "slicing", range.end ? nk__slice_bytes(m, range) : 0);
-        rc = nk__slice_write(m, range, hash, path.data, NULL, NULL, nk__tick_bar, &bar, err);
-        nk_progress_end(&bar);
+        rc = range.end ? nk__slice_bytes(m, range, &bytes, err) : 0;
+        if (!rc) {
+            nk_progress_start(&bar, "slicing", bytes);
+            rc = nk__slice_write(m, range, hash, path.data, NULL, NULL, nk__tick_bar, &bar, err);
+            nk_progress_end(&bar);
+        }
     }
     if (!rc)
         *out = nk_buf_take(&path, NULL);

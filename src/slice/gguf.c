@@ -246,11 +246,13 @@ static int keep(struct walk *w, uint64_t begin)
         return nk_fail(w->err, NK_E_INVALID, "bad_gguf",
                        "%s is too large: more than %d MiB of metadata", w->where,
                        NK__LIGHT_MAX >> 20);
-    rc = nk_buf_reserve(&w->light, (size_t)(w->at - begin), &where, NULL);
-    if (rc)
+    if (w->at - begin > w->light.max - w->light.size)
         return nk_fail(w->err, NK_E_INVALID, "bad_gguf",
                        "at %s there are more than %d MiB of metadata beside the tokenizer",
                        w->where, NK__LIGHT_MAX >> 20);
+    rc = nk_buf_reserve(&w->light, (size_t)(w->at - begin), &where, w->err);
+    if (rc)
+        return rc;
     rc = nk__source_read(w->source, begin, where, (size_t)(w->at - begin), w->err);
     if (!rc)
         nk_buf_commit(&w->light, (size_t)(w->at - begin));

@@ -147,8 +147,10 @@ int nk_manifest_read(struct nk_manifest **out, const char *path, struct nk_error
         return nk_fail(err, NK_E_INVALID, "bad_manifest", "%s: line %d: %s", path, where.line,
                        where.text);
     mf = calloc(1, sizeof *mf);
-    wrong = mf ? parse(root, mf) : "no memory";
+    wrong = mf ? parse(root, mf) : NULL;
     json_decref(root);
+    if (!mf)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "%s: no memory", path);
     if (wrong) {
         free(mf);
         return nk_fail(err, NK_E_INVALID, "bad_manifest", "%s: %s", path, wrong);

@@ -32,7 +32,8 @@ struct nk_model_info {
     uint64_t layer_bytes[NK_LAYERS_MAX];
     uint64_t kv_bytes_per_token[NK_LAYERS_MAX]; /* of each layer, with an f16 cache; 0 for recurrent
                                                    layers */
-    bool equal_rows; /* of a recurrent or hybrid architecture: rows of several sequences keep their order in one batch when
+    bool
+        equal_rows; /* of a recurrent or hybrid architecture: rows of several sequences keep their order in one batch when
                         each has as many (arch.c: found out by trying) */
     /* A slice is a model too; these are set from its nakshatra.* keys. */
     bool is_slice;

@@ -18,6 +18,7 @@
 
 #include "base/args.h"
 #include "base/progress.h"
+#include "base/thread.h"
 #include "slice/manifest_int.h"
 #include "slice/model_int.h"
 #include "slice/write_int.h"
@@ -224,20 +225,22 @@ static int write_missing(struct job *j, struct nk_error *err)
 {
     pthread_t threads[AT_ONCE];
     int n_missing = 0, n_threads = 0;
-    uint64_t total = 0;
-    int rc;
+    uint64_t total = 0, bytes;
+    int rc = 0;
 
-    for (int i = 0; i < j->mf->n_files; i++)
+    for (int i = 0; i < j->mf->n_files && !rc; i++)
         if (!j->mf->files[i].sha256[0]) {
             n_missing++;
-            total += nk__slice_bytes(j->m, j->mf->files[i].range);
+            rc = nk__slice_bytes(j->m, j->mf->files[i].range, &bytes, err);
+            total += bytes;
         }
-    rc = check_space(j, total, err);
+    if (!rc)
+        rc = check_space(j, total, err);
     if (rc || !n_missing)
         return rc;
     nk_progress_start(&j->bar, "splitting", total);
     while (n_threads < AT_ONCE - 1 && n_threads < n_missing - 1 &&
-           !pthread_create(&threads[n_threads], NULL, write_files, j))
+           !nk_thread_start(&threads[n_threads], write_files, j))
         n_threads++;
     write_files(j); /* this thread too */
     for (int i = 0; i < n_threads; i++)

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/thread.h"
+
 /* A ring of chunks. The caller fills a free one, writes it to the file and queues it for the
  * hashing thread, which gives it back. A queued chunk without data stands for that many zero bytes.
  */
@@ -81,7 +83,7 @@ int nk__stream_new(nk__stream **out, struct nk_newfile *file, bool hash, nk__tic
         pthread_mutex_init(&s->lock, NULL);
         pthread_cond_init(&s->changed, NULL);
         s->closing = !hash; /* no thread to be joined */
-        if (!hash || !pthread_create(&s->thread, NULL, hash_loop, s)) {
+        if (!hash || !nk_thread_start(&s->thread, hash_loop, s)) {
             *out = s;
             return 0;
         }

@@ -165,8 +165,9 @@ static void fill_first(struct plan *p)
             !nk__kv_array_int(p->m->kv, key.text, 0, &first))
             continue;
         for (size_t i = 0; i < n; i++)
-            values[i] =
-                nk__kv_array_int(p->m->kv, key.text, (size_t)p->range.begin + i, &v) ? (uint32_t)v : 0;
+            values[i] = nk__kv_array_int(p->m->kv, key.text, (size_t)p->range.begin + i, &v)
+                            ? (uint32_t)v
+                            : 0;
         values[0] = (uint32_t)first;
         gguf_set_arr_data(p->kv, key.text, GGUF_TYPE_UINT32, values, n);
     }
@@ -439,16 +440,16 @@ static int write_pieces(const struct plan *p, nk__stream *s, struct nk_error *er
     return rc;
 }
 
-uint64_t nk__slice_bytes(const nk_model *m, struct nk_range range)
+int nk__slice_bytes(const nk_model *m, struct nk_range range, uint64_t *bytes, struct nk_error *err)
 {
     struct plan p;
-    uint64_t bytes = 0;
+    int rc = plan_make(&p, m, range, "", err);
 
-    if (!plan_make(&p, m, range, "", NULL))
-        for (int i = 0; i < p.n_pieces; i++)
-            bytes += p.pieces[i].copy_bytes;
+    *bytes = 0;
+    for (int i = 0; !rc && i < p.n_pieces; i++)
+        *bytes += p.pieces[i].copy_bytes;
     plan_release(&p);
-    return bytes;
+    return rc;
 }
 
 int nk__slice_write(const nk_model *m, struct nk_range range, const char *model_sha256,

@@ -24,6 +24,7 @@ int nk__slice_write(const nk_model *m, struct nk_range range, const char *model_
                     const char *path, char *sha256, uint64_t *size_bytes, nk__tick tick, void *user,
                     struct nk_error *err);
 /* Bytes of weights that the slice takes on disk (its holes take none). */
-uint64_t nk__slice_bytes(const nk_model *m, struct nk_range range);
+int nk__slice_bytes(const nk_model *m, struct nk_range range, uint64_t *bytes,
+                    struct nk_error *err);
 
 #endif

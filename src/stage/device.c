@@ -2,7 +2,11 @@
 #include "stage/stage.h"
 #include "stage/device_int.h"
 
+#include <dirent.h>
+#include <dlfcn.h>
+#include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
@@ -12,6 +16,7 @@
 #include "base/log.h"
 
 static _Thread_local char last_error[512];
+static _Thread_local bool hushed;
 
 const char *nk__llama_error(void)
 {
@@ -21,6 +26,11 @@ const char *nk__llama_error(void)
 void nk__llama_error_reset(void)
 {
     last_error[0] = '\0';
+}
+
+void nk__llama_hush(bool on)
+{
+    hushed = on;
 }
 
 /* "llama_model_load: error loading model: ..." without the function's name. */
@@ -63,13 +73,86 @@ static void log_piece(enum ggml_log_level level, const char *text, void *user)
         if (size) {
             if (line_level == NK_LOG_ERROR)
                 keep_error(line);
-            nk_log(NK_LOG_LLAMA, line_level, "msg=%s", nk_log_quote(quoted, sizeof quoted, line));
+            if (!hushed)
+                nk_log(NK_LOG_LLAMA, line_level, "msg=%s",
+                       nk_log_quote(quoted, sizeof quoted, line));
         }
         size = 0;
     }
 }
 
-void nk_stage_global_init(void)
+/* Where the backends of a private llama.cpp are: beside its libggml, wherever that was loaded from, so that an installed
+ * program uses the copy that was installed with it. False: ggml knows where its own are. */
+static bool private_backends(char *path, size_t size)
+{
+    void *f = dlsym(RTLD_DEFAULT, "ggml_backend_load_all_from_path");
+    char real[PATH_MAX];
+    Dl_info info;
+    char *slash;
+
+    if (!NK_BACKEND_SUBDIR[0] || !f || !dladdr(f, &info) || !realpath(info.dli_fname, real))
+        return false;
+    slash = strrchr(real, '/');
+    *slash = '\0';
+    return (size_t)snprintf(path, size, "%s/%s", real, NK_BACKEND_SUBDIR) < size;
+}
+
+void nk_stage_load_backends(void)
+{
+    char path[PATH_MAX];
+
+    if (private_backends(path, sizeof path))
+        ggml_backend_load_all_from_path(path);
+    else
+        ggml_backend_load_all();
+}
+
+/* How well the backend in this file runs here; 0: not at all. That is how ggml itself chooses among its CPU backends: the
+ * file's function ggml_backend_score. */
+static int backend_score(const char *path)
+{
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    int (*score)(void) = NULL;
+    int result = 0;
+
+    if (!library)
+        return 0;
+    *(void **)&score = dlsym(library, "ggml_backend_score");
+    if (score)
+        result = score();
+    dlclose(library);
+    return result;
+}
+
+/* Loads the best of the CPU backends and no other; false where that cannot be told apart. */
+static bool load_cpu_backend(void)
+{
+    char folder[PATH_MAX], path[PATH_MAX + 256], best[sizeof path] = "";
+    int score_max = 0;
+    struct dirent *e;
+    DIR *d;
+
+    /* GGML_BACKEND_PATH is ggml's own wish for one more of them. */
+    if (getenv("GGML_BACKEND_PATH") || !private_backends(folder, sizeof folder) ||
+        !(d = opendir(folder)))
+        return false;
+    while ((e = readdir(d))) {
+        int score;
+
+        if (strncmp(e->d_name, "libggml-cpu-", 12) != 0)
+            continue;
+        snprintf(path, sizeof path, "%s/%s", folder, e->d_name);
+        score = backend_score(path);
+        if (score > score_max) {
+            score_max = score;
+            memcpy(best, path, sizeof best);
+        }
+    }
+    closedir(d);
+    return score_max && ggml_backend_load(best);
+}
+
+void nk_stage_global_init(const char *device)
 {
     static bool done;
 
@@ -77,10 +160,9 @@ void nk_stage_global_init(void)
         return;
     done = true;
     llama_log_set(log_piece, NULL);
-    if (NK_BACKEND_DIR[0])
-        ggml_backend_load_all_from_path(NK_BACKEND_DIR);
-    else
-        ggml_backend_load_all();
+    /* Drivers of other devices take time and memory, and are code that may fail: not for a device that needs none. */
+    if (!device || strcasecmp(device, "CPU") != 0 || !load_cpu_backend())
+        nk_stage_load_backends();
     llama_backend_init();
 }
 
@@ -123,8 +205,9 @@ int nk_device_list(struct nk_device *out, int max)
 
 int nk__device_find(ggml_backend_dev_t *out, const char *name, struct nk_error *err)
 {
-    char known[256] = "";
+    char known[256] = "", where[PATH_MAX];
     size_t size = 0;
+    bool is_private;
 
     *out = NULL;
     for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
@@ -141,11 +224,12 @@ int nk__device_find(ggml_backend_dev_t *out, const char *name, struct nk_error *
     }
     if (*out)
         return 0;
+    is_private = private_backends(where, sizeof where);
     if (!known[0])
         return nk_fail(err, NK_E_NOT_FOUND, "no_device",
                        "ggml has no computing device: no backend was found%s%s (is llama.cpp "
                        "installed completely?)",
-                       NK_BACKEND_DIR[0] ? " in " : "", NK_BACKEND_DIR);
+                       is_private ? " in " : "", is_private ? where : "");
     return nk_fail(err, NK_E_NOT_FOUND, "no_device", "there is no device '%s' here; there is: %s",
                    name, known);
 }

@@ -2,6 +2,8 @@
 #ifndef NK_STAGE_DEVICE_INT_H
 #define NK_STAGE_DEVICE_INT_H
 
+#include <stdbool.h>
+
 #include <ggml-backend.h>
 
 #include "base/error.h"
@@ -15,5 +17,7 @@ int nk__device_find(ggml_backend_dev_t *out, const char *name, struct nk_error *
  * sentence for it. Valid until the next call of libllama. */
 const char *nk__llama_error(void);
 void nk__llama_error_reset(void);
+/* While hushed, what libllama says on this thread is kept as its error and not logged. */
+void nk__llama_hush(bool on);
 
 #endif

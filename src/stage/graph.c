@@ -23,6 +23,7 @@ struct node {
                     what they write to */
     uint64_t size_bytes;
     struct ggml_backend_buffer *buffer;
+    void *data;
 };
 
 struct nk__graph {
@@ -147,6 +148,7 @@ static void fill(struct node *n, const struct ggml_tensor *t)
     memcpy(n->params, t->op_params, sizeof n->params);
     n->size_bytes = ggml_nbytes(t);
     n->buffer = t->buffer;
+    n->data = t->data;
     for (int i = 0; i < GGML_MAX_SRC; i++)
         n->src[i] = NONE;
 }
@@ -591,28 +593,27 @@ out:
     return rc;
 }
 
-bool nk__graph_needs_ids(const nk__graph *g)
+int nk__graph_needs_ids(const nk__graph *g, bool *needs, struct nk_error *err)
 {
     struct reach r = { 0 };
-    bool *start = calloc((size_t)g->n_nodes + 1, sizeof *start), needs = true;
+    bool *start = calloc((size_t)g->n_nodes + 1, sizeof *start);
+    int rc = 0;
 
-    if (!start)
-        return true;
+    *needs = false;
     for (int i = g->n_leaves; i < g->n_nodes; i++)
-        for (int k = 0; is_vertex(g, i) && !is_embd(g, i) && k < GGML_MAX_SRC; k++) {
+        for (int k = 0; start && is_vertex(g, i) && !is_embd(g, i) && k < GGML_MAX_SRC; k++) {
             int s = g->nodes[i].src[k];
 
             if (s != NONE && !strcmp(g->nodes[g->nodes[s].base].name, "inp_tokens"))
                 start[i] = true;
         }
-    if (reach_init(&r, g, start)) {
-        needs = false;
-        for (int i = g->n_leaves; i < g->n_nodes; i++)
-            needs |= r.relevant[i];
-    }
+    if (!start || !reach_init(&r, g, start))
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "out of memory");
+    for (int i = g->n_leaves; !rc && i < g->n_nodes; i++)
+        *needs |= r.relevant[i];
     reach_release(&r);
     free(start);
-    return needs;
+    return rc;
 }
 
 int64_t nk__graph_max_positions(const nk__graph *g)
@@ -655,6 +656,61 @@ struct ggml_backend_buffer *nk__graph_output_buffer(const nk__graph *g)
     return i == NONE ? NULL : g->nodes[i].buffer;
 }
 
+int nk__graph_leaf_buffers(const nk__graph *g, struct ggml_backend_buffer **out, int max)
+{
+    int n = 0;
+
+    for (int i = 0; i < g->n_leaves; i++) {
+        struct ggml_backend_buffer *b = g->nodes[i].buffer;
+        bool known = !b || ggml_backend_buffer_get_usage(b) == GGML_BACKEND_BUFFER_USAGE_COMPUTE;
+
+        for (int k = 0; k < n && k < max && !known; k++)
+            known = out[k] == b;
+        if (known)
+            continue;
+        if (n < max)
+            out[n] = b;
+        n++;
+    }
+    return n;
+}
+
+/* Are all of its bytes read by a run, and not only some rows of it? */
+static bool is_read_whole(const nk__graph *g, int leaf)
+{
+    for (int i = g->n_leaves; i < g->n_nodes; i++)
+        for (int k = 0; k < GGML_MAX_SRC; k++)
+            if (g->nodes[i].src[k] != NONE && g->nodes[g->nodes[i].src[k]].base == leaf &&
+                g->nodes[i].op != GGML_OP_GET_ROWS && is_vertex(g, i))
+                return true;
+    return false;
+}
+
+int nk__graph_mapped_weights(const nk__graph *g, struct nk__range *out, int max)
+{
+    int n = 0;
+
+    for (int i = 0; i < g->n_leaves && n < max; i++) {
+        const struct node *leaf = &g->nodes[i];
+
+        if (leaf->buffer && leaf->data && ggml_backend_buffer_is_host(leaf->buffer) &&
+            strstr(ggml_backend_buffer_name(leaf->buffer), NK__MAPPED) && is_read_whole(g, i))
+            out[n++] = (struct nk__range){ leaf->data, leaf->size_bytes };
+    }
+    return n;
+}
+
+bool nk__graph_same_end(const nk__graph *a, const nk__graph *b)
+{
+    const struct node *x, *y;
+
+    if (!a->n_nodes || !b->n_nodes)
+        return a->n_nodes == b->n_nodes;
+    x = &a->nodes[a->n_nodes - 1];
+    y = &b->nodes[b->n_nodes - 1];
+    return x->op == y->op && has_name(x->name) && !strcmp(x->name, y->name);
+}
+
 /* ---- is embd input the same? ---- */
 
 static bool same_node(const nk__graph *ga, int a, const nk__graph *gb, int b)
@@ -667,18 +723,20 @@ static bool same_node(const nk__graph *ga, int a, const nk__graph *gb, int b)
            (!has_name(x->name) || !strcmp(x->name, y->name));
 }
 
-bool nk__graph_same_after_entry(const nk__graph *a, const struct nk__place *entry,
-                                const nk__graph *b)
+int nk__graph_same_after_entry(const nk__graph *a, const struct nk__place *entry,
+                               const nk__graph *b, bool *same, struct nk_error *err)
 {
     int at = place_idx(a, entry), in = NONE, i, j;
     int *peer = NULL;
-    bool same = false;
 
+    *same = false;
     for (i = 0; i < b->n_leaves; i++)
         if (!strcmp(b->nodes[i].name, "embd") || !strcmp(b->nodes[i].name, "inp_embd"))
             in = in == NONE ? i : NONE;
     peer = calloc((size_t)a->n_nodes + 1, sizeof *peer);
-    if (at == NONE || in == NONE || !peer || b->nodes[in].type != GGML_TYPE_F32 ||
+    if (!peer)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "out of memory");
+    if (at == NONE || in == NONE || b->nodes[in].type != GGML_TYPE_F32 ||
         (int64_t)(b->nodes[in].size_bytes / sizeof(float)) != entry->width * b->n_tokens)
         goto out;
     for (i = 0; i < a->n_nodes; i++)
@@ -703,8 +761,8 @@ bool nk__graph_same_after_entry(const nk__graph *a, const struct nk__place *entr
         }
         peer[i] = j;
     }
-    same = j == b->n_nodes;
+    *same = j == b->n_nodes;
 out:
     free(peer);
-    return same;
+    return 0;
 }

@@ -57,20 +57,33 @@ bool nk__graph_finish(nk__graph *g, int n_tokens);
 int nk__graph_places(const nk__graph *g, int n_layer, struct nk__place *embd,
                      struct nk__place *entry, struct nk__place *leave, struct nk_error *err);
 /* Does the output depend on the token ids by another way than the embedding (experts chosen by id,
- * per-layer embeddings)? */
-bool nk__graph_needs_ids(const nk__graph *g);
+ * per-layer embeddings)? EXHAUSTED `no_memory`. */
+int nk__graph_needs_ids(const nk__graph *g, bool *needs, struct nk_error *err);
 /* How many positions a table of learned position embeddings has; 0 when there is none. Past it libllama aborts. */
 int64_t nk__graph_max_positions(const nk__graph *g);
 /* Is row input through llama_batch.embd the same computation as overwriting `entry`: is a's entry,
  * overwritten, followed by just what follows b's bare input? a: recorded with token ids, b: with
- * embd. */
-bool nk__graph_same_after_entry(const nk__graph *a, const struct nk__place *entry,
-                                const nk__graph *b);
+ * embd. EXHAUSTED `no_memory`. */
+int nk__graph_same_after_entry(const nk__graph *a, const struct nk__place *entry,
+                               const nk__graph *b, bool *same, struct nk_error *err);
 /* Bytes of the KV cache and recurrent states. */
 uint64_t nk__graph_cache_bytes(const nk__graph *g);
 /* The buffer that holds the result of the node at a place, while the graph lives; NULL: none. */
 struct ggml_backend_buffer *nk__graph_buffer(const nk__graph *g, const struct nk__place *p);
 struct ggml_backend_buffer *nk__graph_output_buffer(const nk__graph *g);
+/* The buffers of weights and caches that the graph reads, each once: fills up to max, returns how many there are. */
+int nk__graph_leaf_buffers(const nk__graph *g, struct ggml_backend_buffer **out, int max);
+/* llama.cpp names the buffers of weights that it uses where the file is mapped so: CPU_Mapped. */
+#define NK__MAPPED "Mapped"
+struct nk__range {
+    void *data;
+    size_t size_bytes;
+};
+/* The weights that the CPU reads from the mapping of the file with every run; not a table of which a run looks up some rows.
+ * Fills up to max, returns how many. */
+int nk__graph_mapped_weights(const nk__graph *g, struct nk__range *out, int max);
+/* Do both end with the same node? A graph whose decode was cut off may lack its end. */
+bool nk__graph_same_end(const nk__graph *a, const nk__graph *b);
 
 /* Does this node look like the one at p? The p->n_before first ones that do are others. n_tokens:
  * of this graph. Called for every node of every decode: cheap. */

@@ -5,12 +5,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <ggml-backend.h>
 #include <llama.h>
 
+#include "base/cpu.h"
 #include "base/log.h"
+#include "base/memory.h"
 #include "base/sha256.h"
 #include "slice/slice.h"
 #include "stage/device_int.h"
@@ -25,6 +28,9 @@ enum enter {
 };
 
 enum { IDLE, RUNNING, CANCELLED };
+enum { THREADS_MAX = 512 }; /* GGML_MAX_N_THREADS */
+enum { BUFFERS_MAX = 16, MAPPED_MAX = 4096 };
+enum { ANSWER_ABORTED = 2 }; /* of llama_decode (llama.h) */
 
 struct nk_stage {
     struct nk_stage_info info;
@@ -34,11 +40,18 @@ struct nk_stage {
     enum enter enter;
     struct nk__place in, out; /* found: whether they are used */
     bool real_ids;            /* libllama knows the whole vocabulary, not a stub */
-    int n_swa;
+    int n_swa, n_threads_batch;
     int64_t max_positions; /* of learned position embeddings; 0: no limit */
+    struct ggml_backend_buffer *buffers[BUFFERS_MAX]; /* weights and caches in the CPU's memory */
+    int n_buffers;
+    bool keeps_mapping;       /* there is not memory enough for more than that */
+    struct nk__range *mapped; /* weights that are read from the mapping of the file */
+    int n_mapped;
 
     /* Of the run in progress, for eval(). */
-    nk__graph *recording; /* at load: eval() records instead */
+    nk__graph *recording;   /* at load: eval() records instead */
+    bool quick;             /* and what comes after the recording is not computed */
+    bool polled, in_pieces; /* ggml has begun to compute; was asked about nodes after that */
     const float *in_rows;
     int n_tokens, n_in_seen, n_out_seen;
     bool in_next, out_next, in_done, out_done;
@@ -69,8 +82,10 @@ static bool eval(struct ggml_tensor *t, bool ask, void *user)
     nk_stage *s = user;
 
     if (s->recording) {
-        if (ask)
+        if (ask) {
             nk__graph_add(s->recording, t);
+            s->in_pieces |= s->polled;
+        }
         return !ask;
     }
     if (ask) {
@@ -95,16 +110,21 @@ static bool aborted(void *user)
 {
     nk_stage *s = user;
 
+    if (s->recording) {
+        s->polled = true;
+        return s->quick;
+    }
     return atomic_load_explicit(&s->state, memory_order_relaxed) == CANCELLED;
 }
 
 /* ---- opening ---- */
 
-static int cpu_count(void)
+/* A worker's neighbours on the machine may be starting, too. */
+static bool has_plenty_of_memory(const char *path)
 {
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    struct stat st;
 
-    return n < 1 ? 1 : n > 512 ? 512 : (int)n;
+    return !stat(path, &st) && nk_memory_available() / 3 > (uint64_t)st.st_size;
 }
 
 static int load_model(nk_stage *s, const char *path, const struct nk_stage_opts *opts,
@@ -119,12 +139,14 @@ static int load_model(nk_stage *s, const char *path, const struct nk_stage_opts 
     if (ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_CPU) {
         devices[0] = device;
         mp.n_gpu_layers = -1;
+        s->keeps_mapping = true;
     } else {
         mp.n_gpu_layers = 0;
+        if (opts->weights == NK_WEIGHTS_READ)
+            mp.load_mode = LLAMA_LOAD_MODE_NONE;
+        s->keeps_mapping = opts->weights != NK_WEIGHTS_AUTO || !has_plenty_of_memory(path);
     }
     mp.devices = devices;
-    if (opts->no_mmap)
-        mp.load_mode = LLAMA_LOAD_MODE_NONE;
     nk__llama_error_reset();
     s->model = llama_model_load_from_file(path, mp);
     if (!s->model) {
@@ -138,7 +160,58 @@ static int load_model(nk_stage *s, const char *path, const struct nk_stage_opts 
                        "%s: llama.cpp %s cannot load it%s%s", path, llama_version(),
                        *why ? ": " : "", why);
     }
+    /* Weights that ggml keeps in an order of its own, or on a device, were read through the mapping once and are not used
+     * there again; the others come back with the graphs that find_places runs. */
+    if (mp.load_mode != LLAMA_LOAD_MODE_NONE)
+        nk_memory_release_file(path);
     return 0;
+}
+
+/* Those that llama.cpp's own programs offer for a cache. */
+static const enum ggml_type cache_types[] = { GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16,
+                                              GGML_TYPE_Q8_0, GGML_TYPE_Q5_1, GGML_TYPE_Q5_0,
+                                              GGML_TYPE_Q4_1, GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL };
+enum { N_CACHE_TYPES = sizeof cache_types / sizeof cache_types[0] };
+
+static int find_cache_type(const char *name, enum ggml_type *out, struct nk_error *err)
+{
+    char list[160] = "";
+
+    *out = GGML_TYPE_F16;
+    if (!name)
+        return 0;
+    for (int i = 0; i < N_CACHE_TYPES; i++) {
+        const char *known = ggml_type_name(cache_types[i]);
+
+        if (!strcmp(name, known)) {
+            *out = cache_types[i];
+            return 0;
+        }
+        snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s",
+                 !i                      ? ""
+                 : i + 1 < N_CACHE_TYPES ? ", "
+                                         : " and ",
+                 known);
+    }
+    return nk_fail(err, NK_E_INVALID, "bad_option", "'%s' is no type of a KV cache; there are %s",
+                   name, list);
+}
+
+int nk_cache_type_check(const char *type_k, const char *type_v, bool no_flash_attn,
+                        struct nk_error *err)
+{
+    enum ggml_type k, v;
+    int rc = find_cache_type(type_k, &k, err);
+
+    if (!rc)
+        rc = find_cache_type(type_v, &v, err);
+    if (!rc && ggml_is_quantized(v) && no_flash_attn)
+        rc = nk_fail(
+            err, NK_E_INVALID, "bad_option",
+            "values of type %s can only be read by flash attention; without it f32, f16 and "
+            "bf16 are possible",
+            type_v);
+    return rc;
 }
 
 static int make_context(nk_stage *s, const char *path, const struct nk_stage_opts *opts,
@@ -146,7 +219,13 @@ static int make_context(nk_stage *s, const char *path, const struct nk_stage_opt
 {
     struct llama_context_params cp = llama_context_default_params();
     int n_ctx = opts->n_ctx, n_ctx_train = s->info.n_ctx_train;
+    enum ggml_type type_k, type_v;
+    int rc = find_cache_type(opts->cache_type_k, &type_k, err);
 
+    if (!rc)
+        rc = find_cache_type(opts->cache_type_v, &type_v, err);
+    if (rc)
+        return rc;
     if (!n_ctx)
         n_ctx = n_ctx_train > 0 && n_ctx_train < 8192 ? n_ctx_train : 8192;
     cp.n_ctx = (uint32_t)n_ctx;
@@ -155,10 +234,14 @@ static int make_context(nk_stage *s, const char *path, const struct nk_stage_opt
     cp.n_batch = cp.n_ubatch =
         (uint32_t)(opts->n_batch > opts->n_seq_max ? opts->n_batch : opts->n_seq_max);
     cp.n_seq_max = (uint32_t)opts->n_seq_max;
-    cp.n_threads = opts->n_threads ? opts->n_threads : cpu_count();
+    cp.n_threads = opts->n_threads ? opts->n_threads : nk_cpu_count();
+    if (cp.n_threads > THREADS_MAX)
+        cp.n_threads = THREADS_MAX;
     cp.n_threads_batch = opts->n_threads_batch ? opts->n_threads_batch : cp.n_threads;
     cp.flash_attn_type =
         opts->no_flash_attn ? LLAMA_FLASH_ATTN_TYPE_DISABLED : LLAMA_FLASH_ATTN_TYPE_AUTO;
+    cp.type_k = type_k;
+    cp.type_v = type_v;
     cp.kv_unified = !opts->separate_kv; /* separate streams reorder rows across sequences */
     cp.swa_full = true;                 /* a sliding window that forgets cannot be rolled back */
     cp.no_perf = true;
@@ -167,13 +250,21 @@ static int make_context(nk_stage *s, const char *path, const struct nk_stage_opt
     cp.abort_callback = aborted;
     cp.abort_callback_data = s;
     nk__llama_error_reset();
+    nk__llama_hush(ggml_is_quantized(type_k) || ggml_is_quantized(type_v)); /* told below */
     s->ctx = llama_init_from_model(s->model, cp);
+    nk__llama_hush(false);
+    if (!s->ctx &&
+        strstr(nk__llama_error(), "cache type")) /* its blocks do not fit this model's heads */
+        return nk_fail(err, NK_E_INVALID, "bad_option", "%s: %s", path, nk__llama_error());
     if (!s->ctx)
         return nk_fail(
             err, NK_E_EXHAUSTED, "no_memory",
             "%s: no context of %d tokens, %d sequences and batches of %d could be made: %s", path,
             n_ctx, opts->n_seq_max, opts->n_batch, nk__llama_error());
     s->info.n_threads = cp.n_threads;
+    snprintf(s->info.cache_type_k, sizeof s->info.cache_type_k, "%s", ggml_type_name(type_k));
+    snprintf(s->info.cache_type_v, sizeof s->info.cache_type_v, "%s", ggml_type_name(type_v));
+    s->n_threads_batch = cp.n_threads_batch;
     return 0;
 }
 
@@ -196,8 +287,8 @@ static int allocate(nk_stage *s, struct nk_error *err)
 }
 
 /* Decodes n tokens (or, with embd, n rows of ones) at positions 0.. of sequence 0 and forgets them
- * again; the graph is left in g. */
-static int record(nk_stage *s, nk__graph *g, int n, bool embd, struct nk_error *err)
+ * again; the graph is left in g. quick: the decode may be cut off when the graph is known. */
+static int record(nk_stage *s, nk__graph *g, int n, bool embd, bool quick, struct nk_error *err)
 {
     struct llama_batch batch = { 0 };
     size_t width = (size_t)llama_model_n_embd_inp(s->model);
@@ -225,9 +316,13 @@ static int record(nk_stage *s, nk__graph *g, int n, bool embd, struct nk_error *
     nk__graph_reset(g);
     nk__llama_error_reset();
     s->recording = g;
+    s->quick = quick;
+    s->polled = s->in_pieces = false;
+    nk__llama_hush(quick);
     answer = llama_decode(s->ctx, batch);
+    nk__llama_hush(false);
     s->recording = NULL;
-    if (answer)
+    if (answer && !(quick && answer == ANSWER_ABORTED))
         rc = nk_fail(err, NK_E_UNIMPLEMENTED, "unsupported",
                      "llama.cpp cannot run it: llama_decode answers %d%s%s", answer,
                      *nk__llama_error() ? ": " : "", nk__llama_error());
@@ -238,6 +333,18 @@ out:
     free(pos);
     free(seq);
     free(rows);
+    return rc;
+}
+
+/* A second graph. Where llama.cpp tells all of a graph before it begins to compute, as `known`'s decode has shown, nothing is
+ * computed for it. */
+static int record_like(nk_stage *s, const nk__graph *known, bool in_pieces, nk__graph *g, int n,
+                       bool embd, struct nk_error *err)
+{
+    int rc = record(s, g, n, embd, !in_pieces, err);
+
+    if (!rc && !in_pieces && !nk__graph_same_end(known, g))
+        rc = record(s, g, n, embd, false, err);
     return rc;
 }
 
@@ -257,6 +364,41 @@ static void describe_device(nk_stage *s, struct ggml_backend_buffer *buffer)
              ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)));
 }
 
+/* What nk_stage_use_huge_pages moves. */
+static int keep_memory(nk_stage *s, const nk__graph *g, struct nk_error *err)
+{
+    struct ggml_backend_buffer *all[BUFFERS_MAX];
+    int n = nk__graph_leaf_buffers(g, all, BUFFERS_MAX);
+
+    for (int i = 0; i < n && i < BUFFERS_MAX; i++) {
+        ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(all[i]));
+
+        /* Of a whole mapping the kernel would read in what was released. */
+        if ((!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU) &&
+            !strstr(ggml_backend_buffer_name(all[i]), NK__MAPPED))
+            s->buffers[s->n_buffers++] = all[i];
+    }
+    if (s->keeps_mapping)
+        return 0;
+    s->mapped = calloc(MAPPED_MAX, sizeof *s->mapped);
+    if (!s->mapped)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "out of memory");
+    s->n_mapped = nk__graph_mapped_weights(g, s->mapped, MAPPED_MAX);
+    return 0;
+}
+
+uint64_t nk_stage_use_huge_pages(const nk_stage *s, const atomic_bool *stop)
+{
+    uint64_t total = 0;
+
+    for (int i = 0; i < s->n_buffers; i++)
+        total += nk_memory_use_huge_pages(ggml_backend_buffer_get_base(s->buffers[i]),
+                                          ggml_backend_buffer_get_size(s->buffers[i]), stop);
+    for (int i = 0; i < s->n_mapped; i++)
+        total += nk_memory_replace_mapping(s->mapped[i].data, s->mapped[i].size_bytes, stop);
+    return total;
+}
+
 static bool same_place(const struct nk__place *a, const struct nk__place *b)
 {
     return a->op == b->op && a->n_before == b->n_before && a->width == b->width &&
@@ -271,18 +413,24 @@ static int find_places(nk_stage *s, struct nk_error *err)
     int n_layer = s->info.layer_end - s->info.layer_begin, n = s->info.n_batch > 1 ? 2 : 1, rc = 0;
     struct nk__place embd[2], entry[2], leave[2];
     enum llama_rope_type rope = llama_model_rope_type(s->model);
+    bool needs_ids, same = false, in_pieces;
 
     if (!g || !g2) {
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "out of memory");
         goto out;
     }
-    rc = record(s, g, n, false, err);
+    rc = record(s, g, n, false, false, err);
+    if (rc)
+        goto out;
+    in_pieces = s->in_pieces;
+    rc = keep_memory(s, g, err);
     if (rc)
         goto out;
     s->info.kv_bytes = nk__graph_cache_bytes(g);
     s->max_positions = nk__graph_max_positions(g);
     rc = nk__graph_places(g, n_layer, &embd[0], &entry[0], &leave[0], err);
-    if (rc && s->info.is_first && s->info.is_last) { /* a whole model needs no places */
+    if (rc == NK_E_UNIMPLEMENTED && s->info.is_first &&
+        s->info.is_last) { /* a whole model needs no places */
         rc = 0;
         describe_device(s, nk__graph_output_buffer(g));
         goto out;
@@ -292,7 +440,7 @@ static int find_places(nk_stage *s, struct nk_error *err)
     describe_device(s, nk__graph_buffer(g, &leave[0]));
     if (s->info.is_first && s->info.is_last)
         goto out;
-    rc = record(s, g2, 1, false, err);
+    rc = record_like(s, g, in_pieces, g2, 1, false, err);
     if (!rc)
         rc = nk__graph_places(g2, n_layer, &embd[1], &entry[1], &leave[1], err);
     if (rc)
@@ -303,7 +451,10 @@ static int find_places(nk_stage *s, struct nk_error *err)
                      "rows enter or leave at different nodes in graphs of one token and of more");
         goto out;
     }
-    if (!s->real_ids && nk__graph_needs_ids(g)) {
+    rc = nk__graph_needs_ids(g, &needs_ids, err);
+    if (rc)
+        goto out;
+    if (!s->real_ids && needs_ids) {
         rc = nk_fail(
             err, NK_E_UNIMPLEMENTED, "unsupported",
             "its layers read the token ids, but the slice was written without the vocabulary");
@@ -318,10 +469,17 @@ static int find_places(nk_stage *s, struct nk_error *err)
         s->in = s->info.is_first ? embd[0] : entry[0];
         /* Row input does the same work with one piece of graph less, where nothing stands between
          * it and layer 0. M-RoPE wants four positions for a row, and one for a token. */
-        if ((!s->info.is_first || same_place(&embd[0], &entry[0])) && !nk__graph_needs_ids(g) &&
+        if ((!s->info.is_first || same_place(&embd[0], &entry[0])) && !needs_ids &&
             rope != LLAMA_ROPE_TYPE_MROPE && rope != LLAMA_ROPE_TYPE_IMROPE &&
-            llama_model_n_embd_inp(s->model) == entry[0].width && !record(s, g2, n, true, NULL) &&
-            nk__graph_same_after_entry(g, &entry[0], g2)) {
+            llama_model_n_embd_inp(s->model) == entry[0].width) {
+            rc = record_like(s, g, in_pieces, g2, n, true, err);
+            if (!rc)
+                rc = nk__graph_same_after_entry(g, &entry[0], g2, &same, err);
+            if (rc == NK_E_EXHAUSTED)
+                goto out;
+            rc = 0; /* llama.cpp takes no rows for this model */
+        }
+        if (same) {
             s->enter = ENTER_EMBD;
             s->in.found = false;
         }
@@ -388,11 +546,11 @@ static int check_opts(const struct nk_stage_opts *o, struct nk_error *err)
     if (o->n_ctx < 0 || o->n_ctx > 1 << 27)
         return nk_fail(err, NK_E_INVALID, "bad_option", "n_ctx is %d; 0 to %d is possible",
                        o->n_ctx, 1 << 27);
-    if (o->n_threads < 0 || o->n_threads > 512 || o->n_threads_batch < 0 ||
-        o->n_threads_batch > 512)
+    if (o->n_threads < 0 || o->n_threads > THREADS_MAX || o->n_threads_batch < 0 ||
+        o->n_threads_batch > THREADS_MAX)
         return nk_fail(err, NK_E_INVALID, "bad_option", "threads: %d and %d; 0 to 512 is possible",
                        o->n_threads, o->n_threads_batch);
-    return 0;
+    return nk_cache_type_check(o->cache_type_k, o->cache_type_v, o->no_flash_attn, err);
 }
 
 int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *opts,
@@ -477,6 +635,7 @@ void nk_stage_close(nk_stage *s)
     if (s->model)
         llama_model_free(s->model);
     nk_embd_close(s->embd);
+    free(s->mapped);
     free(s->zero_ids);
     free(s->one_seq);
     free(s->seq_ptrs);
@@ -652,6 +811,9 @@ static int decode(nk_stage *s, const struct nk_stage_batch *b, struct nk_error *
     s->n_tokens = b->n_tokens;
     s->n_in_seen = s->n_out_seen = 0;
     s->in_next = s->out_next = s->in_done = s->out_done = false;
+    /* To libllama two rows are prefill; here decode rows of several sessions are decode. */
+    llama_set_n_threads(s->ctx, s->info.n_threads,
+                        b->n_tokens > s->info.n_seq_max ? s->n_threads_batch : s->info.n_threads);
     nk__llama_error_reset();
     atomic_store(&s->state, RUNNING);
     answer = llama_decode(s->ctx, batch);
@@ -775,7 +937,7 @@ struct state_header {
     char slice[512];            /* what the state belongs to, as text */
     uint64_t size_bytes, n_tokens;
 };
-static const char state_magic[8] = "nkstate1";
+static const char state_magic[] = "nkstate1";
 
 static void state_header_fill(const nk_stage *s, struct state_header *h, const uint8_t *data,
                               size_t size)

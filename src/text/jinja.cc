@@ -160,6 +160,57 @@ minja::Value make_range(const std::shared_ptr<minja::Context> &, minja::Argument
     return list;
 }
 
+/* As Python's json.dumps writes it, for that is what the templates' models were trained on. indent < 0: on one line. */
+void write_json(std::string &out, const Json &v, int indent, int level)
+{
+    const auto new_line = [&](int at) {
+        if (indent >= 0)
+            out.append("\n").append(static_cast<size_t>(at) * static_cast<size_t>(indent), ' ');
+    };
+    bool first = true;
+
+    if (!v.is_structured() || v.empty()) {
+        out += v.dump();
+        return;
+    }
+    out += v.is_object() ? '{' : '[';
+    for (const auto &item : v.items()) {
+        if (!first)
+            out += indent >= 0 ? "," : ", ";
+        first = false;
+        new_line(level + 1);
+        if (v.is_object())
+            out += Json(item.key()).dump() + ": ";
+        write_json(out, item.value(), indent, level + 1);
+    }
+    new_line(level);
+    out += v.is_object() ? '}' : ']';
+}
+
+/* minja's own writes an empty list or object over several lines when it indents. */
+minja::Value make_tojson(const std::shared_ptr<minja::Context> &, minja::ArgumentsValue &args)
+{
+    minja::Value indent;
+    std::string text;
+
+    if (args.args.empty() || args.args.size() > 2)
+        throw std::runtime_error("tojson takes a value and an indent");
+    if (args.args.size() == 2)
+        indent = args.args[1];
+    for (const auto &named : args.kwargs) {
+        if (named.first == "indent")
+            indent = named.second;
+        else if (named.first != "ensure_ascii" || named.second.to_bool())
+            throw std::runtime_error("tojson has no argument " + named.first);
+    }
+    if (!indent.is_null() &&
+        (!indent.is_number_integer() || indent.get<int64_t>() < 0 || indent.get<int64_t>() > 16))
+        throw std::runtime_error("tojson: the indent must be from 0 to 16");
+    write_json(text, args.args[0].get<Json>(),
+               indent.is_null() ? -1 : static_cast<int>(indent.get<int64_t>()), 0);
+    return minja::Value(text);
+}
+
 minja::Value make_strftime(int64_t now, minja::ArgumentsValue &args)
 {
     const time_t seconds = static_cast<time_t>(now);
@@ -208,6 +259,7 @@ void render(const nk_jinja &j, const Request &r, nk_buf *out, Limits &limits)
     root->set("bos_token", minja::Value(j.bos));
     root->set("eos_token", minja::Value(j.eos));
     root->set("range", minja::Value::callable(make_range));
+    root->set("tojson", minja::Value::callable(make_tojson));
     root->set("strftime_now", minja::Value::callable([now](const std::shared_ptr<minja::Context> &,
                                                            minja::ArgumentsValue &args) {
                   return make_strftime(now, args);
@@ -516,7 +568,7 @@ void merge_system(Json &messages)
         }
         if (!pending.empty()) {
             if (m["role"] == "user" && content.is_string())
-                content = pending + "\n\n" + content.get<std::string>();
+                content = pending + "\n" + content.get<std::string>(); /* llama.cpp's way */
             else
                 merged.push_back({ { "role", "user" }, { "content", pending } });
             pending.clear();

@@ -1177,7 +1177,7 @@ static int add_members(struct conversion *c, struct nk_buf *b, const json_t *pro
     for (i = n; !rc && i-- > 0;) {
         bool must = is_required(required, members[i].key);
         json_t *k = json_string(members[i].key);
-        struct name rule, pair, next_first, next_more;
+        struct name rule, pair, next_first = first, next_more = more;
 
         rc = k ? convert_part(c, members[i].schema, "properties", members[i].key, &rule)
                : nk_fail(c->err, NK_E_EXHAUSTED, "no_memory", "no memory");

@@ -21,6 +21,10 @@ struct nk_sampler {
     struct llama_sampler *chain;  /* NULL: the largest logit, nothing else */
     nk_grammar *grammar;          /* NULL: none */
     llama_token_data *candidates; /* n_vocab of them; NULL where neither chain nor grammar is */
+    /* Where the chain does nothing but lower the logits of these and take the largest: the largest of all is its choice,
+     * if it is none of these, and 128,256 candidates need not be laid out for it. NULL otherwise. */
+    llama_token *lowered;
+    int n_lowered;
     int n_vocab;
     uint32_t seed;
 };
@@ -46,6 +50,22 @@ static int chain_add(nk_sampler *s, struct llama_sampler *part, struct nk_error 
     if (!part || !s->chain)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for a sampler");
     llama_sampler_chain_add(s->chain, part);
+    return 0;
+}
+
+static int note_lowered(nk_sampler *s, const llama_logit_bias *biases, int n, struct nk_error *err)
+{
+    for (int i = 0; i < n; i++)
+        if (!(biases[i].bias <= 0))
+            return 0;
+    if (n < 1)
+        return 0;
+    s->lowered = malloc((size_t)n * sizeof *s->lowered);
+    if (!s->lowered)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the logit biases");
+    for (int i = 0; i < n; i++)
+        s->lowered[i] = biases[i].token;
+    s->n_lowered = n;
     return 0;
 }
 
@@ -81,6 +101,8 @@ static int add_biases(nk_sampler *s, const struct nk_sampling *p, struct nk_erro
                 biases[n++] = (llama_logit_bias){ id, -INFINITY };
     if (n)
         rc = chain_add(s, llama_sampler_init_logit_bias(s->n_vocab, n, biases), err);
+    if (!rc)
+        rc = note_lowered(s, biases, n, err);
 out:
     free(biases);
     return rc;
@@ -179,6 +201,10 @@ int nk_sampler_new(nk_sampler **out, const struct llama_vocab *vocab,
     rc = add_biases(s, sampling, err);
     if (!rc)
         rc = add_penalties(s, sampling, n_ctx, err);
+    if (!rc && (sampling->temperature != 0 || (s->chain && llama_sampler_chain_n(s->chain) != 1))) {
+        free(s->lowered);
+        s->lowered = NULL;
+    }
     if (!rc)
         rc = add_choice(s, sampling, err);
     if (!rc && sampling->grammar)
@@ -208,6 +234,7 @@ void nk_sampler_free(nk_sampler *s)
         llama_sampler_free(s->chain);
     nk_grammar_free(s->grammar);
     free(s->candidates);
+    free(s->lowered);
     free(s);
 }
 
@@ -261,6 +288,14 @@ static int32_t first_equal(const float *logits, int n, float value)
         if (logits[i] == value)
             return i;
     return -1;
+}
+
+static bool is_lowered(const nk_sampler *s, int32_t id)
+{
+    for (int i = 0; i < s->n_lowered; i++)
+        if (s->lowered[i] == id)
+            return true;
+    return false;
 }
 
 static llama_token_data_array all_candidates(nk_sampler *s, const float *logits)
@@ -368,12 +403,11 @@ int nk_sampler_sample(nk_sampler *s, const float *logits, int n_logprobs, struct
                        "a logit is not a number: the computation before is broken");
     if (max == -INFINITY)
         return nk_fail(err, NK_E_INTERNAL, "bad_logits", "every logit is -infinity");
-    if (s->chain) {
+    out->id = first_equal(logits, s->n_vocab, max);
+    if (s->chain && !(s->lowered && !is_lowered(s, out->id))) {
         llama_token_data_array c = all_candidates(s, logits);
 
         rc = choose(s, &c, &out->id, err);
-    } else {
-        out->id = first_equal(logits, s->n_vocab, max);
     }
     if (!rc && s->grammar)
         rc = choose_with_grammar(s, logits, &out->id, err);

@@ -5,7 +5,8 @@
  *
  * Which decode rows run together decides the speed (design.md fact 13): ggml's CPU kernels are worth little under four
  * rows, and a stage that waits for rows of a half-filled pipeline is idle. So the *first* stage forms groups: as many
- * groups in flight as the route has stages and no more, each at most ceil(sessions / stages) rows. A group is in flight
+ * groups in flight as stages of the route can compute at once (all of them, but for those that share cores: open.c) and no
+ * more, each at most ceil(sessions / groups) rows, on a CPU four where that is between four and 16, and under 64. A group is in flight
  * until every one of its sessions has its token (and has queued its next row) or has ended; so a group that comes back
  * leaves again together. Later stages run a group as the first one formed it: they wait until all its rows are there,
  * for NK_GROUP_WAIT_MS at most. Rows that belong to no group (clients that drive a stage themselves) are merged as they
@@ -17,13 +18,16 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/cpu.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "rpc/rows.h"
 #include "worker/service.h"
 #include "worker/worker_int.h"
 
 /* Jobs that wait to be used again: of one row (decode), and larger ones, which keep their room for a chunk. */
 enum { POOL_SMALL_MAX = 1024, POOL_LARGE_MAX = 32, TOKEN_TEXT_MAX = 1 << 20 };
+enum { CPU_ROWS_SMALL = 4, CPU_ROWS_LARGE = 16, CPU_ROWS_MAX = 63 }; /* see group_size_for_cpu */
 
 struct job_list {
     struct nk_job *head, *tail;
@@ -45,9 +49,11 @@ struct nk_engine {
 
     /* under the mutex */
     struct job_list control, decode, prefill, pool_small, pool_large;
-    bool stop, joined, prefill_next;
+    bool started, stop, joined, prefill_next;
+    int start_rc; /* of opening the stage */
+    struct nk_error *start_err;
     struct group groups[NK_ROUTE_MAX];
-    int n_groups, n_decoding, n_stages;
+    int n_groups, n_decoding, n_at_once;
     uint64_t next_group;
 
     /* compute thread */
@@ -59,6 +65,9 @@ struct nk_engine {
     float *rows;   /* n_batch x n_embd: rows of several jobs side by side */
     uint16_t *f16; /* n_batch x n_embd: rows on their way out */
     struct nk_buf pieces;
+    pthread_t pages; /* moves the stage's memory into huge pages; runs while pages_running */
+    bool pages_running;
+    atomic_bool pages_stop;
 };
 
 /* ---- job lists ---- */
@@ -191,11 +200,11 @@ void nk__engine_leave_group(nk_engine *e, struct nk_session *s)
     pthread_mutex_unlock(&e->mutex);
 }
 
-void nk__engine_set_decoding(nk_engine *e, int n_sessions, int n_stages)
+void nk__engine_set_decoding(nk_engine *e, int n_sessions, int n_at_once)
 {
     pthread_mutex_lock(&e->mutex);
     e->n_decoding = n_sessions;
-    e->n_stages = n_stages;
+    e->n_at_once = n_at_once;
     pthread_mutex_unlock(&e->mutex);
 }
 
@@ -291,20 +300,34 @@ static int run_max(const nk_engine *e)
     return e->info.one_sequence_per_run || e->info.equal_rows_per_run ? 1 : e->info.n_batch;
 }
 
+/* Between four and 16 rows a run on a CPU costs no less per row than with four, and with eight more; from 16 on it costs much
+ * less. Measured (docs/performance.md), as if ggml's kernels of repacked weights took 16 rows at once and fewer by fours.
+ * From 64 on attention is slow: as if it then took all sequences' KV for each row. Larger groups are made of equal parts. */
+static int group_size_for_cpu(int size)
+{
+    int n_parts = (size + CPU_ROWS_MAX - 1) / CPU_ROWS_MAX;
+
+    if (size > CPU_ROWS_SMALL && size < CPU_ROWS_LARGE)
+        return CPU_ROWS_SMALL;
+    return n_parts > 1 ? (size + n_parts - 1) / n_parts : size;
+}
+
 static int pick_decode_first_stage(nk_engine *e)
 {
-    int n_stages = e->n_stages > 0 ? e->n_stages : 1, size, n;
+    int n_at_once = e->n_at_once > 0 ? e->n_at_once : 1, size, n;
 
     for (struct nk_job *j = e->decode.head; j; j = j->next)
         if (j->solo)
             return take(e, 1, same_job, j);
-    if (!e->decode.head || e->n_groups >= n_stages || e->n_groups >= NK_ROUTE_MAX)
+    if (!e->decode.head || e->n_groups >= n_at_once || e->n_groups >= NK_ROUTE_MAX)
         return 0;
-    size = (e->n_decoding + n_stages - 1) / n_stages;
+    size = (e->n_decoding + n_at_once - 1) / n_at_once;
     if (size < 1)
         size = 1;
     if (size > e->info.n_batch)
         size = e->info.n_batch;
+    if (!strcmp(e->info.backend, "CPU"))
+        size = group_size_for_cpu(size);
     n = take(e, size, any_mergeable, NULL);
     e->groups[e->n_groups++] = (struct group){ e->next_group, n };
     for (int i = 0; i < n; i++) {
@@ -647,6 +670,7 @@ static int run_steps(nk_engine *e, struct nk_job **jobs, int n, struct nk_error 
         if (i == 0)
             atomic_fetch_add(&e->counters.compute_ns, j->end_ns - j->begin_ns);
         atomic_fetch_add(&e->counters.queue_ns, j->begin_ns - j->queued_ns);
+        atomic_fetch_add(&e->counters.steps, 1);
         atomic_fetch_add(is_decode(j) ? &e->counters.tokens_decoded : &e->counters.tokens_prefilled,
                          (unsigned)rows);
         nk_trace_event(e->w->trace, j->end_ns, "computed", j->session->name, j->step, j->pos, rows);
@@ -688,10 +712,39 @@ static void stage_set(nk_engine *e, nk_stage *stage)
     pthread_mutex_unlock(&e->mutex);
 }
 
+static void *pages_main(void *arg)
+{
+    nk_engine *e = arg;
+    uint64_t begin_ns = nk_now_ns(), bytes;
+
+    nk_cpu_unpin();
+    bytes = nk_stage_use_huge_pages(e->stage, &e->pages_stop);
+    nk_log(NK_LOG_WORKER, NK_LOG_DEBUG, "event=huge_pages mib=%.0f seconds=%.2f",
+           (double)bytes / (1 << 20), (double)(nk_now_ns() - begin_ns) / 1e9);
+    return NULL;
+}
+
+/* Beside the work, which may begin meanwhile: a worker is ready before this is through. */
+static void pages_start(nk_engine *e)
+{
+    atomic_store(&e->pages_stop, false);
+    e->pages_running = !nk_thread_start(&e->pages, pages_main, e);
+}
+
+static void pages_end(nk_engine *e)
+{
+    if (!e->pages_running)
+        return;
+    atomic_store(&e->pages_stop, true);
+    pthread_join(e->pages, NULL);
+    e->pages_running = false;
+}
+
 static void stage_close(nk_engine *e)
 {
     nk_stage *stage = e->stage;
 
+    pages_end(e);
     stage_set(e, NULL);
     nk_vocab_close(e->vocab);
     e->vocab = NULL;
@@ -724,6 +777,7 @@ static int stage_open(nk_engine *e, struct nk_error *err)
         stage_close(e);
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
     }
+    pages_start(e);
     return 0;
 }
 
@@ -824,22 +878,15 @@ static void run_control(nk_engine *e, struct nk_job *j)
 
 static void wait_for_work(nk_engine *e, uint64_t until_ns)
 {
-    struct timespec ts;
-
-    if (!until_ns) {
+    if (until_ns)
+        nk_cond_wait_until(&e->cond, &e->mutex, until_ns);
+    else
         pthread_cond_wait(&e->cond, &e->mutex);
-        return;
-    }
-    ts.tv_sec = (time_t)(until_ns / 1000000000u);
-    ts.tv_nsec = (long)(until_ns % 1000000000u);
-    pthread_cond_timedwait(&e->cond, &e->mutex, &ts);
 }
 
-static void *compute_main(void *arg)
+/* With the mutex held, but for the computing. */
+static void compute(nk_engine *e)
 {
-    nk_engine *e = arg;
-
-    pthread_mutex_lock(&e->mutex);
     while (!e->stop) {
         struct job_list dead = { 0 };
         uint64_t wait_until;
@@ -862,8 +909,6 @@ static void *compute_main(void *arg)
             run_control(e, e->run[0]);
         pthread_mutex_lock(&e->mutex);
     }
-    pthread_mutex_unlock(&e->mutex);
-    return NULL;
 }
 
 /* ---- life ---- */
@@ -931,30 +976,11 @@ static int fill_pool(nk_engine *e, int n, struct nk_error *err)
     return 0;
 }
 
-int nk__engine_start(nk_engine **out, nk_worker *w, struct nk_error *err)
+/* What a stage of this size needs beside it. */
+static int allocate(nk_engine *e, struct nk_error *err)
 {
-    nk_engine *e = calloc(1, sizeof *e);
-    pthread_condattr_t attr;
-    size_t n, width;
-    int rc;
+    size_t n = (size_t)e->info.n_batch, width = (size_t)e->info.n_embd;
 
-    *out = NULL;
-    if (!e)
-        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
-    e->w = w;
-    pthread_mutex_init(&e->mutex, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&e->cond, &attr);
-    pthread_condattr_destroy(&attr);
-    nk_buf_init(&e->pieces, TOKEN_TEXT_MAX);
-    /* Group ids of two senders do not meet: they begin at the time of start. */
-    e->next_group = nk_now_ns() << 8 | 1;
-    rc = stage_open(e, err);
-    if (rc)
-        goto fail;
-    n = (size_t)e->info.n_batch;
-    width = (size_t)e->info.n_embd;
     e->run = calloc(n, sizeof *e->run);
     e->ids = calloc(n, sizeof *e->ids);
     e->pos = calloc(n, sizeof *e->pos);
@@ -963,22 +989,64 @@ int nk__engine_start(nk_engine **out, nk_worker *w, struct nk_error *err)
     e->rows = e->info.is_first ? NULL : calloc(n * width, sizeof *e->rows);
     e->f16 = e->info.is_last ? NULL : calloc(n * width, sizeof *e->f16);
     if (!e->run || !e->ids || !e->pos || !e->seq || !e->want || (!e->rows && !e->info.is_first) ||
-        (!e->f16 && !e->info.is_last)) {
-        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for batches of %zu rows", n);
-        goto fail;
+        (!e->f16 && !e->info.is_last))
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for batches of %zu rows", n);
+    return fill_pool(e, 2 * e->info.n_seq_max, err);
+}
+
+/* The stage is opened by the thread that will compute with it. Opening computes too, and OpenMP gives every thread that
+ * computes a team of its own: with a second team, even an idle one, libgomp counts more threads than cores and lets
+ * all of them sleep at every barrier instead of spinning, which cost a fifth of the speed. */
+static void *compute_main(void *arg)
+{
+    nk_engine *e = arg;
+    int rc = stage_open(e, e->start_err);
+
+    if (!rc)
+        rc = allocate(e, e->start_err);
+    if (!rc)
+        nk_stage_place_threads(e->stage);
+    pthread_mutex_lock(&e->mutex);
+    e->start_rc = rc;
+    e->started = true;
+    pthread_cond_broadcast(&e->cond);
+    if (!rc)
+        compute(e);
+    pthread_mutex_unlock(&e->mutex);
+    return NULL;
+}
+
+int nk__engine_start(nk_engine **out, nk_worker *w, struct nk_error *err)
+{
+    nk_engine *e = calloc(1, sizeof *e);
+    int rc;
+
+    *out = NULL;
+    if (!e)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    e->w = w;
+    e->start_err = err;
+    pthread_mutex_init(&e->mutex, NULL);
+    nk_cond_init(&e->cond);
+    nk_buf_init(&e->pieces, TOKEN_TEXT_MAX);
+    /* Group ids of two senders do not meet: they begin at the time of start. */
+    e->next_group = nk_now_ns() << 8 | 1;
+    if (nk_thread_start(&e->thread, compute_main, e)) {
+        engine_free(e);
+        return nk_fail(err, NK_E_EXHAUSTED, "no_thread", "the compute thread could not be started");
     }
-    rc = fill_pool(e, 2 * e->info.n_seq_max, err);
-    if (rc)
-        goto fail;
-    if (pthread_create(&e->thread, NULL, compute_main, e)) {
-        rc = nk_fail(err, NK_E_EXHAUSTED, "no_thread", "the compute thread could not be started");
-        goto fail;
+    pthread_mutex_lock(&e->mutex);
+    while (!e->started)
+        pthread_cond_wait(&e->cond, &e->mutex);
+    rc = e->start_rc;
+    pthread_mutex_unlock(&e->mutex);
+    if (rc) {
+        pthread_join(e->thread, NULL);
+        engine_free(e);
+        return rc;
     }
     *out = e;
     return 0;
-fail:
-    engine_free(e);
-    return rc;
 }
 
 void nk__engine_stop_thread(nk_engine *e)

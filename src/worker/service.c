@@ -3,27 +3,49 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/memory.h"
 
-/* ---- a unary call: waits for its one message ---- */
+/* ---- a unary call: waits for its one message, for so long as a session's call does for Open ---- */
 
 struct unary {
     nk_worker *w;
+    nk_call *call;
     void (*handle)(nk_worker *w, nk_call *c, struct nk_bytes msg);
+    nk_timer *timer; /* until it is handled */
     bool handled;
 };
+
+static void unary_overdue(void *user)
+{
+    struct unary *u = user;
+    struct nk_error err;
+
+    u->timer = NULL;
+    u->handled = true;
+    nk_fail(&err, NK_E_DEADLINE, "no_request", "no request came within %d ms", NK_OPEN_DEADLINE_MS);
+    nk_call_finish(u->call, &err);
+}
+
+/* Is this the first that comes of the call? */
+static bool unary_take(struct unary *u)
+{
+    bool first = !u->handled;
+
+    u->handled = true;
+    nk_timer_cancel(u->timer);
+    u->timer = NULL;
+    return first;
+}
 
 static void unary_message(nk_call *c, void *user, struct nk_bytes msg)
 {
     struct unary *u = user;
 
-    if (u->handled)
-        return;
-    u->handled = true;
-    u->handle(u->w, c, msg);
+    if (unary_take(u))
+        u->handle(u->w, c, msg);
 }
 
 static void unary_half_closed(nk_call *c, void *user)
@@ -31,9 +53,8 @@ static void unary_half_closed(nk_call *c, void *user)
     struct unary *u = user;
     struct nk_error err;
 
-    if (u->handled)
+    if (!unary_take(u))
         return;
-    u->handled = true;
     nk_fail(&err, NK_E_INVALID, "bad_message", "the request is missing");
     nk_call_finish(c, &err);
 }
@@ -41,6 +62,7 @@ static void unary_half_closed(nk_call *c, void *user)
 static void unary_end(nk_call *c, void *user, const struct nk_error *status)
 {
     (void)c, (void)status;
+    unary_take(user);
     free(user);
 }
 
@@ -60,7 +82,9 @@ static void unary_open(nk_call *c, nk_worker *w,
         return;
     }
     u->w = w;
+    u->call = c;
     u->handle = handle;
+    u->timer = nk_timer_start(w->net, NK_OPEN_DEADLINE_MS, unary_overdue, u);
     nk_call_accept(c, &unary_handlers, u);
 }
 
@@ -87,13 +111,6 @@ static const char *state_name(const nk_worker *w)
 }
 
 /* ---- Info ---- */
-
-static uint64_t host_bytes(int what)
-{
-    long pages = sysconf(what), size = sysconf(_SC_PAGESIZE);
-
-    return pages > 0 && size > 0 ? (uint64_t)pages * (uint64_t)size : 0;
-}
 
 static void fill_device(Nakshatra__V1__InfoReply *m, const struct nk_stage_info *info)
 {
@@ -146,18 +163,19 @@ static void info_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
     m.device = (char *)(uintptr_t)info->device;
     m.device_description = (char *)(uintptr_t)info->device_description;
     fill_device(&m, info);
-    m.host_memory_bytes = host_bytes(_SC_PHYS_PAGES);
-#ifdef _SC_AVPHYS_PAGES
-    m.host_memory_free_bytes = host_bytes(_SC_AVPHYS_PAGES);
-#endif
-    m.weights_bytes = w->state == NK_WORKER_ASLEEP ? 0 : info->weights_bytes;
-    m.kv_bytes = w->state == NK_WORKER_ASLEEP ? 0 : info->kv_bytes;
+    m.host_memory_bytes = nk_memory_total();
+    m.host_memory_free_bytes = nk_memory_available();
+    m.weights_bytes = w->unloaded ? 0 : info->weights_bytes;
+    m.kv_bytes = w->unloaded ? 0 : info->kv_bytes;
     m.n_threads = (uint32_t)info->n_threads;
+    m.cache_type_k = (char *)(uintptr_t)info->cache_type_k;
+    m.cache_type_v = (char *)(uintptr_t)info->cache_type_v;
     m.state = (char *)(uintptr_t)state_name(w);
     m.deterministic = w->opts.deterministic;
     if (info->can_rollback)
         capabilities[n_capabilities++] = (char *)(uintptr_t) "rollback";
-    capabilities[n_capabilities++] = (char *)(uintptr_t) "prefix_reuse";
+    if (!w->opts.deterministic)
+        capabilities[n_capabilities++] = (char *)(uintptr_t) "prefix_reuse";
     capabilities[n_capabilities++] = (char *)(uintptr_t) "sleep";
     if (info->is_last) {
         capabilities[n_capabilities++] = (char *)(uintptr_t) "sampling";
@@ -167,7 +185,8 @@ static void info_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
     m.capabilities = capabilities;
     m.n_capabilities = n_capabilities;
     counters.sessions_opened = w->n_opened;
-    counters.sessions_open = (uint64_t)active;
+    /* A stream whose Open has not come is none yet: whoever counts sessions must not be ahead of the queue. */
+    counters.sessions_open = (uint64_t)(active - w->sessions[NK_SESSION_NEW].n);
     counters.sessions_kept = (uint64_t)kept;
     counters.sessions_failed = w->n_failed;
     counters.tokens_prefilled = atomic_load(&n->tokens_prefilled);
@@ -175,6 +194,9 @@ static void info_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
     counters.tokens_reused = w->n_tokens_reused;
     counters.runs = atomic_load(&n->runs);
     counters.rows_in_runs = atomic_load(&n->rows);
+    counters.steps = atomic_load(&n->steps);
+    counters.wire_us = w->wire_ns / 1000;
+    counters.wire_steps = w->n_wire_steps;
     counters.compute_us = atomic_load(&n->compute_ns) / 1000;
     counters.queue_us = atomic_load(&n->queue_ns) / 1000;
     counters.uptime_ms = (nk_now_ns() - w->started_ns) / 1000000;
@@ -221,7 +243,7 @@ static int forward(nk_worker *w, nk_call *c, const Nakshatra__V1__ForwardRequest
         return rc;
     if (!info->is_first)
         rc = nk__wire_rows(j->rows, m->rows, (int)m->n_ids, info->n_embd, err);
-    if (!rc && (j->seq = nk__session_borrow_seq(w, (int)m->n_ids)) < 0)
+    if (!rc && (j->seq = nk__room_borrow_seq(w, (int)m->n_ids)) < 0)
         rc =
             nk_fail(err, NK_E_EXHAUSTED, "kv_full", "all %d sequences are in use", info->n_seq_max);
     if (rc) {
@@ -375,7 +397,9 @@ void nk__service_result(struct nk_job *j)
     const struct nk_stage_info *info = nk__engine_info(w->engine);
 
     if (j->kind == NK_JOB_FORWARD)
-        nk__session_return_seq(w, j->seq);
+        nk__room_return_seq(w, j->seq);
+    if (j->kind == NK_JOB_SLEEP || (j->kind == NK_JOB_WAKE && !j->rc))
+        w->unloaded = j->kind == NK_JOB_SLEEP;
     if (j->kind == NK_JOB_WAKE && w->state == NK_WORKER_WAKING) {
         w->state = j->rc ? NK_WORKER_ASLEEP : NK_WORKER_SERVING;
         nk_server_set_serving(w->server, !j->rc);

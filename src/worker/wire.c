@@ -94,3 +94,8 @@ int nk__wire_rows(float *out, const Nakshatra__V1__Rows *in, int n_rows, int wid
                            i / (size_t)width);
     return 0;
 }
+
+int nk__wire_rows_max(int width)
+{
+    return (int)((NK_RPC_MESSAGE_BYTES_MAX - (1u << 20)) / ((unsigned)width * sizeof(float)));
+}

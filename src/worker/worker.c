@@ -13,7 +13,9 @@
 #include "worker/service.h"
 #include "worker/worker_int.h"
 
-enum { CHUNK_CPU = 64, CHUNK_GPU = 256 };
+/* Small chunks let the stages of a chain begin soon after each other. Where they share their cores nothing is won by that,
+ * and larger ones keep the cores busier (docs/performance.md). */
+enum { CHUNK_CPU = 64, CHUNK_CPU_SHARED = 128, CHUNK_GPU = 256 };
 
 struct nk_worker_opts nk_worker_opts_default(void)
 {
@@ -40,6 +42,8 @@ static int copy_opts(nk_worker *w, const struct nk_worker_opts *o, struct nk_err
     w->opts = *o;
     if ((rc = copy(&w->slice_path, o->slice_path, err)) ||
         (rc = copy(&w->listen, o->listen, err)) || (rc = copy(&w->device, o->stage.device, err)) ||
+        (rc = copy(&w->cache_type_k, o->stage.cache_type_k, err)) ||
+        (rc = copy(&w->cache_type_v, o->stage.cache_type_v, err)) ||
         (rc = copy(&w->ca, o->credentials.ca, err)) ||
         (rc = copy(&w->certificate, o->credentials.certificate, err)) ||
         (rc = copy(&w->key, o->credentials.key, err)))
@@ -47,6 +51,8 @@ static int copy_opts(nk_worker *w, const struct nk_worker_opts *o, struct nk_err
     w->opts.slice_path = w->slice_path;
     w->opts.listen = w->listen;
     w->opts.stage.device = w->device;
+    w->opts.stage.cache_type_k = w->cache_type_k;
+    w->opts.stage.cache_type_v = w->cache_type_v;
     w->opts.stage.separate_kv = o->deterministic;
     w->opts.credentials = (struct nk_credentials){ w->ca, w->certificate, w->key };
     if (o->n_peers > NK_WORKER_PEERS_MAX)
@@ -72,6 +78,8 @@ static void worker_free(nk_worker *w)
     free(w->slice_path);
     free(w->listen);
     free(w->device);
+    free(w->cache_type_k);
+    free(w->cache_type_v);
     free(w->ca);
     free(w->certificate);
     free(w->key);
@@ -86,9 +94,13 @@ static void set_chunk(nk_worker *w)
     const struct nk_stage_info *info = nk__engine_info(w->engine);
 
     if (w->opts.chunk <= 0)
-        w->opts.chunk = strcmp(info->device, "CPU") == 0 ? CHUNK_CPU : CHUNK_GPU;
+        w->opts.chunk = strcmp(info->device, "CPU") != 0 ? CHUNK_GPU
+                        : w->opts.shared_cores           ? CHUNK_CPU_SHARED
+                                                         : CHUNK_CPU;
     if (w->opts.chunk > info->n_batch)
         w->opts.chunk = info->n_batch;
+    if (w->opts.chunk > nk__wire_rows_max(info->n_embd))
+        w->opts.chunk = nk__wire_rows_max(info->n_embd);
 }
 
 static void set_id(nk_worker *w, const char *id, int port)
@@ -105,21 +117,23 @@ static void set_id(nk_worker *w, const char *id, int port)
     w->opts.id = w->id;
 }
 
+/* Only now is a free port's number known. */
+static void bound(void *worker, int port)
+{
+    set_id(worker, NULL, port);
+}
+
 int nk_worker_start(nk_worker **out, const struct nk_worker_opts *opts, struct nk_error *err)
 {
     nk_worker *w = calloc(1, sizeof *w);
     struct nk_server_opts server = { 0 };
-    pthread_condattr_t attr;
     int rc;
 
     *out = NULL;
     if (!w)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
     pthread_mutex_init(&w->mutex, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&w->cond, &attr);
-    pthread_condattr_destroy(&attr);
+    nk_cond_init(&w->cond);
     w->started_ns = nk_now_ns();
     w->idle = true;
     rc = copy_opts(w, opts, err);
@@ -150,13 +164,11 @@ int nk_worker_start(nk_worker **out, const struct nk_worker_opts *opts, struct n
     server.credentials = w->opts.credentials;
     server.methods = nk__service_methods(&server.n_methods);
     server.user = w;
+    server.bound = opts->id ? NULL : bound;
     server.descriptors = nk_proto_descriptors();
     rc = nk_server_start(&w->server, w->net, &server, err);
     if (rc)
         goto fail;
-    /* Only now is a free port's number known; nobody can have connected to it before. */
-    if (!opts->id)
-        set_id(w, NULL, nk_server_port(w->server));
     *out = w;
     return 0;
 fail:
@@ -220,12 +232,10 @@ static void end_all(void *worker)
 static bool wait_idle(nk_worker *w, uint32_t ms)
 {
     uint64_t until = nk_now_ns() + ms * 1000000ull;
-    struct timespec ts = { (time_t)(until / 1000000000u), (long)(until % 1000000000u) };
     bool idle;
 
     pthread_mutex_lock(&w->mutex);
-    while (!(w->drain_began && w->idle) &&
-           pthread_cond_timedwait(&w->cond, &w->mutex, &ts) != ETIMEDOUT)
+    while (!(w->drain_began && w->idle) && nk_cond_wait_until(&w->cond, &w->mutex, until))
         ;
     idle = w->drain_began && w->idle;
     pthread_mutex_unlock(&w->mutex);

@@ -27,7 +27,10 @@ struct nk_worker_opts {
     /* Sessions do not touch each other: rows are never merged, each has KV cells of its own (a share of n_ctx), none is
      * continued by another. What one computes is then the same to the bit whatever the load. */
     bool deterministic;
-    int chunk; /* rows of a prefill chunk; 0: 64 on the CPU, 256 elsewhere, never over n_batch */
+    int chunk; /* rows of a prefill chunk; 0: 64 on the CPU, 128 on shared cores, 256 elsewhere; never over n_batch */
+    /* Workers of the same chain compute on the same cores: chunks are larger, and where stage.n_threads is all of them,
+     * decoding stages on this host take turns. */
+    bool shared_cores;
     int queue_max;     /* sessions waiting for room; over it: EXHAUSTED queue_full */
     uint32_t queue_ms; /* how long one waits: then EXHAUSTED queue_timeout */
     uint32_t stall_ms; /* a step that the next stage does not answer for so long ends the session */

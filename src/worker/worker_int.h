@@ -65,6 +65,7 @@ struct nk_session {
     nk_call *up_ref;   /* likewise */
     bool is_first, is_last;
     int n_route, stage_idx;
+    int n_at_once;      /* first stage: how many stages of the route can compute at once */
     char *next_address; /* owned */
     int seq;            /* -1: none */
     bool closed;        /* ended, or kept: its calls have no more say */
@@ -159,7 +160,7 @@ struct nk_job {
 
 /* ---- engine ---- */
 struct nk_engine_counters { /* any thread */
-    atomic_ullong runs, rows, tokens_prefilled, tokens_decoded, compute_ns, queue_ns;
+    atomic_ullong runs, rows, steps, tokens_prefilled, tokens_decoded, compute_ns, queue_ns;
     atomic_int jobs_queued;
 };
 
@@ -182,7 +183,7 @@ void nk__engine_submit(nk_engine *e, struct nk_job *j); /* takes j [net thread] 
 /* First stage: the session's row is no longer under way (its token was handled, or it has ended). [net thread] */
 void nk__engine_leave_group(nk_engine *e, struct nk_session *s);
 /* First stage: how many sessions are in the decode phase, and how many stages their route has. [net thread] */
-void nk__engine_set_decoding(nk_engine *e, int n_sessions, int n_stages);
+void nk__engine_set_decoding(nk_engine *e, int n_sessions, int n_at_once);
 
 /* ---- worker ---- */
 enum nk_worker_state { NK_WORKER_SERVING, NK_WORKER_ASLEEP, NK_WORKER_WAKING, NK_WORKER_DRAINING };
@@ -194,7 +195,7 @@ struct nk_peer { /* a channel to a worker that a route may name */
 
 struct nk_worker {
     struct nk_worker_opts opts; /* strings owned below */
-    char *slice_path, *listen, *device, *ca, *certificate, *key;
+    char *slice_path, *listen, *device, *cache_type_k, *cache_type_v, *ca, *certificate, *key;
     char id[128];
     nk_net *net;
     nk_server *server;
@@ -204,6 +205,7 @@ struct nk_worker {
     struct nk_peer peers[NK_WORKER_PEERS_MAX];
     int n_peers;
     enum nk_worker_state state; /* net thread */
+    bool unloaded;              /* the stage is closed; likewise */
     struct nk_session_list sessions[NK_SESSION_STATES];
     int n_decoding;    /* first stage: sessions in the decode phase */
     int kv_reserved;   /* tokens, of sessions that are not kept */
@@ -216,6 +218,7 @@ struct nk_worker {
     nk_call *sleep_call;
     uint64_t started_ns;
     uint64_t n_opened, n_failed, n_tokens_reused;
+    uint64_t wire_ns, n_wire_steps; /* of all sessions, as session's wire_ns */
     int n_streams; /* calls of rpc Inference that have not ended, of both directions */
     /* for nk_worker_stop, under the mutex */
     pthread_mutex_t mutex;
@@ -224,7 +227,7 @@ struct nk_worker {
     bool idle; /* no active session */
 };
 
-/* session.c: the calls of rpc Inference */
+/* session.c: the calls of rpc Inference. What its files (open.c, step.c, room.c) tell each other is session_int.h. */
 void nk__session_open_call(nk_call *c, void *worker);
 void nk__session_unref(struct nk_session *s);
 /* A step's outcome that the compute thread could not answer itself (single-stage results and errors). Takes the job.
@@ -237,9 +240,9 @@ void nk__session_end_all(nk_worker *w, const struct nk_error *status, bool kept_
 /* Ends those that have not begun: no Open yet, or no room yet. For a worker that takes no new ones. */
 void nk__session_end_waiting(nk_worker *w, const struct nk_error *status);
 int nk__session_n_active(const nk_worker *w); /* all but kept ones */
-/* A sequence for a moment (Forward): kept sessions yield to it and to its n_tokens; -1: none. */
-int nk__session_borrow_seq(nk_worker *w, int n_tokens);
-void nk__session_return_seq(nk_worker *w, int seq);
+/* room.c: a sequence for a moment (Forward): kept sessions yield to it and to its n_tokens; -1: none. */
+int nk__room_borrow_seq(nk_worker *w, int n_tokens);
+void nk__room_return_seq(nk_worker *w, int seq);
 
 /* wire.c: between protobuf and ours */
 int nk__wire_sampling(struct nk_sampling *out, struct nk_logit_bias *bias,
@@ -248,5 +251,7 @@ int nk__wire_sampling(struct nk_sampling *out, struct nk_logit_bias *bias,
  *   INVALID bad_rows; not_finite */
 int nk__wire_rows(float *out, const Nakshatra__V1__Rows *in, int n_rows, int width,
                   struct nk_error *err);
+/* The most rows that one Step can carry as f32: all of a message but the MiB for everything else in it (rpc.h). */
+int nk__wire_rows_max(int width);
 
 #endif

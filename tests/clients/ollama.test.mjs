@@ -65,7 +65,7 @@ test("format: a schema, and any JSON object", async () => {
   assert.ok(new Ajv().compile(schema)(JSON.parse(reply.message.content)));
 });
 
-test("a forced tool call is the client's object", async () => {
+test("tools are taken where the template has them", async () => {
   const tools = [{ type: "function", function: { name: "f", description: "d", parameters: { type: "object", properties: {} } } }];
   const reply = await client.chat({ model: NK_MODEL, messages, tools, options: { num_predict: 5 } });
   assert.equal(reply.message.role, "assistant");

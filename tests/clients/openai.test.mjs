@@ -134,6 +134,28 @@ test("an answer by a JSON schema parses and validates", async () => {
   }
 });
 
+test("schemas of many kinds are kept to", async () => {
+  const place = { type: "object", properties: { x: { type: "integer", minimum: -9, maximum: 9 }, y: { $ref: "#/$defs/y" } }, required: ["x", "y"], additionalProperties: false };
+  const schemas = [
+    { type: "object", properties: { a: { type: "boolean" }, b: { type: ["string", "null"], maxLength: 5 }, c: { const: "x \u4e2d" } }, required: ["a", "b", "c"], additionalProperties: false },
+    { type: "array", minItems: 2, maxItems: 3, items: { type: "object", properties: { id: { type: "integer", minimum: 3, maximum: 120 }, kind: { enum: ["a", "b", 3, null] } }, required: ["id", "kind"], additionalProperties: false } },
+    { $defs: { place, y: { enum: [1, 2] } }, type: "object", properties: { from: { $ref: "#/$defs/place" }, to: { $ref: "#/$defs/place" } }, required: ["from", "to"], additionalProperties: false },
+    { anyOf: [{ type: "string", pattern: "^[A-Z]{2}-[0-9]{3}$" }, { type: "integer", minimum: 0, maximum: 9 }] },
+    { oneOf: [{ type: "object", properties: { t: { const: "n" }, v: { type: "integer", minimum: 0, maximum: 99 } }, required: ["t", "v"], additionalProperties: false },
+              { type: "object", properties: { t: { const: "s" }, v: { type: "string", minLength: 2, maxLength: 4 } }, required: ["t", "v"], additionalProperties: false }] },
+    { type: "object", properties: { a: { type: "string", maxLength: 3 }, b: { type: "boolean" } }, required: ["b"], additionalProperties: false },
+  ];
+  for (const schema of schemas) {
+    const validate = new Ajv({ strict: false }).compile(schema);
+    for (const seed of [1, 2]) {
+      const form = { type: "json_schema", json_schema: { name: "s", schema, strict: true } };
+      const { choices: [choice] } = await chat({ seed, temperature: 1.5, max_tokens: 400, response_format: form });
+      assert.equal(choice.finish_reason, "stop", JSON.stringify(schema));
+      assert.ok(validate(JSON.parse(choice.message.content)), choice.message.content + JSON.stringify(schema) + JSON.stringify(validate.errors));
+    }
+  }
+});
+
 test("a tool call and its answer", async () => {
   const reply = await chat({ tools, tool_choice: "required", max_tokens: 120, seed: 2 });
   const { message, finish_reason } = reply.choices[0];

@@ -33,14 +33,17 @@ static int record(void *user, enum nk_output_kind kind, const char *text, size_t
 static void run(const uint8_t *data, size_t size, size_t cut, struct trace *t)
 {
     static const char *const tools[] = { "f" };
-    struct nk_output_opts opts = { .think = { "<think>", "</think>" },
-                                   .starts_thinking = data[0] & 0x80,
-                                   .one_call = data[0] & 0x40,
-                                   .tools = (enum nk_tool_format)(data[0] % 6),
-                                   .tool_names = tools,
-                                   .n_tool_names = 1,
-                                   .sink = record,
-                                   .user = t };
+    struct nk_output_opts opts = {
+        .think =
+            nk__think_marks_detect(data[0] & 0x20 ? "<|channel|>analysis<|message|>" : "</think>"),
+        .starts_thinking = data[0] & 0x80,
+        .one_call = data[0] & 0x40,
+        .tools = (enum nk_tool_format)(data[0] % 6),
+        .tool_names = tools,
+        .n_tool_names = 1,
+        .sink = record,
+        .user = t
+    };
     nk_output *o = nk__output_new(&opts);
 
     if (!o)

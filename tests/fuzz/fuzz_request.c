@@ -6,6 +6,12 @@
 
 #include "gateway/request.h"
 
+enum {
+#define XX(name, path, openai, input) +1
+    N_APIS = 0 NK_API_MAP(XX)
+#undef XX
+};
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -15,14 +21,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (!size)
         return 0;
-    if (nk__request_parse(&r, (enum nk_api)(data[0] % 5), (const char *)data + 1, size - 1, &limits,
-                          &e)) {
+    if (nk__request_parse(&r, (enum nk_api)(data[0] % N_APIS), (const char *)data + 1, size - 1,
+                          &limits, &e)) {
         if (r.root || !e.err.code || !e.err.reason[0] || !e.err.msg[0] ||
             strlen(e.param) >= sizeof e.param)
             abort();
         return 0;
     }
-    if (!r.model || r.n < 1 || r.n_stop > NK_STOP_MAX || nk_sampling_check(&r.sampling, NULL))
+    if ((!r.model && !nk__api_is_text(r.api)) || r.n < 1 || r.n_stop > NK_STOP_MAX ||
+        nk_sampling_check(&r.sampling, NULL))
         abort();
     nk__request_release(&r);
     return 0;

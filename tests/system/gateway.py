@@ -177,6 +177,7 @@ class Gateway:
         m = re.fullmatch(r"listening on (https?://127\.0\.0\.1:(\d+))\n", line.decode())
         assert m, line
         self.url, self.port = m[1], int(m[2])
+        self.listening_s = time.monotonic()
 
     def log(self):
         with open(self.log_file.name, errors="replace") as f:
@@ -197,6 +198,10 @@ class Gateway:
     def terminate(self):
         """SIGTERM, once: a second one would end it at once."""
         if not self.terminated and self.process.poll() is None:
+            if os.environ.get("NK_SANITIZE") == "tsan":
+                # Its runtime loses a signal that comes while the main thread is about to block for the first time, which it
+                # does right after it says where it listens.
+                time.sleep(max(0, self.listening_s + 0.5 - time.monotonic()))
             self.process.terminate()
         self.terminated = True
 
@@ -212,6 +217,13 @@ class Gateway:
         self._release()
         if check and code:
             raise AssertionError(f"the gateway's exit code is {code}\n{log}")
+
+    def refuses_connections(self):
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 5 * nk.SLOW).close()
+        except (ConnectionRefusedError, ConnectionResetError):  # which of them, kernels disagree on
+            return True
+        return False
 
     def connect(self, **more):
         return Connection(self.port, context=self.context, **more)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 import unittest
 
 import nk
@@ -67,7 +68,7 @@ class Check(unittest.TestCase):
             self.assertEqual(entry["worker_id"], info.worker_id)
             self.assertEqual((entry["has_layer_begin"], entry["has_layer_end"]), (info.layer_begin, info.layer_end))
             for field in ("llama_version", "n_embd", "n_ctx", "n_seq_max", "device", "backend", "model_sha256", "architecture",
-                          "quantisation", "layer_count", "n_threads", "weights_bytes", "state"):
+                          "quantisation", "layer_count", "n_threads", "weights_bytes", "state", "cache_type_k", "cache_type_v"):
                 self.assertEqual(entry[field], getattr(info, field), field)
             self.assertGreater(entry["rtt_us"], 0)
             self.assertGreater(entry["counters"]["runs"], 0)
@@ -76,6 +77,13 @@ class Check(unittest.TestCase):
         done = self.check(dtype="f16")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("f16", done.stdout)
+
+    def test_check__caches_of_different_types_run_and_are_told(self):
+        self.assertNotIn("differ", self.check().stdout)
+        with nk.Chain(nk.KJV, "0-4,4-8", per_worker={1: ("--cache-type-k", "q8_0")}) as chain:
+            done = nk.run("check", "--cluster", chain.file)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            self.assertIn("KV caches differ in type, as no whole model's do: w0 has f16 and f16, w1 has q8_0 and f16.\n", done.stdout)
 
     def test_check__another_model_in_the_file_is_refused_with_both_hashes(self):
         other = "0123456789abcdef" * 4
@@ -243,6 +251,52 @@ class Tls(unittest.TestCase):
                 done = self.check(tls)
                 self.assertEqual(done.returncode, 1, done.stdout)
                 self.assertIn("worker w0", done.stderr)
+
+    def certificate(self, name, days, subject):
+        """One more of the cluster's CA: NAME.pem with the key of ca-me; valid from a week ago for so many days."""
+        with open(self.path("ext-" + name), "w") as f:
+            f.write(f"subjectAltName={subject}\n")
+        os.makedirs(self.path("new"), exist_ok=True)
+        with open(self.path("index-" + name), "w"):
+            pass
+        with open(self.path(name + ".cnf"), "w") as f:
+            f.write(f"[ca]\ndefault_ca=c\n[c]\ndatabase=index-{name}\nnew_certs_dir=new\nrand_serial=yes\n"
+                    "default_md=sha256\npolicy=p\n[p]\ncommonName=supplied\n")
+        begin = time.time() - 7 * 86400
+        dates = [time.strftime("%Y%m%d%H%M%SZ", time.gmtime(t)) for t in (begin, begin + days * 86400)]
+        self.openssl("req", "-new", "-key", "ca-me.key", "-subj", "/CN=me", "-out", name + ".csr")
+        self.openssl("ca", "-batch", "-config", name + ".cnf", "-cert", "ca.pem", "-keyfile", "ca.key", "-in", name + ".csr",
+                     "-out", name + ".pem", "-notext", "-startdate", dates[0], "-enddate", dates[1], "-extfile", "ext-" + name)
+        return name + ".pem"
+
+    def test_check__an_expired_certificate_is_not_let_in(self):
+        good = self.certificate("good", 14, "IP:127.0.0.1")  # made in the same way, but for its date
+        done = self.check(f"tls: {{ca: ca.pem, certificate: {good}, key: ca-me.key}}\n")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        expired = self.certificate("expired", 5, "IP:127.0.0.1")
+        done = self.check(f"tls: {{ca: ca.pem, certificate: {expired}, key: ca-me.key}}\n")
+        self.assertEqual(done.returncode, 1, done.stdout)
+        self.assertIn("worker w0", done.stderr)
+
+    def test_check__a_worker_with_an_expired_certificate_or_another_name_is_not_believed(self):
+        for name, days, subject in ("late", 5, "IP:127.0.0.1"), ("elsewhere", 14, "IP:127.0.0.2,DNS:elsewhere.example"):
+            with self.subTest(name):
+                own = self.path(self.certificate(name, days, subject))
+                w = nk.Worker("--model", nk.KJV, "--layers", "0-4", "--threads", 1, "--tls-ca", self.path("ca.pem"),
+                              "--tls-cert", own, "--tls-key", self.path("ca-me.key"), id="bad",
+                              peers=[self.chain.workers[1].address])
+                try:
+                    file = self.path("bad.yaml")
+                    with open(file, "w") as f:
+                        f.write("tls: {ca: ca.pem, certificate: ca-me.pem, key: ca-me.key}\n" + nk.cluster_text(
+                            "kjv", self.chain.digest, [("bad", w.address, "0-4"),
+                                                       ("w1", self.chain.workers[1].address, "4-8")], vocab=nk.KJV))
+                    done = nk.run("check", "--cluster", file, "--timeout-ms", "3000")
+                    self.assertEqual(done.returncode, 1, done.stdout)
+                    self.assertIn("worker bad", done.stderr)
+                    self.assertEqual(w.stop(), 0)
+                finally:
+                    w.kill()
 
     def test_check__files_that_are_not_there_or_no_certificates_are_named(self):
         done = self.check("tls: {ca: nowhere.pem, certificate: ca-me.pem, key: ca-me.key}\n")

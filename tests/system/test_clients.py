@@ -1,9 +1,12 @@
 """The official clients (npm: openai, ollama) as tests: tests/clients/*.test.mjs under node's own runner.
 
 The packages are installed into the build folder by the lock file (npm ci), without running their scripts."""
+import contextlib
 import os
+import re
 import shutil
 import subprocess
+import textwrap
 import unittest
 
 import nk
@@ -22,7 +25,10 @@ def install(source, target):
     for name in sorted(os.listdir(source)):
         if os.path.isfile(os.path.join(source, name)):
             shutil.copy(os.path.join(source, name), target)
-    if not os.path.exists(stamp) or open(stamp, "rb").read() != lock:
+    known = None
+    with contextlib.suppress(FileNotFoundError), open(stamp, "rb") as f:
+        known = f.read()
+    if known != lock:
         done = subprocess.run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=target, capture_output=True, text=True, timeout=300)
         if done.returncode:
             raise AssertionError("npm ci failed\n" + done.stdout + done.stderr)
@@ -47,6 +53,28 @@ class Clients(unittest.TestCase):
             self.assertEqual(done.returncode, 0, done.stdout[-20000:] + done.stderr[-4000:] + gateway.log()[-4000:])
             self.assertRegex(done.stdout, r"(?m)^(# |\u2139 )pass [1-9]\d$")
             chain.assert_idle()
+
+    def test_readme(self):
+        """The README's blocks for curl and for OpenAI's SDK, as they stand there."""
+        folder = install(CLIENTS, os.path.join(nk.BUILD, "tests", "clients"))
+        with open(os.path.join(nk.SOURCE, "README.md")) as f:
+            section = f.read().split("## From the programs you have\n")[1].split("\n## ")[0]
+        blocks = [textwrap.dedent(b) for b in re.findall(r"(?m)(?:^    .*\n)+", section)]
+        curl = next(b for b in blocks if b.startswith("curl"))
+        sdk = next(b for b in blocks if b.startswith("import"))
+        with nk.Chain(nk.KJV, "0-4,4-8") as chain, Gateway(chain.file, "--chat-template", "chatml") as gateway:
+            gateway.wait_ready()
+
+            def here(text):
+                return text.replace("http://127.0.0.1:8080", gateway.url).replace("NAME", os.path.basename(nk.KJV))
+            done = subprocess.run(["sh", "-c", here(curl)], capture_output=True, text=True, timeout=120 * nk.SLOW)
+            self.assertTrue(done.stdout.endswith("data: [DONE]\n\n"), done)
+            script = os.path.join(folder, "readme.mjs")
+            with open(script, "w") as f:
+                f.write(here(sdk))
+            done = subprocess.run(["node", script], capture_output=True, text=True, timeout=120 * nk.SLOW)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            self.assertTrue(done.stdout.strip())
 
 
 if __name__ == "__main__":

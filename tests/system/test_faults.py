@@ -25,7 +25,8 @@ PROMPT = GOLDEN["prompt"]
 TEXT = GOLDEN["text"][len(GOLDEN["prompt_text"]):].encode()
 
 RANGES = ["0-3", "3-6", "6-8"]
-STALL_MS = 1500 * nk.SLOW
+STALL_MS = 3000 * nk.PATIENCE  # each stage gives up a tenth earlier than the one before
+CLIENT_S = 4 * nk.PATIENCE
 KEEPALIVE_S = 15  # 10 s to the ping, 5 s for its answer (src/rpc/args.c)
 OPTIONS = ["--ctx", 32768, "--sequences", 4, "--threads", 1, "--stall-ms", STALL_MS]
 ENDLESS = 30000  # tokens: a generation that does not end by itself meanwhile
@@ -85,7 +86,7 @@ class Processes(unittest.TestCase):
         took = time.monotonic() - began
         self.assertIsNotNone(r.error)
         self.assertIn(r.code, codes, r.error.details())
-        self.assertLess(took, seconds * nk.SLOW)
+        self.assertLess(took, seconds + 10 * nk.PATIENCE)  # less than another wait would take
         if i:  # the first one's own silence is gRPC's to report
             self.assertIn(trio.workers[i].address, r.error.details())
             for k, w in enumerate(trio.workers):
@@ -101,7 +102,7 @@ class Processes(unittest.TestCase):
                 began = time.monotonic()
                 address = trio.workers[i].address
                 trio.workers[i].kill()
-                r = self.failed(trio, i, began, 5, ["UNAVAILABLE"])
+                r = self.failed(trio, i, began, 0, ["UNAVAILABLE"])
                 if i:
                     self.assertEqual(r.reason, "peer_gone")
                 trio.others_are_idle(i)
@@ -123,14 +124,14 @@ class Processes(unittest.TestCase):
                     continue
                 began = time.monotonic()
                 trio.workers[i].signal(signal.SIGSTOP)
-                r = self.failed(trio, i, began, STALL_MS / 1000 / nk.SLOW + 3, ["DEADLINE_EXCEEDED"])
+                r = self.failed(trio, i, began, STALL_MS / 1000, ["DEADLINE_EXCEEDED"])
                 self.assertEqual(r.reason, "stalled")
         # Of the first one the client learns by its deadline, the others by a missing answer to a ping.
         trios[0].running.cancel()
         began = time.monotonic()
-        trios[0].running = trios[0].wire.start(PROMPT, ENDLESS, timeout=4).until_tokens(5)
+        trios[0].running = trios[0].wire.start(PROMPT, ENDLESS, timeout=CLIENT_S / nk.SLOW).until_tokens(5)
         trios[0].workers[0].signal(signal.SIGSTOP)
-        self.failed(trios[0], 0, began, 6, ["DEADLINE_EXCEEDED", "UNAVAILABLE"])
+        self.failed(trios[0], 0, began, CLIENT_S, ["DEADLINE_EXCEEDED", "UNAVAILABLE"])
         for i, trio in enumerate(trios):
             with self.subTest(f"w{i}"):
                 trio.others_are_idle(i)
@@ -143,7 +144,7 @@ class Processes(unittest.TestCase):
         trio.workers[2].signal(signal.SIGSTOP)
         began = time.monotonic()
         trio.running = trio.wire.start(PROMPT, 10)
-        self.failed(trio, 2, began, STALL_MS / 1000 / nk.SLOW + 3, ["DEADLINE_EXCEEDED"])
+        self.failed(trio, 2, began, STALL_MS / 1000, ["DEADLINE_EXCEEDED"])
         trio.others_are_idle(2)
         trio.workers[2].signal(signal.SIGCONT)
         trio.works()
@@ -241,10 +242,8 @@ class Unreachable(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         missing = why_no_networks()
-        if missing and os.environ.get("CI") == "true":
-            raise AssertionError(missing)
         if missing:
-            raise unittest.SkipTest(missing)
+            nk.missing(missing)
 
     def trio(self, cut_off):
         """Three workers, one of them in a namespace."""
@@ -271,15 +270,15 @@ class Unreachable(unittest.TestCase):
             with self.subTest(f"w{i}"):
                 began = time.monotonic()
                 trios[i].net.cut()
-                Processes.failed(self, trios[i], i, began, STALL_MS / 1000 / nk.SLOW + 3,
+                Processes.failed(self, trios[i], i, began, STALL_MS / 1000,
                                  ["DEADLINE_EXCEEDED", "UNAVAILABLE"])
         with self.subTest("w0"):
             trio = trios[0]
             trio.running.cancel()
             began = time.monotonic()
-            trio.running = trio.wire.start(PROMPT, ENDLESS, timeout=4).until_tokens(5)
+            trio.running = trio.wire.start(PROMPT, ENDLESS, timeout=CLIENT_S / nk.SLOW).until_tokens(5)
             trio.net.cut()
-            Processes.failed(self, trio, 0, began, 6, ["DEADLINE_EXCEEDED", "UNAVAILABLE"])
+            Processes.failed(self, trio, 0, began, CLIENT_S, ["DEADLINE_EXCEEDED", "UNAVAILABLE"])
         time.sleep(KEEPALIVE_S + 3)  # what has been cut off for so long is free again, on either side
         for i, trio in enumerate(trios):
             with self.subTest(f"w{i}"):
@@ -381,6 +380,32 @@ class Refused(unittest.TestCase):
             address = "metadata.example.com:80"
         self.refused([(self.first, 0, 4), (Elsewhere, 4, 8)], "PERMISSION_DENIED", "peer_not_allowed", "metadata")
         self.assertEqual(self.stranger.info().counters.streams_open, 0)
+
+    def test_restarted__with_another_model_on_the_same_port(self):
+        """The first worker is connected already and knows nothing of it: each session asks anew."""
+        with nk.Chain(nk.KJV, "0-4,4-8") as chain, talk.Wire(chain.workers) as wire:
+            self.assertEqual(wire.generate(PROMPT, 4, reuse=True).code, "OK")
+            address = chain.workers[1].address
+            running = wire.start(PROMPT, 480).until_tokens(5)
+            chain.workers[1].kill()
+            self.assertEqual(running.wait().code, "UNAVAILABLE")
+            other = nk.Worker("--model", self.other, "--layers", "4-8", "--threads", 1, id="other", listen=address)
+            try:
+                def answer():
+                    r = wire.generate(PROMPT, 4, reuse=True)
+                    return r if r.reason not in ("unreachable", "peer_gone") else None
+                r = nk.wait_for(answer)
+                talk.complaint(self, lambda: r, "FAILED_PRECONDITION", "model_mismatch", "w0", "other",
+                               nk.sha256(nk.KJV)[:12], nk.sha256(self.other)[:12])
+                self.assertEqual(r.tokens, [])
+                other.assert_idle()
+                chain.workers[0].assert_idle()
+            finally:
+                other.stop()
+            chain.start(1, listen=address)
+            r = nk.wait_for(lambda: (lambda g: g if g.code == "OK" else None)(wire.generate(PROMPT, 32)))
+            self.assertEqual(r.text, TEXT[:len(r.text)])
+            chain.assert_idle()
 
     def test_cluster_file__tells_of_peers_too(self):
         path = os.path.join(self.folder, "cluster.yaml")

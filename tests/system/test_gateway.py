@@ -8,11 +8,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 import unittest
 
+import ggufio
 import nk
 from gateway import Gateway, HERMES, certificate
 
@@ -112,11 +114,13 @@ class Openai(OverOneCluster):
             self.assertEqual("".join(c["choices"][0]["text"] for c in chunks), whole)
             self.assertEqual(whole, text)
             for path, get in (("/api/chat", lambda f: f["message"]["content"]), ("/api/generate", lambda f: f["response"])):
-                body = {"model": MODEL, "options": {"num_predict": 60, "seed": 5}}
+                body = {"model": MODEL, "options": {"num_predict": 300, "seed": 5}, "format": {"enum": [text]}}
                 body.update({"messages": HELLO} if "chat" in path else {"prompt": "And God said"})
                 whole = self.ok(self.gateway.post(path, {**body, "stream": False})).json
                 lines = self.ok(self.gateway.post(path, body)).lines()
-                self.assertEqual("".join(map(get, lines)), get(whole))
+                self.assertEqual("".join(map(get, lines)).encode(), get(whole).encode())
+                self.assertEqual(json.loads(get(whole)), text)
+                self.assertGreater(len(lines), 1)
 
     def test_usage_comes_last_when_asked_for(self):
         chunks = self.gateway.post("/v1/chat/completions", chat(stream=True, stream_options={"include_usage": True})).chunks()
@@ -149,17 +153,15 @@ class Openai(OverOneCluster):
         reply = self.gateway.post("/v1/completions", completion(temperature=0, max_tokens=40, stop=["never there", stop])).json["choices"][0]
         self.assertEqual((reply["text"], reply["finish_reason"]), (text[:text.index(stop)], "stop"))
 
-    def test_logit_bias(self):
-        base = completion(temperature=0, max_tokens=1, logprobs=1)
-        first = self.gateway.post("/v1/completions", base).json["choices"][0]
-        token = first["logprobs"]["tokens"][0]
-        ids = self.gateway.post("/api/generate", {"model": MODEL, "prompt": "And it came to pass" + token, "raw": True, "stream": False, "options": {"num_predict": 1}})
-        self.ok(ids)
-        # Forcing: token 300 of this vocabulary with the highest bias is what is chosen.
-        forced = self.gateway.post("/v1/completions", {**base, "logit_bias": {"300": 100}, "max_tokens": 3}).json["choices"][0]
-        self.assertEqual(len(set(forced["logprobs"]["tokens"])), 1)
-        banned = self.gateway.post("/v1/completions", {**base, "logit_bias": {"300": -100}}).json["choices"][0]
-        self.assertEqual(banned["text"], first["text"])
+    def test_logit_bias_forces_and_bans(self):
+        base = completion(temperature=0, max_tokens=3, logprobs=1)
+        first = self.ok(self.gateway.post("/v1/completions", base)).json["choices"][0]
+        id = self.ok(self.gateway.post("/tokenize", {"content": first["logprobs"]["tokens"][0], "parse_special": False})).json["tokens"][-1]
+        banned = self.ok(self.gateway.post("/v1/completions", {**base, "logit_bias": {str(id): -100}})).json["choices"][0]
+        self.assertNotIn(first["logprobs"]["tokens"][0], banned["logprobs"]["tokens"])
+        other = 300 if id != 300 else 301
+        forced = self.ok(self.gateway.post("/v1/completions", {**base, "logit_bias": {str(other): 100}})).json["choices"][0]
+        self.assertEqual(forced["text"], self.gateway.post("/detokenize", {"tokens": [other] * 3}).json["content"])
 
     def test_logprobs(self):
         reply = self.ok(self.gateway.post("/v1/chat/completions", chat(logprobs=True, top_logprobs=3, temperature=0))).json["choices"][0]
@@ -215,13 +217,6 @@ class Openai(OverOneCluster):
         ollama = self.ok(self.gateway.post("/api/chat", {"model": MODEL, "messages": HELLO, "tools": self.TOOLS, "options": {"num_predict": 5}})).lines()
         self.assertTrue(ollama[-1]["done"])
 
-    def test_strict_tools_hold_calls_to_their_schema(self):
-        tools = json.loads(json.dumps(self.TOOLS))
-        tools[0]["function"]["strict"] = True
-        # Only the mark itself is forced, by a bias that no text has; what follows is the grammar's doing.
-        reply = self.ok(self.gateway.post("/v1/chat/completions", chat(tools=tools, max_tokens=40, seed=2, temperature=1.5))).json["choices"][0]
-        self.assertIn(reply["finish_reason"], ("length", "stop", "tool_calls"))
-
     def test_thinking_can_be_turned_off_where_the_template_can(self):
         on = self.gateway.post("/v1/chat/completions", chat()).json["usage"]["prompt_tokens"]
         off = self.gateway.post("/v1/chat/completions", chat(reasoning_effort="none")).json["usage"]["prompt_tokens"]
@@ -247,6 +242,51 @@ class Openai(OverOneCluster):
         self.assertEqual(reply["choices"][0]["finish_reason"], "length")
         self.assertEqual(reply["usage"]["total_tokens"], 512)
 
+    def test_user_goes_to_the_log(self):
+        with Gateway(self.chain.file, env_more={"NK_LOG": "info"}) as gateway:
+            gateway.wait_ready()
+            self.ok(gateway.post("/v1/completions", completion(user="somebody \"quoted\"\n", max_tokens=1)))
+            self.assertTrue(nk.wait_for(lambda: 'user="somebody \\"quoted\\"' in gateway.log(), 5), gateway.log()[-2000:])
+
+    def test_routes_of_others_are_refused_with_a_sentence(self):
+        for method, path in (("POST", "/v1/responses"), ("POST", "/v1/embeddings"), ("POST", "/v1/audio/speech"), ("GET", "/props"), ("POST", "/completion")):
+            reply = self.gateway.ask(method, path, {} if method == "POST" else None)
+            error = self.refused(reply, 501, "not_implemented")
+            self.assertIn("not served here", error["message"])
+            self.assertEqual(reply.headers["x-should-retry"], "false")
+        for method, path in (("POST", "/api/embed"), ("POST", "/api/pull"), ("DELETE", "/api/delete")):
+            reply = self.gateway.ask(method, path, {})
+            self.assertEqual((reply.status, type(reply.json["error"])), (501, str), reply)
+
+    def test_what_the_template_refuses_is_an_error(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".jinja") as f:
+            f.write("{% for m in messages %}{% if m.role == 'assistant' and loop.first %}{{ raise_exception('the user begins') }}{% endif %}{{ m.content }}{% endfor %}")
+            f.flush()
+            with Gateway(self.chain.file, "--chat-template", f.name) as gateway:
+                gateway.wait_ready()
+                self.ok(gateway.post("/v1/chat/completions", chat(max_tokens=1)))
+                wrong = [{"role": "assistant", "content": "I begin"}]
+                for stream in (False, True):
+                    error = self.refused(gateway.post("/v1/chat/completions", chat(messages=wrong, stream=stream)), 400, "template_failed", "messages")
+                    self.assertIn("the user begins", error["message"])
+                reply = gateway.post("/api/chat", {"model": MODEL, "messages": wrong})
+                self.assertEqual(reply.status, 400)
+                self.assertIn("the user begins", reply.json["error"])
+
+    def test_a_broken_template_of_the_models_own_fails_chats_only(self):
+        with tempfile.TemporaryDirectory() as folder:
+            whole = ggufio.read(nk.KJV)
+            whole.kv["tokenizer.chat_template"] = (ggufio.STR, "{% for m in messages %}{{ m.content }")
+            model = os.path.join(folder, "broken.gguf")
+            ggufio.write(model, whole.kv, [(t.name, t.ne, t.type, whole.data(t)) for t in whole.tensors.values()])
+            with nk.Chain(model, "0-8") as chain, Gateway(chain.file) as gateway:
+                gateway.wait_ready()
+                name = {"model": "broken.gguf"}
+                self.ok(gateway.post("/v1/completions", {**completion(), **name}))
+                error = self.refused(gateway.post("/v1/chat/completions", {**chat(), **name}), 400, "bad_template")
+                self.assertIn("--chat-template", error["message"])
+                self.assertEqual(gateway.post("/api/chat", {"messages": HELLO, **name}).status, 400)
+
     def test_bad_requests(self):
         post = lambda body, **more: self.gateway.post("/v1/chat/completions", body, **more)
         self.refused(post(b"{"), 400, "bad_json")
@@ -265,6 +305,29 @@ class Openai(OverOneCluster):
 
 
 class Ollama(OverOneCluster):
+    def test_fields_without_a_value_as_ollamas_own_client_sends_them(self):
+        """Its requests are Go structs: what has no value comes as "" or {}."""
+        show = {"model": MODEL, "system": "", "template": "", "verbose": False, "options": None, "name": ""}
+        self.assertEqual(self.ok(self.gateway.post("/api/show", show)).json["details"]["family"], "llama")
+        self.ok(self.gateway.post("/api/show", {**show, "options": {}}))
+        generate = {"model": MODEL, "prompt": "And God said", "suffix": "", "system": "", "template": "", "options": {"num_predict": 2}}
+        self.assertEqual(self.ok(self.gateway.post("/api/generate", generate)).lines()[-1]["eval_count"], 2)
+        self.assertEqual(self.ok(self.gateway.post("/api/generate", {**generate, "prompt": "", "options": None})).json["done_reason"], "load")
+        for field in ("suffix", "template"):
+            self.assertIn(field, self.gateway.post("/api/generate", {**generate, field: "x"}).json["error"])
+        self.assertIn("system", self.gateway.post("/api/show", {**show, "system": "x"}).json["error"])
+
+    def test_what_open_webui_asks(self):
+        """The routes that it uses: version, models, what is loaded, a chat with its options, both dialects streamed."""
+        for path in ("/api/version", "/api/tags", "/api/ps", "/v1/models"):
+            self.ok(self.gateway.get(path))
+        name = self.gateway.get("/api/tags").json["models"][0]["model"]
+        lines = self.ok(self.gateway.post("/api/chat", {"model": name, "messages": HELLO, "options": {"num_predict": 4, "temperature": 0.7}, "stream": True})).lines()
+        self.assertTrue(lines[-1]["done"])
+        name = self.gateway.get("/v1/models").json["data"][0]["id"]
+        chunks = self.ok(self.gateway.post("/v1/chat/completions", {"model": name, "messages": HELLO, "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 4})).chunks()
+        self.assertEqual(chunks[-1]["usage"]["completion_tokens"], 4)
+
     def test_generate(self):
         body = {"model": MODEL + ":latest", "prompt": "And God said", "options": {"num_predict": 6, "temperature": 0}}
         lines = self.ok(self.gateway.post("/api/generate", body, type="application/x-www-form-urlencoded")).lines()
@@ -421,6 +484,18 @@ class Wire(OverOneCluster):
                 self.assertTrue(c.ended())
         self.ok(self.gateway.get("/healthz"))
 
+    def test_huge_headers(self):
+        with self.gateway.connect() as c:
+            c.send("GET", "/healthz", headers={"X-Much": "a" * 100000})
+            self.assertEqual(c.head()[0], 431)
+
+    def test_too_many_messages_and_deep_json(self):
+        body = chat(messages=HELLO * 4000 + HELLO * 97)
+        self.assertLess(len(json.dumps(body)), 256 << 10)
+        self.refused(self.gateway.post("/v1/chat/completions", body), 400, "too_many", "messages")
+        self.refused(self.gateway.post("/v1/chat/completions", b"[" * 100000), 400, "bad_json")
+        self.refused(self.gateway.post("/v1/chat/completions", b'{"messages":' * 5000), 400, "bad_json")
+
     def test_http_1_0(self):
         with self.gateway.connect() as c:
             c.socket.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
@@ -441,6 +516,16 @@ class Wire(OverOneCluster):
             big.flush()
             done = subprocess.run(["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "-H", "Content-Type: application/json", "--data-binary", "@" + big.name, url], capture_output=True, timeout=60 * nk.SLOW)
             self.assertEqual(done.stdout, b"413", done)
+
+
+    def test_without_a_page_the_root_says_that_it_runs(self):
+        """Ollama's programs ask for it first."""
+        with Gateway(self.chain.file, "--no-page") as gateway:
+            reply = gateway.get("/")
+            self.assertEqual((reply.status, reply.headers["content-type"], reply.text), (200, "text/plain; charset=utf-8", "Nakshatra is running\n"))
+            self.assertEqual(gateway.ask("HEAD", "/").status, 200)
+            self.assertEqual(gateway.get("/index.html").status, 404)
+            self.assertEqual(gateway.post("/", {}).status, 405)
 
 
 class Browser(OverOneCluster):
@@ -482,9 +567,15 @@ class Health(OverOneCluster):
         self.assertEqual(self.gateway.metric("nakshatra_generated_tokens_total"), before + 8)
         self.assertIn('nakshatra_http_requests_total{route="/v1/completions",code="400"} 1', text)
         self.assertIn('nakshatra_errors_total{reason="bad_json"} 1', text)
-        self.assertRegex(text, r'nakshatra_stage_compute_seconds_count\{stage="w1"\} [1-9]')
+        for moved in (r"nakshatra_http_requests_total\{.*\}", r"nakshatra_http_request_duration_seconds_count\{.*\}", r"nakshatra_generations_total\{.*\}",
+                      "nakshatra_prompt_tokens_total", "nakshatra_queue_wait_seconds_count", "nakshatra_time_to_first_token_seconds_count",
+                      "nakshatra_time_per_token_seconds_count", r'nakshatra_stage_compute_seconds_count\{stage="w0"\}', r'nakshatra_stage_compute_seconds_count\{stage="w1"\}',
+                      r'nakshatra_stage_queue_seconds_count\{stage="w1"\}', r'nakshatra_stage_hop_seconds_count\{stage="w1"\}', "nakshatra_ready",
+                      r'nakshatra_stage_up\{stage="w1"\}', r'nakshatra_stage_decoded_tokens_total\{stage="w1"\}', r'nakshatra_stage_busy_seconds_total\{stage="w0"\}'):
+            line = re.compile(f"(?m)^{moved} (?!0(\\.0*)?$)[0-9.e+-]+$")  # what the workers say may be two seconds old
+            self.assertTrue(nk.wait_for(lambda: line.search(self.gateway.get("/metrics").text), 10, 0.3), moved)
+        self.assertRegex(text, r"(?m)^nakshatra_queue_length 0$")
         self.assertRegex(text, r'nakshatra_stage_kv_free_tokens\{stage="w0"\} 512\n')
-        self.assertRegex(text, r'nakshatra_time_to_first_token_seconds_count [1-9]')
         if shutil.which("promtool"):
             done = subprocess.run(["promtool", "check", "metrics"], input=text, text=True, capture_output=True)
             self.assertEqual((done.returncode, done.stdout + done.stderr), (0, ""))
@@ -505,6 +596,19 @@ class Health(OverOneCluster):
         self.assertEqual(cluster["model"]["context"], 512)
         self.assertTrue(cluster["ready"])
 
+    def test_error_codes_are_as_documented(self):
+        """The table has the codes that the sources have, and no others."""
+        doc = pathlib.Path(nk.SOURCE, "docs", "api.md").read_text().split("## Errors")[1].split("## `/cluster`")[0]
+        shown = {c for row in re.findall(r"(?m)^\| \d{3} \| ([^|]*) \|", doc) for c in re.findall(r"`(\w+)`", row)}
+        files = [f for layer in ("gateway", "text", "chain", "worker") for f in pathlib.Path(nk.SOURCE, "src", layer).glob("*.c*")]
+        text = "".join(f.read_text() for f in files)
+        self.assertEqual({c for c in shown if f'"{c}"' not in text}, set())
+        requests = "".join(pathlib.Path(nk.SOURCE, "src", "gateway", f"{name}.c").read_text()
+                           for name in ("request", "request_openai", "request_ollama", "prompt", "grammar", "text", "http", "admission"))
+        raised = set(re.findall(r'NK_E_[A-Z]+,\s*"([a-z_]+)"', requests)) | set(re.findall(r'\bbad\(\s*e,[^,]*,\s*"([a-z_]+)"', requests))
+        # Out of memory is told by its own code everywhere; nobody reads what the next three say.
+        self.assertEqual(raised - shown - {"no_memory", "client_gone", "cannot_listen", "no_thread"}, set())
+
     def test_events(self):
         connections = [self.gateway.connect() for _ in range(100)]
         try:
@@ -522,13 +626,22 @@ class Health(OverOneCluster):
         self.assertTrue(nk.wait_for(lambda: self.gateway.get("/cluster").json["gateway"]["listeners"] == 0))
 
     def test_page(self):
-        if not os.path.exists(os.path.join(nk.SOURCE, "web", "index.html")):
-            self.skipTest("there is no page in this tree")
-        page = self.ok(self.gateway.get("/"))
-        self.assertTrue(page.headers["content-type"].startswith("text/html"))
-        self.assertIn("default-src 'none'", page.headers["content-security-policy"])
-        again = self.gateway.get("/", headers={"If-None-Match": page.headers["etag"]})
-        self.assertEqual((again.status, again.body), (304, b""))
+        types = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8", "svg": "image/svg+xml"}
+        files = sorted(os.listdir(os.path.join(nk.SOURCE, "web")))
+        self.assertIn("index.html", files)
+        for path, name in [("/", "index.html"), *(("/" + name, name) for name in files)]:
+            page = self.ok(self.gateway.get(path))
+            with open(os.path.join(nk.SOURCE, "web", name), "rb") as f:
+                self.assertEqual(page.body, f.read())
+            self.assertEqual(page.headers["content-type"], types[name.rsplit(".", 1)[1]])
+            self.assertIn("default-src 'none'", page.headers["content-security-policy"])
+            self.assertNotIn("unsafe", page.headers["content-security-policy"])
+            self.assertEqual((page.headers["x-content-type-options"], page.headers["referrer-policy"]), ("nosniff", "no-referrer"))
+            again = self.gateway.get(path, headers={"If-None-Match": page.headers["etag"]})
+            self.assertEqual((again.status, again.body, again.headers["etag"]), (304, b"", page.headers["etag"]))
+            head = self.gateway.ask("HEAD", path)
+            self.assertEqual((head.status, head.headers["content-length"], head.body), (200, str(len(page.body)), b""))
+        self.refused(self.gateway.post("/", {}), 405, "method_not_allowed")
 
 
 class Going(unittest.TestCase):
@@ -538,7 +651,9 @@ class Going(unittest.TestCase):
     def setUpClass(cls):
         cls.chain = nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000", "--sequences", "4")
         try:
-            cls.gateway = Gateway(cls.chain.file, "--output-kib", "16").wait_ready()
+            # Room for all that a reader gets in the test of slow readers, should it not get to run meanwhile; what is
+            # sent to the slow one is more than this and the sockets' buffers together.
+            cls.gateway = Gateway(cls.chain.file, "--output-kib", "256", "--chat-template", HERMES).wait_ready()
             cls.clients = [nk.Client(w.address) for w in cls.chain.workers]
         except BaseException:
             cls.chain.close(check=False)
@@ -558,12 +673,19 @@ class Going(unittest.TestCase):
     def open_sessions(self, worker=0):
         return self.clients[worker].info().counters.sessions_open
 
-    def assert_ends_in_time(self, begin, worker):
+    def ends_after(self, begin, worker):
         """Polls fast: the time is of the poll that saw it, so it is never less than the truth."""
         while self.open_sessions(worker):
-            self.assertLess(time.monotonic() - begin, 10 * nk.SLOW)
-        took = time.monotonic() - begin
-        self.assertLess(took, 0.1 * nk.SLOW, f"cancelling took {took * 1000:.0f} ms on worker {worker}")
+            self.assertLess(time.monotonic() - begin, 60 * nk.SLOW)
+        return time.monotonic() - begin
+
+    def assert_in_time(self, what, once):
+        """once(): seconds. The best of several: a busy machine adds to a time and takes nothing from it."""
+        times, limit = [], 1.0 if nk.SANITIZED else 0.1
+        while len(times) < 4 or (min(times) >= limit and len(times) < 12):
+            times.append(once())
+        print(f"{what}: {min(times) * 1000:.0f} to {max(times) * 1000:.0f} ms", file=sys.stderr)
+        self.assertLess(min(times), limit, what)
 
     def begin(self, stream):
         c = self.gateway.connect()
@@ -579,32 +701,60 @@ class Going(unittest.TestCase):
     def test_client_that_goes_cancels_on_every_stage(self):
         for stream in (True, False):
             for worker in (0, 1):
-                c = self.begin(stream)
-                begin = time.monotonic()
-                c.close()
-                self.assert_ends_in_time(begin, worker)
-                self.chain.assert_idle()
+                def once():
+                    c = self.begin(stream)
+                    begin = time.monotonic()
+                    c.close()
+                    took = self.ends_after(begin, worker)
+                    self.chain.assert_idle()  # KV and sequences are free too
+                    return took
+                self.assert_in_time(f"cancelled on stage {worker}, {'streamed' if stream else 'whole'}", once)
 
     def test_client_that_goes_while_nothing_flows(self):
         for stream in (True, False):
-            c = self.begin(stream)
-            self.chain.workers[1].signal(signal.SIGSTOP)
-            try:
-                time.sleep(0.5)
-                begin = time.monotonic()
-                c.close()
-                self.assert_ends_in_time(begin, 0)
-            finally:
-                self.chain.workers[1].signal(signal.SIGCONT)
-            self.chain.assert_idle()
+            def once():
+                c = self.begin(stream)
+                self.chain.workers[1].signal(signal.SIGSTOP)
+                try:
+                    time.sleep(0.5)
+                    begin = time.monotonic()
+                    c.close()
+                    took = self.ends_after(begin, 0)
+                finally:
+                    self.chain.workers[1].signal(signal.SIGCONT)
+                self.chain.assert_idle()
+                return took
+            self.assert_in_time(f"cancelled beside a stopped stage, {'streamed' if stream else 'whole'}", once)
+
+    def test_times_of_the_stages_are_known_while_a_generation_runs(self):
+        def live():
+            c = self.gateway.get("/cluster").json
+            first, second = c["stages"]
+            times = [first["compute_ms"], first["queue_ms"], second["compute_ms"], second["queue_ms"], second["wire_ms"], c["links"][1]["wire_ms"]]
+            return c["gateway"]["running"] == 1 and (second["tokens_per_second"] or 0) > 0 and None not in times and c
+        before = [c.info().counters for c in self.clients]
+        with self.begin(stream=True):
+            cluster = nk.wait_for(live)
+            self.assertTrue(cluster, self.gateway.get("/cluster").text)
+            after = [c.info().counters for c in self.clients]
+        for a, b in zip(before, after):
+            self.assertGreater(b.steps, a.steps)
+            self.assertGreaterEqual(b.rows_in_runs - a.rows_in_runs, b.steps - a.steps)
+        self.assertGreater(after[0].wire_steps, before[0].wire_steps)
+        self.assertLessEqual(after[0].wire_steps, after[0].steps)
+        self.assertEqual(after[1].wire_steps, 0)  # the last stage has no way on
+        self.assertIsNone(cluster["stages"][0]["wire_ms"])
+        self.assertEqual(cluster["stages"][0]["kv_tokens"], self.clients[0].info().n_ctx)
+        self.chain.assert_idle()
 
     def test_slow_reader_is_cut_off_and_slows_nobody(self):
         cancelled = '{finish="cancelled"}'
         before = self.gateway.metric("nakshatra_generations_total", cancelled)
         with self.gateway.connect(receive_buffer=4096) as slow, self.gateway.connect() as c:
-            slow.send("POST", "/v1/completions", completion(stream=True, logprobs=20, **self.LONG))
-            c.send("POST", "/v1/completions", completion(stream=True, **{**self.LONG, "max_tokens": 2000}))
-            self.assertEqual(len(c.reply().chunks()), 2001)
+            # The kernel takes megabytes for it before the gateway has to keep anything: a token is 2 KiB of these.
+            slow.send("POST", "/v1/chat/completions", chat(stream=True, logprobs=True, top_logprobs=20, **self.LONG))
+            c.send("POST", "/v1/completions", completion(stream=True, **{**self.LONG, "max_tokens": 600}))
+            self.assertEqual(len(c.reply().chunks()), 601)
             self.assertTrue(nk.wait_for(lambda: self.gateway.metric("nakshatra_generations_total", cancelled) == before + 1, 60))
             self.assertTrue(slow.ended())
         self.chain.assert_idle()
@@ -629,11 +779,34 @@ class Queue(unittest.TestCase):
             self.assertEqual(gateway.metric("nakshatra_queue_wait_seconds_count"), 64)
             chain.assert_idle()
 
+    def test_64_streams_over_the_limit_end_or_get_429(self):
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "4096", "--sequences", "4") as chain, Gateway(chain.file, "--waiting", "20") as gateway:
+            gateway.wait_ready()
+            replies, lock = [], threading.Lock()
+
+            def one(i):
+                reply = gateway.post("/v1/completions", completion(stream=True, seed=i, max_tokens=64, prompt=f"{i} And it came", ignore_eos=True))
+                with lock:
+                    replies.append(reply)
+            threads = [threading.Thread(target=one, args=(i,)) for i in range(64)]
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join(300 * nk.SLOW)
+            self.assertEqual(len(replies), 64)
+            refused = [r for r in replies if r.status == 429]
+            self.assertTrue(all(r.status == 200 for r in replies if r not in refused), replies)
+            self.assertTrue(all(len(r.chunks()) == 65 for r in replies if r.status == 200))
+            self.assertTrue(all(int(r.headers["retry-after"]) >= 1 and r.json["error"]["code"] == "queue_full" for r in refused))
+            self.assertGreaterEqual(len(replies) - len(refused), 24)
+            self.assertGreater(len(refused), 0)
+            chain.assert_idle()
+
     def test_over_the_limit_is_429(self):
-        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000") as chain, Gateway(chain.file, "--running", "1", "--waiting", "1", "--waiting-ms", "800") as gateway:
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000") as chain, Gateway(chain.file, "--running", "1", "--waiting", "1", "--waiting-ms", str(3000 * nk.PATIENCE)) as gateway:
             gateway.wait_ready()
             running = gateway.connect()
-            running.send("POST", "/v1/completions", completion(stream=True, **Going.LONG))
+            running.send("POST", "/v1/completions", completion(stream=True, **{**Going.LONG, "max_tokens": 30000}))
             self.assertEqual(running.head()[0], 200)
             waiting = gateway.connect()
             waiting.send("POST", "/v1/completions", completion())
@@ -689,6 +862,20 @@ class Failing(unittest.TestCase):
             gateway.wait_ready()
             self.assertEqual(gateway.post("/v1/completions", completion()).status, 200)
 
+    def test_error_after_a_stream_began_is_counted(self):
+        with nk.Chain(nk.KJV, "0-8", "--ctx", "40000") as chain, Gateway(chain.file) as gateway:
+            gateway.wait_ready()
+            with gateway.connect() as c:
+                c.send("POST", "/v1/completions", completion(stream=True, **Going.LONG))
+                self.assertEqual(c.head()[0], 200)
+                c.chunk()
+                chain.workers[0].kill()
+                last = b""
+                while data := c.chunk():
+                    last = data
+                code = json.loads(last.decode().rstrip("\n").rsplit("data: ", 1)[1])["error"]["code"]
+            self.assertEqual(gateway.metric("nakshatra_errors_total", f'{{reason="{code}"}}'), 1)
+
     def test_gateway_may_start_before_its_workers(self):
         with nk.Chain(nk.KJV, "0-4,4-8") as chain:
             address = chain.workers[0].port
@@ -718,6 +905,14 @@ class Failing(unittest.TestCase):
                         body += data
                     self.assertTrue(body.endswith(b"data: [DONE]\n\n"))
                 self.assertEqual(gateway.process.wait(60 * nk.SLOW), 0)
+            with Gateway(chain.file, "--drain-ms", "600000") as gateway:  # nobody else is let in meanwhile
+                gateway.wait_ready()
+                with gateway.connect() as c:
+                    c.send("POST", "/v1/completions", completion(stream=True, **Going.LONG))
+                    self.assertEqual(c.head()[0], 200)
+                    gateway.terminate()
+                    self.assertTrue(nk.wait_for(gateway.refuses_connections, 5))
+                    self.assertIsNone(gateway.process.poll())
             with Gateway(chain.file, "--drain-ms", "100") as gateway:  # and cuts off those that take too long
                 gateway.wait_ready()
                 with gateway.connect() as c:
@@ -728,6 +923,14 @@ class Failing(unittest.TestCase):
                         pass
                     self.assertIn(b'"code":"shutting_down"', c.left)
             chain.assert_idle()
+
+    def test_signals_go_to_the_main_thread(self):
+        with nk.Chain(nk.KJV, "0-4,4-8") as chain, Gateway(chain.file) as gateway:
+            gateway.wait_ready()
+            self.assertEqual(gateway.post("/v1/completions", completion()).status, 200)
+            for process in [gateway.process] + [w.process for w in chain.workers]:
+                takes = nk.threads_that_take(process.pid, signal.SIGTERM)
+                self.assertEqual(takes, [process.pid])
 
 
 class Security(unittest.TestCase):
@@ -745,7 +948,9 @@ class Security(unittest.TestCase):
         with nk.Chain(nk.KJV, "0-4,4-8") as chain, Gateway(chain.file, "--api-key-file", self.keys, "--tls-cert", cert, "--tls-key", key, context=context) as gateway:
             self.assertTrue(gateway.url.startswith("https://"))
             gateway.wait_ready()
-            self.assertEqual(gateway.get("/healthz").status, 200)
+            for path in ("/healthz", "/", "/app.js"):  # the page asks for the key itself
+                self.assertEqual(gateway.get(path).status, 200)
+            self.assertEqual(gateway.get("/cluster/events").status, 401)
             for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret-key-one"}, {"Authorization": "Bearer secret-key-on"}):
                 reply = gateway.get("/v1/models", headers=header)
                 self.assertEqual((reply.status, reply.json["error"]["code"]), (401, "invalid_api_key"))
@@ -756,9 +961,31 @@ class Security(unittest.TestCase):
                 gateway.key = secret
                 self.assertEqual(len(gateway.post("/v1/completions", completion(stream=True)).chunks()), 9)
             self.assertNotIn("secret-key", gateway.log())
+            opened = chain.workers[0].info().counters.sessions_opened
             with gateway.connect() as c:  # goes while its request runs, through TLS
                 c.send("POST", "/v1/completions", completion(max_tokens=400, ignore_eos=True), {"Authorization": "Bearer secret-key-one"})
+                self.assertTrue(nk.wait_for(lambda: chain.workers[0].info().counters.sessions_opened > opened))
             chain.assert_idle()
+
+    def test_beyond_this_machine_needs_tls_and_a_key_or_insecure(self):
+        cert, key, context = certificate(self.dir)
+        tls, keys = ("--tls-cert", cert, "--tls-key", key), ("--api-key-file", self.keys)
+        with nk.Chain(nk.KJV, "0-8") as chain:
+            for options in ((), tls, keys):
+                done = nk.run("serve", "--cluster", chain.file, "--listen", "0.0.0.0:0", *options)
+                self.assertEqual((done.returncode, done.stdout), (1, ""), options)
+                self.assertIn("--insecure", done.stderr)
+            for options in (("--insecure",), (*tls, *keys)):
+                with nk.Background("serve", "--cluster", chain.file, "--listen", "0.0.0.0:0", *options) as serve:
+                    self.assertTrue(nk.wait_for(lambda: b"listening on" in serve.stdout or serve.process.poll() is not None))
+                    serve.process.send_signal(signal.SIGINT)
+                    self.assertEqual(serve.wait(), 0, serve.stderr)
+                    self.assertIn(b"listening on http", serve.stdout)
+            other = os.path.join(self.dir, "other")
+            os.mkdir(other)
+            done = nk.run("serve", "--cluster", chain.file, "--listen", "127.0.0.1:0", "--tls-cert", cert, "--tls-key", certificate(other)[1])
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("belong together", done.stderr)
 
     def test_bad_starts_say_why(self):
         with nk.Chain(nk.KJV, "0-8") as chain:
@@ -770,6 +997,12 @@ class Security(unittest.TestCase):
                 self.assertNotEqual(done.returncode, 0)
                 self.assertIn(word, done.stderr)
                 self.assertEqual(done.stdout, "")
+            with socket.create_server(("127.0.0.1", 0)) as taken:
+                address = "127.0.0.1:%d" % taken.getsockname()[1]
+                done = nk.run("serve", "--cluster", chain.file, "--listen", address)
+                self.assertEqual((done.returncode, done.stdout), (1, ""))
+                self.assertIn(address, done.stderr)
+                self.assertIn("in use", done.stderr)
             self.assertEqual(nk.run("serve").returncode, 2)
 
 

@@ -205,7 +205,7 @@ class Opening(Served):
         r = self.wire.generate(prompt, fields.pop("n", 4), **fields)
         self.refused(lambda: r, code, reason, *words)
         self.assertEqual(r.tokens, [])
-        self.assertLess(time.monotonic() - begin, 5 * nk.SLOW)
+        self.assertLess(time.monotonic() - begin, nk.SOON)
 
     def test_session__ids(self):
         for n in 0, 15, 17, 1000:
@@ -286,6 +286,21 @@ class Opening(Served):
         r = self.wire.generate(PROMPT, 8, stop=[(b"%c" % (97 + i)) * 256 for i in range(16)])
         self.assertEqual((r.code, len(r.ids)), ("OK", 8))
 
+    def test_open__that_would_wait_with_megabytes_is_refused_by_the_first_stage(self):
+        """It is kept while the session waits for room: once a session could hold 65 MiB, and sixty-four wait."""
+        pb = nk.pb()
+        for what in (dict(stop=[b"x" * 256] * 17), dict(stop=[b"x" * 257]), dict(sampling={"grammar": "x" * 65537}),
+                     dict(sampling={"logit_bias": [pb.LogitBias(id=1)] * 1025}),
+                     dict(resume_session=bytes(50 << 20)),
+                     dict(route=[pb.Stage(address=self.first.address, layer_end=4),
+                                 pb.Stage(address="x" * (50 << 20), layer_begin=4, layer_end=8)])):
+            r = self.wire.generate(PROMPT, 1000, **what)
+            self.assertEqual(r.code, "INVALID_ARGUMENT", list(what))
+            self.assertIn("w0", r.error.details())
+        stream = talk.Stream(self.late.channel)
+        stream.send(self.last_open(prompt_ids=[300] * 10000000))  # a later stage wants none
+        self.refused(stream.error, "INVALID_ARGUMENT", "bad_request", "w1", 262144)
+
     def test_grammars__that_are_none(self):
         for grammar in ["root", "root ::=", 'root ::= "a', 'root ::= other', 'notroot ::= "a"', "root ::= (", "\x01",
                         'root ::= "a"{5', 'root ::= [', 'root ::= "\\x', 'root ::= root "a"', "root ::= root",
@@ -296,7 +311,7 @@ class Opening(Served):
             with self.subTest(grammar[:40]):
                 begin = time.monotonic()
                 r = self.wire.generate(PROMPT, 4, sampling={"grammar": grammar})
-                self.assertLess(time.monotonic() - begin, 10 * nk.SLOW)
+                self.assertLess(time.monotonic() - begin, nk.SOON)
                 self.assertIn((r.code, r.reason), [("INVALID_ARGUMENT", "bad_grammar"), ("INVALID_ARGUMENT", "bad_sampling"),
                                                    ("OK", None), ("INTERNAL", "bad_logits")])
                 self.assertEqual(self.wire.health(), "SERVING")
@@ -324,6 +339,16 @@ class Stepping(Served):
         stream = stream or self.driven(**fields)
         stream.send(*messages)
         self.refused(stream.error, code, reason, "w1", *words)
+
+    def bad_in_flight(self, messages, code, reason, *words, **fields):
+        """What is wrong only while steps are unanswered, which they may not be when this program is kept waiting."""
+        for _ in range(5):
+            stream = self.driven(**fields)
+            stream.send(*messages, nk.pb().InferenceRequest(finish=nk.pb().Finish()))
+            error = stream.error()
+            if error is not None and nk.reason(error) == reason:
+                break
+        self.refused(lambda: error, code, reason, "w1", *words)
 
     def tokens(self, stream, n):
         found = []
@@ -388,7 +413,7 @@ class Stepping(Served):
         self.assertEqual(stream.recv().WhichOneof("kind"), "done")
         self.assertIsNone(stream.error())
         # Finish with steps unanswered, and steps after Finish.
-        self.bad([*self.chunks(3), finish], "INVALID_ARGUMENT", "unexpected_message", "idle", n_tokens_max=2000)
+        self.bad_in_flight(self.chunks(3), "INVALID_ARGUMENT", "unexpected_message", "idle", n_tokens_max=2000)
 
     def test_step__numbers(self):
         rows = self.rows(PROMPT)
@@ -417,10 +442,11 @@ class Stepping(Served):
         self.bad([self.step(1, 2**32 - 1, PROMPT, rows)], "OUT_OF_RANGE", "gap", 4294967295)
         self.bad([self.step(1, 0, PROMPT, rows), self.step(2, 8, [300], row)], "OUT_OF_RANGE", "gap", 8, 6)
         self.bad([self.step(1, 0, PROMPT, rows)], "OUT_OF_RANGE", "context_length_exceeded", 6, 5, n_tokens_max=5)
-        self.bad([*self.chunks(3), self.step(9, 3, [300], row)], "FAILED_PRECONDITION", "steps_in_flight", n_tokens_max=2000)
+        self.bad_in_flight([*self.chunks(3), self.step(9, 3, [300], row)], "FAILED_PRECONDITION", "steps_in_flight",
+                           n_tokens_max=2000)
 
     def test_window__exceeded(self):
-        self.bad(self.chunks(12), "RESOURCE_EXHAUSTED", "window_exceeded", 4, n_tokens_max=2000)
+        self.bad_in_flight(self.chunks(12), "RESOURCE_EXHAUSTED", "window_exceeded", 4, n_tokens_max=2000)
 
     def test_group__that_never_comes_together(self):
         """Rows said to be run together with others that do not exist are run after a moment."""
@@ -430,7 +456,7 @@ class Stepping(Served):
         begin = time.monotonic()
         stream.send(self.step(2, 6, [300], self.rows([*PROMPT, 300], 6), group=2**64 - 1, group_size=2**32 - 1))
         self.tokens(stream, 1)
-        self.assertLess(time.monotonic() - begin, 2 * nk.SLOW)
+        self.assertLess(time.monotonic() - begin, nk.SOON)
 
     def test_rows__that_are_finite_and_absurd(self):
         """Computing with them overflows: a token or an error, and the next session is right."""
@@ -460,6 +486,33 @@ class Stepping(Served):
 
 
 class Crowds(Served):
+    def test_watchers__that_stay_take_no_sessions_place(self):
+        h = talk.proto("health")
+        watch = self.wire.channel.unary_stream("/grpc.health.v1.Health/Watch", h.HealthCheckRequest.SerializeToString,
+                                               h.HealthCheckResponse.FromString)
+        calls, refused = [], []
+        try:
+            for _ in range(150):
+                call = watch(h.HealthCheckRequest(), timeout=120 * nk.SLOW)
+                calls.append(call)
+                try:
+                    next(call)
+                except grpc.RpcError as e:
+                    refused.append((e.code().name, nk.reason(e)))
+            self.assertEqual(refused, [("RESOURCE_EXHAUSTED", "too_many_calls")] * 22)
+            r = self.wire.generate(PROMPT, 8)
+            self.assertEqual((r.code, len(r.ids)), ("OK", 8))
+        finally:
+            for call in calls:
+                call.cancel()
+        self.assertTrue(nk.wait_for(self.healthy, 30))
+
+    def healthy(self):
+        try:
+            return self.wire.health() == "SERVING"
+        except grpc.RpcError:
+            return False
+
     def test_thousand__streams_that_never_send(self):
         silent, ended, lock = [], [], threading.Lock()
 
@@ -480,6 +533,7 @@ class Crowds(Served):
             silent.append(call)
         try:
             self.assertTrue(nk.wait_for(lambda: self.first.info().counters.streams_open == 1000, 30))
+            self.assertEqual(self.first.info().counters.sessions_open, 0)  # none has said what it wants
             # Others are served meanwhile.
             r = self.wire.generate(PROMPT, 8)
             self.assertEqual((r.code, len(r.ids)), ("OK", 8))
@@ -490,6 +544,23 @@ class Crowds(Served):
             self.assertTrue(nk.wait_for(lambda: len(ended) == 1000, 60))
             self.assertEqual(set(ended), {("DEADLINE_EXCEEDED", "no_open")})
             self.assertGreater(time.monotonic() - begin, 9)
+        finally:
+            hold.set()
+
+    def test_unary__calls_that_never_send_end_too(self):
+        """Each once held one of the calls that a worker takes for as long as its client liked."""
+        hold = threading.Event()
+
+        def nothing():
+            hold.wait()
+            return
+            yield
+        calls = [self.wire.channel.stream_unary("/nakshatra.v1.Nakshatra/" + name).future(nothing(), timeout=120 * nk.SLOW)
+                 for name in ("Info", "Forward", "Sleep", "Wake") * 10]
+        try:
+            for c in calls:
+                e = c.exception()
+                self.assertEqual((e.code().name, nk.reason(e)), ("DEADLINE_EXCEEDED", "no_request"))
         finally:
             hold.set()
 
@@ -510,9 +581,11 @@ class Crowds(Served):
 
     def test_client__that_does_not_read(self):
         """Its tokens wait in bounded queues, and cost nothing when it goes."""
+        before = self.last.info().counters.sessions_opened
         streams = [self.wire.stream() for _ in range(3)]
         for s in streams:
             s.send(self.wire.open(PROMPT, 600))
+        self.assertTrue(nk.wait_for(lambda: self.last.info().counters.sessions_opened == before + 3, 30))
         self.assertTrue(nk.wait_for(lambda: self.last.info().counters.sessions_open == 0, 30))
         for s in streams:
             s.cancel()
@@ -537,7 +610,7 @@ class NextStage(unittest.TestCase):
         cls.port = cls.server.add_insecure_port("127.0.0.1:0")
         cls.server.start()
         cls.address = f"127.0.0.1:{cls.port}"
-        cls.first = nk.Worker("--model", nk.KJV, "--layers", "0-4", "--threads", 1, "--ctx", 1024, "--stall-ms", 1500 * nk.SLOW,
+        cls.first = nk.Worker("--model", nk.KJV, "--layers", "0-4", "--threads", 1, "--ctx", 1024, "--stall-ms", 1500 * nk.PATIENCE,
                               id="first", peers=[cls.address])
 
         class Peer:
@@ -690,6 +763,24 @@ class NextStage(unittest.TestCase):
         self.lied_to(inject, "RESOURCE_EXHAUSTED", "kv_full", self.address)
         self.assertNotRegex(self.first.log(), r"(?m)^warn worker forged")
 
+    def test_stream__that_is_done_and_not_ended_is_ended(self):
+        """Of a session that is kept, too: such streams once stayed open for good."""
+        hold = threading.Event()
+        self.addCleanup(hold.set)
+
+        def behave(requests, context):
+            next(requests)
+            yield self.opened()
+            yield self.token(next(requests).step.step, finish=nk.pb().FINISH_EOG)
+            next(requests)
+            yield nk.pb().InferenceReply(done=nk.pb().Done())
+            hold.wait(60 * nk.SLOW)
+        type(self).behave = staticmethod(behave)
+        for reuse in False, True:
+            r = self.wire.generate(talk.ids(9, seed=77), 4, reuse=reuse)
+            self.assertEqual(r.code, "OK", r.error)
+            self.first.assert_idle()
+
     def test_silence(self):
         def silent(requests, context):
             for _ in requests:
@@ -705,7 +796,7 @@ class NextStage(unittest.TestCase):
         for behave in silent, later:
             begin = time.monotonic()
             self.lied_to(behave, "DEADLINE_EXCEEDED", "stalled", self.address)
-            self.assertLess(time.monotonic() - begin, 4 * nk.SLOW)
+            self.assertLess(time.monotonic() - begin, nk.SOON)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import tempfile
+import termios
 import time
 import unittest
 
@@ -50,9 +51,11 @@ class Golden(unittest.TestCase):
             self.assertEqual(got["ids"], ids)
 
     def test_run__stories_through_1_2_3_and_5_workers_is_the_golden_text(self):
-        folder = os.environ.get("NK_EXTRA_MODELS")
+        # Not in this tree: a folder that is named, or shared/models in the tree or beside it.
+        folders = [os.path.join(nk.SOURCE, up, "shared", "models") for up in ("", "..")]
+        folder = os.environ.get("NK_EXTRA_MODELS") or next(filter(os.path.isdir, folders), None)
         if not folder:
-            self.skipTest("NK_EXTRA_MODELS is not set (a folder with stories260K-f32.gguf)")
+            self.skipTest("no stories260K-f32.gguf: NK_EXTRA_MODELS, a folder with it, is not set")
         golden = nk.golden("stories260K")
         for name in ("stories260K-f32.gguf", "stories260K-q8_0.gguf"):
             cuts = ["0-5", "0-2,2-5", "0-1,1-3,3-5", "0-1,1-2,2-3,3-4,4-5"]
@@ -192,7 +195,7 @@ class Command(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        cls.chain = nk.Chain(nk.KJV, "0-4,4-8")
+        cls.chain = nk.Chain(nk.KJV, "0-4,4-8", "--ctx", 16384)  # generations long enough to be met while they run
         cls.addClassCleanup(cls.chain.close)
         cls.dir = tempfile.mkdtemp()
         cls.addClassCleanup(shutil.rmtree, cls.dir)
@@ -228,21 +231,22 @@ class Command(unittest.TestCase):
 
     def test_run__text_comes_while_the_generation_goes_on(self):
         # A worker that stands still after the first tokens: what came is out, and the command waits.
-        with nk.Background("run", "--cluster", self.chain.file, "--prompt", "In", "-n", "400", "--temp", "0") as run:
+        with nk.Background("run", "--cluster", self.chain.file, "--prompt", "In", "-n", "600", "--temp", "0") as run:
             self.assertTrue(nk.wait_for(lambda: run.stdout or run.process.poll() is not None, step=0.001))
             self.chain.workers[1].signal(signal.SIGSTOP)
             try:
                 time.sleep(0.2)
                 self.assertIsNone(run.process.poll())
-                self.assertLess(len(run.stdout), 1500)
+                early = len(run.stdout)
             finally:
                 self.chain.workers[1].signal(signal.SIGCONT)
             self.assertEqual(run.wait(), 0)
+            self.assertLess(early, len(run.stdout))
         self.chain.assert_idle()
 
     def test_run__ctrl_c_cancels_and_frees_everything(self):
         for sig, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-            with nk.Background("run", "--cluster", self.chain.file, "--prompt", "In", "-n", "480", "--temp", "0") as run:
+            with nk.Background("run", "--cluster", self.chain.file, "--prompt", "In", "-n", "8000", "--temp", "0") as run:
                 self.assertTrue(nk.wait_for(lambda: run.stdout or run.process.poll() is not None, step=0.001))
                 run.process.send_signal(sig)
                 self.assertEqual(run.wait(20), code, run.stderr)
@@ -253,7 +257,8 @@ class Command(unittest.TestCase):
         self.chain.workers[0].signal(signal.SIGSTOP)
         try:
             with nk.Background("run", "--cluster", self.chain.file, "--prompt", "In", "-n", "9") as run:
-                time.sleep(0.3)
+                self.assertTrue(nk.wait_for(lambda: nk.catches(run.process.pid, signal.SIGINT)))
+                time.sleep(0.3)  # in the midst of waiting, but any moment has to do
                 self.assertIsNone(run.process.poll())
                 run.process.send_signal(signal.SIGINT)
                 self.assertEqual(run.wait(20), 130, run.stderr)
@@ -263,7 +268,7 @@ class Command(unittest.TestCase):
 
     def test_run__a_reader_that_goes_away_ends_it_like_a_filter(self):
         read, write = os.pipe()
-        with nk.Background("run", "--cluster", self.chain.file, "--prompt", "In", "-n", "480", "--temp", "0",
+        with nk.Background("run", "--cluster", self.chain.file, "--prompt", "In", "-n", "8000", "--temp", "0",
                            stdout=write) as run:
             os.close(write)
             self.assertTrue(os.read(read, 1))
@@ -294,18 +299,19 @@ class Command(unittest.TestCase):
             w = self.chain.workers[i]
             w.signal(signal.SIGSTOP)
             try:
-                done = self.run_("--prompt", "In", "-n", "9", "--stall-ms", "600", "--json", timeout=60)
+                done = self.run_("--prompt", "In", "-n", "9", "--stall-ms", 1500 * nk.PATIENCE, "--json")
             finally:
                 w.signal(signal.SIGCONT)
             error = json.loads(done.stdout)["error"]
-            self.assertEqual((done.returncode, error["code"]), (1, "deadline exceeded"), error)
+            # The first one may be given up by gRPC before its stall time is over.
+            self.assertIn((done.returncode, error["code"]), [(1, "deadline exceeded"), (1, "unavailable")][:2 - i], error)
             self.assertIn(f"worker {w.id}", error["message"])
             nk.wait_for(lambda: not nk.run("check", "--cluster", self.chain.file).returncode)
         self.chain.assert_idle()
 
     def test_run__a_worker_that_is_killed_is_named_and_back_it_works_again(self):
         for i in (1, 0):
-            with nk.Background("run", "--cluster", self.chain.file, "--prompt", "In", "-n", "480", "--json") as run:
+            with nk.Background("run", "--cluster", self.chain.file, "--prompt", "In", "-n", "8000", "--json") as run:
                 nk.wait_for(lambda: self.chain.workers[0].info().counters.tokens_decoded, step=0.001)
                 nk.wait_for(lambda: self.chain.workers[0].info().counters.sessions_open, step=0.001)
                 self.chain.workers[i].kill()
@@ -353,7 +359,7 @@ class Command(unittest.TestCase):
             ([*c, "--prompt", "x", "--system", "y"], "go with --chat"),
             ([*c, "--prompt", "x", "extra"], "one argument too many"),
             ([*c, "--prompt", "x", "--colour"], "unknown"),
-            ([*c, "--prompt", "x " * 600, "-n", "4"], "context"),
+            ([*c, "--prompt", "x " * 20000, "-n", "4"], "context"),
         ]:
             with self.subTest(args=args[2:] if args[:2] == c else args):
                 done = nk.run("run", *args)
@@ -361,6 +367,20 @@ class Command(unittest.TestCase):
                 self.assertRegex(done.stderr, sentence)
                 self.assertEqual(done.stdout, "")
                 self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+        self.chain.assert_idle()
+
+    def test_run__an_empty_prompt_is_the_models_beginning(self):
+        """A vocabulary with a BOS token has one token for it, as whole llama.cpp has."""
+        got = json.loads(self.run_("--prompt", "", "-n", "12", "--temp", "0", "--json").stdout)
+        expected = whole(nk.KJV, "", "-n", 12, "--temp", 0)
+        self.assertEqual((got["n_prompt"], got["ids"]), (1, expected["ids"]))
+
+    def test_run__a_pipe_that_wants_ten_bytes_gets_them(self):
+        script = f"'{nk.NAKSHATRA}' run --cluster '{self.chain.file}' --prompt 'In the' -n 8000 --temp 0 | head -c 10"
+        done = subprocess.run(["bash", "-c", script + "; echo \" ${PIPESTATUS[0]}\""], capture_output=True, text=True,
+                              timeout=60 * nk.SLOW, env=nk.env(), stdin=subprocess.DEVNULL)
+        text, code = done.stdout[:10], done.stdout[10:].strip()
+        self.assertEqual((len(text), code, done.stderr), (10, str(128 + signal.SIGPIPE), ""))
         self.chain.assert_idle()
 
     def test_run__a_prompt_that_is_not_utf8_is_refused(self):
@@ -413,6 +433,16 @@ class Terminal:
                     raise AssertionError(f"ended without {pattern!r}: {self.seen!r}")
                 self.seen += data.decode(errors="replace")
         self.seen = self.seen[re.search(pattern, self.seen).end():]
+
+    def editing(self):
+        """Waits for libedit to have the terminal: what is typed before is edited by the kernel, byte by byte."""
+        assert nk.wait_for(lambda: not termios.tcgetattr(self.master)[3] & termios.ICANON), self.seen
+
+    def end(self):
+        """Ctrl-D at the prompt, once that is libedit's: the kernel would make it an end of file that libedit does not see."""
+        self.editing()
+        self.send("\x04")
+        assert self.process.wait(20 * nk.SLOW) == 0, self.seen
 
     def send(self, text):
         os.write(self.master, text.encode())
@@ -496,13 +526,22 @@ class Chat(unittest.TestCase):
             self.assertEqual(t.process.wait(20), 0)
         self.chain.assert_idle()
 
+    def test_chat__half_a_character_typed_ahead_does_not_swallow_the_newline(self):
+        with Terminal(*self.args, "-n", "2", env=dict(self.env, LC_ALL="C.UTF-8")) as t:
+            # Before the prompt it is the kernel that takes back, and that takes back bytes.
+            t.send("z\u00fcrich \U0001f600\x7f\r")
+            t.read_until("> ")
+            t.read_until("\n> ")
+            t.end()
+        self.chain.assert_idle()
+
     def test_chat__characters_of_many_bytes_are_characters(self):
         with Terminal(*self.args, "-n", "2", env=dict(self.env, LC_ALL="C.UTF-8")) as t:
             t.read_until("> ")
+            t.editing()
             t.send("z\u00fcrich \U0001f600\u00e4\x7f\x7f\x7f\r")  # three characters are taken back
             t.read_until("\n> ")
-            t.send("\x04")
-            self.assertEqual(t.process.wait(20), 0)
+            t.end()
         with open(os.path.join(self.home, "state", "nakshatra", "chat_history"), encoding="utf-8") as f:
             self.assertIn("z\u00fcrich\n", f.read().replace("\\040", " "))
 
@@ -510,14 +549,14 @@ class Chat(unittest.TestCase):
         for first in (True, False):
             with Terminal(*self.args, "-n", "4", env=self.env) as t:
                 t.read_until("> ")
+                t.editing()
                 if first:
                     t.send("a question nobody else may read\r")
                 else:
                     t.send("\x1b[A\r")  # arrow up
                     t.read_until("a question nobody else may read")
                 t.read_until("\n> ")
-                t.send("\x04")  # Ctrl-D
-                self.assertEqual(t.process.wait(20), 0)
+                t.end()
         path = os.path.join(self.home, "state", "nakshatra", "chat_history")
         self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
         self.assertEqual(stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode), 0o700)

@@ -1,7 +1,10 @@
 """Sessions over chains of real workers: many at once, sampling, stop strings, log-probabilities, prefix reuse, limits,
 queueing, the half-precision wire. What a run alone gives is what counts."""
+import json
 import math
+import os
 import struct
+import tempfile
 import time
 import unittest
 
@@ -162,7 +165,7 @@ class Merging(Workers):
 
     def rows_per_run(self, wire, n_sessions):
         """In the middle of n generations."""
-        running = [wire.start(talk.ids(4, seed=i), 400) for i in range(n_sessions)]
+        running = [wire.start(talk.ids(4, seed=i), 9600 // n_sessions) for i in range(n_sessions)]
         for r in running:
             r.until_tokens(10)
         before = [w.info().counters for w in wire.workers]
@@ -176,13 +179,14 @@ class Merging(Workers):
         return [(a.rows_in_runs - b.rows_in_runs) / (a.runs - b.runs) for a, b in zip(after, before)]
 
     def test_groups__are_as_many_as_there_are_stages(self):
-        """Each as large as the sessions allow: fewer rows would waste the kernels, fewer groups a stage."""
+        """Each as large as the sessions allow: fewer rows would waste the kernels, fewer groups a stage. But a CPU's kernels
+        take four rows or 16, and what is between those as several times four."""
         for n in 1, 3, 9:
             for ratio in self.rows_per_run(self.wire, n):
                 self.assertAlmostEqual(ratio, n / 3 if n > 3 else 1, delta=0.35, msg=f"{n} sessions over 3 stages")
-        for n in 1, 8:
+        for n, rows in (1, 1), (4, 4), (8, 4), (16, 16):
             ratio, = self.rows_per_run(self.whole, n)
-            self.assertAlmostEqual(ratio, n, delta=0.1 * n, msg=f"{n} sessions over one stage")
+            self.assertAlmostEqual(ratio, rows, delta=0.1 * rows, msg=f"{n} sessions over one stage")
 
     def test_logit_bias__forbids_and_forces(self):
         first = self.wire.generate(PROMPT, 1).ids[0]
@@ -326,6 +330,30 @@ class Reuse(unittest.TestCase):
         r = self.go(longer, 100, sampling=never_again, reused=79)
         self.assertEqual(len(set(longer) | set(r.ids)), len(set(longer)) + 100)
 
+    def test_continuation__after_whole_chunks_is_a_fresh_run_to_the_bit(self):
+        """The same runs over the same KV, so the very same numbers; with rows of half precision as well."""
+        base = talk.ids(128, seed=6)
+        for dtype in nk.pb().DTYPE_F32, nk.pb().DTYPE_F16:
+            with self.subTest(dtype), nk.Chain(nk.KJV, "0-4,4-8") as a, talk.Wire(a.workers) as kept, \
+                    nk.Chain(nk.KJV, "0-4,4-8") as b, talk.Wire(b.workers) as new:
+                first = kept.generate(base, 1, reuse=True, dtype=dtype)
+                longer = base + first.ids + talk.ids(21, seed=7)[1:]
+                r = kept.generate(longer, 40, reuse=True, n_logprobs=5, dtype=dtype)
+                self.assertEqual((r.code, r.done.n_reused), ("OK", 128), r.error)
+                self.assertEqual(outcome(r), outcome(new.generate(longer, 40, n_logprobs=5, dtype=dtype)))
+
+    def test_predecessor__that_still_runs_is_not_waited_for_nor_touched(self):
+        """The same conversation asked again before its first answer is through."""
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", 4096) as chain, talk.Wire(chain.workers) as wire:
+            alone = wire.generate(PROMPT, 2500, n_logprobs=5)
+            running = wire.start(PROMPT, 2500, reuse=True, n_logprobs=5).until_tokens(10)
+            longer = PROMPT + running.result.ids[:10]
+            r = wire.generate(longer, 20, reuse=True, n_logprobs=5)
+            self.assertEqual((r.code, r.done.n_reused), ("OK", 0), r.error)
+            self.assertFalse(running.ended, "the test came too late")
+            same_tokens(self, running.wait(), alone)
+            same_tokens(self, r, wire.generate(longer, 20, n_logprobs=5))
+
     def test_beginning__of_a_longer_session_is_copied_and_most_of_one_taken_over(self):
         base = talk.ids(200)
         self.go(base, 8)
@@ -459,18 +487,100 @@ class Limits(unittest.TestCase):
             begin = time.monotonic()
             r = wire.generate(PROMPT, 7900, limits={"deadline_ms": 700})
             self.assertEqual((r.code, r.reason), ("DEADLINE_EXCEEDED", "deadline"))
-            self.assertTrue(0.6 < time.monotonic() - begin < 5 * nk.SLOW)
+            self.assertTrue(0.6 < time.monotonic() - begin < nk.SOON)
             chain.assert_idle()
             r = wire.start(PROMPT, 7900, timeout=0.7 / nk.SLOW)  # the client's own, over gRPC
             self.assertEqual(r.wait().code, "DEADLINE_EXCEEDED")
             chain.assert_idle()
 
 
+class Turns(unittest.TestCase):
+    def test_prompt__of_many_chunks_delays_others_by_one_of_them(self):
+        """From the trace: between two rows of a session there is one chunk of another's long prompt, not several."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "trace")
+            w = nk.Worker("--model", nk.KJV, "--layers", "0-8", "--threads", 1, "--ctx", 8000, "--trace", path)
+            with talk.Wire([w]) as wire:
+                decoding = wire.start(PROMPT, 6000).until_tokens(5)
+                prompt = wire.start(talk.ids(1900), 1)
+                self.assertEqual(prompt.wait().code, "OK", prompt.result.error)
+                self.assertFalse(decoding.ended, "the prompt came too late")
+                decoding.until_tokens(len(decoding.result.tokens) + 5)  # a row after the last chunk
+                decoding.cancel()
+                w.assert_idle()
+            self.assertEqual(w.stop(), 0, w.log())
+            with open(path) as f:
+                events = [json.loads(line) for line in f]
+        name = next(e["session"] for e in events if e["rows"] == len(PROMPT))
+        chunks = [e["t"] for e in events if e["session"] != name and e["ev"] == "computing" and e["rows"] > 1]
+        self.assertEqual(len(chunks), -(-1900 // 64))
+        rows = [e["t"] for e in events if e["session"] == name and e["ev"] == "computing"]
+        between = [sum(a <= t < b for t in chunks) for a, b in zip(rows, rows[1:])]
+        self.assertEqual(sum(between), len(chunks))
+        # A row's successor has to come from the net thread: on a busy machine a second chunk may begin before it does.
+        self.assertLessEqual(max(between), 4, between)
+        self.assertLessEqual(sum(n > 1 for n in between), len(chunks) // 3, between)
+
+
+    def test_decode__on_shared_cores_one_stage_at_a_time_computes_and_else_both(self):
+        """From the traces: the times of decode on the two stages do not overlap where each has all cores of this machine."""
+        cores, overlaps = len(os.sched_getaffinity(0)), {}
+        if cores < 2:
+            nk.missing("two cores")
+        for shared, threads in ((True, cores), (True, 1), (False, 1)):
+            with tempfile.TemporaryDirectory() as folder:
+                files = [os.path.join(folder, f"{i}.jsonl") for i in range(2)]
+                with nk.Chain(nk.KJV, "0-4,4-8", *["--shared-cores"] * shared, threads=threads,
+                              per_worker={i: ["--trace", f] for i, f in enumerate(files)}) as chain:
+                    with talk.Wire(chain.workers) as wire:
+                        for session in [wire.start(PROMPT, 200) for _ in range(4)]:
+                            self.assertEqual(session.wait().code, "OK", session.result.error)
+                    chain.assert_idle()
+                runs = []
+                for path in files:
+                    begin, times = {}, set()
+                    with open(path) as f:
+                        for e in map(json.loads, f):
+                            if e["rows"] == 1 and e["ev"] == "computing":
+                                begin[e["session"]] = e["t"]
+                            elif e["rows"] == 1 and e["ev"] == "computed":
+                                times.add((begin[e["session"]], e["t"]))
+                    runs.append(sorted(times))
+            overlaps[shared, threads] = sum(a < d and c < b for a, b in runs[0] for c, d in runs[1])
+        self.assertEqual(overlaps.pop((True, cores)), 0)
+        self.assertGreater(min(overlaps.values()), 0, overlaps)
+
+
+class Soak(unittest.TestCase):
+    def test_thousand__short_sessions_leave_nothing_and_no_memory(self):
+        """After some hundred every pool and cache is as large as it gets; what a session holds would show then."""
+        with nk.Chain(nk.KJV, "0-4,4-8", "--sequences", 4) as chain, talk.Wire(chain.workers) as wire:
+            def some(n):
+                for i in range(0, n, 10):
+                    running = [wire.start(talk.ids(2 + i // 10 % 5, seed=k), 3, reuse=k % 2 == 0, stop=[b"zzz"],
+                                          sampling={"temperature": 1, "top_k": 20, "seed": k}) for k in range(10)]
+                    running[7].until(lambda r: r.opened)
+                    running[7].cancel()
+                    self.assertLessEqual({r.wait().code for r in running}, {"OK", "CANCELLED"})
+                chain.assert_idle()
+            # Sanitizers' allocators keep freed memory back: what sizes tell is not looked at there.
+            n = 200 if os.environ.get("NK_SANITIZE") else 1000
+            some(n * 2 // 5)
+            before = [talk.rss(w.pid) for w in chain.workers]
+            some(n)
+            for w, b in zip(chain.workers, before):
+                c = w.info().counters
+                self.assertGreaterEqual(c.sessions_opened, n)
+                self.assertLessEqual(c.sessions_kept, 4)
+                if not os.environ.get("NK_SANITIZE"):
+                    self.assertLess(talk.rss(w.pid) - b, 6 << 20, f"worker {w.id} grew")
+
+
 class Queue(unittest.TestCase):
     def test_full__sessions_wait_in_order_and_the_queue_has_an_end(self):
-        options = ["--ctx", 6000, "--sequences", 2, "--queue", 3]
+        options = ["--ctx", 30000, "--sequences", 2, "--queue", 3]
         with nk.Chain(nk.KJV, "0-4,4-8", *options) as chain, talk.Wire(chain.workers) as wire:
-            running = [wire.start(PROMPT, 2900).until_tokens(1) for _ in range(2)]
+            running = [wire.start(PROMPT, 14900, timeout=600).until_tokens(1) for _ in range(2)]
             waiting = []
             for i in range(3):
                 waiting.append(wire.start(PROMPT, 10 + i))
@@ -491,12 +601,12 @@ class Queue(unittest.TestCase):
             chain.assert_idle()
 
     def test_kv__is_what_is_waited_for(self):
-        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", 1000, "--sequences", 8) as chain, talk.Wire(chain.workers) as wire:
-            running = wire.start(PROMPT, 900).until_tokens(1)
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", 8100, "--sequences", 8) as chain, talk.Wire(chain.workers) as wire:
+            running = wire.start(PROMPT, 8000).until_tokens(1)
             waiting = wire.start(PROMPT, 200)
             self.assertTrue(nk.wait_for(lambda: wire.client.info().counters.sessions_open == 2))
             i = wire.client.info()
-            self.assertEqual(i.kv_tokens_free, i.n_ctx - 906)
+            self.assertEqual(i.kv_tokens_free, i.n_ctx - 8006)
             self.assertIsNone(waiting.result.opened)
             running.cancel()
             self.assertEqual((waiting.wait().code, len(waiting.result.ids)), ("OK", 200))

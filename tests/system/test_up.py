@@ -1,4 +1,5 @@
 """nakshatra up: the whole thing in one command; what it starts ends with it, however it ends."""
+import contextlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import unittest
 import urllib.request
 
 import nk
+from gateway import Connection
 
 
 class Up(unittest.TestCase):
@@ -64,6 +66,13 @@ class Up(unittest.TestCase):
             report = json.loads(nk.out("check", "--cluster", file, "--json"))
             self.assertTrue(report["ok"])
             self.assertEqual([(w["n_ctx"], w["n_seq_max"]) for w in report["workers"]], [(256, 3)] * 2)
+            cores = len(os.sched_getaffinity(0))  # all of them for each: they take turns, and spinning is bounded
+            self.assertEqual([w["n_threads"] for w in report["workers"]], [cores] * 2)
+            for pid in pids:
+                with open(f"/proc/{pid}/cmdline") as f:
+                    self.assertIn("--shared-cores", f.read().split("\0"))
+                with open(f"/proc/{pid}/environ") as f:
+                    self.assertIn("GOMP_SPINCOUNT=20000", f.read().split("\0"))
             self.assertGreater(len(nk.out("run", "--cluster", file, "--prompt", "In", "-n", "9")), 0)
             up.process.send_signal(signal.SIGINT)
             self.assertEqual(up.wait(30), 0)
@@ -85,6 +94,29 @@ class Up(unittest.TestCase):
             self.assertEqual(up.wait(30), 0, up.stderr)
             self.assert_gone(pids)
 
+    def test_up__ctrl_c_of_a_terminal_lets_streams_end(self):
+        """A terminal's Ctrl-C goes to the whole process group; the workers must outlive the streams."""
+        for n_signals in (1, 2):
+            with self.serve("--workers", "2", "--ctx", "4000", "--drain-ms", "600000") as up:
+                _, pids = self.wait_up(up, 2)
+                gateway = Connection(int(up.stdout.decode().split("listening on ")[1].split()[0].rsplit(":", 1)[1]))
+                gateway.send("POST", "/v1/completions", {"model": "kjv-tiny", "prompt": "In", "max_tokens": 1500, "ignore_eos": True, "stream": True})
+                self.assertEqual(gateway.head()[0], 200)
+                gateway.chunk()
+                for _ in range(n_signals):
+                    os.killpg(up.process.pid, signal.SIGINT)
+                    time.sleep(0.1)
+                body = b""
+                with contextlib.suppress(EOFError, ConnectionResetError):
+                    while data := gateway.chunk():
+                        body += data
+                gateway.close()
+                if n_signals == 1:
+                    self.assertTrue(body.endswith(b"data: [DONE]\n\n"), body[-300:] + up.stderr)
+                    self.assertGreater(body.count(b"data: "), 1000)
+                self.assertEqual(up.wait(30), 0 if n_signals == 1 else 130, up.stderr)
+                self.assert_gone(pids)
+
     def test_up__a_port_that_is_taken_is_named_and_nothing_is_left(self):
         with socket.create_server(("127.0.0.1", 0)) as s:
             address = "127.0.0.1:%d" % s.getsockname()[1]
@@ -94,7 +126,7 @@ class Up(unittest.TestCase):
         self.assertEqual(os.listdir(self.dir), [])
 
     def test_up__ctrl_c_in_a_generation_ends_all(self):
-        with self.start("--prompt", "In", "-n", "480", "--temp", "0") as up:
+        with self.start("--ctx", "8000", "--prompt", "In", "-n", "7000", "--temp", "0") as up:
             self.assertTrue(nk.wait_for(lambda: up.stdout, step=0.001))
             pids = nk.children_of(up.process.pid)
             up.process.send_signal(signal.SIGINT)
@@ -120,7 +152,7 @@ class Up(unittest.TestCase):
 
     def test_up__a_reader_that_goes_away_ends_all(self):
         read, write = os.pipe()
-        with self.start("--prompt", "In", "-n", "480", "--temp", "0", stdout=write) as up:
+        with self.start("--ctx", "8000", "--prompt", "In", "-n", "7000", "--temp", "0", stdout=write) as up:
             os.close(write)
             self.assertTrue(os.read(read, 1))
             pids = nk.children_of(up.process.pid)
@@ -154,6 +186,30 @@ class Up(unittest.TestCase):
         self.assertGreaterEqual(len(seen[0]), 3)
         self.assertEqual(seen[0], seen[1])
 
+    def test_up__a_cache_on_a_full_disk_is_said_and_no_half_slice_is_left(self):
+        if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+            nk.missing("mounting needs root (unshare -m)")
+        cache = os.path.join(self.dir, "cache")
+        os.mkdir(cache)
+        script = "mount -t tmpfs -o size=1m none '%s' && '%s' up '%s' --prompt In -n 2; r=$?; find '%s' -type f; exit $r"
+        done = subprocess.run(["unshare", "-m", "sh", "-c", script % (cache, nk.NAKSHATRA, nk.KJV, cache)],
+                              env=dict(self.env, XDG_CACHE_HOME=cache), stdin=subprocess.DEVNULL, capture_output=True,
+                              text=True, timeout=120 * nk.SLOW)
+        self.assertEqual(done.returncode, 1, done)
+        self.assertNotRegex(done.stdout, r"\.tmp|\d{3}-\d{3}\.gguf")
+        self.assertIn("No space left on device", done.stderr)
+        self.assertIn(cache, done.stderr)
+        self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+
+    def test_up__without_a_home_it_says_what_to_set_and_needs_only_that(self):
+        env = {k: v for k, v in self.env.items() if k not in ("HOME", "XDG_CACHE_HOME")}
+        done = nk.run("up", nk.KJV, "--prompt", "In", "-n", "2", env=env)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("XDG_CACHE_HOME", done.stderr)
+        self.assertEqual((done.stdout, done.stderr.count("\n")), ("", 1), done.stderr)
+        done = nk.run("up", nk.KJV, "--prompt", "In", "-n", "2", env=dict(env, XDG_CACHE_HOME=os.path.join(self.dir, "c")))
+        self.assertEqual(done.returncode, 0, done.stderr)
+
     def test_up__wrong_arguments_are_sentences_and_exit_code_2(self):
         for args, sentence in [
             ([], "an argument is missing"),
@@ -164,6 +220,7 @@ class Up(unittest.TestCase):
             ([nk.KJV, "--layers", "0-4,5-8", "--prompt", "x"], "0-4,5-8|layers 4-5"),
             ([nk.KJV, "--layers", "0-4", "--prompt", "x"], "8"),
             ([nk.KJV, "--dtype", "f64", "--prompt", "x"], "'f64' is not known"),
+            ([nk.KJV, "--cache-type-k", "q1", "--prompt", "x"], "--cache-type-k: 'q1' is no type"),
             ([nk.KJV, "--device", "Quantum0", "--prompt", "x"], "Quantum0"),
             ([nk.KJV, "--prompt", "x", "--file", "y"], "both given"),
             ([nk.KJV, "--prompt", "x", "--top-p", "2"], "outside 0 to 1"),

@@ -3,9 +3,13 @@ ends; what it writes."""
 import glob
 import json
 import os
+import pty
 import re
 import signal
+import socket
+import subprocess
 import tempfile
+import threading
 import time
 import unittest
 
@@ -26,12 +30,17 @@ def whole(*options, **more):
     return nk.Worker("--model", nk.KJV, "--layers", "0-8", "--threads", 1, *options, **more)
 
 
+def need_huge_pages():
+    if tuple(int(n) for n in re.findall(r"\d+", os.uname().release)[:2]) < (6, 1):
+        nk.missing(f"Linux 6.1 is needed for huge pages on request: this is {os.uname().release}")
+
+
 class Served(unittest.TestCase):
     """Three workers that are a chain, and one with the whole model."""
 
     @classmethod
     def setUpClass(cls):
-        cls.chain = nk.Chain(nk.KJV, "0-3,3-6,6-8")
+        cls.chain = nk.Chain(nk.KJV, "0-3,3-6,6-8", "--ctx", LONG)
         try:
             cls.whole = whole(id="whole")
             cls.wire, cls.one = talk.Wire(cls.chain.workers), talk.Wire([cls.whole])
@@ -78,6 +87,7 @@ class Served(unittest.TestCase):
             slice_bytes = max(os.path.getsize(f) for f in glob.glob(f"{cached}/kjv-tiny.{w.begin:03}-{w.end:03}.gguf"))
             self.assertTrue(layers <= i.weights_bytes <= slice_bytes, (layers, i.weights_bytes, slice_bytes))
             self.assertEqual(i.kv_bytes, i.n_ctx * (w.end - w.begin) * kv_of_token_and_layer)
+            self.assertEqual((i.cache_type_k, i.cache_type_v), ("f16", "f16"))
             self.assertEqual((i.state, i.deterministic), ("serving", False))
             last = w.end == i.layer_count
             self.assertEqual(sorted(i.capabilities), sorted(
@@ -89,8 +99,18 @@ class Served(unittest.TestCase):
             i = a.info()
             self.assertEqual((i.n_ctx, i.n_seq_max, i.n_batch, i.n_threads, i.deterministic), (768, 3, 48, 1, True))
             self.assertEqual((i.kv_tokens_free, i.sequences_free), (768, 3))
+            self.assertNotIn("prefix_reuse", i.capabilities)  # nothing is continued in deterministic mode
         finally:
             a.stop()
+        c = whole("--cache-type-k", "q8_0", "--cache-type-v", "f32", "--ctx", 256)
+        try:
+            i = c.info()
+            self.assertEqual((i.cache_type_k, i.cache_type_v), ("q8_0", "f32"))
+            g = ggufio.read(nk.KJV)
+            n = g.get("llama.attention.head_count_kv") * g.get("llama.embedding_length") // g.get("llama.attention.head_count")
+            self.assertEqual(i.kv_bytes, 256 * 8 * (n * 34 // 32 + n * 4))  # q8_0: 32 numbers and a scale of two bytes in a block
+        finally:
+            c.stop()
         b = nk.Worker("--model", nk.KJV, "--layers", "0-8", "--threads", 2, "--batch", 1)
         try:
             self.assertEqual((b.info().n_threads, b.info().n_batch), (2, 1))
@@ -114,11 +134,11 @@ class Served(unittest.TestCase):
             self.assertEqual(a.rows_in_runs - b.rows_in_runs, len(PROMPT) + 9)
             self.assertGreater(a.compute_us, b.compute_us)
             self.assertGreater(a.uptime_ms, b.uptime_ms)
-        running = self.wire.start(talk.ids(40), 300).until_tokens(1)
+        running = self.wire.start(talk.ids(40), LONG - 100).until_tokens(1)
         for w in self.chain.workers:
             i = w.info()
             self.assertEqual((i.counters.sessions_open, i.n_ctx - i.kv_tokens_free, i.n_seq_max - i.sequences_free),
-                             (1, 340, 1))
+                             (1, LONG - 60, 1))
             self.assertGreaterEqual(i.counters.streams_open, 1)
         running.cancel()
         self.chain.assert_idle()
@@ -161,6 +181,12 @@ class Served(unittest.TestCase):
                 self.assertGreater(s.compute_us, 0)
             self.assertGreater(r.done.prefill_us, 0)
             self.assertGreater(r.done.decode_us, 0)
+            # The times are of this run: computing is one stage after the other, and only the last has no wire behind it.
+            spent = r.done.prefill_us + r.done.decode_us
+            self.assertLessEqual(sum(s.compute_us for s in r.done.stages), spent)
+            self.assertTrue(all(0 < s.wire_us < spent for s in r.done.stages[:-1]))
+            self.assertEqual(r.done.stages[-1].wire_us, 0)
+            self.assertTrue(all(s.queue_us < spent for s in r.done.stages))
 
     def test_health__check_and_watch(self):
         h = talk.proto("health")
@@ -207,6 +233,73 @@ class Served(unittest.TestCase):
                        "UNIMPLEMENTED", "unknown_method", "Train")
 
 
+class Memory(unittest.TestCase):
+    def test_weights__on_a_cpu_are_mapped_or_read(self):
+        """And a worker that is told to use the CPU loads no driver of anything else."""
+        for options, mapped in ([], True), (["--mmap"], True), (["--no-mmap"], False):
+            with self.subTest(options):
+                w = whole("--device", "CPU", *options)
+                try:
+                    with open(f"/proc/{w.pid}/maps") as f:
+                        maps = f.read()
+                    self.assertEqual(".000-008.gguf" in maps, mapped)
+                    self.assertIn("libggml-cpu", maps)
+                    self.assertNotIn("vulkan", maps)
+                    with talk.Wire([w]) as wire:
+                        r = wire.generate(PROMPT, 24)
+                        self.assertEqual((r.code, r.text), ("OK", TEXT[:len(r.text)]))
+                finally:
+                    self.assertEqual(w.stop(), 0, w.log())
+
+    @unittest.skipIf(os.environ.get("NK_SANITIZE"), "a sanitizer's own memory would be measured")
+    def test_memory__of_weights_and_kv_comes_into_huge_pages(self):
+        need_huge_pages()
+        w = whole("--device", "CPU", "--ctx", 32768)  # 64 MiB of KV
+
+        def huge():
+            with open(f"/proc/{w.pid}/smaps_rollup") as f:
+                return int(re.search(r"AnonHugePages: +(\d+) kB", f.read()).group(1))
+        try:
+            self.assertTrue(nk.wait_for(lambda: huge() > 48 << 10), huge())
+            with talk.Wire([w]) as wire:
+                r = wire.generate(PROMPT, 24)
+                self.assertEqual((r.code, r.text), ("OK", TEXT[:len(r.text)]))
+        finally:
+            self.assertEqual(w.stop(), 0, w.log())
+
+
+    @unittest.skipIf(nk.SANITIZED, "a sanitizer's own memory would be measured")
+    def test_mapping__is_replaced_by_memory_in_huge_pages_where_there_is_plenty(self):
+        """A matrix of 9 MB that ggml computes with as it is in the file. And asleep and awake again, all of it once more."""
+        need_huge_pages()
+        with tempfile.TemporaryDirectory() as folder:
+            model = os.path.join(folder, "model.gguf")
+            nk.out("bench", "synth", "--layers", "2", "--width", "256", "--ff", "512", "--heads", "4", "--kv-heads", "2",
+                   "--vocab", "44000", "--type", "Q4_0", "--embedding-type", "Q6_K", "--out", model)
+
+            def mapped(w):
+                with open(f"/proc/{w.pid}/maps") as f:
+                    return sum(int(b, 16) - int(a, 16) for a, b in re.findall(r"(?m)^(\w+)-(\w+) .*[.]000-002[.]gguf$", f.read()))
+            answers = []
+            for options in ["--mmap"], []:
+                w = nk.Worker("--model", model, "--layers", "0-2", "--device", "CPU", "--ctx", 256, *options)
+                try:
+                    with talk.Wire([w]) as wire:
+                        for _ in range(2):
+                            if options:
+                                size = mapped(w)
+                                self.assertGreater(size, 9 << 20)
+                            else:
+                                self.assertTrue(nk.wait_for(lambda: mapped(w) <= size - (6 << 20)), (mapped(w), size))
+                            answers.append(wire.generate(PROMPT, 24).ids)
+                            wire.client.sleep()
+                            self.assertEqual(mapped(w), 0)
+                            wire.client.wake()
+                finally:
+                    self.assertEqual(w.stop(), 0, w.log())
+            self.assertEqual(answers, answers[:1] * 4)
+
+
 class Sleeping(unittest.TestCase):
     def test_sleep__gives_the_memory_back_and_wake_takes_it_again(self):
         w = whole("--no-mmap", "--ctx", 32768, "--sequences", 4)  # 64 MiB of KV
@@ -243,11 +336,23 @@ class Sleeping(unittest.TestCase):
         with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", LONG) as chain, talk.Wire(chain.workers) as wire:
             last = nk.Client(chain.workers[1].address)
             # within the grace
-            running = wire.start(PROMPT, 150).until_tokens(5)
+            running = wire.start(PROMPT, 2500).until_tokens(5)
             begin = time.monotonic()
+            seen = []
+
+            def look():  # meanwhile it takes no new sessions, and holds its memory still
+                def infos():
+                    i = chain.workers[1].info()
+                    return i if i.state != "serving" else None
+                i = nk.wait_for(infos)
+                seen.append((i.state, i.weights_bytes > 0, i.kv_bytes > 0))
+            looking = threading.Thread(target=look)
+            looking.start()
             last.sleep(grace_ms=60000 * nk.SLOW)
+            looking.join()
             self.assertLess(time.monotonic() - begin, 50 * nk.SLOW)  # not until the grace is over
-            self.assertEqual((running.wait().code, len(running.result.ids)), ("OK", 150))
+            self.assertEqual((running.wait().code, len(running.result.ids)), ("OK", 2500))
+            self.assertEqual(seen, [("asleep", True, True)])
             talk.complaint(self, lambda: wire.generate(PROMPT, 4), "UNAVAILABLE", "asleep", "w1")
             last.wake()
             # no grace
@@ -283,6 +388,32 @@ class Starting(unittest.TestCase):
         self.assertEqual(b.port, a.port)
         b.stop()
 
+    def test_listen__on_ipv6_and_by_name(self):
+        """The address in a route is the one that --allow-peer has, whatever kind it is."""
+        for host in "[::1]", "localhost":
+            with self.subTest(host):
+                if host == "[::1]":
+                    try:
+                        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+                    except OSError as e:
+                        nk.missing(f"an IPv6 loopback: {e}")
+                last = nk.Worker("--model", nk.KJV, "--layers", "4-8", "--threads", 1, listen=host + ":0")
+                first = nk.Worker("--model", nk.KJV, "--layers", "0-4", "--threads", 1, listen=host + ":0",
+                                  peers=[last.address])
+                try:
+                    self.assertEqual(last.address, f"{host}:{last.port}")
+                    self.assertEqual(first.info().worker_id, first.address)
+                    with talk.Wire([first, last]) as wire:
+                        r = wire.generate(PROMPT, 32)
+                        self.assertEqual((r.code, r.text), ("OK", TEXT[:len(r.text)]), r.error)
+                    path = os.path.join(self.dir.name, "cluster.yaml")
+                    with open(path, "w") as f:
+                        f.write(nk.cluster_text("kjv", nk.sha256(nk.KJV), [("a", first.address, "0-4"),
+                                                                           ("b", last.address, "4-8")], vocab=nk.KJV))
+                    self.assertIn("One token went through all 2 workers", nk.out("check", "--cluster", path))
+                finally:
+                    self.assertEqual((first.stop(), last.stop()), (0, 0))
+
     def test_model__is_cut_into_the_cache_once(self):
         more = {"XDG_CACHE_HOME": self.dir.name}
         a = nk.Worker("--model", nk.KJV, "--layers", "2-5", "--threads", 1, env_more=more)
@@ -299,6 +430,23 @@ class Starting(unittest.TestCase):
         c.stop()
         after = os.stat(path)
         self.assertEqual((before.st_mtime_ns, before.st_ino), (after.st_mtime_ns, after.st_ino))
+
+    def test_model__on_a_terminal_shows_how_far_cutting_is(self):
+        terminal, theirs = pty.openpty()
+        w = subprocess.Popen([nk.NAKSHATRA, "worker", "--model", nk.KJV, "--layers", "2-5", "--threads", "1", "--listen",
+                              "127.0.0.1:0"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs,
+                             env=nk.env(XDG_CACHE_HOME=self.dir.name, TERM="xterm"))
+        os.close(theirs)
+        try:
+            self.assertTrue(w.stdout.readline().startswith(b"ready "))
+            self.assertRegex(os.read(terminal, 65536).decode(), r"\[[#.]{30}\] +\d+ %")
+            w.terminate()
+            self.assertEqual(w.wait(20 * nk.SLOW), 0)
+        finally:
+            w.kill()
+            w.wait()
+            w.stdout.close()
+            os.close(terminal)
 
     def test_options__wrong_ones_get_a_sentence_and_exit_code_2(self):
         model = ["--model", nk.KJV]
@@ -335,6 +483,9 @@ class Starting(unittest.TestCase):
             ([*good, "--allow-peer", "nowhere"], ["nowhere", "HOST:PORT"]),
             ([*good, "--parent-fd", "999"], ["--parent-fd", "999"]),
             ([*good, "--trace", "/no/such/folder/t"], ["/no/such/folder/t"]),
+            ([*good, "--mmap", "--no-mmap"], ["--mmap", "--no-mmap"]),
+            ([*good, "--cache-type-k", "F16"], ["--cache-type-k", "'F16'", "f32, f16"]),
+            ([*good, "--cache-type-v", "q4_0", "--no-flash-attn"], ["--cache-type-v", "q4_0", "flash attention"]),
             ([*good, "--frobnicate"], ["--frobnicate"]),
             ([*good, "extra"], ["extra"]),
         ]:
@@ -347,19 +498,33 @@ class Starting(unittest.TestCase):
 
     def test_signal__before_it_is_ready_ends_it_at_once(self):
         """While it loads there is nothing to drain: a slow load must not have to be waited for."""
-        fifo = os.path.join(self.dir.name, "slow.yaml")  # opening it waits for a writer
+        fifo = os.path.join(self.dir.name, "slow.yaml")  # whose end does not come
+
+        def writer():
+            try:
+                return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:  # nobody reads yet
+                return None
         os.mkfifo(fifo)
         for number in signal.SIGTERM, signal.SIGINT:
             w = nk.Worker("--model", nk.KJV, "--layers", "0-8", "--cluster", fifo, wait=False)
-            time.sleep(0.2 * nk.SLOW)
-            w.signal(number)
             try:
-                self.assertEqual(w.process.wait(10), -number)
+                end = nk.wait_for(writer)
+                self.assertIsNotNone(end)
+                w.signal(number)
+                self.assertEqual(w.process.wait(20 * nk.SLOW), -number)
+                os.close(end)
             finally:
                 w.kill()
 
 
 class Ending(unittest.TestCase):
+    N = 900 if os.environ.get("NK_SANITIZE") else 3000  # tokens, which last longer than what is done meanwhile
+
+    @classmethod
+    def setUpClass(cls):
+        talk.proto("health")  # not while a generation runs
+
     def draining(self, wire, w):
         """After SIGTERM: new sessions are refused and health says so."""
         self.assertTrue(nk.wait_for(lambda: w.info().state == "draining"))
@@ -369,10 +534,10 @@ class Ending(unittest.TestCase):
             talk.complaint(self, lambda: late.generate(PROMPT, 4), "UNAVAILABLE", "draining", w.id)
 
     def test_sigterm__lets_running_sessions_finish_and_refuses_new_ones(self):
-        w = whole("--ctx", LONG, "--sequences", 1)
+        w = whole("--ctx", LONG, "--sequences", 1, "--drain-ms", 600000)
         with talk.Wire([w]) as wire:
-            alone = wire.generate(PROMPT, 900)
-            running = wire.start(PROMPT, 900).until_tokens(5)
+            alone = wire.generate(PROMPT, self.N)
+            running = wire.start(PROMPT, self.N).until_tokens(5)
             waiting = wire.start(PROMPT, 5)  # there is one sequence only
             self.assertTrue(nk.wait_for(lambda: w.info().counters.sessions_open == 2))
             w.signal(signal.SIGTERM)
@@ -403,9 +568,28 @@ class Ending(unittest.TestCase):
             w.signal(signal.SIGTERM)
             self.draining(wire, w)
             w.signal(signal.SIGTERM)
-            self.assertEqual(w.process.wait(10), -signal.SIGTERM)
+            self.assertEqual(w.process.wait(20 * nk.SLOW), -signal.SIGTERM)
             self.assertEqual(running.wait().code, "UNAVAILABLE")
         w.kill()
+
+    def test_sigint__drains_too_and_a_second_signal_of_either_kind_ends_it(self):
+        w = whole("--ctx", LONG, "--drain-ms", 600000)
+        with talk.Wire([w]) as wire:
+            running = wire.start(PROMPT, self.N).until_tokens(5)
+            w.signal(signal.SIGINT)
+            self.draining(wire, w)
+            self.assertEqual((running.wait().code, len(running.result.ids)), ("OK", self.N))
+        self.assertEqual(w.process.wait(20 * nk.SLOW), 0, w.log())
+        w.kill()
+        for first, second in (signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT):
+            w = whole("--ctx", LONG)
+            with talk.Wire([w]) as wire:
+                wire.start(PROMPT, LONG - 10).until_tokens(5)
+                w.signal(first)
+                self.assertTrue(nk.wait_for(lambda: w.info().state == "draining"))
+                w.signal(second)
+                self.assertEqual(w.process.wait(20 * nk.SLOW), -second)
+            w.kill()
 
     def test_parent_fd__ends_it_when_the_other_end_closes(self):
         w = whole("--drain-ms", 200, "--ctx", LONG)

@@ -95,7 +95,7 @@ int main(int argc, char **argv)
 
     nk_log_init();
     TRY(nk_args_parse(argc, argv, &cmd, &first, &err));
-    nk_stage_global_init();
+    nk_stage_global_init(NULL);
     TRY(nk_gen_args_opts(&a, &o, &err));
     so.whole_model = true;
     so.n_seq_max = 1;

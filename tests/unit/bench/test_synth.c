@@ -62,6 +62,11 @@ static void test_synth__types_are_finite_and_of_the_promised_magnitude(void **st
 
     (void)state;
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+#ifdef __SANITIZE_ADDRESS__
+        /* ggml computes seconds for tables of these, and is not what a sanitizer looks at. */
+        if (!strcmp(types[i], "iq1_s") || !strcmp(types[i], "iq2_xs") || !strcmp(types[i], "iq3_s"))
+            continue;
+#endif
         struct nk_synth_shape s = small();
         struct ggml_context *ctx = NULL;
         struct gguf_context *gguf;

@@ -149,6 +149,67 @@ static void test_table__verdict_says_when_it_cannot_tell(void **state)
     assert_int_equal(nk_verdict_of(&none, &some, 1, false, &ratio), NK_VERDICT_NOISY);
 }
 
+static void add_turn(struct nk_table *t, const char *system, int run, enum nk_row_status status,
+                     double value)
+{
+    struct nk_row r = { .figure = "f", .run = run, .status = status, .value = value };
+
+    snprintf(r.system, sizeof r.system, "%s", system);
+    assert_int_equal(nk_table_add(t, &r, NULL), 0);
+}
+
+static void test_table__ratios_are_of_the_same_run(void **state)
+{
+    struct nk_table t = NK_TABLE_INIT;
+    struct nk_summary s;
+
+    (void)state;
+    add_turn(&t, "ours", 1, NK_ROW_OK, 11);
+    add_turn(&t, "whole", 1, NK_ROW_OK, 10);
+    add_turn(&t, "ours", 2, NK_ROW_NOISY, 90);
+    add_turn(&t, "whole", 2, NK_ROW_NOISY, 10);
+    add_turn(&t, "ours", 2, NK_ROW_OK, 24); /* once more */
+    add_turn(&t, "whole", 2, NK_ROW_OK, 20);
+    add_turn(&t, "ours", 3, NK_ROW_OK, 9);
+    add_turn(&t, "whole", 3, NK_ROW_FAILED, 0);
+    add_turn(&t, "ours", 1, NK_ROW_OK, 26); /* another sitting, another order */
+    add_turn(&t, "whole", 1, NK_ROW_OK, 20);
+    s = nk_table_ratios(&t, "f", 0, "ours", "whole");
+    assert_int_equal(s.n_ok, 3);
+    assert_int_equal(s.n_noisy, 1);
+    assert_int_equal(s.n_failed, 1);
+    assert_true(s.min > 1.099 && s.min < 1.101 && s.median > 1.199 && s.median < 1.201);
+    assert_true(s.max > 1.299 && s.max < 1.301);
+    assert_int_equal(nk_verdict_pairs(&s, 1.02, true), NK_VERDICT_MISSED);
+    assert_int_equal(nk_verdict_pairs(&s, 1.25, true), NK_VERDICT_NOISY);
+    assert_int_equal(nk_verdict_pairs(&s, 1.5, true), NK_VERDICT_REACHED);
+    s = nk_table_ratios(&t, "f", 0, "ours", "rpc");
+    assert_int_equal(nk_verdict_pairs(&s, 1, true), NK_VERDICT_NOISY);
+    s = nk_table_ratios(&t, "g", 0, "ours", "whole");
+    assert_int_equal(nk_verdict_pairs(&s, 1, true), NK_VERDICT_NONE);
+    nk_table_release(&t);
+}
+
+static void test_table__verdict_against_a_limit_and_a_difference(void **state)
+{
+    struct nk_summary low = { .n_ok = 5, .median = 50, .min = 49, .max = 51 },
+                      wide = { .n_ok = 5, .median = 58, .min = 50, .max = 70 },
+                      none = { .n_failed = 1 };
+    double difference;
+
+    (void)state;
+    assert_int_equal(nk_verdict_limit(&low, 60, true), NK_VERDICT_REACHED);
+    assert_int_equal(nk_verdict_limit(&low, 40, true), NK_VERDICT_MISSED);
+    assert_int_equal(nk_verdict_limit(&low, 50, false), NK_VERDICT_REACHED);
+    assert_int_equal(nk_verdict_limit(&wide, 60, true), NK_VERDICT_NOISY);
+    assert_int_equal(nk_verdict_limit(&none, 60, true), NK_VERDICT_NONE);
+    assert_int_equal(nk_verdict_added(&wide, &low, 30, &difference), NK_VERDICT_REACHED);
+    assert_true(difference == 8);
+    assert_int_equal(nk_verdict_added(&low, &wide, 3, &difference), NK_VERDICT_REACHED);
+    assert_int_equal(nk_verdict_added(&wide, &low, 3, &difference), NK_VERDICT_NOISY);
+    assert_int_equal(nk_verdict_added(&low, &none, 3, &difference), NK_VERDICT_NONE);
+}
+
 static void test_table__comparison_tells_a_change_from_noise(void **state)
 {
     struct nk_table a = NK_TABLE_INIT, b = NK_TABLE_INIT;
@@ -181,6 +242,8 @@ int main(void)
         cmocka_unit_test(test_table__unusable_csv_is_named_by_line),
         cmocka_unit_test(test_table__summary_counts_only_runs_that_are_figures),
         cmocka_unit_test(test_table__verdict_says_when_it_cannot_tell),
+        cmocka_unit_test(test_table__ratios_are_of_the_same_run),
+        cmocka_unit_test(test_table__verdict_against_a_limit_and_a_difference),
         cmocka_unit_test(test_table__comparison_tells_a_change_from_noise),
     };
 

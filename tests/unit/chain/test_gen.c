@@ -54,6 +54,7 @@ static const struct nk_gen_handlers handlers = { heard_token, heard_done };
 
 static void heard_init(struct heard *h)
 {
+    fake_turn();
     memset(h, 0, sizeof *h);
     pthread_mutex_init(&h->mutex, NULL);
     pthread_cond_init(&h->cond, NULL);
@@ -73,6 +74,7 @@ static void heard_wait(struct heard *h, int n, bool done)
             fail_msg("%d tokens and %d ends came", h->n_tokens, h->n_done);
         }
     pthread_mutex_unlock(&h->mutex);
+    fake_turn();
 }
 
 static const int32_t prompt[] = { 1, 2, 3 };
@@ -116,7 +118,8 @@ static void generate(fake_script script, const struct nk_gen_opts *o, struct hea
     finish(h);
     nk_chain_close(c);
     assert_int_equal(h->n_done, 1);
-    nk_sleep_ms(1);
+    for (int i = 0; i < PATIENCE_MS && fakes[0].n_ended < fakes[0].n_calls; i++)
+        nk_sleep_ms(1);
 }
 
 /* It fails with this code and reason, and the message names the worker. */
@@ -705,6 +708,37 @@ static void test_gen__a_workers_status_comes_through_and_the_right_worker_is_nam
     refuse(neighbour_is_gone, NK_E_UNAVAILABLE, "peer_gone", "worker cellar: ");
 }
 
+SCRIPT(longer_neighbour_is_gone)
+{
+    struct nk_error e;
+
+    (void)f;
+    nk_fail(&e, NK_E_UNAVAILABLE, "peer_gone", "inside.%s does not answer",
+            fake_cluster()->workers[0].address);
+    nk_call_finish(c, &e);
+}
+
+static void test_gen__an_address_within_a_longer_one_blames_nobody(void **state)
+{
+    struct nk_cluster cluster = *fake_cluster();
+    struct nk_gen_opts o = options();
+    struct nk_error err;
+    struct heard h;
+    nk_chain *c;
+
+    (void)state;
+    snprintf(cluster.workers[1].address, sizeof cluster.workers[1].address, "inside.%.200s",
+             cluster.workers[0].address);
+    fakes[0].script = longer_neighbour_is_gone;
+    assert_int_equal(nk_chain_open(&c, &cluster, &err), 0);
+    start(c, &h, &o);
+    finish(&h);
+    assert_string_equal(h.err.reason, "peer_gone");
+    assert_non_null(strstr(h.err.msg, "worker cellar"));
+    assert_null(strstr(h.err.msg, "worker attic"));
+    nk_chain_close(c);
+}
+
 static void test_gen__a_worker_that_is_not_there_is_unavailable_and_named(void **state)
 {
     struct nk_cluster cluster = *fake_cluster();
@@ -890,6 +924,7 @@ int main(void)
             test_gen__a_chain_that_is_not_the_files_is_refused_before_the_first_token, reset),
         cmocka_unit_test_setup(
             test_gen__a_workers_status_comes_through_and_the_right_worker_is_named, reset),
+        cmocka_unit_test_setup(test_gen__an_address_within_a_longer_one_blames_nobody, reset),
         cmocka_unit_test_setup(test_gen__a_worker_that_is_not_there_is_unavailable_and_named,
                                reset),
         cmocka_unit_test_setup(

@@ -9,6 +9,7 @@ static struct nk_chain_report *check(uint32_t timeout_ms)
     if (nk_chain_check(c, timeout_ms, &r, &err))
         fail_msg("%s", err.msg);
     nk_chain_close(c);
+    fake_turn();
     return r;
 }
 
@@ -27,6 +28,25 @@ static void test_report__workers_that_fit_are_ok_and_told_as_they_are(void **sta
     assert_int_equal(r->workers[1].n_ctx, 513);
     assert_true(r->workers[0].answered && !r->workers[0].rc && r->workers[0].rtt_us > 0);
     assert_int_equal(fakes[0].n_infos, 5);
+    assert_string_equal(r->workers[0].cache_type_k,
+                        "f16"); /* as an older worker, which does not say */
+    free(r);
+    fakes[0].info.cache_type_k = fakes[0].info.cache_type_v = (char[]){ "q8_0" };
+    r = check(PATIENCE_MS);
+    assert_string_equal(r->workers[0].cache_type_v, "q8_0");
+    free(r);
+}
+
+static void test_report__the_context_is_what_one_session_can_have(void **state)
+{
+    struct nk_chain_report *r;
+
+    (void)state;
+    fakes[1].info.n_ctx_seq = 128; /* in deterministic mode each session has a share */
+    r = check(PATIENCE_MS);
+    assert_true(r->ok);
+    assert_int_equal(r->n_ctx, 128);
+    assert_int_equal(r->workers[1].n_ctx, 513);
     free(r);
 }
 
@@ -167,6 +187,16 @@ static void silence(struct fake *f, nk_call *c)
     (void)f, (void)c;
 }
 
+static int probe(nk_chain *c, uint32_t timeout_ms, double *us, struct nk_error *err)
+{
+    int rc;
+
+    fake_turn();
+    rc = nk_chain_probe(c, timeout_ms, us, err);
+    fake_turn();
+    return rc;
+}
+
 static void test_report__the_probe_times_one_token_or_says_what_is_in_the_way(void **state)
 {
     nk_chain *c = fake_chain();
@@ -175,16 +205,16 @@ static void test_report__the_probe_times_one_token_or_says_what_is_in_the_way(vo
 
     (void)state;
     fakes[0].script = one_token;
-    assert_int_equal(nk_chain_probe(c, PATIENCE_MS, &us, &err), 0);
+    assert_int_equal(probe(c, PATIENCE_MS, &us, &err), 0);
     assert_true(us > 0);
     assert_int_equal(fakes[0].request->open->limits->n_predict, 1);
     assert_false(fakes[0].request->open->reuse);
     fakes[0].script = no_room;
-    assert_int_equal(nk_chain_probe(c, PATIENCE_MS, &us, &err), NK_E_EXHAUSTED);
+    assert_int_equal(probe(c, PATIENCE_MS, &us, &err), NK_E_EXHAUSTED);
     assert_string_equal(err.reason, "kv_full");
     fakes[0].script = silence;
-    assert_int_equal(nk_chain_probe(c, 100, &us, &err), NK_E_DEADLINE);
-    assert_int_equal(nk_chain_probe(c, 100, &us, NULL), NK_E_DEADLINE);
+    assert_int_equal(probe(c, 100, &us, &err), NK_E_DEADLINE);
+    assert_int_equal(probe(c, 100, &us, NULL), NK_E_DEADLINE);
     nk_chain_close(c);
 }
 
@@ -199,6 +229,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_report__workers_that_fit_are_ok_and_told_as_they_are, reset),
+        cmocka_unit_test_setup(test_report__the_context_is_what_one_session_can_have, reset),
         cmocka_unit_test_setup(test_report__what_does_not_fit_is_named_with_both_values, reset),
         cmocka_unit_test_setup(test_report__f16_rows_need_workers_that_take_them, reset),
         cmocka_unit_test_setup(test_report__an_answer_that_is_none_is_a_bad_peer, reset),

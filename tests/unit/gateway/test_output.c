@@ -35,18 +35,18 @@ static int record(void *user, enum nk_output_kind kind, const char *text, size_t
     return 0;
 }
 
-static const struct nk_think_marks think = { "<think>", "</think>" };
+static const struct nk_think_marks think = { .open = "<think>", .close = "</think>" };
 static const char *const tools[] = { "f", "get_weather" };
 
-static void expect(enum nk_tool_format format, bool starts_thinking, const char *text,
-                   const char *want)
+static void expect_with(struct nk_think_marks marks, enum nk_tool_format format,
+                        bool starts_thinking, const char *text, const char *want)
 {
     size_t n = strlen(text);
 
     /* Whole, cut at every place, and byte by byte. */
     for (size_t cut = 0; cut <= n + 1; cut++) {
         struct trace t = { .text = "" };
-        struct nk_output_opts opts = { .think = think,
+        struct nk_output_opts opts = { .think = marks,
                                        .starts_thinking = starts_thinking,
                                        .tools = format,
                                        .tool_names = tools,
@@ -66,6 +66,33 @@ static void expect(enum nk_tool_format format, bool starts_thinking, const char 
             fail_msg("%s cut at %zu\n  gives  %s\n  wanted %s", text, cut, t.text, want);
         nk__output_free(o);
     }
+}
+
+static void expect(enum nk_tool_format format, bool starts_thinking, const char *text,
+                   const char *want)
+{
+    expect_with(think, format, starts_thinking, text, want);
+}
+
+static void test_output__channels_of_gpt_oss(void **state)
+{
+    struct nk_think_marks m = nk__think_marks_detect("x<|channel|>analysis<|message|>y");
+
+    (void)state;
+    expect_with(m, NK_TOOL_FORMAT_NONE, false,
+                "<|channel|>analysis<|message|>We think.<|end|><|start|>assistant<|channel|>final<|"
+                "message|>Hello <|x",
+                "R:We think.|C:Hello <|x");
+    expect_with(m, NK_TOOL_FORMAT_NONE, false, "<|channel|>final<|message|>Hello", "C:Hello");
+    expect_with(m, NK_TOOL_FORMAT_NONE, false,
+                "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>analysis<|"
+                "message|>b<|end|><|start|>assistant<|channel|>final<|message|>c",
+                "R:ab|C:c");
+    expect_with(m, NK_TOOL_FORMAT_NONE, false, "<|channel|>analysis<|message|>a<|end|> c",
+                "R:a|C:c");
+    expect_with(m, NK_TOOL_FORMAT_NONE, false, "<|channel|>analysis<|message|>a", "R:a");
+    expect_with(m, NK_TOOL_FORMAT_NONE, false, "{\"a\":1}", "C:{\"a\":1}");
+    assert_null(nk__think_marks_detect("<|user|>a<|end|>").open);
 }
 
 static void test_output__reasoning_comes_first_and_loses_its_marks(void **state)
@@ -227,6 +254,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_output__reasoning_comes_first_and_loses_its_marks),
+        cmocka_unit_test(test_output__channels_of_gpt_oss),
         cmocka_unit_test(test_output__hermes_calls),
         cmocka_unit_test(test_output__what_is_no_call_is_content),
         cmocka_unit_test(test_output__llama_calls_need_no_mark_but_a_known_name),

@@ -225,7 +225,7 @@ static void test_request__messages_come_in_one_shape(void **state)
         0);
     m = json_array_get(r.messages, 0);
     assert_string_equal(json_string_value(json_object_get(m, "role")), "system");
-    assert_string_equal(json_string_value(json_object_get(m, "content")), "ab");
+    assert_string_equal(json_string_value(json_object_get(m, "content")), "a\nb");
     call = json_array_get(json_object_get(json_array_get(r.messages, 1), "tool_calls"), 0);
     assert_string_equal(
         json_string_value(json_object_get(json_object_get(call, "function"), "arguments")),

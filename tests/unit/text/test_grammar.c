@@ -420,8 +420,8 @@ static void test_grammar__agrees_with_libllama_on_usual_grammars(void **state)
         "[0-9a-fA-F]{4}))* \"\\\"\"\n"
         "number ::= \"-\"? ([0-9] | [1-9] [0-9]{0,15}) (\".\" [0-9]+)? ([eE] [-+]? [0-9] "
         "[1-9]{0,15})?\nws ::= [ \\n]{0,3}",
-        "root ::= (expr \"=\" term \"\\n\")+\nexpr ::= term ([-+*/] term)*\nterm ::= [a-z] | "
-        "[0-9]+ | \"(\" expr \")\"",
+        ("root ::= (expr \"=\" term \"\\n\")+\nexpr ::= term ([-+*/] term)*\nterm ::= [a-z] | "
+         "[0-9]+ | \"(\" expr \")\""),
         "root ::= [^a-y]{2,5} [\xC3\xA0-\xC3\xBF]?",
         "root ::= (\"he\" | \"h\" \"e\" | [h-i] .)* \"n\"",
         "root ::= line{1,3}\nline ::= [^\\n]{0,4} \"\\n\"",

@@ -201,7 +201,7 @@ static void test_jinja__puts_system_text_before_the_user_where_there_is_no_syste
                "[{\"role\":\"system\",\"content\":\"be "
                "brief\"},{\"role\":\"user\",\"content\":\"hi\"}]",
                NULL, NULL),
-        "<s><start_of_turn>user\nbe brief\n\nhi<end_of_turn>\n<start_of_turn>model\n");
+        "<s><start_of_turn>user\nbe brief\nhi<end_of_turn>\n<start_of_turn>model\n");
     nk_jinja_free(j);
 }
 
@@ -245,6 +245,11 @@ static void test_jinja__has_the_functions_that_templates_use(void **state)
           "1 user x" },
         { "{{ ' a '.strip() }}{{ 'a,b'.split(',') | join('+') }}{{ 'abc'[1:] }}", "aa+bbc" },
         { "{{ {'a': [1, 'x', none, true]} | tojson }}", "{\"a\": [1, \"x\", null, true]}" },
+        { "{{ {'a': {}, 'b': [], 'c': [1, {'d': '<\xC3\xA9>'}]} | tojson(indent=2) }}",
+          "{\n  \"a\": {},\n  \"b\": [],\n  \"c\": [\n    1,\n    {\n      \"d\": \"<\xC3\xA9>\"\n "
+          "   }\n  ]\n}" },
+        { "{{ [] | tojson(4) }}{{ {} | tojson }}{{ 'x\"' | tojson(ensure_ascii=false) }}",
+          "[]{}\"x\\\"\"" },
         { "a\n{% if true %}\nb\n{% endif %}\nc", "a\nb\nc" }, /* trim_blocks, lstrip_blocks */
         { "a\n  {% if true %}\nb{% endif %}", "a\nb" },
         { " \t{% if true %} a{% endif %}", " a" },

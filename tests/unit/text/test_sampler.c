@@ -105,6 +105,7 @@ static int32_t reference_sample(struct llama_sampler *chain, struct llama_sample
 static const struct nk_logit_bias biases[] = {
     { 5, 4.5f }, { 17, -INFINITY }, { 300, 3.0f }, { 301, -100.0f }
 };
+static struct nk_logit_bias lowering[40]; /* ids 0, 6, 12, ...; filled by settings() */
 static const char abc_grammar[] =
     "root ::= word (\" \" word)*\nword ::= [a-f]+ | \"the\" | \"in\"\n";
 
@@ -115,6 +116,8 @@ static int settings(struct nk_sampling *out)
     struct nk_sampling off = d;
     int n = 0;
 
+    for (int i = 0; i < 40; i++)
+        lowering[i] = (struct nk_logit_bias){ i * 6, i % 3 ? -1.5f : -INFINITY };
     off.temperature = 1;
     off.top_k = 0;
     off.top_p = 1;
@@ -154,6 +157,14 @@ static int settings(struct nk_sampling *out)
     WITH(off, s.mirostat = 2; s.mirostat_tau = 3; s.mirostat_eta = 0.3f);
     WITH(off, s.logit_bias = biases; s.n_logit_bias = 4);
     WITH(off, s.ignore_eos = true);
+    WITH(off, s.temperature = 0; s.ignore_eos = true);
+    WITH(off, s.temperature = 0; s.logit_bias = lowering; s.n_logit_bias = 40);
+    WITH(off, s.temperature = 0; s.logit_bias = biases; s.n_logit_bias = 4);
+    WITH(off, s.temperature = 0; s.logit_bias = lowering; s.n_logit_bias = 40;
+         s.repeat_penalty = 1.5f);
+    WITH(off, s.logit_bias = lowering; s.n_logit_bias = 40; s.ignore_eos = true);
+    WITH(off, s.temperature = 0; s.logit_bias = lowering; s.n_logit_bias = 40;
+         s.grammar = abc_grammar);
     WITH(off, s.grammar = abc_grammar);
     WITH(off, s.grammar = abc_grammar; s.temperature = 0);
     WITH(d, s.grammar = abc_grammar; s.repeat_penalty = 1.2f);
@@ -184,8 +195,8 @@ static void test_sampler__every_setting_is_libllamas_own_chain(void **state)
             struct test_random r = { 77 + (uint64_t)i };
             nk_sampler *s;
 
-            if (kinds[k] == VOCAB_BPE && p.logit_bias)
-                p.n_logit_bias = 2; /* the other tokens are not in it */
+            while (p.n_logit_bias && p.logit_bias[p.n_logit_bias - 1].id >= n)
+                p.n_logit_bias--; /* those are not in it */
             s = new_sampler(v, &p);
             chain = reference_chain(v, &p);
             if (p.grammar)

@@ -152,7 +152,7 @@ static void test_decode__a_steady_step_allocates_nothing_of_ours(void **state)
     assert_int_equal(nk_model_open(&m, path, &err), 0);
     memset(sha256, 'a', sizeof sha256 - 1);
     sha256[sizeof sha256 - 1] = '\0';
-    nk_stage_global_init();
+    nk_stage_global_init(NULL);
     for (int i = 1; i >= 0; i--) {
         struct nk_worker_opts opts = nk_worker_opts_default();
 

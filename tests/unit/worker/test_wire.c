@@ -206,6 +206,41 @@ static void test_wire__rows_that_are_no_numbers_are_refused_by_their_row(void **
     }
 }
 
+/* A chunk of more was once refused at every long prompt, by the ceiling of a message. */
+static void test_wire__the_largest_chunk_fits_a_message(void **state)
+{
+    static const int widths[] = { 128, 2048, 4096, 8191, 8192, 18432, 65536 };
+    enum { BATCH_MAX = 8192 };
+    int32_t *ids = malloc(BATCH_MAX * sizeof *ids);
+
+    (void)state;
+    for (int i = 0; i < BATCH_MAX; i++)
+        ids[i] = INT32_MAX;
+    for (size_t i = 0; i < sizeof widths / sizeof widths[0]; i++) {
+        Nakshatra__V1__InferenceRequest req = NAKSHATRA__V1__INFERENCE_REQUEST__INIT;
+        Nakshatra__V1__Step step = NAKSHATRA__V1__STEP__INIT;
+        Nakshatra__V1__Rows rows = NAKSHATRA__V1__ROWS__INIT;
+        int n = nk__wire_rows_max(widths[i]);
+
+        assert_true(n >= 256); /* a GPU's chunk, whatever the width */
+        if (n > BATCH_MAX)
+            n = BATCH_MAX;
+        rows.n_rows = (uint32_t)n;
+        rows.width = (uint32_t)widths[i];
+        rows.data.len = (size_t)n * (size_t)widths[i] * sizeof(float); /* only counted */
+        step.step = step.group = UINT64_MAX;
+        step.pos = UINT32_MAX;
+        step.ids = ids;
+        step.n_ids = (size_t)n;
+        step.rows = &rows;
+        req.kind_case = NAKSHATRA__V1__INFERENCE_REQUEST__KIND_STEP;
+        req.step = &step;
+        assert_true(nakshatra__v1__inference_request__get_packed_size(&req) <=
+                    NK_RPC_MESSAGE_BYTES_MAX);
+    }
+    free(ids);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -216,6 +251,7 @@ int main(void)
         cmocka_unit_test(test_wire__rows_of_both_dtypes_from_any_address),
         cmocka_unit_test(test_wire__rows_whose_sizes_do_not_fit_are_refused),
         cmocka_unit_test(test_wire__rows_that_are_no_numbers_are_refused_by_their_row),
+        cmocka_unit_test(test_wire__the_largest_chunk_fits_a_message),
     };
 
     return cmocka_run_group_tests_name("wire", tests, NULL, NULL);

@@ -1,0 +1,440 @@
+/* Open: what it asks is checked, and it travels along the route; Opened comes back the same way with what every stage is.
+ * Everything here runs on the net thread. */
+#include "worker/session_int.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/cpu.h"
+
+enum {
+    STALL_MARGIN_MS_MAX = 500,
+    /* Open is kept as it came until it has gone to the next stage, and a session may wait for room before. Besides the
+     * prompt there are 16 stop strings of 256 bytes, 1,024 biases of 16, a grammar of 64 KiB and a route of 64 addresses:
+     * less than half of this. */
+    OPEN_REST_BYTES_MAX = 256 << 10,
+    PROMPT_ID_BYTES_MAX = 6, /* a tag, and a varint of 31 bits */
+};
+
+typedef struct nk_session session;
+
+/* ---- what Open asks ---- */
+
+static void route_describe(char *out, size_t size, const Nakshatra__V1__Open *m)
+{
+    size_t at = 0;
+
+    out[0] = '\0';
+    for (size_t i = 0; i < m->n_route && at < size; i++)
+        at += (size_t)snprintf(out + at, size - at, "%s%u-%u", i ? "," : "",
+                               m->route[i]->layer_begin, m->route[i]->layer_end);
+}
+
+static int check_route(const nk_worker *w, const Nakshatra__V1__Open *m, struct nk_error *err)
+{
+    const struct nk_stage_info *info = nk__stage_info(w);
+    char text[256];
+
+    route_describe(text, sizeof text, m);
+    if (m->n_route == 0 || m->n_route > NK_ROUTE_MAX)
+        return nk_fail(err, NK_E_INVALID, "bad_route",
+                       "a route of %zu stages; 1 to %d are possible", m->n_route, NK_ROUTE_MAX);
+    if (m->stage_idx >= m->n_route)
+        return nk_fail(err, NK_E_INVALID, "bad_route", "stage %u of a route of %zu", m->stage_idx,
+                       m->n_route);
+    if (m->model_sha256[0] && info->model_sha256[0] &&
+        strcmp(m->model_sha256, info->model_sha256) != 0)
+        return nk_fail(err, NK_E_PRECONDITION, "model_mismatch",
+                       "the request is for model %.12s..., this worker has %.12s...",
+                       m->model_sha256, info->model_sha256);
+    if (m->route[m->stage_idx]->layer_begin != (uint32_t)info->layer_begin ||
+        m->route[m->stage_idx]->layer_end != (uint32_t)info->layer_end)
+        return nk_fail(err, NK_E_PRECONDITION, "range_mismatch",
+                       "the route has layers %u-%u here, this worker has %d-%d",
+                       m->route[m->stage_idx]->layer_begin, m->route[m->stage_idx]->layer_end,
+                       info->layer_begin, info->layer_end);
+    if (m->route[0]->layer_begin != 0 ||
+        m->route[m->n_route - 1]->layer_end != (uint32_t)info->layer_count)
+        return nk_fail(err, NK_E_PRECONDITION, "bad_route",
+                       "the route %s does not cover layers 0-%d", text, info->layer_count);
+    for (size_t i = 1; i < m->n_route; i++)
+        if (m->route[i]->layer_begin != m->route[i - 1]->layer_end ||
+            m->route[i]->layer_end <= m->route[i]->layer_begin)
+            return nk_fail(err, NK_E_PRECONDITION, "bad_route",
+                           "the route %s has a gap or an overlap", text);
+    return 0;
+}
+
+static int parse_limits(session *s, const Nakshatra__V1__Open *m, struct nk_error *err)
+{
+    const struct nk_stage_info *info = nk__stage_info(s->w);
+    const Nakshatra__V1__Limits *l = m->limits;
+    uint32_t n_predict = l ? l->n_predict : 0,
+             stall_ms = l && l->stall_ms ? l->stall_ms : s->w->opts.stall_ms, margin;
+
+    if (s->is_first) {
+        int share = info->n_ctx / info->n_seq_max, room;
+
+        if (m->n_prompt_ids == 0)
+            return nk_fail(err, NK_E_INVALID, "no_prompt", "the prompt has no tokens");
+        if (m->n_prompt_ids >= (size_t)info->n_ctx_seq)
+            return nk_fail(
+                err, NK_E_OUT_OF_RANGE, "context_length_exceeded",
+                "the prompt has %zu tokens; the context holds %d, prompt and answer together",
+                m->n_prompt_ids, info->n_ctx_seq);
+        s->n_prompt = (int)m->n_prompt_ids;
+        room = info->n_ctx_seq - s->n_prompt;
+        /* Without a limit a session gets the share of one, or half as much for an answer to a long prompt. */
+        if (n_predict == 0)
+            n_predict = (uint32_t)(share - s->n_prompt > share / 2 ? share - s->n_prompt
+                                   : share / 2                     ? share / 2
+                                                                   : 1);
+        if (n_predict > (uint32_t)room)
+            n_predict = (uint32_t)room;
+        /* The last token's row is never needed. */
+        s->n_tokens_max = s->n_prompt + (int)n_predict;
+    } else {
+        if (m->n_tokens_max == 0 || m->n_tokens_max > (uint32_t)info->n_ctx_seq)
+            return nk_fail(err, NK_E_OUT_OF_RANGE, "context_length_exceeded",
+                           "the session may need %u tokens of KV; this worker's context holds %d",
+                           m->n_tokens_max, info->n_ctx_seq);
+        s->n_tokens_max = (int)m->n_tokens_max;
+        if (n_predict == 0 || n_predict > m->n_tokens_max)
+            n_predict = m->n_tokens_max;
+    }
+    s->n_predict = (int)n_predict;
+    /* The stage nearest to the one that is silent gives up first, so that the right worker is named; all of them within
+     * stall_ms. */
+    margin = stall_ms / 10 < STALL_MARGIN_MS_MAX ? stall_ms / 10 : STALL_MARGIN_MS_MAX;
+    s->stall_ms = stall_ms - margin * (m->stage_idx < 9 ? m->stage_idx : 9);
+    if (l && l->deadline_ms)
+        s->deadline_ns = s->opened_ns + l->deadline_ms * 1000000ull;
+    return 0;
+}
+
+static int check_stops(const Nakshatra__V1__Open *m, struct nk_error *err)
+{
+    if (m->n_stop > NK_STOP_MAX)
+        return nk_fail(err, NK_E_INVALID, "bad_stop", "%zu stop strings; at most %d are possible",
+                       m->n_stop, NK_STOP_MAX);
+    for (size_t i = 0; i < m->n_stop; i++)
+        if (m->stop[i].len == 0 || m->stop[i].len > NK_STOP_BYTES_MAX ||
+            memchr(m->stop[i].data, 0, m->stop[i].len))
+            return nk_fail(err, NK_E_INVALID, "bad_stop",
+                           "stop string %zu has %zu bytes; 1 to %d without NUL are possible", i,
+                           m->stop[i].len, NK_STOP_BYTES_MAX);
+    return 0;
+}
+
+/* What only the last stage uses is held against its ceilings by every stage: it lies in the memory of each. */
+static bool same_host(const char *a, const char *b)
+{
+    const char *colon = strrchr(a, ':'), *other = strrchr(b, ':');
+
+    if (nk_address_is_loopback(a) && nk_address_is_loopback(b))
+        return true;
+    return colon && other && colon - a == other - b && !memcmp(a, b, (size_t)(colon - a));
+}
+
+/* How many stages of the route can compute at once. Where each of them has all cores of a machine, those that share it with
+ * this one only take them from each other, and count as one: they take turns, each with the rows of all. */
+static int stages_at_once(const nk_worker *w, const Nakshatra__V1__Open *m)
+{
+    int n = (int)m->n_route;
+
+    if (w->opts.shared_cores && nk__stage_info(w)->n_threads >= nk_cpu_count())
+        for (size_t i = 1; i < m->n_route; i++)
+            n -= same_host(m->route[0]->address, m->route[i]->address);
+    return n;
+}
+
+static int check_sizes(const Nakshatra__V1__Open *m, size_t size, struct nk_error *err)
+{
+    struct nk_logit_bias bias[NK_LOGIT_BIAS_MAX];
+    struct nk_sampling sampling;
+    size_t prompt = m->stage_idx == 0 ? m->n_prompt_ids * PROMPT_ID_BYTES_MAX : 0;
+    int rc = check_stops(m, err);
+
+    if (!rc)
+        rc = nk__wire_sampling(&sampling, bias, m->sampling, err);
+    if (!rc && size > prompt + OPEN_REST_BYTES_MAX)
+        rc = nk_fail(err, NK_E_INVALID, "bad_request",
+                     "Open has %zu bytes besides the prompt; at most %d are taken", size - prompt,
+                     OPEN_REST_BYTES_MAX);
+    return rc;
+}
+
+/* The sampler and the detokenizer. The sizes of what goes in were checked. */
+static int make_last_stage(session *s, const Nakshatra__V1__Open *m, struct nk_error *err)
+{
+    const nk_vocab *vocab = nk__engine_vocab(s->w->engine);
+    struct nk_logit_bias bias[NK_LOGIT_BIAS_MAX];
+    const char *stops[NK_STOP_MAX];
+    char texts[NK_STOP_MAX][NK_STOP_BYTES_MAX + 1];
+    struct nk_sampling sampling;
+    int rc;
+
+    if (!vocab)
+        return nk_fail(err, NK_E_UNAVAILABLE, "asleep", "the worker is asleep");
+    for (size_t i = 0; i < m->n_stop; i++) {
+        memcpy(texts[i], m->stop[i].data, m->stop[i].len);
+        texts[i][m->stop[i].len] = '\0';
+        stops[i] = texts[i];
+    }
+    rc = nk__wire_sampling(&sampling, bias, m->sampling, err);
+    if (!rc)
+        rc = nk_sampler_new(&s->sampler, nk_vocab_llama(vocab), &sampling,
+                            nk__stage_info(s->w)->n_ctx, err);
+    if (!rc)
+        rc = nk_detok_new(&s->detok, vocab, stops, m->n_stop, s->special, err);
+    return rc;
+}
+
+int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes bytes,
+                     struct nk_error *err)
+{
+    nk_worker *w = s->w;
+    const struct nk_stage_info *info = nk__stage_info(w);
+    int rc;
+
+    if (s->state != NK_SESSION_NEW || s->opened_ns)
+        return nk_fail(err, NK_E_INVALID, "unexpected_message", "Open was sent twice");
+    if (w->state != NK_WORKER_SERVING)
+        return nk_fail(
+            err, NK_E_UNAVAILABLE, w->state == NK_WORKER_DRAINING ? "draining" : "asleep",
+            w->state == NK_WORKER_DRAINING ? "the worker is shutting down and takes no new sessions"
+                                           : "the worker is asleep; rpc Wake wakes it");
+    if (m->session.len != NK_SESSION_ID_BYTES)
+        return nk_fail(err, NK_E_INVALID, "bad_session", "a session id of %zu bytes; %d are right",
+                       m->session.len, NK_SESSION_ID_BYTES);
+    rc = check_route(w, m, err);
+    if (rc)
+        return rc;
+    s->opened_ns = nk_now_ns();
+    for (int i = 0; i < NK_SESSION_STATES; i++)
+        for (session *other = w->sessions[i].head; other; other = other->next)
+            if (other != s && other->opened_ns &&
+                memcmp(other->id, m->session.data, NK_SESSION_ID_BYTES) == 0)
+                return nk_fail(
+                    err, NK_E_EXISTS, "session_exists",
+                    "a session with this id is open or kept already; ids are random and used once");
+    memcpy(s->id, m->session.data, NK_SESSION_ID_BYTES);
+    snprintf(s->name, sizeof s->name, "%02x%02x%02x%02x", s->id[0], s->id[1], s->id[2], s->id[3]);
+    s->n_route = (int)m->n_route;
+    s->n_at_once = stages_at_once(w, m);
+    s->stage_idx = (int)m->stage_idx;
+    s->is_first = m->stage_idx == 0;
+    s->is_last = m->stage_idx == m->n_route - 1;
+    s->deterministic = m->deterministic || w->opts.deterministic;
+    s->reuse = m->reuse && !s->deterministic;
+    s->special = m->special;
+    s->chunk = w->opts.chunk;
+    if (m->dtype != NAKSHATRA__V1__DTYPE__DTYPE_UNSPECIFIED &&
+        m->dtype != NAKSHATRA__V1__DTYPE__DTYPE_F32 && m->dtype != NAKSHATRA__V1__DTYPE__DTYPE_F16)
+        return nk_fail(err, NK_E_INVALID, "bad_dtype",
+                       "dtype %d is unknown; f32 (1) and f16 (2) are possible", (int)m->dtype);
+    s->f16 = m->dtype == NAKSHATRA__V1__DTYPE__DTYPE_F16;
+    if (m->n_logprobs < 0 || m->n_logprobs > NK_LOGPROBS_MAX + 1)
+        return nk_fail(err, NK_E_INVALID, "bad_request", "n_logprobs is %d; 0 to %d are possible",
+                       m->n_logprobs, NK_LOGPROBS_MAX + 1);
+    s->n_logprobs = m->n_logprobs - 1;
+    rc = parse_limits(s, m, err);
+    if (!rc)
+        rc = check_sizes(m, bytes.size, err);
+    if (rc)
+        return rc;
+    if (s->is_first && !nk__step_ids_valid(m->prompt_ids, m->n_prompt_ids, info->n_vocab, err))
+        return err->code;
+    if (!s->is_last) {
+        s->next_address = strdup(m->route[m->stage_idx + 1]->address);
+        if (!s->next_address)
+            return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    }
+    if (m->resume_session.len == NK_SESSION_ID_BYTES && !s->is_first) {
+        memcpy(s->resume_id, m->resume_session.data, NK_SESSION_ID_BYTES);
+        s->n_resume = (int)(m->resume_tokens < m->n_tokens_max ? m->resume_tokens : 0);
+        s->resume_hash = m->resume_hash;
+    }
+    s->ids = calloc((size_t)s->n_tokens_max + 1, sizeof *s->ids);
+    if (s->is_first)
+        s->prompt = malloc((size_t)s->n_prompt * sizeof *s->prompt);
+    if (!s->is_last)
+        s->open_bytes = malloc(bytes.size);
+    if (!s->ids || (s->is_first && !s->prompt) || (!s->is_last && !s->open_bytes))
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for a session of %d tokens",
+                       s->n_tokens_max);
+    if (s->is_first)
+        memcpy(s->prompt, m->prompt_ids, (size_t)s->n_prompt * sizeof *s->prompt);
+    if (!s->is_last) {
+        memcpy(s->open_bytes, bytes.data, bytes.size);
+        s->open_size = bytes.size;
+    }
+    if (s->is_last) {
+        rc = make_last_stage(s, m, err);
+        if (rc)
+            return rc;
+    }
+    w->n_opened++;
+    nk__session_set_state(s, NK_SESSION_WAITING);
+    nk__room_admit(w);
+    if (s->closed || s->state != NK_SESSION_WAITING)
+        return 0;
+    if (s->is_first && w->sessions[NK_SESSION_WAITING].n > w->opts.queue_max)
+        return nk_fail(err, NK_E_EXHAUSTED, "queue_full",
+                       "%d sessions wait for room already; try again later",
+                       w->sessions[NK_SESSION_WAITING].n - 1);
+    return 0;
+}
+
+/* ---- to the next stage ---- */
+
+static nk_channel *peer_channel(nk_worker *w, const char *address, struct nk_error *err)
+{
+    for (int i = 0; i < w->n_peers; i++) {
+        struct nk_peer *p = &w->peers[i];
+
+        if (strcmp(p->address, address) != 0)
+            continue;
+        if (!p->channel &&
+            nk_channel_open(&p->channel, w->net, address, w->ca ? &w->opts.credentials : NULL, err))
+            return NULL;
+        return p->channel;
+    }
+    nk_fail(err, NK_E_DENIED, "peer_not_allowed",
+            "the route names %s, which this worker was not told of (--allow-peer or --cluster)",
+            address);
+    return NULL;
+}
+
+static int send_open(session *s, struct nk_error *err)
+{
+    nk_worker *w = s->w;
+    nk_channel *channel = peer_channel(w, s->next_address, err);
+    Nakshatra__V1__InferenceRequest *req;
+    Nakshatra__V1__Limits limits = NAKSHATRA__V1__LIMITS__INIT;
+    nk_arena *arena;
+    int rc;
+
+    if (!channel)
+        return err->code;
+    arena = nk_arena_new(2 * NK_RPC_MESSAGE_BYTES_MAX);
+    if (!arena)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    req = nakshatra__v1__inference_request__unpack(nk_arena_allocator(arena), s->open_size,
+                                                   s->open_bytes);
+    if (!req || req->kind_case != NAKSHATRA__V1__INFERENCE_REQUEST__KIND_OPEN) {
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory to open the next stage");
+        goto out;
+    }
+    if (req->open->limits)
+        limits = *req->open->limits;
+    limits.n_predict = (uint32_t)s->n_predict;
+    req->open->limits = &limits;
+    req->open->stage_idx++;
+    req->open->n_prompt_ids = 0;
+    req->open->n_tokens_max = (uint32_t)s->n_tokens_max;
+    req->open->reuse = s->reuse;
+    req->open->resume_session.data = s->resume_id;
+    req->open->resume_session.len = s->n_resume ? NK_SESSION_ID_BYTES : 0;
+    req->open->resume_tokens = (uint32_t)s->n_resume;
+    req->open->resume_hash = nk__room_ids_hash(s->ids, s->n_resume);
+    rc = nk_call_start(&s->down, channel, "/nakshatra.v1.Nakshatra/Inference", 0,
+                       &nk__session_down_handlers, s, err);
+    if (rc)
+        goto out;
+    nk__session_ref(s); /* the call's */
+    w->n_streams++;
+    s->down_ref = nk_call_ref(s->down);
+    rc = nk_call_send_pb(s->down, (ProtobufCMessage *)req, err);
+out:
+    nk_arena_free(arena);
+    free(s->open_bytes);
+    s->open_bytes = NULL;
+    return rc;
+}
+
+/* Tells the opener, and begins. theirs: what the next stage said (NULL on the last). */
+static int opened(session *s, const Nakshatra__V1__Opened *theirs, struct nk_error *err)
+{
+    const struct nk_stage_info *info = nk__stage_info(s->w);
+    Nakshatra__V1__InferenceReply reply = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__Opened msg = NAKSHATRA__V1__OPENED__INIT;
+    Nakshatra__V1__StageInfo own = NAKSHATRA__V1__STAGE_INFO__INIT, *stages[NK_ROUTE_MAX + 1];
+    size_t n = 0;
+
+    own.worker_id = s->w->id;
+    own.model_sha256 = (char *)(uintptr_t)info->model_sha256;
+    own.layer_begin = (uint32_t)info->layer_begin;
+    own.layer_end = (uint32_t)info->layer_end;
+    own.layer_count = (uint32_t)info->layer_count;
+    own.n_embd = (uint32_t)info->n_embd;
+    own.n_ctx = (uint32_t)info->n_ctx;
+    own.llama_version = (char *)(uintptr_t)info->llama_version;
+    own.n_batch = (uint32_t)info->n_batch;
+    stages[n++] = &own;
+    for (size_t i = 0; theirs && i < theirs->n_stages && n < NK_ROUTE_MAX; i++)
+        stages[n++] = theirs->stages[i];
+    if (theirs && theirs->resume_tokens < (uint32_t)s->n_resume)
+        s->n_resume = s->n_ids = (int)theirs->resume_tokens;
+    msg.resume_tokens = (uint32_t)s->n_resume;
+    msg.stages = stages;
+    msg.n_stages = n;
+    msg.seed = s->is_last ? nk_sampler_seed(s->sampler) : theirs->seed;
+    if (s->is_first) {
+        s->n_reused = s->n_submitted = s->n_resume;
+        s->w->n_tokens_reused += (uint64_t)s->n_reused;
+        msg.n_prompt = (uint32_t)s->n_prompt;
+        msg.n_reused = (uint32_t)s->n_reused;
+    }
+    nk__session_set_state(s, NK_SESSION_RUNNING);
+    reply.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_OPENED;
+    reply.opened = &msg;
+    if (s->up)
+        nk_call_send_pb(s->up, (ProtobufCMessage *)&reply, NULL);
+    return s->is_first ? nk__step_pump_prompt(s, err) : 0;
+}
+
+/* The session has its sequence: goes on to the next stage, or is open when this is the last. */
+int nk__open_begin(session *s, struct nk_error *err)
+{
+    return s->is_last ? opened(s, NULL, err) : send_open(s, err);
+}
+
+int nk__open_receive_opened(session *s, const Nakshatra__V1__Opened *m, struct nk_error *err)
+{
+    const struct nk_stage_info *info = nk__stage_info(s->w);
+    int begin_layer = info->layer_end;
+
+    if (s->state != NK_SESSION_OPENING)
+        return nk_fail(err, NK_E_INTERNAL, "bad_peer", "Opened came twice");
+    if ((int)m->n_stages != s->n_route - s->stage_idx - 1)
+        return nk_fail(err, NK_E_INTERNAL, "bad_peer", "%zu stages answered where %d were asked",
+                       m->n_stages, s->n_route - s->stage_idx - 1);
+    for (size_t i = 0; i < m->n_stages; i++) {
+        const Nakshatra__V1__StageInfo *t = m->stages[i];
+
+        if (strcmp(t->model_sha256, info->model_sha256) != 0)
+            return nk_fail(err, NK_E_PRECONDITION, "model_mismatch",
+                           "worker %s has model %.12s..., worker %s has %.12s...", s->w->id,
+                           info->model_sha256, t->worker_id, t->model_sha256);
+        if (t->n_embd != (uint32_t)info->n_embd)
+            return nk_fail(err, NK_E_PRECONDITION, "width_mismatch",
+                           "worker %s has rows of %d, worker %s of %u", s->w->id, info->n_embd,
+                           t->worker_id, t->n_embd);
+        if (t->layer_begin != (uint32_t)begin_layer ||
+            t->layer_count != (uint32_t)info->layer_count)
+            return nk_fail(err, NK_E_PRECONDITION, "range_mismatch",
+                           "worker %s has layers %u-%u of %u where %d-... of %d is next",
+                           t->worker_id, t->layer_begin, t->layer_end, t->layer_count, begin_layer,
+                           info->layer_count);
+        begin_layer = (int)t->layer_end;
+        if (t->n_batch && t->n_batch < (uint32_t)s->chunk)
+            s->chunk = (int)t->n_batch;
+    }
+    if (begin_layer != info->layer_count)
+        return nk_fail(err, NK_E_PRECONDITION, "range_mismatch", "the stages end at layer %d of %d",
+                       begin_layer, info->layer_count);
+    return opened(s, m, err);
+}

@@ -1,0 +1,74 @@
+/* What the files of a session tell each other: session.c (life, calls, deadlines), open.c (Open along the route), step.c
+ * (steps and the loop), room.c (sequences, KV, kept sessions). All of it is the net thread's. */
+#ifndef NK_WORKER_SESSION_INT_H
+#define NK_WORKER_SESSION_INT_H
+
+#include "worker/worker_int.h"
+
+static inline const struct nk_stage_info *nk__stage_info(const nk_worker *w)
+{
+    return nk__engine_info(w->engine);
+}
+
+static inline uint64_t nk__us(uint64_t ns)
+{
+    return ns / 1000;
+}
+
+/* ---- session.c ---- */
+
+struct nk_session *nk__session_ref(struct nk_session *s);
+void nk__session_list_remove(struct nk_session_list *l, struct nk_session *s);
+void nk__session_set_state(struct nk_session *s, enum nk_session_state state);
+/* First stage: whether it counts as one that decodes, for the size of groups. */
+void nk__session_set_decoding(struct nk_session *s, bool decoding);
+/* An error that arose here ends it; the message comes to name this worker. */
+void nk__session_fail(struct nk_session *s, struct nk_error *err);
+/* After Done was sent up: keeps the KV of so many tokens, or forgets it (0). */
+void nk__session_retire(struct nk_session *s, int keep_tokens);
+extern const struct nk_call_handlers nk__session_down_handlers;
+
+/* ---- open.c ---- */
+
+/* Open came. */
+int nk__open_receive(struct nk_session *s, const Nakshatra__V1__Open *m, struct nk_bytes bytes,
+                     struct nk_error *err);
+/* The session has its room: goes on to the next stage, or is open when this is the last. */
+int nk__open_begin(struct nk_session *s, struct nk_error *err);
+/* The next stage said Opened. */
+int nk__open_receive_opened(struct nk_session *s, const Nakshatra__V1__Opened *m,
+                            struct nk_error *err);
+
+/* ---- step.c ---- */
+
+bool nk__step_ids_valid(const int32_t *ids, size_t n, int n_vocab, struct nk_error *err);
+/* Steps under way: those whose answer passes through this thread, or (last stage of several) those that the compute
+ * thread has not answered. */
+int nk__step_n_under_way(const struct nk_session *s);
+/* Takes the oldest step out of the window, which must be this one. */
+int nk__step_window_pop(struct nk_session *s, uint64_t step, struct nk_step_out *out,
+                        struct nk_error *err);
+/* A later stage was sent a step; was told that there are no more. */
+int nk__step_receive(struct nk_session *s, const Nakshatra__V1__Step *m, struct nk_error *err);
+int nk__step_receive_finish(struct nk_session *s, const Nakshatra__V1__Finish *m,
+                            struct nk_error *err);
+/* First stage: the next chunks of the prompt, as far as the window allows. */
+int nk__step_pump_prompt(struct nk_session *s, struct nk_error *err);
+/* First stage: a token came back; a chunk is through. */
+int nk__step_drive(struct nk_session *s, uint64_t step, int32_t id, int finish_reason,
+                   struct nk_error *err);
+int nk__step_drive_chunk_done(struct nk_session *s, uint64_t step, struct nk_error *err);
+/* Sends Done up: this stage's timing before those of the later stages (theirs: NULL on the last). */
+void nk__step_send_done(struct nk_session *s, const Nakshatra__V1__Done *theirs);
+
+/* ---- room.c ---- */
+
+void nk__room_free_seq(nk_worker *w, int seq); /* seq -1: nothing */
+/* A kept session out of all lists and books; the list's reference is dropped. clear: its KV as well. */
+void nk__room_forget_kept(struct nk_session *k, bool clear);
+/* Lets waiting sessions begin, as far as there is room. */
+void nk__room_admit(nk_worker *w);
+/* Of a session's first n ids: both ends of a resumed session must mean the same tokens. */
+uint64_t nk__room_ids_hash(const int32_t *ids, int n);
+
+#endif

@@ -1,0 +1,308 @@
+/* Steps of a session, from its position to its answer. Everything here runs on the net thread.
+ *
+ * The first stage drives: it cuts the prompt into chunks, at most NK_WINDOW of them under way, and starts the next step as
+ * soon as a token is back. The other stages answer steps. */
+#include "worker/session_int.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/clock.h"
+
+typedef struct nk_session session;
+
+/* ---- steps ---- */
+
+/* Steps under way: those whose answer passes through this thread, or (last stage of several) those that the compute
+ * thread has not answered. */
+int nk__step_n_under_way(const session *s)
+{
+    return s->is_last && !s->is_first ? atomic_load(&s->n_unanswered) : s->n_steps_out;
+}
+
+static int window_push(session *s, uint64_t step, struct nk_error *err)
+{
+    if (nk__step_n_under_way(s) == NK_STEPS_OUT_MAX)
+        return nk_fail(err, NK_E_EXHAUSTED, "window_exceeded",
+                       "step %" PRIu64 " came while %d steps are unanswered", step,
+                       NK_STEPS_OUT_MAX);
+    if (s->is_last && !s->is_first) {
+        atomic_fetch_add(&s->n_unanswered, 1);
+        return 0;
+    }
+    s->steps_out[s->n_steps_out++] = (struct nk_step_out){ step, nk_now_ns() };
+    atomic_store(&s->sent_ns[step % NK_STEPS_OUT_MAX], 0);
+    return 0;
+}
+
+/* Steps are answered in their order. */
+int nk__step_window_pop(session *s, uint64_t step, struct nk_step_out *out, struct nk_error *err)
+{
+    if (!s->n_steps_out || s->steps_out[0].step != step)
+        return nk_fail(err, NK_E_INTERNAL, "bad_peer",
+                       "an answer to step %" PRIu64 " came, which was not waited for", step);
+    *out = s->steps_out[0];
+    s->n_steps_out--;
+    memmove(s->steps_out, s->steps_out + 1, (size_t)s->n_steps_out * sizeof s->steps_out[0]);
+    return 0;
+}
+
+/* Gives ids[pos .. pos + n) to the engine; with rows on a later stage. */
+static int submit_step(session *s, uint64_t step, int pos, int n, bool sample,
+                       const Nakshatra__V1__Step *msg, struct nk_error *err)
+{
+    struct nk_job *j;
+    int rc;
+
+    rc = window_push(s, step, err);
+    if (rc)
+        return rc;
+    rc = nk__engine_job(s->w->engine, &j, n, !s->is_first, err);
+    if (rc)
+        return rc;
+    if (!s->is_first) {
+        rc = nk__wire_rows(j->rows, msg->rows, n, nk__stage_info(s->w)->n_embd, err);
+        if (rc) {
+            nk__engine_job_free(s->w->engine, j);
+            return rc;
+        }
+        j->group = msg->group;
+        j->group_size = msg->group_size;
+    }
+    memcpy(j->ids, s->ids + pos, (size_t)n * sizeof *j->ids);
+    j->session = nk__session_ref(s);
+    j->seq = s->seq;
+    j->step = step;
+    j->pos = pos;
+    j->sample = sample;
+    j->solo = s->deterministic;
+    j->received_ns = nk_now_ns();
+    s->heard_ns = j->received_ns;
+    nk_trace_event(s->w->trace, j->received_ns, "received", s->name, step, pos, n);
+    nk__engine_submit(s->w->engine, j);
+    return 0;
+}
+
+bool nk__step_ids_valid(const int32_t *ids, size_t n, int n_vocab, struct nk_error *err)
+{
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= n_vocab) {
+            nk_fail(err, NK_E_INVALID, "bad_token", "token id %d is outside the vocabulary of %d",
+                    ids[i], n_vocab);
+            return false;
+        }
+    return true;
+}
+
+/* A later stage is sent a step. */
+int nk__step_receive(session *s, const Nakshatra__V1__Step *m, struct nk_error *err)
+{
+    const struct nk_stage_info *info = nk__stage_info(s->w);
+
+    if (s->state != NK_SESSION_RUNNING || s->is_first)
+        return nk_fail(err, NK_E_INVALID, "unexpected_message",
+                       s->is_first ? "a Step was sent to the first stage, which makes them itself"
+                                   : "a Step was sent before Opened was received");
+    if (m->step <= s->last_step)
+        return nk_fail(err, NK_E_INVALID, "bad_step",
+                       "step %" PRIu64 " follows step %" PRIu64 "; steps count up", m->step,
+                       s->last_step);
+    if (m->n_ids == 0 || m->n_ids > (size_t)info->n_batch)
+        return nk_fail(err, NK_E_INVALID, "bad_step", "a step of %zu rows; 1 to %d are possible",
+                       m->n_ids, info->n_batch);
+    if (!nk__step_ids_valid(m->ids, m->n_ids, info->n_vocab, err))
+        return err ? err->code : NK_E_INVALID;
+    if (m->pos > (uint32_t)s->n_ids)
+        return nk_fail(err, NK_E_OUT_OF_RANGE, "gap", "position %u is past the session's %d tokens",
+                       m->pos, s->n_ids);
+    if (m->pos + m->n_ids > (size_t)s->n_tokens_max)
+        return nk_fail(err, NK_E_OUT_OF_RANGE, "context_length_exceeded",
+                       "%zu rows at position %u are over the session's %d tokens", m->n_ids, m->pos,
+                       s->n_tokens_max);
+    if (m->pos < (uint32_t)s->n_ids) {
+        if (nk__step_n_under_way(s))
+            return nk_fail(err, NK_E_PRECONDITION, "steps_in_flight",
+                           "position %u goes back behind token %d while steps are unanswered",
+                           m->pos, s->n_ids);
+        if (!info->can_rollback && m->pos)
+            return nk_fail(err, NK_E_OUT_OF_RANGE, "no_rollback",
+                           "a recurrent model cannot go back to position %u", m->pos);
+    }
+    s->last_step = m->step;
+    memcpy(s->ids + m->pos, m->ids, m->n_ids * sizeof *m->ids);
+    s->n_ids = (int)(m->pos + m->n_ids);
+    return submit_step(s, m->step, (int)m->pos, (int)m->n_ids, m->sample, m, err);
+}
+
+/* First stage: the next chunks of the prompt, as far as the window allows. */
+int nk__step_pump_prompt(session *s, struct nk_error *err)
+{
+    while (s->n_submitted < s->n_prompt && s->n_steps_out < NK_WINDOW) {
+        int pos = s->n_submitted, n = s->n_prompt - pos, rc;
+
+        if (n > s->chunk)
+            n = s->chunk;
+        memcpy(s->ids + pos, s->prompt + pos, (size_t)n * sizeof *s->ids);
+        s->n_ids = s->n_submitted = pos + n;
+        rc = submit_step(s, ++s->last_step, pos, n, s->n_submitted == s->n_prompt, NULL, err);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+/* ---- Done ---- */
+
+/* Sends Done up: this stage's timing before those of the later stages (theirs: NULL on the last). */
+void nk__step_send_done(session *s, const Nakshatra__V1__Done *theirs)
+{
+    Nakshatra__V1__InferenceReply reply = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__Done done = NAKSHATRA__V1__DONE__INIT;
+    Nakshatra__V1__StageTiming own = NAKSHATRA__V1__STAGE_TIMING__INIT, *stages[NK_ROUTE_MAX + 1];
+    size_t n = 0;
+
+    own.worker_id = s->w->id;
+    own.compute_us = nk__us(atomic_load(&s->compute_ns));
+    own.queue_us = nk__us(atomic_load(&s->queue_ns));
+    own.wire_us = nk__us(s->wire_ns);
+    own.runs = atomic_load(&s->runs);
+    stages[n++] = &own;
+    for (size_t i = 0; theirs && i < theirs->n_stages && n < NK_ROUTE_MAX; i++)
+        stages[n++] = theirs->stages[i];
+    done.stages = stages;
+    done.n_stages = n;
+    done.stop_string.data = (uint8_t *)s->stop_string;
+    done.stop_string.len = s->stop_string_size;
+    if (theirs && theirs->stop_string.len)
+        done.stop_string = theirs->stop_string;
+    done.finish = s->finish;
+    if (s->is_first) {
+        done.n_prompt = (uint32_t)s->n_prompt;
+        done.n_reused = (uint32_t)s->n_reused;
+        done.n_generated = (uint32_t)s->n_generated;
+        done.prefill_us = s->first_token_ns ? nk__us(s->first_token_ns - s->opened_ns) : 0;
+        done.decode_us = nk__us(s->last_token_ns - s->first_token_ns);
+    }
+    reply.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_DONE;
+    reply.done = &done;
+    if (s->up)
+        nk_call_send_pb(s->up, (ProtobufCMessage *)&reply, NULL);
+}
+
+/* First stage, after the last token. */
+static void finish(session *s)
+{
+    Nakshatra__V1__InferenceRequest req = NAKSHATRA__V1__INFERENCE_REQUEST__INIT;
+    Nakshatra__V1__Finish msg = NAKSHATRA__V1__FINISH__INIT;
+
+    nk__session_set_decoding(s, false);
+    nk__engine_leave_group(s->w->engine, s);
+    if (s->is_last) {
+        nk__step_send_done(s, NULL);
+        nk__session_retire(s, s->reuse ? s->n_ids : 0);
+        return;
+    }
+    msg.keep = s->reuse;
+    msg.keep_tokens = (uint32_t)s->n_ids;
+    req.kind_case = NAKSHATRA__V1__INFERENCE_REQUEST__KIND_FINISH;
+    req.finish = &msg;
+    nk__session_set_state(s, NK_SESSION_FINISHING);
+    if (s->down) {
+        nk_call_send_pb(s->down, (ProtobufCMessage *)&req, NULL);
+        nk_call_send_done(s->down);
+    }
+}
+
+/* A later stage is told that there will be no more steps. */
+int nk__step_receive_finish(session *s, const Nakshatra__V1__Finish *m, struct nk_error *err)
+{
+    if (s->state != NK_SESSION_RUNNING || s->is_first || nk__step_n_under_way(s))
+        return nk_fail(err, NK_E_INVALID, "unexpected_message",
+                       "Finish was sent while the session was not idle");
+    s->keep_tokens = m->keep && m->keep_tokens <= (uint32_t)s->n_ids ? (int)m->keep_tokens : 0;
+    if (s->is_last) {
+        nk__step_send_done(s, NULL);
+        nk__session_retire(s, s->keep_tokens);
+        return 0;
+    }
+    if (s->down) {
+        Nakshatra__V1__InferenceRequest req = NAKSHATRA__V1__INFERENCE_REQUEST__INIT;
+        Nakshatra__V1__Finish msg = NAKSHATRA__V1__FINISH__INIT;
+
+        msg.keep = m->keep;
+        msg.keep_tokens = m->keep_tokens;
+        req.kind_case = NAKSHATRA__V1__INFERENCE_REQUEST__KIND_FINISH;
+        req.finish = &msg;
+        nk__session_set_state(s, NK_SESSION_FINISHING);
+        nk_call_send_pb(s->down, (ProtobufCMessage *)&req, NULL);
+        nk_call_send_done(s->down);
+    }
+    return 0;
+}
+
+/* ---- the first stage drives ---- */
+
+/* Every step but the prompt's chunks before its last asks for a token. */
+static bool is_sampling_step(const session *s, uint64_t step)
+{
+    return step == s->last_step && s->n_submitted == s->n_prompt;
+}
+
+/* A token came back for the outstanding step. */
+int nk__step_drive(session *s, uint64_t step, int32_t id, int finish_reason, struct nk_error *err)
+{
+    struct nk_step_out out;
+    uint64_t now = nk_now_ns();
+    int rc = nk__step_window_pop(s, step, &out, err);
+
+    if (!rc && !is_sampling_step(s, step))
+        rc = nk_fail(err, NK_E_INTERNAL, "bad_peer",
+                     "a token came for step %" PRIu64 ", which is a chunk of the prompt", step);
+    if (rc)
+        return rc;
+    if (!s->first_token_ns)
+        s->first_token_ns = now;
+    s->last_token_ns = now;
+    if (finish_reason != NAKSHATRA__V1__FINISH_REASON__FINISH_EOG)
+        s->n_generated++;
+    if (finish_reason) {
+        s->finish = (Nakshatra__V1__FinishReason)finish_reason;
+        finish(s);
+        return 0;
+    }
+    if (id < 0 || id >= nk__stage_info(s->w)->n_vocab || s->n_ids >= s->n_tokens_max)
+        return nk_fail(err, NK_E_INTERNAL, "bad_peer",
+                       "token id %d at position %d of %d is not possible", id, s->n_ids,
+                       s->n_tokens_max);
+    nk__session_set_decoding(s, true);
+    s->ids[s->n_ids++] = id;
+    return submit_step(s, ++s->last_step, s->n_ids - 1, 1, true, NULL, err);
+}
+
+int nk__step_drive_chunk_done(session *s, uint64_t step, struct nk_error *err)
+{
+    struct nk_step_out out;
+    int rc = nk__step_window_pop(s, step, &out, err);
+
+    if (!rc && is_sampling_step(s, step))
+        rc = nk_fail(err, NK_E_INTERNAL, "bad_peer",
+                     "no token came for step %" PRIu64 ", which asked for one", step);
+    return rc ? rc : nk__step_pump_prompt(s, err);
+}
+
+void nk__session_result(struct nk_job *j)
+{
+    session *s = j->session;
+    struct nk_error err;
+    int rc = 0;
+
+    if (!s->closed && j->rc) {
+        nk__session_fail(s, &j->err);
+    } else if (!s->closed) {
+        rc = j->sample ? nk__step_drive(s, j->step, j->sampled.id, j->finish, &err)
+                       : nk__step_drive_chunk_done(s, j->step, &err);
+        if (rc)
+            nk__session_fail(s, &err);
+    }
+    nk__engine_job_free(s->w->engine, j);
+}

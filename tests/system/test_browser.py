@@ -1,0 +1,79 @@
+"""The page at / in a real browser: tests/browser/*.test.mjs under node's own runner, with Debian's Chromium.
+
+This starts the workers and gateways that they need and does what they ask for (kill a worker, start it again, end a gateway)."""
+import contextlib
+import http.server
+import os
+import shutil
+import subprocess
+import threading
+import unittest
+
+import nk
+from gateway import Gateway, HERMES
+from test_clients import install
+
+SOURCE = os.path.join(os.path.dirname(nk.HERE), "browser")
+KEY = "a-key-for-the-page"
+
+
+@contextlib.contextmanager
+def control(actions):
+    """An HTTP server on loopback: POST /NAME runs an action. Yields its address."""
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            try:
+                actions[self.path.strip("/")]()
+                status, body = 200, b""
+            except Exception as e:  # the test there fails and shows it
+                status, body = 500, repr(e).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class Browser(unittest.TestCase):
+    def test_page(self):
+        chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+        if not chromium:
+            nk.missing("chromium is not here; make deps installs it")
+        folder = install(SOURCE, os.path.join(nk.BUILD, "tests", "browser"))
+        keys = os.path.join(folder, "keys")
+        with open(keys, "w") as f:
+            f.write(KEY + "\n")
+        with nk.Chain(nk.KJV, "0-3,3-8", "--ctx", "16384") as chain, \
+                Gateway(chain.file, "--chat-template", HERMES) as chat, \
+                Gateway(chain.file) as plain, \
+                Gateway(chain.file, "--chat-template", HERMES, "--api-key-file", keys) as keyed, \
+                Gateway(chain.file, "--chat-template", HERMES, "--running", "1", "--waiting", "1", "--waiting-ms", "100") as small, \
+                Gateway(chain.file, "--chat-template", HERMES) as going:
+            for gateway in (chat, plain, keyed, small, going):
+                gateway.wait_ready()
+            port = chain.workers[1].port
+            actions = {"kill": chain.workers[1].kill, "start": lambda: chain.start(1, listen=f"127.0.0.1:{port}"), "end": going.terminate}
+            with control(actions) as url:
+                tests = sorted(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".test.mjs"))
+                done = subprocess.run(["node", "--test", *tests], cwd=folder, capture_output=True, text=True, timeout=500 * nk.SLOW,
+                                      env=dict(os.environ, NK_CHAT=chat.url, NK_PLAIN=plain.url, NK_KEYED=keyed.url, NK_SMALL=small.url, NK_GOING=going.url,
+                                               NK_CONTROL=url, NK_KEY=KEY, NK_CHROMIUM=chromium, NK_SLOW=str(nk.SLOW)))
+            self.assertEqual(done.returncode, 0, done.stdout[-20000:] + done.stderr[-4000:] + chat.log()[-4000:])
+            self.assertRegex(done.stdout, r"(?m)^(# |\u2139 )pass [1-9]\d$")
+            chain.assert_idle()
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,233 @@
+"""The gateway beside llama.cpp's own llama-server: the same model, the same requests, the same answers.
+
+What both have must be the same to the byte: greedy text, sampled text by a seed, token ids, rendered templates; log-
+probabilities are compared as numbers."""
+import contextlib
+import glob
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import unittest
+
+import nk
+from gateway import DATA, Gateway
+
+MODEL = os.path.basename(nk.KJV)
+PROMPT = "And it came to pass"
+TEMPLATES = sorted(glob.glob(os.path.join(DATA, "templates", "*.jinja")))
+
+
+class LlamaServer:
+    def __init__(self, *options):
+        with contextlib.closing(socket.socket()) as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        command = [os.path.join(os.environ["NK_LLAMA_BIN"], "llama-server"), "-m", nk.KJV, "--host", "127.0.0.1", "--port", str(self.port),
+                   "--ctx-size", "512", "--parallel", "1", "--threads", "1", "--threads-batch", "1", "--cache-ram", "0", "--no-ui", "--jinja", *options]
+        self.folder = tempfile.mkdtemp(prefix="nk-llama-server-")
+        if os.environ.get("NK_LLAMA_LOADER"):
+            lib = os.environ["NK_LLAMA_LIB"]
+            command = [os.environ["NK_LLAMA_LOADER"], "--library-path", f"{lib}:{lib}/llama"] + command
+            for backend in glob.glob(f"{lib}/ggml/backends0/libggml-cpu-*.so"):  # ggml looks for them in the working folder
+                os.symlink(backend, os.path.join(self.folder, os.path.basename(backend)))
+        self.log_file = tempfile.NamedTemporaryFile(prefix="nk-llama-server-")
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log_file, stderr=self.log_file, cwd=self.folder, start_new_session=True)
+        try:
+            self._wait()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _wait(self):
+        end = time.monotonic() + nk.READY_S
+        while time.monotonic() < end and self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                if self.ask("GET", "/health")[0] == 200:
+                    return
+            time.sleep(0.05)
+        with open(self.log_file.name, errors="replace") as f:
+            raise AssertionError("llama-server is not ready\n" + f.read()[-4000:])
+
+    def ask(self, method, path, body=None):
+        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            c.request(method, path, json.dumps(body) if body is not None else None, {"Content-Type": "application/json"})
+            reply = c.getresponse()
+            return reply.status, json.loads(reply.read())
+        finally:
+            c.close()
+
+    def post(self, path, body):
+        status, reply = self.ask("POST", path, body)
+        if status != 200:
+            raise AssertionError(f"llama-server: {status} {reply}")
+        return reply
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.log_file.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def setUpModule():
+    global chain, gateway, server
+    if nk.SANITIZED:
+        raise unittest.SkipTest("compares texts; the plain build does it")
+    cleanup = contextlib.ExitStack()
+    chain = cleanup.enter_context(nk.Chain(nk.KJV, "0-4,4-8"))
+    gateway = cleanup.enter_context(Gateway(chain.file)).wait_ready()
+    server = cleanup.enter_context(LlamaServer())
+    unittest.addModuleCleanup(cleanup.close)
+
+
+class Cache(unittest.TestCase):
+    def test_every_kv_cache_gives_llama_servers_text(self):
+        """The types and the attention are the model's own business: what differs from another whole model's is the same as from ours."""
+        texts = set()
+        for k, v, flash in ("q8_0", "q8_0", True), ("q4_0", "q4_0", True), ("bf16", "bf16", False), ("f16", "f16", False):
+            types = ("--cache-type-k", k, "--cache-type-v", v)
+            with self.subTest(k=k, v=v, flash=flash), contextlib.ExitStack() as cleanup:
+                c = cleanup.enter_context(nk.Chain(nk.KJV, "0-3,3-8", *types, *([] if flash else ["--no-flash-attn"])))
+                ours = cleanup.enter_context(Gateway(c.file)).wait_ready()
+                theirs = cleanup.enter_context(LlamaServer(*types, "--flash-attn", "on" if flash else "off"))
+                for base in ({"temperature": 0}, {"temperature": 1, "seed": 7}):
+                    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 120, "cache_prompt": False, **base}
+                    text = ours.post("/v1/completions", body).json["choices"][0]["text"]
+                    self.assertEqual(text, theirs.post("/v1/completions", body)["choices"][0]["text"])
+                    texts.add(text)
+        self.assertGreater(len(texts), 2)  # at least the coarsest type says something else
+
+
+class Fields(unittest.TestCase):
+    def both(self, path="/v1/completions", **fields):
+        body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 40, "cache_prompt": False, **fields}
+        ours = gateway.post(path, body)
+        self.assertEqual(ours.status, 200, (fields, ours))
+        return ours.json["choices"][0], server.post(path, body)["choices"][0]
+
+    def test_every_sampling_field_does_what_llama_server_does(self):
+        plain = {}
+        for base in ({"temperature": 0}, {"temperature": 1, "seed": 7}):
+            ours, theirs = self.both(**base)
+            self.assertEqual((ours["text"], ours["finish_reason"]), (theirs["text"], theirs["finish_reason"]), base)
+            plain[base["temperature"]] = ours["text"]
+        self.assertNotEqual(plain[0], plain[1])
+        first = self.both(temperature=0, logprobs=1)[1]["logprobs"]["content"][0]["id"]
+        for fields in ({"seed": 8}, {"temperature": 1.7}, {"top_k": 2}, {"top_p": 0.3}, {"min_p": 0.4}, {"typical_p": 0.2},
+                       {"repeat_penalty": 1.5}, {"repeat_penalty": 1.5, "repeat_last_n": 3}, {"presence_penalty": 1.5}, {"frequency_penalty": 1.5},
+                       {"dry_multiplier": 3, "dry_allowed_length": 1, "dry_base": 2, "dry_penalty_last_n": 30},
+                       {"mirostat": 1, "mirostat_tau": 2, "mirostat_eta": 0.3}, {"mirostat": 2, "mirostat_tau": 2, "mirostat_eta": 0.3},
+                       {"logit_bias": {str(first): -100}}, {"logit_bias": {str(first): 3}},
+                       {"max_tokens": 7}, {"stop": ["the"]}):
+            for base in ({"temperature": 0}, {"temperature": 1, "seed": 7}):
+                # Greedy is of all tokens with us; llama-server lets typical_p drop the most probable one first.
+                if not base["temperature"] and fields.keys() & {"temperature", "typical_p"}:
+                    continue
+                with self.subTest(**{**base, **fields}):
+                    ours, theirs = self.both(**{**base, **fields})
+                    self.assertEqual((ours["text"], ours["finish_reason"]), (theirs["text"], theirs["finish_reason"]))
+                    if base["temperature"]:  # some do nothing to greedy text, but all change sampled text
+                        self.assertNotEqual(ours["text"], plain[1])
+
+    def test_ignore_eos(self):
+        ours, theirs = self.both(temperature=0, ignore_eos=True, max_tokens=300)
+        self.assertEqual((ours["text"], ours["finish_reason"]), (theirs["text"], theirs["finish_reason"]))
+
+    def test_log_probabilities(self):
+        for fields in ({"temperature": 0}, {"temperature": 1, "seed": 7, "top_k": 5}):
+            ours, theirs = self.both(logprobs=5, **fields)
+            ours, theirs = ours["logprobs"], theirs["logprobs"]["content"]
+            self.assertEqual(ours["tokens"], [t["token"] for t in theirs])
+            for value, top, other in zip(ours["token_logprobs"], ours["top_logprobs"], theirs):
+                self.assertAlmostEqual(value, other["logprob"], delta=1e-4)
+                self.assertEqual(len(top), 5)
+                expected = {t["token"]: t["logprob"] for t in other["top_logprobs"]}
+                for token, logprob in top.items():  # the fifth and the sixth may be as good as each other
+                    self.assertAlmostEqual(logprob, expected.get(token, min(expected.values())), delta=1e-4)
+
+    def test_a_grammar(self):
+        ours, theirs = self.both(temperature=0, grammar='root ::= [a-z]+ " of " [A-Z] [a-z]*')
+        self.assertEqual(ours["text"], theirs["text"])
+
+    def test_tokens(self):
+        for text in ("And God said", "", " x", "a\n\n\u4e2d\u6587 \U0001f600\u00e9", "<s>And</s> it"):
+            for more in ({}, {"add_special": True}, {"parse_special": False}, {"with_pieces": True}):
+                body = {"content": text, **more}
+                ours = gateway.post("/tokenize", body)
+                self.assertEqual(ours.status, 200, ours)
+                self.assertEqual(ours.json, server.post("/tokenize", body), body)
+            ids = gateway.post("/tokenize", {"content": text}).json["tokens"]
+            ours = gateway.post("/detokenize", {"tokens": ids}).json
+            self.assertEqual(ours, server.post("/detokenize", {"tokens": ids}))
+            self.assertEqual(ours["content"], " " + text if text.startswith("a") or text.startswith("A") or text.startswith(" ") else ours["content"])
+        reply = gateway.post("/detokenize", {"tokens": [1 << 20]})
+        self.assertEqual((reply.status, reply.json["error"]["param"]), (400, "tokens"))
+
+
+TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "The \"weather\" in a city, \u00b0C", "parameters": {
+    "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer", "minimum": 1}}, "required": ["city"]}}},
+    {"type": "function", "function": {"name": "add", "description": "a + b", "parameters": {"type": "object", "properties": {}}}}]
+SYSTEM = {"role": "system", "content": "Be brief.\nSay \"no\"."}
+USER = {"role": "user", "content": "  What is \u4e2d\u6587 \U0001f600 <b> & 'x' \\n?\n"}
+ASSISTANT = {"role": "assistant", "content": "It is text."}
+
+
+def calls(*arguments):
+    return {"role": "assistant", "content": None, "tool_calls": [
+        {"id": f"abcdefg{i:02}", "type": "function", "function": {"name": "get_weather", "arguments": json.dumps(a, ensure_ascii=False)}} for i, a in enumerate(arguments)]}
+
+
+RESULT = {"role": "tool", "tool_call_id": "abcdefg00", "content": "{\"degrees\": 9}"}
+CHATS = {
+    "one": {"messages": [USER]},
+    "system": {"messages": [SYSTEM, USER]},
+    "turns": {"messages": [SYSTEM, USER, ASSISTANT, {"role": "user", "content": "And then?"}]},
+    "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}]},
+    "thought": {"messages": [USER, {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes."}, {"role": "user", "content": "Why?"}]},
+    "tools": {"messages": [SYSTEM, USER], "tools": TOOLS},
+    "call": {"messages": [USER, calls({"city": "K\u00f6ln", "days": 2, "more": [1.5, None, {"a": "<&>"}]}), RESULT], "tools": TOOLS},
+}
+
+
+class Templates(unittest.TestCase):
+    """Templates in the manner of the families in use, rendered by both."""
+
+    def test_templates(self):
+        self.assertGreaterEqual(len(TEMPLATES), 6)
+        n_same = 0
+        for path in TEMPLATES:
+            name = os.path.basename(path)
+            with Gateway(chain.file, "--chat-template", path) as ours, LlamaServer("--chat-template-file", path) as theirs:
+                ours.wait_ready()
+                for chat, body in CHATS.items():
+                    with self.subTest(template=name, chat=chat):
+                        a, b = ours.post("/apply-template", body), theirs.ask("POST", "/apply-template", body)
+                        if "tools" in body and a.status == 400 and a.json["error"]["code"] == "no_tools":
+                            self.assertIn(name, ("gemma.jinja", "phi.jinja"))
+                            continue
+                        self.assertEqual((a.status, b[0]), (200, 200), (a, b))
+                        text = a.json["prompt"]
+                        # llama-server leaves out what its tokenizer adds.
+                        self.assertEqual(text[3:] if text.startswith("<s>") else text, b[1]["prompt"])
+                        n_same += 1
+                        if "tools" not in body:
+                            reply = ours.post("/v1/chat/completions", {**body, "model": MODEL, "max_tokens": 1})
+                            self.assertEqual(reply.status, 200, reply)
+                            plain = text[3:] if text.startswith("<s>") else text
+                            ids = ours.post("/tokenize", {"content": plain, "add_special": True}).json["tokens"]
+                            self.assertEqual(reply.json["usage"]["prompt_tokens"], len(ids))  # one BOS, not two
+                            self.assertEqual(ids.count(1), 1)
+        self.assertGreaterEqual(n_same, 6 * 5)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,157 @@
+"""Models that keep a state instead of a cache (mamba) or both (jamba, qwen3next), over real workers. A state cannot go back:
+what a session reuses, and what runs beside it, must never show in its tokens. llama.cpp's own generator makes the models,
+with the same random weights every time."""
+import importlib.machinery
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+import unittest
+
+import nk
+import talk
+
+VOCAB = 128
+NEAR = 1e-3  # of log-probabilities
+# What it is made of, how many layers it is stretched to (0: as generated), where it is cut.
+MODELS = {"mamba-dense": (0, "0-1,1-2"), "mamba2-dense": (6, "0-2,2-3,3-6"), "jamba-dense": (12, "0-4,4-8,8-12"),
+          "qwen3next-moe": (12, "0-6,6-12")}
+if nk.SANITIZED:  # one of each kind: what is sanitized is our code, the same for all
+    MODELS = {name: MODELS[name] for name in ("mamba-dense", "jamba-dense")}
+
+
+def conformance():
+    """scripts/conformance as a module: it knows how to run llama.cpp's generator."""
+    path = os.path.join(nk.SOURCE, "scripts", "conformance")
+    loader = importlib.machinery.SourceFileLoader("conformance", path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("conformance", loader))
+    loader.exec_module(module)
+    return module
+
+
+def prompt(n, seed=0):
+    return [1 + i % (VOCAB - 1) for i in talk.ids(n + 1, seed)[1:]]
+
+
+def outcome(g):
+    """All that depends on the computation, to the bit."""
+    return (g.code, g.finish, g.ids, [(t.prob.logprob, [(p.id, p.logprob) for p in t.top]) for t in g.tokens])
+
+
+def logprobs(g):
+    return [p.logprob for t in g.tokens for p in t.top]
+
+
+class Recurrent(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.dir = tempfile.mkdtemp(prefix="nk-recurrent-")
+        cls.addClassCleanup(shutil.rmtree, cls.dir)
+        c = conformance()
+        c.generate(c.read_env(), cls.dir, "-s", "1", "-a", "^(mamba|mamba2|jamba|qwen3next)$")
+        cls.models = {}
+        for name, (layers, cuts) in MODELS.items():
+            path = os.path.join(cls.dir, name + ".gguf")
+            if layers:
+                longer = os.path.join(cls.dir, f"{name}.{layers}.gguf")
+                subprocess.run([os.path.join(nk.BUILD, "tests", "stretch"), path, longer, str(layers)], check=True,
+                               capture_output=True)
+                path = longer
+            cls.models[name] = (path, cuts)
+
+    def chains(self, *options):
+        """A chain of each model, one after the other; the slices go with the models."""
+        for name, (path, cuts) in self.models.items():
+            with self.subTest(name), nk.Chain(path, cuts, "--ctx", 2048, "--sequences", 12, *options,
+                                              env_more={"XDG_CACHE_HOME": self.dir}) as chain, \
+                    talk.Wire(chain.workers) as wire:
+                self.assertNotIn("rollback", chain.workers[0].info().capabilities)
+                yield path, chain, wire
+                chain.assert_idle()
+
+    def same(self, path, a, b):
+        """To the bit where there are states only. Layers with attention share their cells, and where a session's lie decides
+        in which order they are summed up: there the last bits may differ."""
+        if os.path.basename(path).startswith("mamba"):
+            self.assertEqual(outcome(a), outcome(b))
+        self.assertEqual((a.finish, a.ids), (b.finish, b.ids))
+        self.assertLess(max(abs(x - y) for x, y in zip(logprobs(a), logprobs(b))), NEAR)
+
+    def differ(self, path, a, b):
+        """By what `same` would see."""
+        if os.path.basename(path).startswith("mamba"):
+            self.assertNotEqual(outcome(a), outcome(b))
+        else:
+            self.assertTrue(a.ids != b.ids or max(abs(x - y) for x, y in zip(logprobs(a), logprobs(b))) > 2 * NEAR)
+
+    def generate(self, wire, ids, n, **fields):
+        fields.setdefault("n_logprobs", 4)
+        r = wire.generate(ids, n, **fields)
+        self.assertEqual(r.code, "OK", r.error)
+        return r
+
+    def test_chain__is_the_whole_model_to_the_bit(self):
+        for path, _, wire in self.chains():
+            one = nk.Worker("--model", path, "--layers", f"0-{wire.workers[-1].end}", "--threads", 1, "--ctx", 2048,
+                            "--sequences", 12, env_more={"XDG_CACHE_HOME": self.dir})
+            try:
+                with talk.Wire([one]) as whole:
+                    for ids in prompt(5), prompt(150, 1):  # one chunk and three
+                        self.assertEqual(outcome(self.generate(wire, ids, 12)), outcome(self.generate(whole, ids, 12)))
+            finally:
+                one.stop()
+
+    def test_many__at_once_equal_their_runs_alone(self):
+        """Their rows are not run in one batch, whose order llama.cpp would not keep."""
+        for path, _, wire in self.chains():
+            requests = [dict(ids=prompt(3 + 31 * k, k), n=10 + 3 * k, reuse=k % 2 == 0) for k in range(5)]
+            alone = [self.generate(wire, **{**q, "reuse": False}) for q in requests]
+            running = [wire.start(q["ids"], q["n"], reuse=q["reuse"], n_logprobs=4) for q in requests]
+            doomed = wire.start(prompt(60, 9), 100).until_tokens(1)
+            doomed.cancel()
+            for a, r in zip(alone, running):
+                self.same(path, r.wait(), a)
+            doomed.wait()
+
+    def test_continuation__goes_on_from_the_state_and_is_a_fresh_run(self):
+        """A prompt of whole chunks, and what follows: the same runs as without the kept session."""
+        for path, chain, wire in self.chains():
+            base = prompt(128, 3)
+            longer = base + self.generate(wire, base, 1).ids + prompt(2, 4)
+            fresh = self.generate(wire, longer, 12)
+            self.differ(path, fresh, self.generate(wire, prompt(128, 5) + longer[128:], 12))
+            self.generate(wire, base, 1, reuse=True)
+            self.assertEqual([w.info().counters.sessions_kept for w in chain.workers], [1] * len(chain.workers))
+            r = self.generate(wire, longer, 12, reuse=True)
+            self.assertEqual(r.done.n_reused, 128)
+            self.same(path, r, fresh)
+
+    def test_other__continuations_begin_anew(self):
+        """A shorter prompt, the same one, one that leaves the kept ids early or at their last: a state has no way back."""
+        for path, _, wire in self.chains():
+            base = prompt(70, 3)
+            made = self.generate(wire, base, 8, reuse=True).ids
+            kept = base + made[:-1]
+            for ids in (base[:40], base, kept, kept[:-1], base[:69] + [2 if base[69] != 2 else 3] + prompt(30, 6),
+                        kept[:-1] + [2 if kept[-1] != 2 else 3, 5, 6]):
+                r = self.generate(wire, ids, 8, reuse=True)
+                self.assertEqual(r.done.n_reused, 0)
+                self.same(path, r, self.generate(wire, ids, 8))
+            r = self.generate(wire, kept + made[-1:] + [7], 1, reuse=True)  # what was kept first is still there, and whole
+            self.assertEqual(r.done.n_reused, len(kept))
+
+    def test_lost__on_a_later_stage_it_is_computed_anew_on_all(self):
+        for path, chain, wire in self.chains():
+            base = prompt(64, 3)
+            longer = base + self.generate(wire, base, 1, reuse=True).ids + prompt(10, 4)
+            with nk.Client(chain.workers[-1].address) as last:
+                last.sleep()
+                last.wake()
+            r = self.generate(wire, longer, 8, reuse=True)
+            self.assertEqual(r.done.n_reused, 0)
+            self.same(path, r, self.generate(wire, longer, 8))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,90 @@
+/* The page: what was reached is said for every bar, and only what was measured last counts. */
+#include "bench/report.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static void add_run(struct nk_table *t, const char *figure, const char *system, double x, int run,
+                    double value, const char *commit)
+{
+    struct nk_row r = { .x = x, .run = run, .value = value, .slowdown = 1 };
+
+    snprintf(r.figure, sizeof r.figure, "%s", figure);
+    snprintf(r.system, sizeof r.system, "%s", system);
+    snprintf(r.commit, sizeof r.commit, "%s", commit);
+    assert_int_equal(nk_table_add(t, &r, NULL), 0);
+}
+
+static void add(struct nk_table *t, const char *figure, const char *system, double x, double value,
+                const char *commit)
+{
+    for (int run = 1; run <= 5; run++)
+        add_run(t, figure, system, x, run, value, commit);
+}
+
+static void page(const struct nk_table *t, struct nk_buf *out)
+{
+    struct nk_report_opts opts = { .plot_dir = NULL };
+
+    assert_int_equal(nk_report_format(t, &opts, out, NULL), 0);
+}
+
+static void test_report__every_kind_of_bar_has_its_verdict(void **state)
+{
+    struct nk_buf out = NK_BUF_INIT(1 << 20);
+    struct nk_table t = NK_TABLE_INIT;
+
+    (void)state;
+    add(&t, "hop", "ours", 0, 50, "c");
+    add(&t, "hop", "ping", 0, 20, "c");
+    add(&t, "gateway-ttft", "serve", 0, 105, "c");
+    add(&t, "gateway-ttft", "chain", 0, 100, "c");
+    for (int run = 1; run <= 5; run++) { /* the machine gets slower */
+        add_run(&t, "gateway-token", "serve", 0, run, run * 101, "c");
+        add_run(&t, "gateway-token", "chain", 0, run, run * 100, "c");
+    }
+    add(&t, "network-1g", "ours", 75, 6, "c");
+    add(&t, "network-1g", "limit", 75, 7, "c");
+    page(&t, &out);
+    assert_non_null(strstr(out.data, "| 50.0 (50.0 to 50.0) | gRPC ping-pong: 20.0 (20.0 to 20.0) |"
+                                     " at most 60.0: reached |"));
+    assert_non_null(strstr(out.data, "+5.00 ms of at most +3, **missed** |"));
+    assert_non_null(strstr(out.data, "1.01 (1.01 to 1.01) of at most 1.02, reached |"));
+    assert_non_null(strstr(out.data, "limit: 0.857 of at least 0.95, **missed** |"));
+    nk_table_release(&t);
+    nk_buf_release(&out);
+}
+
+static void test_report__rows_of_an_older_commit_do_not_count(void **state)
+{
+    struct nk_buf out = NK_BUF_INIT(1 << 20);
+    struct nk_table t = NK_TABLE_INIT;
+
+    (void)state;
+    add(&t, "decode-1", "ours", 0, 11, "old");
+    add(&t, "memory", "ours", 0, 900, "old"); /* not measured since */
+    add(&t, "decode-1", "ours", 0, 22, "new");
+    page(&t, &out);
+    assert_non_null(strstr(out.data, "22.0 (22.0 to 22.0)"));
+    assert_non_null(strstr(out.data, "900 (900 to 900)"));
+    assert_null(strstr(out.data, "11.0"));
+    assert_non_null(strstr(out.data, "commit: old; new"));
+    assert_non_null(strstr(out.data, "5 more are of older commits"));
+    nk_table_release(&t);
+    nk_buf_release(&out);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_report__every_kind_of_bar_has_its_verdict),
+        cmocka_unit_test(test_report__rows_of_an_older_commit_do_not_count),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

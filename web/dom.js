@@ -1,0 +1,31 @@
+// Small helpers to make elements. Text only ever becomes a text node: nothing here parses markup.
+
+/** el("p", { class: "note", hidden: true, onclick: f }, "text", child, ...) */
+export function el(tag, attributes = {}, ...children) {
+    return fill(document.createElement(tag), attributes, children);
+}
+
+export function svg(tag, attributes = {}, ...children) {
+    return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+}
+
+function fill(node, attributes, children) {
+    for (const [name, value] of Object.entries(attributes)) {
+        if (name.startsWith("on"))
+            node.addEventListener(name.slice(2), value);
+        else if (value === true)
+            node.setAttribute(name, "");
+        else if (value !== false && value !== null && value !== undefined)
+            node.setAttribute(name, value);
+    }
+    node.append(...children.filter((child) => child !== null && child !== undefined));
+    return node;
+}
+
+/** Sets a node's text only when it differs, so that nothing is laid out or read out anew for nothing. */
+export function setText(node, text) {
+    if (node.textContent !== text)
+        node.textContent = text;
+}
+
+export const byId = (id) => document.getElementById(id);
