@@ -60,7 +60,8 @@ struct nk_exchange {
 
     struct nk_buf body;
     uint64_t n_body;
-    bool failed; /* err is the answer */
+    bool is_all_read; /* the daemon knows that there is no more of the request to come */
+    bool failed;      /* err is the answer */
     struct nk_error err;
     char param[128];
     char origin[256]; /* that is allowed; "" for none */
@@ -769,6 +770,12 @@ static enum MHD_Result on_access(void *cls, struct MHD_Connection *connection, c
         return answer_error(x);
     if (!strcmp(method, "OPTIONS"))
         return answer_options(x);
+    /* Suspended now, the connection would still count as one to be read from when it is resumed, and the end of a client
+     * that has said all (a half-closed connection) would be taken for its going. Asked once more, it no longer does. */
+    if (!x->is_all_read) {
+        x->is_all_read = true;
+        return MHD_YES;
+    }
     return go(x);
 }
 
