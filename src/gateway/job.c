@@ -400,7 +400,12 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
         err = &ours;
     }
     nk__admission_leave(g->admission, &c->ticket);
+    /* All that is counted and doubted is so before anybody can see that it is over. */
     note_stages(g, stats);
+    nk__metrics_add(g->metrics, NK_METRIC_PROMPT, NULL, stats->n_prompt);
+    nk__metrics_add(g->metrics, NK_METRIC_REUSED, NULL, stats->n_reused);
+    if (err && is_workers_fault(err->code))
+        nk__monitor_doubt(g->monitor);
     pthread_mutex_lock(&j->mutex);
     gen = c->gen;
     c->gen = NULL;
@@ -408,6 +413,12 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
     j->n_done++;
     if (err && c->ended && err->code == NK_E_CANCELLED)
         err = NULL; /* it was we who had enough */
+    nk__metrics_add(g->metrics, NK_METRIC_GENERATIONS,
+                    err        ? err->code == NK_E_CANCELLED ? "cancelled" : "error"
+                    : c->ended ? "tool_calls"
+                               : nk_finish_name(stats->finish == NK_FINISH_EOG ? NK_FINISH_STOP
+                                                                               : stats->finish),
+                    1);
     if (e) {
         struct nk_reply_done *d = &e->done;
         int n_per_prompt = j->request.n;
@@ -466,16 +477,6 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
     if (gen)
         nk_gen_free(gen);
 
-    nk__metrics_add(g->metrics, NK_METRIC_PROMPT, NULL, stats->n_prompt);
-    nk__metrics_add(g->metrics, NK_METRIC_REUSED, NULL, stats->n_reused);
-    nk__metrics_add(g->metrics, NK_METRIC_GENERATIONS,
-                    err        ? err->code == NK_E_CANCELLED ? "cancelled" : "error"
-                    : c->ended ? "tool_calls"
-                               : nk_finish_name(stats->finish == NK_FINISH_EOG ? NK_FINISH_STOP
-                                                                               : stats->finish),
-                    1);
-    if (err && is_workers_fault(err->code))
-        nk__monitor_doubt(g->monitor);
     if (err && err->code != NK_E_CANCELLED && !aborted)
         cancel_choices(j); /* the others of the same request: its reply is an error now */
     nk_log(NK_LOG_GATEWAY, NK_LOG_DEBUG,

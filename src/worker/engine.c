@@ -622,6 +622,7 @@ static int run_steps(nk_engine *e, struct nk_job **jobs, int n, struct nk_error 
 {
     struct nk_stage_batch batch = { 0 };
     int n_tokens = 0, rc;
+    uint64_t end_ns;
 
     for (int i = 0; i < n; i++) {
         struct nk_job *j = jobs[i];
@@ -658,6 +659,7 @@ static int run_steps(nk_engine *e, struct nk_job **jobs, int n, struct nk_error 
                        jobs[i]->step, jobs[i]->pos, jobs[i]->n);
     }
     rc = nk_stage_run(e->stage, &batch, err);
+    end_ns = nk_now_ns(); /* before the first row goes out: the next stage may begin with it */
     if (rc)
         return rc;
     atomic_fetch_add(&e->counters.runs, 1);
@@ -666,7 +668,7 @@ static int run_steps(nk_engine *e, struct nk_job **jobs, int n, struct nk_error 
         struct nk_job *j = jobs[i];
         int rows = j->n;
 
-        j->end_ns = nk_now_ns();
+        j->end_ns = end_ns;
         if (i == 0)
             atomic_fetch_add(&e->counters.compute_ns, j->end_ns - j->begin_ns);
         atomic_fetch_add(&e->counters.queue_ns, j->begin_ns - j->queued_ns);

@@ -21,7 +21,10 @@
 #include "base/log.h"
 #include "worker/service.h"
 
-enum { TICK_MS = 25 };
+enum {
+    TICK_MS = 25,
+    PAUSE_MS = 250, /* a tick that comes so much too late tells of a pause of this process */
+};
 
 typedef struct nk_session session;
 
@@ -422,7 +425,7 @@ static void up_end(nk_call *c, void *user, const struct nk_error *status)
 
 static const struct nk_call_handlers up_handlers = { .message = up_message, .end = up_end };
 
-static void tick(void *worker);
+static void arm_tick(nk_worker *w);
 
 void nk__session_open_call(nk_call *c, void *worker)
 {
@@ -452,7 +455,7 @@ void nk__session_open_call(nk_call *c, void *worker)
     pthread_mutex_unlock(&w->mutex);
     nk_call_accept(c, &up_handlers, s);
     if (!w->tick && !w->no_tick)
-        w->tick = nk_timer_start(w->net, TICK_MS, tick, w);
+        arm_tick(w);
 }
 
 /* ---- deadlines ---- */
@@ -527,7 +530,8 @@ static bool overdue(const session *s, uint64_t now, struct nk_error *err)
     return true;
 }
 
-void nk__session_tick(nk_worker *w, uint64_t now)
+/* Deadlines, stalls, waiting sessions. */
+static void session_tick(nk_worker *w, uint64_t now)
 {
     for (int i = 0; i < NK_SESSION_KEPT; i++) {
         for (session *s = w->sessions[i].head; s;) {
@@ -546,12 +550,43 @@ void nk__session_tick(nk_worker *w, uint64_t now)
     }
 }
 
+/* This process did not run for so long, or the whole machine did not: nobody else's silence. What was waited for before
+ * may lie unread, or its sender was away as well, so every wait goes on from where it was. Moved rather than begun anew, so
+ * that the stage nearest to a silent one is still the first to give up. */
+static void forgive_pause(nk_worker *w, uint64_t late_ns)
+{
+    for (int i = 0; i < NK_SESSION_KEPT; i++) {
+        for (session *s = w->sessions[i].head; s; s = s->next) {
+            if (s->state_ns < w->tick_due_ns)
+                s->state_ns += late_ns;
+            if (s->heard_ns < w->tick_due_ns)
+                s->heard_ns += late_ns;
+            for (int k = 0; k < NK_STEPS_OUT_MAX; k++) {
+                unsigned long long sent = atomic_load(&s->sent_ns[k]);
+
+                /* The compute thread may set it meanwhile: then it is of after the pause. */
+                if (sent && sent < w->tick_due_ns)
+                    atomic_compare_exchange_strong(&s->sent_ns[k], &sent, sent + late_ns);
+            }
+        }
+    }
+}
+
 static void tick(void *worker)
 {
     nk_worker *w = worker;
+    uint64_t now = nk_now_ns();
 
     w->tick = NULL;
-    nk__session_tick(w, nk_now_ns());
+    if (now > w->tick_due_ns + PAUSE_MS * 1000000ull)
+        forgive_pause(w, now - w->tick_due_ns);
+    session_tick(w, now);
     if (nk__session_n_active(w) && !w->tick && !w->no_tick)
-        w->tick = nk_timer_start(w->net, TICK_MS, tick, w);
+        arm_tick(w);
+}
+
+static void arm_tick(nk_worker *w)
+{
+    w->tick_due_ns = nk_now_ns() + TICK_MS * 1000000ull;
+    w->tick = nk_timer_start(w->net, TICK_MS, tick, w);
 }

@@ -212,7 +212,8 @@ struct nk_worker {
     int kv_kept;       /* tokens of kept ones */
     uint8_t *seq_used; /* n_seq_max */
     int n_seq_free;
-    nk_timer *tick;
+    nk_timer *tick;       /* while there are active sessions: their deadlines */
+    uint64_t tick_due_ns; /* when it should come */
     bool admitting, no_tick;
     nk_timer *sleep_timer; /* Sleep's grace; with the call that asked */
     nk_call *sleep_call;
@@ -233,8 +234,6 @@ void nk__session_unref(struct nk_session *s);
 /* A step's outcome that the compute thread could not answer itself (single-stage results and errors). Takes the job.
  * [net thread] */
 void nk__session_result(struct nk_job *j);
-/* Deadlines, stalls, waiting sessions; now and then. */
-void nk__session_tick(nk_worker *w, uint64_t now);
 /* Ends every session: those that run with status; kept ones are forgotten. */
 void nk__session_end_all(nk_worker *w, const struct nk_error *status, bool kept_only);
 /* Ends those that have not begun: no Open yet, or no room yet. For a worker that takes no new ones. */

@@ -68,10 +68,11 @@ def threads_that_take(pid, number):
     """Ids of the process's threads that do not block a signal."""
     found = []
     for thread in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{thread}/status") as f:
-            blocked = int(re.search(r"SigBlk:\s*(\w+)", f.read())[1], 16)
-        if not blocked >> (number - 1) & 1:
-            found.append(int(thread))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may end meanwhile
+            with open(f"/proc/{pid}/task/{thread}/status") as f:
+                blocked = int(re.search(r"SigBlk:\s*(\w+)", f.read())[1], 16)
+            if not blocked >> (number - 1) & 1:
+                found.append(int(thread))
     return found
 
 
@@ -236,6 +237,11 @@ class Worker:
 
     def signal(self, number):
         self.process.send_signal(number)
+
+    def halt(self):
+        """SIGSTOP, and it has taken effect: none of the process's threads runs on. Until SIGCONT."""
+        self.signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
 
     def assert_idle(self, seconds=20):
         """Nothing of any session is left: what would be a leak of things, not only of bytes."""
