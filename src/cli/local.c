@@ -108,7 +108,7 @@ static int worker_ended(struct nk_local *l, int i, struct nk_error *err)
 {
     char how[96] = "closed its output";
 
-    if (nk_process_wait(&l->processes[i], 1000))
+    if (nk_process_wait(&l->processes[i], 5000))
         nk_process_status_format(how, sizeof how, l->processes[i].status);
     return nk_fail(err, NK_E_UNAVAILABLE, "worker_ended", "worker %s %s", l->cluster->workers[i].id,
                    how);

@@ -91,7 +91,7 @@ test("stop ends the answer and the generation, by button and by Escape", () => w
         await stop();
         await isSend(page);
         const text = await shown(page);
-        assert.match(await page.locator(".stats").last().textContent(), /^stopped · about \d+ tokens? in/);
+        assert.match(await page.locator(".stats").last().textContent(), /^stopped · about [\d,]+ tokens? in/);
         assert.ok(text.length > 20);
         await idle(CHAT);
         assert.equal(await shown(page), text);

@@ -73,7 +73,7 @@ test("tools are taken where the template has them", async () => {
 
 test("an aborted stream throws and ends the generation", async () => {
   const own = make();
-  const stream = await own.generate({ model: NK_MODEL, prompt: "And", raw: true, stream: true, options: { num_predict: 3000 } });
+  const stream = await own.generate({ model: NK_MODEL, prompt: "And", raw: true, stream: true, options: { num_predict: 8000 } });
   let n = 0;
   await assert.rejects(async () => {
     for await (const part of stream) {

@@ -189,7 +189,7 @@ test("an aborted stream ends the generation", async () => {
   for (let i = 0; i < 100 && await running(); i++) await new Promise((done) => setTimeout(done, 20));
   assert.equal(await running(), 0);
   const controller = new AbortController();
-  const waiting = client.completions.create({ model: NK_MODEL, prompt: "x", max_tokens: 3000, ignore_eos: true }, { signal: controller.signal });
+  const waiting = client.completions.create({ model: NK_MODEL, prompt: "x", max_tokens: 8000, ignore_eos: true }, { signal: controller.signal });
   setTimeout(() => controller.abort(), 200);
   await assert.rejects(waiting, OpenAI.APIUserAbortError);
   for (let i = 0; i < 100 && await running(); i++) await new Promise((done) => setTimeout(done, 20));

@@ -64,7 +64,7 @@ class Browser(unittest.TestCase):
             for gateway in (chat, plain, keyed, small, going):
                 gateway.wait_ready()
             port = chain.workers[1].port
-            actions = {"kill": chain.workers[1].kill, "start": lambda: chain.start(1, listen=f"127.0.0.1:{port}"), "end": going.terminate}
+            actions = {"kill": chain.workers[1].kill, "start": lambda: chain.start(1, listen=f"127.0.0.1:{port}"), "end": lambda: (going.terminate(), going.process.wait(60 * nk.SLOW))}
             with control(actions) as url:
                 tests = sorted(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".test.mjs"))
                 done = subprocess.run(["node", "--test", *tests], cwd=folder, capture_output=True, text=True, timeout=500 * nk.SLOW,

@@ -28,6 +28,8 @@ class Check(unittest.TestCase):
     def check(self, *args, **changes):
         if changes:
             self.chain.write(**changes)
+        if "--timeout-ms" not in args:
+            args += ("--timeout-ms", 5000 * nk.SLOW)
         return nk.run("check", "--cluster", self.chain.file, *args)
 
     def workers(self, **addresses):
@@ -236,7 +238,7 @@ class Tls(unittest.TestCase):
         path = self.path("cluster.yaml")
         with open(self.chain.file) as original, open(path, "w") as f:
             f.write(tls + original.read())
-        return nk.run("check", "--cluster", path, "--timeout-ms", "3000")
+        return nk.run("check", "--cluster", path, "--timeout-ms", 3000 * nk.SLOW)
 
     def test_check__certificates_of_the_clusters_ca_are_let_in(self):
         done = self.check("tls: {ca: ca.pem, certificate: ca-me.pem, key: ca-me.key}\n")

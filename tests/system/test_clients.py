@@ -48,10 +48,11 @@ class Clients(unittest.TestCase):
                 Gateway(chain.file, "--chat-template", HERMES, "--api-key-file", keys) as gateway:
             gateway.wait_ready()
             tests = sorted(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".test.mjs"))
-            done = subprocess.run(["node", "--test", *tests], cwd=folder, capture_output=True, text=True, timeout=400 * nk.SLOW,
-                                  env=dict(os.environ, NK_URL=gateway.url, NK_MODEL=os.path.basename(nk.KJV), NK_KEY=KEY))
-            self.assertEqual(done.returncode, 0, done.stdout[-20000:] + done.stderr[-4000:] + gateway.log()[-4000:])
-            self.assertRegex(done.stdout, r"(?m)^(# |\u2139 )pass [1-9]\d$")
+            for test in tests:  # one after the other: each looks whether anything runs
+                done = subprocess.run(["node", "--test", test], cwd=folder, capture_output=True, text=True, timeout=400 * nk.SLOW,
+                                      env=dict(os.environ, NK_URL=gateway.url, NK_MODEL=os.path.basename(nk.KJV), NK_KEY=KEY))
+                self.assertEqual(done.returncode, 0, done.stdout[-20000:] + done.stderr[-4000:] + gateway.log()[-4000:])
+                self.assertRegex(done.stdout, r"(?m)^(# |\u2139 )pass [1-9]\d?$")
             chain.assert_idle()
 
     def test_readme(self):

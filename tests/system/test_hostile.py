@@ -1,5 +1,6 @@
 """Peers that mean no good: clients that send nonsense to a worker, and a next stage that answers with it. Each gets a
 status with the right reason, memory stays bounded, and the worker goes on serving the right tokens."""
+import asyncio
 import math
 import os
 import socket
@@ -19,6 +20,7 @@ PROMPT = GOLDEN["prompt"]
 TEXT = GOLDEN["text"][len(GOLDEN["prompt_text"]):].encode()
 MESSAGE_MAX = 65 << 20  # NK_RPC_MESSAGE_BYTES_MAX
 WIDTH, VOCAB = 128, 1024
+N_CTX = 32768  # a generation of that many tokens does not end by itself meanwhile
 
 
 class Served(unittest.TestCase):
@@ -26,7 +28,7 @@ class Served(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        cls.chain = nk.Chain(nk.KJV, "0-4,4-8", "--ctx", 2048, "--sequences", 4, "--batch", 128)
+        cls.chain = nk.Chain(nk.KJV, "0-4,4-8", "--ctx", N_CTX, "--sequences", 4, "--batch", 128)
         cls.first, cls.last = cls.chain.workers
         cls.wire = talk.Wire(cls.chain.workers)
         cls.late = nk.Client(cls.last.address)
@@ -210,7 +212,7 @@ class Opening(Served):
     def test_session__ids(self):
         for n in 0, 15, 17, 1000:
             self.bad("INVALID_ARGUMENT", "bad_session", n, 16, session=bytes(n))
-        running = self.wire.start(PROMPT, 1500, session=b"0123456789abcdef").until_tokens(1)
+        running = self.wire.start(PROMPT, 30000, session=b"0123456789abcdef").until_tokens(1)
         self.bad("ALREADY_EXISTS", "session_exists", session=b"0123456789abcdef")
         running.cancel()
 
@@ -230,7 +232,7 @@ class Opening(Served):
         self.bad("INVALID_ARGUMENT", "bad_dtype", 3, dtype=3)
         self.bad("INVALID_ARGUMENT", "bad_route", 4294967295, stage_idx=2**32 - 1)
         self.refused(lambda: self.opened_late(n_tokens_max=2**32 - 1), "OUT_OF_RANGE", "context_length_exceeded",
-                     4294967295, 2048)
+                     4294967295, N_CTX)
         self.refused(lambda: self.opened_late(n_tokens_max=0), "OUT_OF_RANGE", "context_length_exceeded")
 
     def opened_late(self, **fields):
@@ -297,8 +299,9 @@ class Opening(Served):
             r = self.wire.generate(PROMPT, 1000, **what)
             self.assertEqual(r.code, "INVALID_ARGUMENT", list(what))
             self.assertIn("w0", r.error.details())
+        message = self.last_open(prompt_ids=[300] * 10000000)  # a later stage wants none
         stream = talk.Stream(self.late.channel)
-        stream.send(self.last_open(prompt_ids=[300] * 10000000))  # a later stage wants none
+        stream.send(message)
         self.refused(stream.error, "INVALID_ARGUMENT", "bad_request", "w1", 262144)
 
     def test_grammars__that_are_none(self):
@@ -398,12 +401,12 @@ class Stepping(Served):
             self.bad([message], "INVALID_ARGUMENT", "unexpected_message", stream=talk.Stream(self.late.channel))
         self.bad([self.last_open()], "INVALID_ARGUMENT", "unexpected_message", "twice")
         stream = self.wire.stream()
-        stream.send(self.wire.open(PROMPT, 1000))
+        stream.send(self.wire.open(PROMPT, 30000))
         stream.recv()
         stream.send(step)
         self.refused(stream.error, "INVALID_ARGUMENT", "unexpected_message", "w0", "first stage")
         stream = self.wire.stream()
-        stream.send(self.wire.open(PROMPT, 1000))
+        stream.send(self.wire.open(PROMPT, 30000))
         stream.recv()
         stream.send(finish)
         self.refused(stream.error, "INVALID_ARGUMENT", "unexpected_message", "w0")
@@ -514,38 +517,43 @@ class Crowds(Served):
             return False
 
     def test_thousand__streams_that_never_send(self):
-        silent, ended, lock = [], [], threading.Lock()
+        # A worker gives each ten seconds: what is said of all of them has to be seen within that.
+        self.assertTrue(any(self.thousand() for _ in range(4)), "a thousand calls took over ten seconds, four times")
 
-        def watch(call):
-            with lock:
-                ended.append((call.code().name, nk.reason(call)))
-        begin = time.monotonic()
-        hold = threading.Event()
+    def thousand(self):
+        """Whether all of it was seen in time."""
+        ended, lock, begin = [], threading.Lock(), time.monotonic()
 
-        def nothing():
-            hold.wait()
-            return
-            yield
-        method = self.wire.channel.stream_stream("/nakshatra.v1.Nakshatra/Inference")
-        for _ in range(1000):
-            call = method(nothing(), timeout=120 * nk.SLOW)
-            call.add_done_callback(lambda c=call: watch(c))
-            silent.append(call)
+        async def silent():  # a thread for each would take longer than the ten seconds on a busy machine
+            async with grpc.aio.insecure_channel(self.first.address) as channel:
+                method = channel.stream_stream("/nakshatra.v1.Nakshatra/Inference")
+                calls = [method(timeout=120 * nk.SLOW) for _ in range(1000)]
+                for call in calls:
+                    code, trailers = await call.code(), await call.trailing_metadata()
+                    with lock:
+                        ended.append((code.name, trailers.get("nk-reason")))
+        thread = threading.Thread(target=asyncio.run, args=(silent(),))
+        thread.start()
         try:
-            self.assertTrue(nk.wait_for(lambda: self.first.info().counters.streams_open == 1000, 30))
-            self.assertEqual(self.first.info().counters.sessions_open, 0)  # none has said what it wants
+            def late():
+                return time.monotonic() - begin > 10
+            nk.wait_for(lambda: self.first.info().counters.streams_open == 1000 or late(), 30)
+            counters = self.first.info().counters
             # Others are served meanwhile.
             r = self.wire.generate(PROMPT, 8)
-            self.assertEqual((r.code, len(r.ids)), ("OK", 8))
             # And over the ceiling there is an answer, not a wait.
-            more = [self.wire.start(PROMPT, 60) for _ in range(60)]
+            more = [self.wire.start(PROMPT, 200) for _ in range(60)]
             answers = [(m.wait().code, m.result.reason) for m in more]
-            self.assertEqual(set(answers) - {("OK", None)}, {("RESOURCE_EXHAUSTED", "too_many_calls")})
+            seen = (counters.streams_open, counters.sessions_open, r.code, len(r.ids), set(answers) - {("OK", None)})
+            want = (1000, 0, "OK", 8, {("RESOURCE_EXHAUSTED", "too_many_calls")})  # no session: none has said what it wants
+            if not late():
+                self.assertEqual(seen, want)
             self.assertTrue(nk.wait_for(lambda: len(ended) == 1000, 60))
             self.assertEqual(set(ended), {("DEADLINE_EXCEEDED", "no_open")})
             self.assertGreater(time.monotonic() - begin, 9)
+            return seen == want
         finally:
-            hold.set()
+            thread.join()
 
     def test_unary__calls_that_never_send_end_too(self):
         """Each once held one of the calls that a worker takes for as long as its client liked."""
@@ -610,7 +618,7 @@ class NextStage(unittest.TestCase):
         cls.port = cls.server.add_insecure_port("127.0.0.1:0")
         cls.server.start()
         cls.address = f"127.0.0.1:{cls.port}"
-        cls.first = nk.Worker("--model", nk.KJV, "--layers", "0-4", "--threads", 1, "--ctx", 1024, "--stall-ms", 1500 * nk.PATIENCE,
+        cls.first = nk.Worker("--model", nk.KJV, "--layers", "0-4", "--threads", 1, "--ctx", 1024,
                               id="first", peers=[cls.address])
 
         class Peer:
@@ -795,7 +803,7 @@ class NextStage(unittest.TestCase):
                 pass
         for behave in silent, later:
             begin = time.monotonic()
-            self.lied_to(behave, "DEADLINE_EXCEEDED", "stalled", self.address)
+            self.lied_to(behave, "DEADLINE_EXCEEDED", "stalled", self.address, limits={"stall_ms": 1500})
             self.assertLess(time.monotonic() - begin, nk.SOON)
 
 

@@ -77,10 +77,12 @@ class Workers(unittest.TestCase):
         doomed[1].cancel()
         doomed[2].until_tokens(1).cancel()
         doomed[3].until_tokens(4).cancel()
+        doomed[0].until(lambda r: r.opened)  # all 20 were open on every stage
         doomed[0].cancel()
         results = [r.wait() for r in running]
-        for d in doomed:
-            self.assertEqual(d.wait().code, "CANCELLED")
+        codes = [d.wait().code for d in doomed]
+        self.assertLessEqual(set(codes), {"CANCELLED", "OK"})  # one may have been through already
+        self.assertIn("CANCELLED", codes)
         return results
 
 
@@ -164,19 +166,27 @@ class Merging(Workers):
             self.assertLess(runs, decoded, "no rows were merged")
 
     def rows_per_run(self, wire, n_sessions):
-        """In the middle of n generations."""
-        running = [wire.start(talk.ids(4, seed=i), 9600 // n_sessions) for i in range(n_sessions)]
-        for r in running:
-            r.until_tokens(10)
-        before = [w.info().counters for w in wire.workers]
-        running[0].until_tokens(len(running[0].result.tokens) + 60)
-        after = [w.info().counters for w in wire.workers]
-        for r in running:
-            self.assertFalse(r.ended, "the measuring came too late")
-            r.cancel()
-        for r in running:
-            r.wait()
-        return [(a.rows_in_runs - b.rows_in_runs) / (a.runs - b.runs) for a, b in zip(after, before)]
+        """In the middle of n generations: all of them run before and after, by the workers' own counters."""
+        for _ in range(5):
+            running = [wire.start(talk.ids(4, seed=i), 9600 // n_sessions) for i in range(n_sessions)]
+            for r in running:
+                r.until_tokens(10)
+            before = [w.info().counters for w in wire.workers]
+
+            def enough():
+                c = wire.client.info().counters
+                return c.runs >= before[0].runs + 60 or c.sessions_open < n_sessions
+            nk.wait_for(enough, step=0)
+            after = [w.info().counters for w in wire.workers]
+            for r in running:
+                r.cancel()
+            for r in running:
+                r.wait()
+            for w in wire.workers:
+                w.assert_idle()
+            if all(a.sessions_open == n_sessions and a.runs > b.runs for a, b in zip(after, before)):
+                return [(a.rows_in_runs - b.rows_in_runs) / (a.runs - b.runs) for a, b in zip(after, before)]
+        self.fail("the measuring came too late, five times")
 
     def test_groups__are_as_many_as_there_are_stages(self):
         """Each as large as the sessions allow: fewer rows would waste the kernels, fewer groups a stage. But a CPU's kernels
@@ -282,6 +292,12 @@ class Reuse(unittest.TestCase):
         self.chain.assert_idle()
         self.chain.close()
 
+    def anew(self, *options):
+        """Other workers, for a generation that does not end by itself meanwhile."""
+        self.tearDown()
+        self.chain = nk.Chain(nk.KJV, "0-4,4-8", *options)
+        self.wire = talk.Wire(self.chain.workers)
+
     def kept(self):
         return [w.info().counters.sessions_kept for w in self.chain.workers]
 
@@ -344,14 +360,17 @@ class Reuse(unittest.TestCase):
 
     def test_predecessor__that_still_runs_is_not_waited_for_nor_touched(self):
         """The same conversation asked again before its first answer is through."""
-        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", 4096) as chain, talk.Wire(chain.workers) as wire:
-            alone = wire.generate(PROMPT, 2500, n_logprobs=5)
-            running = wire.start(PROMPT, 2500, reuse=True, n_logprobs=5).until_tokens(10)
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", 32768) as chain, talk.Wire(chain.workers) as wire:
+            alone = wire.generate(PROMPT, 1500, n_logprobs=5)
+            running = wire.start(PROMPT, 30000, reuse=True, n_logprobs=5).until_tokens(10)
             longer = PROMPT + running.result.ids[:10]
             r = wire.generate(longer, 20, reuse=True, n_logprobs=5)
             self.assertEqual((r.code, r.done.n_reused), ("OK", 0), r.error)
             self.assertFalse(running.ended, "the test came too late")
-            same_tokens(self, running.wait(), alone)
+            running.until_tokens(1500).cancel()
+            got = running.wait()
+            got.tokens, got.error, got.done = got.tokens[:1500], None, alone.done
+            same_tokens(self, got, alone)
             same_tokens(self, r, wire.generate(longer, 20, n_logprobs=5))
 
     def test_beginning__of_a_longer_session_is_copied_and_most_of_one_taken_over(self):
@@ -382,9 +401,10 @@ class Reuse(unittest.TestCase):
 
     def test_eviction__is_not_for_nothing(self):
         """A session that has to wait for running ones leaves the kept ones alone."""
+        self.anew("--ctx", 16384, "--sequences", 4)
         p = talk.ids(100)
         self.go(p, 8)
-        running = self.wire.start(talk.ids(100, seed=1), 700).until_tokens(1)
+        running = self.wire.start(talk.ids(100, seed=1), 16000).until_tokens(1)
         waiting = self.wire.start(talk.ids(100, seed=2), 300)
         self.assertTrue(nk.wait_for(lambda: self.wire.client.info().counters.sessions_open == 2))
         self.assertEqual(self.kept(), [1, 1])
@@ -426,7 +446,8 @@ class Reuse(unittest.TestCase):
         self.go(longer, 8, reused=0, dtype=nk.pb().DTYPE_F16)
 
     def test_cancelled__sessions_are_not_kept(self):
-        r = self.wire.start(talk.ids(100), 600, reuse=True).until_tokens(5)
+        self.anew("--ctx", 16384, "--sequences", 4)
+        r = self.wire.start(talk.ids(100), 16000, reuse=True).until_tokens(5)
         r.cancel()
         r.wait()
         self.chain.assert_idle()
@@ -499,9 +520,9 @@ class Turns(unittest.TestCase):
         """From the trace: between two rows of a session there is one chunk of another's long prompt, not several."""
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "trace")
-            w = nk.Worker("--model", nk.KJV, "--layers", "0-8", "--threads", 1, "--ctx", 8000, "--trace", path)
+            w = nk.Worker("--model", nk.KJV, "--layers", "0-8", "--threads", 1, "--ctx", 32768, "--trace", path)
             with talk.Wire([w]) as wire:
-                decoding = wire.start(PROMPT, 6000).until_tokens(5)
+                decoding = wire.start(PROMPT, 30000).until_tokens(5)
                 prompt = wire.start(talk.ids(1900), 1)
                 self.assertEqual(prompt.wait().code, "OK", prompt.result.error)
                 self.assertFalse(decoding.ended, "the prompt came too late")
@@ -533,8 +554,8 @@ class Turns(unittest.TestCase):
                 with nk.Chain(nk.KJV, "0-4,4-8", *["--shared-cores"] * shared, threads=threads,
                               per_worker={i: ["--trace", f] for i, f in enumerate(files)}) as chain:
                     with talk.Wire(chain.workers) as wire:
-                        for session in [wire.start(PROMPT, 200) for _ in range(4)]:
-                            self.assertEqual(session.wait().code, "OK", session.result.error)
+                        for session in [wire.start(PROMPT, 60, timeout=300) for _ in range(4)]:
+                            self.assertEqual(session.wait(300).code, "OK", session.result.error)
                     chain.assert_idle()
                 runs = []
                 for path in files:
@@ -601,31 +622,31 @@ class Queue(unittest.TestCase):
             chain.assert_idle()
 
     def test_kv__is_what_is_waited_for(self):
-        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", 8100, "--sequences", 8) as chain, talk.Wire(chain.workers) as wire:
-            running = wire.start(PROMPT, 8000).until_tokens(1)
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", 30200, "--sequences", 8) as chain, talk.Wire(chain.workers) as wire:
+            running = wire.start(PROMPT, 30100).until_tokens(1)
             waiting = wire.start(PROMPT, 200)
             self.assertTrue(nk.wait_for(lambda: wire.client.info().counters.sessions_open == 2))
             i = wire.client.info()
-            self.assertEqual(i.kv_tokens_free, i.n_ctx - 8006)
+            self.assertEqual(i.kv_tokens_free, i.n_ctx - 30106)
             self.assertIsNone(waiting.result.opened)
             running.cancel()
             self.assertEqual((waiting.wait().code, len(waiting.result.ids)), ("OK", 200))
             chain.assert_idle()
 
     def test_queue_ms__is_how_long(self):
-        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", 8000, "--sequences", 1, "--queue-ms", 300) as chain, \
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", 32768, "--sequences", 1, "--queue-ms", 300) as chain, \
                 talk.Wire(chain.workers) as wire:
-            running = wire.start(PROMPT, 7000).until_tokens(1)
+            running = wire.start(PROMPT, 30000).until_tokens(1)
             talk.complaint(self, lambda: wire.generate(PROMPT, 5), "RESOURCE_EXHAUSTED", "queue_timeout", 300)
             self.assertFalse(running.ended)
             running.cancel()
             chain.assert_idle()
 
     def test_queue__0_is_none(self):
-        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", 8000, "--sequences", 1, "--queue", 0) as chain, \
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", 32768, "--sequences", 1, "--queue", 0) as chain, \
                 talk.Wire(chain.workers) as wire:
             self.assertEqual(wire.generate(PROMPT, 5).code, "OK")
-            running = wire.start(PROMPT, 7000).until_tokens(1)
+            running = wire.start(PROMPT, 30000).until_tokens(1)
             talk.complaint(self, lambda: wire.generate(PROMPT, 5), "RESOURCE_EXHAUSTED", "queue_full")
             running.cancel()
             chain.assert_idle()

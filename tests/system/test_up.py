@@ -97,10 +97,11 @@ class Up(unittest.TestCase):
     def test_up__ctrl_c_of_a_terminal_lets_streams_end(self):
         """A terminal's Ctrl-C goes to the whole process group; the workers must outlive the streams."""
         for n_signals in (1, 2):
-            with self.serve("--workers", "2", "--ctx", "4000", "--drain-ms", "600000") as up:
+            with self.serve("--workers", "2", "--ctx", "16384", "--drain-ms", "600000") as up:
                 _, pids = self.wait_up(up, 2)
                 gateway = Connection(int(up.stdout.decode().split("listening on ")[1].split()[0].rsplit(":", 1)[1]))
-                gateway.send("POST", "/v1/completions", {"model": "kjv-tiny", "prompt": "In", "max_tokens": 1500, "ignore_eos": True, "stream": True})
+                gateway.send("POST", "/v1/completions", {"model": "kjv-tiny", "prompt": "In", "ignore_eos": True, "stream": True,
+                                                            "max_tokens": 1500 if n_signals == 1 else 15000})
                 self.assertEqual(gateway.head()[0], 200)
                 gateway.chunk()
                 for _ in range(n_signals):
@@ -136,7 +137,7 @@ class Up(unittest.TestCase):
 
     def test_up__ctrl_c_while_the_workers_start_ends_all(self):
         for delay in (0.02, 0.1, 0.2):
-            with self.start("--workers", "4", "--prompt", "In", "-n", "480") as up:
+            with self.start("--workers", "4", "--ctx", "8000", "--prompt", "In", "-n", "7000", "--temp", "0") as up:
                 time.sleep(delay)
                 pids = nk.children_of(up.process.pid)
                 up.process.send_signal(signal.SIGINT)

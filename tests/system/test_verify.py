@@ -46,7 +46,7 @@ def tool(name, *args):
         plain = [f for f in cpu if "x64" in f or "armv8.0" in f] or cpu
         env["GGML_BACKEND_PATH"] = os.path.join(backends, plain[0])
     return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          errors="replace", timeout=120, env=env)
+                          errors="replace", timeout=120 * nk.SLOW, env=env)
 
 
 def compositions(n):

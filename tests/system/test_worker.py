@@ -23,7 +23,7 @@ import talk
 GOLDEN = nk.golden("kjv-tiny")
 PROMPT = GOLDEN["prompt"]
 TEXT = GOLDEN["text"][len(GOLDEN["prompt_text"]):].encode()
-LONG = 4000  # a context in which a generation of kjv-tiny takes seconds
+LONG = 16384  # a context in which a generation of kjv-tiny takes a minute, or is cut short before
 
 
 def whole(*options, **more):
@@ -337,6 +337,7 @@ class Sleeping(unittest.TestCase):
             last = nk.Client(chain.workers[1].address)
             # within the grace
             running = wire.start(PROMPT, 2500).until_tokens(5)
+            chain.workers[0].halt()  # so that it is still there when it is looked at
             begin = time.monotonic()
             seen = []
 
@@ -344,8 +345,11 @@ class Sleeping(unittest.TestCase):
                 def infos():
                     i = chain.workers[1].info()
                     return i if i.state != "serving" else None
-                i = nk.wait_for(infos)
-                seen.append((i.state, i.weights_bytes > 0, i.kv_bytes > 0))
+                try:
+                    i = nk.wait_for(infos)
+                    seen.append((i.state, i.weights_bytes > 0, i.kv_bytes > 0))
+                finally:
+                    chain.workers[0].signal(signal.SIGCONT)
             looking = threading.Thread(target=look)
             looking.start()
             last.sleep(grace_ms=60000 * nk.SLOW)
@@ -519,7 +523,7 @@ class Starting(unittest.TestCase):
 
 
 class Ending(unittest.TestCase):
-    N = 900 if os.environ.get("NK_SANITIZE") else 3000  # tokens, which last longer than what is done meanwhile
+    N = 300
 
     @classmethod
     def setUpClass(cls):
@@ -533,21 +537,44 @@ class Ending(unittest.TestCase):
         with talk.Wire(wire.workers) as late:  # over a new connection
             talk.complaint(self, lambda: late.generate(PROMPT, 4), "UNAVAILABLE", "draining", w.id)
 
-    def test_sigterm__lets_running_sessions_finish_and_refuses_new_ones(self):
-        w = whole("--ctx", LONG, "--sequences", 1, "--drain-ms", 600000)
-        with talk.Wire([w]) as wire:
-            alone = wire.generate(PROMPT, self.N)
+    def held(self, wire, chain):
+        """A generation of N tokens that stands still in its midst until the second worker goes on."""
+        for _ in range(20):
             running = wire.start(PROMPT, self.N).until_tokens(5)
-            waiting = wire.start(PROMPT, 5)  # there is one sequence only
-            self.assertTrue(nk.wait_for(lambda: w.info().counters.sessions_open == 2))
-            w.signal(signal.SIGTERM)
-            self.draining(wire, w)
-            talk.complaint(self, lambda: waiting.wait(5), "UNAVAILABLE", "draining")  # it has not begun
-            self.assertIsNone(w.process.poll())
+            chain.workers[1].halt()
+            if chain.workers[0].info().counters.sessions_open:
+                return running
+            chain.workers[1].signal(signal.SIGCONT)  # it has ended meanwhile
+            running.wait()
+        self.fail("no generation could be stopped in its midst")
+
+    def drains(self, number, sequences):
+        """A chain whose first worker gets the signal in a generation, which ends as it would have, and then the worker."""
+        options = ["--ctx", LONG, "--sequences", sequences, "--drain-ms", 600000, "--stall-ms", 600000]
+        with nk.Chain(nk.KJV, "0-4,4-8", *options) as chain, talk.Wire(chain.workers) as wire:
+            w = chain.workers[0]
+            alone = wire.generate(PROMPT, self.N)
+            running = self.held(wire, chain)
+            try:
+                yield w, wire
+                w.signal(number)
+                self.draining(wire, w)
+                yield w, wire
+                self.assertIsNone(w.process.poll())
+            finally:
+                chain.workers[1].signal(signal.SIGCONT)
             r = running.wait()
             self.assertEqual((r.code, r.ids, r.text), ("OK", alone.ids, alone.text))
-        self.assertEqual(w.process.wait(20 * nk.SLOW), 0, w.log())
-        w.kill()
+            self.assertEqual(w.process.wait(20 * nk.SLOW), 0, w.log())
+
+    def test_sigterm__lets_running_sessions_finish_and_refuses_new_ones(self):
+        drain = self.drains(signal.SIGTERM, sequences=1)
+        w, wire = next(drain)
+        waiting = wire.start(PROMPT, 5)  # there is one sequence only
+        self.assertTrue(nk.wait_for(lambda: w.info().counters.sessions_open == 2))
+        next(drain)
+        talk.complaint(self, lambda: waiting.wait(5), "UNAVAILABLE", "draining")  # it has not begun
+        self.assertIsNone(next(drain, None))
 
     def test_sigterm__ends_what_is_left_after_the_drain_time(self):
         w = whole("--ctx", LONG, "--drain-ms", 300)
@@ -562,7 +589,7 @@ class Ending(unittest.TestCase):
         w.kill()
 
     def test_sigterm__twice_ends_it_at_once(self):
-        w = whole("--ctx", LONG)
+        w = whole("--ctx", LONG, "--drain-ms", 600000)
         with talk.Wire([w]) as wire:
             running = wire.start(PROMPT, LONG - 10).until_tokens(5)
             w.signal(signal.SIGTERM)
@@ -573,16 +600,10 @@ class Ending(unittest.TestCase):
         w.kill()
 
     def test_sigint__drains_too_and_a_second_signal_of_either_kind_ends_it(self):
-        w = whole("--ctx", LONG, "--drain-ms", 600000)
-        with talk.Wire([w]) as wire:
-            running = wire.start(PROMPT, self.N).until_tokens(5)
-            w.signal(signal.SIGINT)
-            self.draining(wire, w)
-            self.assertEqual((running.wait().code, len(running.result.ids)), ("OK", self.N))
-        self.assertEqual(w.process.wait(20 * nk.SLOW), 0, w.log())
-        w.kill()
+        for _ in self.drains(signal.SIGINT, sequences=2):
+            pass
         for first, second in (signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT):
-            w = whole("--ctx", LONG)
+            w = whole("--ctx", LONG, "--drain-ms", 600000)
             with talk.Wire([w]) as wire:
                 wire.start(PROMPT, LONG - 10).until_tokens(5)
                 w.signal(first)

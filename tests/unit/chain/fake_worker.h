@@ -21,7 +21,7 @@
 #include "rpc/rpc.h"
 
 #define SHA "1f0e2d3c4b5a69788796a5b4c3d2e1f00112233445566778899aabbccddeeff0"
-enum { FAKES = 2, PATIENCE_MS = 20000 };
+enum { FAKES = 2, PATIENCE_MS = 120000 };
 
 struct fake;
 typedef void (*fake_script)(struct fake *f, nk_call *c);
@@ -197,6 +197,9 @@ static inline void send_done(nk_call *c, uint32_t n_generated,
 
 static inline void fake_reset(void)
 {
+    for (int i = 0; i < FAKES; i++) /* the test before may have left a call that ends */
+        for (int k = 0; k < PATIENCE_MS && fakes[i].n_ended < fakes[i].n_calls; k++)
+            nk_sleep_ms(1);
     fake_turn();
     for (int i = 0; i < FAKES; i++) {
         struct fake *f = &fakes[i];
