@@ -154,8 +154,8 @@ const struct nk_group nk_groups[] = {
     { "network", "Over a network",
       "Two workers in network namespaces of their own, with a link between them that holds every packet back: a round trip, a "
       "rate, and jitter (each burst of packets takes up to half of it more or less, either way). The limit is 1 / (computing "
-      "+ round trip): computing as the workers report it in the same run, the round trip as it is set. TCP's congestion control is cubic, "
-      "Linux's default.\n\n"
+      "+ round trip): computing as the workers report it in the same run, the round trip as it is set. TCP's congestion control is Reno, "
+      "which does not pace.\n\n"
       "For orientation only, what others published of other models on other machines; not measured here:\n\n"
       "| system | model, machines | round trip, ms | tok/s | source |\n|---|---|---|---|---|\n"
       "| fthrvi/nakshatra | 30B MoE, Q3, 2 GPUs | 0.3 | 51.16 | its docs/findings/site-move-natural-experiment.md |\n"

@@ -22,7 +22,7 @@ enum { WALK_BYTES = 64 << 20, PROCESSES_MAX = 4096 };
 static void find_value(const char *path, const char *key, char *out, size_t size)
 {
     FILE *f = fopen(path, "re");
-    char line[512];
+    char line[8192];
 
     out[0] = 0;
     while (f && fgets(line, sizeof line, f)) {
@@ -39,17 +39,38 @@ static void find_value(const char *path, const char *key, char *out, size_t size
         fclose(f);
 }
 
+/* " (family 25, model 17, AVX-512)": clouds tell a name that many kinds share. "" where the kernel does not say. */
+static void describe_kind(char *out, size_t size)
+{
+    static const struct {
+        const char *flag, *name;
+    } vectors[] = { { " avx512f ", ", AVX-512" }, { " avx2 ", ", AVX2" }, { " avx ", ", AVX" } };
+    char family[16], model[16], flags[8192];
+    const char *vector = "";
+
+    out[0] = 0;
+    find_value("/proc/cpuinfo", "cpu family", family, sizeof family);
+    find_value("/proc/cpuinfo", "model\t", model, sizeof model);
+    find_value("/proc/cpuinfo", "flags", flags, sizeof flags);
+    for (size_t i = 0; i < sizeof vectors / sizeof vectors[0] && !vector[0]; i++)
+        if (strstr(flags, vectors[i].flag))
+            vector = vectors[i].name;
+    if (family[0] && model[0])
+        snprintf(out, size, " (family %s, model %s%s)", family, model, vector);
+}
+
 void nk_machine_describe(char *out, unsigned long size)
 {
-    char cpu[128], memory[24];
+    char cpu[64], kind[64], memory[24];
     struct utsname u;
 
     find_value("/proc/cpuinfo", "model name", cpu, sizeof cpu);
+    describe_kind(kind, sizeof kind);
     nk_size_format(memory, (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE));
     if (uname(&u) < 0)
         memset(&u, 0, sizeof u);
     u.release[strcspn(u.release, "-")] = 0;
-    snprintf(out, size, "%s, %d cores, %s, %s %s %s", cpu[0] ? cpu : "unknown processor",
+    snprintf(out, size, "%s%s, %d cores, %s, %s %s %s", cpu[0] ? cpu : "unknown processor", kind,
              nk_cpu_count(), memory, u.sysname, u.release, u.machine);
 }
 

@@ -15,7 +15,7 @@
 #include "base/buf.h"
 #include "base/error.h"
 
-/* "AMD EPYC, 2 cores, 23.5 GiB, Linux 6.18.44 x86_64" */
+/* "AMD EPYC (family 25, model 17, AVX-512), 2 cores, 23.5 GiB, Linux 6.18.44 x86_64" */
 void nk_machine_describe(char *out, unsigned long size);
 
 /* Restricts this process and all it starts to the given cores: "0-3,6". INVALID `bad_cpus`.

@@ -103,17 +103,17 @@ static int open_device(int *fd, const char *address, const char *peer, struct nk
     return rc;
 }
 
-/* Linux's own default, for the namespace of this thread. BBR, which some machines are set to, spreads a row's packets over a
- * part of the round trip, as if the line were slow. */
-static void use_cubic(void)
+/* For the namespace of this thread. BBR, which some machines are set to, spreads a row's packets over a part of the round
+ * trip, as if the line were slow. Linux's own default, cubic, may not be allowed in a namespace; Reno always is. */
+static int use_reno(struct nk_error *err)
 {
-    int fd = open("/proc/sys/net/ipv4/tcp_congestion_control", O_WRONLY | O_CLOEXEC);
+    int fd = open("/proc/sys/net/ipv4/tcp_congestion_control", O_WRONLY | O_CLOEXEC), rc = 0;
 
-    if (fd < 0)
-        return;
-    if (write(fd, "cubic", 5) < 0) /* the kernel has none: as the machine is set */
-        errno = 0;
-    close(fd);
+    if (fd < 0 || write(fd, "reno", 4) < 0)
+        rc = no_namespace(err, "tcp_congestion_control");
+    if (fd >= 0)
+        close(fd);
+    return rc;
 }
 
 static int new_host(int *fd, struct nk_error *err)
@@ -134,8 +134,7 @@ static int new_host(int *fd, struct nk_error *err)
         rc = no_namespace(err, "lo");
     if (s >= 0)
         close(s);
-    use_cubic();
-    return rc;
+    return rc ? rc : use_reno(err);
 }
 
 static int set_up(nk_wan *w, struct nk_error *err)

@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -103,6 +104,11 @@ class Run(unittest.TestCase):
         for row in self.rows:
             for column in ("unit", "params", "model", "time", "commit", "version", "llama", "machine"):
                 self.assertTrue(row[column], row)
+        with open("/proc/cpuinfo") as f:  # a cloud's name for its processors is that of several kinds
+            kind = re.search(r"(?s)cpu family\s*: (\d+)\nmodel\s*: (\d+)\n.*?\nflags\s*:(.*?)\n", f.read())
+        if kind:
+            vector = next((name for flag, name in (("avx512f", ", AVX-512"), ("avx2", ", AVX2"), ("avx", ", AVX")) if f" {flag} " in kind[3] + " "), "")
+            self.assertIn(f" (family {kind[1]}, model {kind[2]}{vector}), ", self.rows[0]["machine"])
 
     def test_nothing_is_left_running(self):
         left = subprocess.run(["pgrep", "-f", self.model], capture_output=True, text=True).stdout
