@@ -184,7 +184,7 @@ static void write_patterns(struct plan *p)
         bool in_use = nk__kv_array_n(p->m->kv, key.text) < 0;
 
         for (int i = p->range.begin; i < p->range.end && in_use; i++) {
-            bool value;
+            bool value = false; /* set where the pattern is in use */
 
             in_use = nk__arch_pattern(p->m, row, i, &value);
             values[i - p->range.begin] = value;

@@ -241,7 +241,7 @@ class Worker:
     def halt(self):
         """SIGSTOP, and it has taken effect: none of the process's threads runs on. Until SIGCONT."""
         self.signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def assert_idle(self, seconds=20):
         """Nothing of any session is left: what would be a leak of things, not only of bytes."""

@@ -500,6 +500,20 @@ class SlowClients(OverOneCluster):
     """Limits that are short, and waited for."""
     options = ("--body-ms", "1500", "--header-ms", "1500", "--idle-ms", "3000")
 
+    def test_a_gateway_that_did_not_run_blames_nobody(self):
+        """For longer than a request may take, as when its machine slept: what came meanwhile lies unread."""
+        for _ in range(5):
+            with self.gateway.connect() as c:
+                c.socket.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
+                time.sleep(0.2)  # it has begun to read
+                self.gateway.process.send_signal(signal.SIGSTOP)
+                try:
+                    time.sleep(2)
+                    c.socket.sendall(b"\r\n")
+                finally:
+                    self.gateway.process.send_signal(signal.SIGCONT)
+                self.ok(c.reply())
+
     def test_slow_body_ends_with_408(self):
         with self.gateway.connect() as c:
             c.send("POST", "/v1/completions", None, {"Content-Type": "application/json", "Content-Length": "100"})
