@@ -1,6 +1,5 @@
 """Peers that mean no good: clients that send nonsense to a worker, and a next stage that answers with it. Each gets a
 status with the right reason, memory stays bounded, and the worker goes on serving the right tokens."""
-import asyncio
 import math
 import os
 import socket
@@ -522,18 +521,22 @@ class Crowds(Served):
 
     def thousand(self):
         """Whether all of it was seen in time."""
-        ended, lock, begin = [], threading.Lock(), time.monotonic()
+        silent, ended, lock, begin = [], [], threading.Lock(), time.monotonic()
+        hold = threading.Event()
 
-        async def silent():  # a thread for each would take longer than the ten seconds on a busy machine
-            async with grpc.aio.insecure_channel(self.first.address) as channel:
-                method = channel.stream_stream("/nakshatra.v1.Nakshatra/Inference")
-                calls = [method(timeout=120 * nk.SLOW) for _ in range(1000)]
-                for call in calls:
-                    code, trailers = await call.code(), await call.trailing_metadata()
-                    with lock:
-                        ended.append((code.name, trailers.get("nk-reason")))
-        thread = threading.Thread(target=asyncio.run, args=(silent(),))
-        thread.start()
+        def watch(call):
+            with lock:
+                ended.append((call.code().name, nk.reason(call)))
+
+        def nothing():
+            hold.wait()
+            return
+            yield
+        method = self.wire.channel.stream_stream("/nakshatra.v1.Nakshatra/Inference")
+        for _ in range(1000):
+            call = method(nothing(), timeout=120 * nk.SLOW)
+            call.add_done_callback(lambda c=call: watch(c))
+            silent.append(call)
         try:
             def late():
                 return time.monotonic() - begin > 10
@@ -553,7 +556,7 @@ class Crowds(Served):
             self.assertGreater(time.monotonic() - begin, 9)
             return seen == want
         finally:
-            thread.join()
+            hold.set()
 
     def test_unary__calls_that_never_send_end_too(self):
         """Each once held one of the calls that a worker takes for as long as its client liked."""
