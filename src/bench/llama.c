@@ -24,8 +24,6 @@ enum {
     GAP_TOKENS = 48, /* what the measured session generates before the other one's prompt comes, and
                         at least after it */
 };
-/* A server that computed nothing took no part: less processor time than this share of the run. */
-#define RPC_SHARE_MIN 0.05
 
 struct nk_system {
     struct nk_system_opts opts;
@@ -134,14 +132,14 @@ static void add_common(const nk_system *s, struct nk_peer_args *args)
     }
 }
 
-/* Runs a tool; over RPC every server must have computed.
+/* Runs a tool; over RPC every server must have had a part.
  *
  * llama.cpp's tools print through a thread of their own, and a run of milliseconds now and then ends before that thread has
  * printed anything, with exit code 0: then it is run again. */
 static int run_tool(nk_system *s, enum nk_peer_tool tool, const struct nk_peer_args *args,
                     struct nk_buf *out, struct nk_error *err)
 {
-    double cpu_s[SERVERS_MAX] = { 0 }, total = 0;
+    double cpu_s[SERVERS_MAX] = { 0 };
     int rc = 0;
 
     for (int attempt = 0; !rc && attempt < SILENT_RUNS_MAX && !strchr(nk_buf_str(out), '{');
@@ -150,16 +148,9 @@ static int run_tool(nk_system *s, enum nk_peer_tool tool, const struct nk_peer_a
             cpu_s[i] = -nk_machine_process_cpu_s(s->servers[i].pid);
         rc = nk_peer_run(s->opts.peers, tool, args, TOOL_MS_MAX, out, err);
     }
-    for (int i = 0; !rc && i < s->n_servers; i++) {
+    for (int i = 0; i < s->n_servers; i++)
         cpu_s[i] += nk_machine_process_cpu_s(s->servers[i].pid);
-        total += cpu_s[i];
-    }
-    for (int i = 0; !rc && i < s->n_servers; i++)
-        if (cpu_s[i] < RPC_SHARE_MIN * total)
-            rc = nk_fail(err, NK_E_UNKNOWN, "not_run",
-                         "RPC server %d of %d computed for %.3f s of %.3f s only", i + 1,
-                         s->n_servers, cpu_s[i], total);
-    return rc;
+    return rc ? rc : nk_check_rpc_part(cpu_s, s->n_servers, err);
 }
 
 static int llama_bench(nk_system *s, int n_prompt, int n_gen, int n_depth, double *tok_s,

@@ -80,4 +80,9 @@ struct nk_server_event {
 };
 int nk_parse_server_event(const char *json, struct nk_server_event *out, struct nk_error *err);
 
+/* Whether each of n ggml-rpc-servers had a part in a run, by the processor time that it took meanwhile. How much of all of it
+ * says nothing: on a machine that is busy otherwise one server may spin for seconds while it waits for the other.
+ *   UNKNOWN  not_run   one did no more than to say how much memory it has; the message names it */
+int nk_check_rpc_part(const double *cpu_s, int n, struct nk_error *err);
+
 #endif

@@ -114,6 +114,19 @@ static void test_peer__server_events_count_tokens_and_name_errors(void **state)
     assert_int_equal(nk_parse_server_event("[DONE", &e, &err), NK_E_UNKNOWN);
 }
 
+static void test_peer__a_server_has_a_part_however_long_the_other_spins(void **state)
+{
+    static const double all[] = { 15.316, 0.377 }, one[] = { 0.3, 0.0016 };
+    struct nk_error err;
+
+    (void)state;
+    assert_int_equal(nk_check_rpc_part(all, 2, NULL), 0);
+    assert_int_equal(nk_check_rpc_part(one, 1, NULL), 0);
+    assert_int_equal(nk_check_rpc_part(one, 2, &err), NK_E_UNKNOWN);
+    assert_string_equal(err.reason, "not_run");
+    assert_non_null(strstr(err.msg, "RPC server 2 of 2"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -122,6 +135,7 @@ int main(void)
         cmocka_unit_test(test_peer__llama_bench_of_other_lengths_is_no_figure),
         cmocka_unit_test(test_peer__batched_bench_gives_both_speeds_of_the_asked_streams),
         cmocka_unit_test(test_peer__server_events_count_tokens_and_name_errors),
+        cmocka_unit_test(test_peer__a_server_has_a_part_however_long_the_other_spins),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
