@@ -29,7 +29,7 @@ enum {
     CLUSTER_BYTES_MAX = 1 << 20,
     CLIENTS_MAX = 256,
     TTFT_ASKED = 15,
-    LISTEN_MS_MAX = 10000, /* until a listener has its first event */
+    LISTEN_MS_MAX = 60000, /* until a listener has its first event */
     PROMPT_CROWD = 16,
 };
 
