@@ -502,17 +502,30 @@ class SlowClients(OverOneCluster):
 
     def test_a_gateway_that_did_not_run_blames_nobody(self):
         """For longer than a request may take, as when its machine slept: what came meanwhile lies unread."""
-        for _ in range(5):
+        n_answered = 0
+        for _ in range(30):
+            begin = time.monotonic()
             with self.gateway.connect() as c:
                 c.socket.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
                 time.sleep(0.2)  # it has begun to read
                 self.gateway.process.send_signal(signal.SIGSTOP)
+                awake = time.monotonic() - begin
                 try:
                     time.sleep(2)
                     c.socket.sendall(b"\r\n")
                 finally:
                     self.gateway.process.send_signal(signal.SIGCONT)
-                self.ok(c.reply())
+                try:
+                    self.ok(c.reply())
+                    n_answered += 1
+                except EOFError:
+                    # On a machine that is itself busy the time for a header may be over before the pause. The HTTP library's own limit
+                    # for what is silent (here 3 s, else 120) knows no pauses.
+                    if awake < 0.5 and time.monotonic() - begin < 2.75:
+                        raise
+            if n_answered == 5:
+                break
+        self.assertEqual(n_answered, 5)
 
     def test_slow_body_ends_with_408(self):
         with self.gateway.connect() as c:
