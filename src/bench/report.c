@@ -11,7 +11,12 @@
 #include "bench/figure.h"
 #include "bench/growth.h"
 
-enum { PLACES_MAX = 64, GNUPLOT_MS_MAX = 60000, SCRIPT_BYTES_MAX = 1 << 20, RUNS_USUAL = 5 };
+enum {
+    PLACES_MAX = NK_CURVE_PLACES_MAX,
+    GNUPLOT_MS_MAX = 60000,
+    SCRIPT_BYTES_MAX = 1 << 20,
+    RUNS_USUAL = 5
+};
 
 static const struct {
     const char *name, *title, *colour;
@@ -84,6 +89,16 @@ static void find_subject(const struct nk_figure *f, char out[16])
     snprintf(out, 16, "%.*s", (int)strcspn(f->systems, " "), f->systems);
 }
 
+/* Whether each run has ours and theirs of the same minutes: asked in turn, or told by one answer. */
+static bool is_paired(const struct nk_figure *f, const char *system)
+{
+    for (int k = 0; k < NK_PARTS_MAX && f->parts[k].figure; k++)
+        if (f->parts[k].system && !strcmp(f->parts[k].system, system) &&
+            !strcmp(f->parts[k].figure, f->name))
+            return true;
+    return f->n_turns > 0;
+}
+
 /* The verdicts on one figure at one place. */
 static int add_verdicts(const struct nk_table *t, const struct nk_figure *f, double x,
                         struct nk_buf *out, struct nk_error *err)
@@ -103,15 +118,15 @@ static int add_verdicts(const struct nk_table *t, const struct nk_figure *f, dou
         struct nk_summary theirs = nk_table_summarise(t, f->name, x, bar->against);
         struct nk_summary ratios = nk_table_ratios(t, f->name, x, subject, bar->against);
         double difference = ratios.median;
-        bool in_turns = f->n_turns && bar->ratio > 0;
+        bool paired = is_paired(f, bar->against) && bar->ratio > 0;
         enum nk_verdict v =
-            in_turns ? nk_verdict_pairs(&ratios, bar->ratio, f->lower_is_better)
+            paired ? nk_verdict_pairs(&ratios, bar->ratio, f->lower_is_better)
             : bar->ratio > 0
                 ? nk_verdict_of(&ours, &theirs, bar->ratio, f->lower_is_better, &difference)
                 : nk_verdict_added(&ours, &theirs, bar->added, &difference);
 
         rc = nk_buf_addf(out, err, "%s %s: ", n++ ? "<br>" : "", title_of(bar->against));
-        if (!rc && in_turns && ratios.n_ok)
+        if (!rc && paired && ratios.n_ok)
             rc = nk_buf_addf(out, err, "%.3g (%.3g to %.3g) of %s %g, ", ratios.median, ratios.min,
                              ratios.max, f->lower_is_better ? "at most" : "at least", bar->ratio);
         else if (!rc && v != NK_VERDICT_NONE && bar->ratio > 0 && difference > 0)
@@ -234,6 +249,7 @@ static int find_places(const struct nk_table *t, const char *figure, double plac
 static int add_curve(const struct nk_table *t, const struct nk_figure *f, const double *places,
                      int n, struct nk_buf *out, struct nk_error *err)
 {
+    const char *beside = f->x == NK_X_ROUND_TRIP ? "limit" : "whole";
     struct nk_curve curve = { .n = 0 };
     char subject[16], sentence[512];
     int rc;
@@ -244,9 +260,12 @@ static int add_curve(const struct nk_table *t, const struct nk_figure *f, const 
 
         if (!s.n_ok)
             continue;
-        curve.x[curve.n] = places[k];
-        curve.y[curve.n] = s.median;
-        curve.limit[curve.n++] = nk_table_summarise(t, f->name, places[k], "limit").median;
+        curve.at[curve.n].x = places[k];
+        curve.at[curve.n].y = s;
+        curve.at[curve.n].whole = nk_table_summarise(t, f->name, places[k], "whole");
+        if (is_paired(f, beside))
+            curve.at[curve.n].ratios = nk_table_ratios(t, f->name, places[k], subject, beside);
+        curve.n++;
     }
     nk_growth_format(f, &curve, sentence, sizeof sentence);
     rc = nk_buf_addf(
@@ -424,14 +443,15 @@ static int add_head(const struct nk_table *t, size_t n_older, struct nk_buf *out
                     "other models and left out\n"
                     "\nEvery figure is the median of five runs or more, with the least and "
                     "the greatest; where they are fewer it says so. Ours and the others are "
-                    "asked in turn, in alternating order, after one run for warming up. Prompts "
+                    "asked in turn, in alternating order, after one question for warming up (a "
+                    "short one where prompts are long). Prompts "
                     "are random ids of the exact length, end-of-generation tokens are never "
                     "chosen, sampling is greedy. A synthetic model's weights are random: speed and "
                     "memory do not depend on their values. A verdict is only given when the spread "
                     "of the runs allows one. Where it says *in turn*, a run asks both several "
                     "times "
                     "in turn and takes their medians; what they come to is then the median of the "
-                    "runs' ratios.\n",
+                    "runs' ratios, as it is where a limit comes with each run.\n",
                     first->time, last->time, t->n, n_noisy, n_failed, n_older);
 }
 

@@ -48,14 +48,45 @@ static void test_report__every_kind_of_bar_has_its_verdict(void **state)
         add_run(&t, "gateway-token", "serve", 0, run, run * 101, "c");
         add_run(&t, "gateway-token", "chain", 0, run, run * 100, "c");
     }
-    add(&t, "network-1g", "ours", 75, 6, "c");
-    add(&t, "network-1g", "limit", 75, 7, "c");
+    for (int run = 1; run <= 5; run++) { /* a limit comes with each run, too */
+        add_run(&t, "network-1g", "ours", 75, run, run * 6, "c");
+        add_run(&t, "network-1g", "limit", 75, run, run * 7, "c");
+    }
     page(&t, &out);
     assert_non_null(strstr(out.data, "| 50.0 (50.0 to 50.0) | gRPC ping-pong: 20.0 (20.0 to 20.0) |"
                                      " at most 60.0: reached |"));
     assert_non_null(strstr(out.data, "+5.00 ms of at most +3, **missed** |"));
     assert_non_null(strstr(out.data, "1.01 (1.01 to 1.01) of at most 1.02, reached |"));
-    assert_non_null(strstr(out.data, "limit: 0.857 of at least 0.95, **missed** |"));
+    assert_non_null(
+        strstr(out.data, "limit: 0.857 (0.857 to 0.857) of at least 0.95, **missed** |"));
+    nk_table_release(&t);
+    nk_buf_release(&out);
+}
+
+static void test_report__a_curve_is_judged_beside_the_whole_model(void **state)
+{
+    struct nk_buf out = NK_BUF_INIT(1 << 20);
+    struct nk_table t = NK_TABLE_INIT;
+
+    (void)state;
+    for (int run = 1; run <= 5;
+         run++) { /* the machine gets slower, and was slow altogether with 4 stages */
+        add_run(&t, "stages", "ours", 1, run, 40 - run, "c");
+        add_run(&t, "stages", "whole", 1, run, 40 - run, "c");
+        add_run(&t, "stages", "ours", 4, run, 0.97 * (30 - run), "c");
+        add_run(&t, "stages", "whole", 4, run, 30 - run, "c");
+    }
+    add(&t, "streams", "ours", 4, 58, "c");
+    add(&t, "streams", "ours", 8, 49, "c");
+    add(&t, "streams", "whole", 4, 51, "c");
+    add(&t, "streams", "whole", 8, 43, "c");
+    page(&t, &out);
+    assert_non_null(strstr(out.data,
+                           "a token took 1 times as long with 1 stage and 1.03 times with "
+                           "4: 1.0 % of a token for each stage more (at most 3 %), as "
+                           "expected."));
+    assert_non_null(strstr(out.data, "from 4 to 8 streams it fell by 16 % (the whole model's fell "
+                                     "by 16 %), as expected."));
     nk_table_release(&t);
     nk_buf_release(&out);
 }
@@ -83,6 +114,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_report__every_kind_of_bar_has_its_verdict),
+        cmocka_unit_test(test_report__a_curve_is_judged_beside_the_whole_model),
         cmocka_unit_test(test_report__rows_of_an_older_commit_do_not_count),
     };
 
