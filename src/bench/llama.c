@@ -20,7 +20,8 @@ enum {
     TOOL_MS_MAX = 600000,
     READY_MS_MAX = 300000,
     BODY_BYTES_MAX = 4 << 20,
-    SILENT_RUNS_MAX = 5,
+    SILENT_TIMES_MAX =
+        16,          /* how often one place is asked for at most, for its answer to be printed */
     GAP_TOKENS = 48, /* what the measured session generates before the other one's prompt comes, and
                         at least after it */
 };
@@ -132,22 +133,16 @@ static void add_common(const nk_system *s, struct nk_peer_args *args)
     }
 }
 
-/* Runs a tool; over RPC every server must have had a part.
- *
- * llama.cpp's tools print through a thread of their own, and a run of milliseconds now and then ends before that thread has
- * printed anything, with exit code 0: then it is run again. */
+/* Runs a tool; over RPC every server must have had a part. */
 static int run_tool(nk_system *s, enum nk_peer_tool tool, const struct nk_peer_args *args,
                     struct nk_buf *out, struct nk_error *err)
 {
-    double cpu_s[SERVERS_MAX] = { 0 };
-    int rc = 0;
+    double cpu_s[SERVERS_MAX];
+    int rc;
 
-    for (int attempt = 0; !rc && attempt < SILENT_RUNS_MAX && !strchr(nk_buf_str(out), '{');
-         attempt++) {
-        for (int i = 0; i < s->n_servers; i++)
-            cpu_s[i] = -nk_machine_process_cpu_s(s->servers[i].pid);
-        rc = nk_peer_run(s->opts.peers, tool, args, TOOL_MS_MAX, out, err);
-    }
+    for (int i = 0; i < s->n_servers; i++)
+        cpu_s[i] = -nk_machine_process_cpu_s(s->servers[i].pid);
+    rc = nk_peer_run(s->opts.peers, tool, args, TOOL_MS_MAX, out, err);
     for (int i = 0; i < s->n_servers; i++)
         cpu_s[i] += nk_machine_process_cpu_s(s->servers[i].pid);
     return rc ? rc : nk_check_rpc_part(cpu_s, s->n_servers, err);
@@ -176,13 +171,14 @@ static int llama_bench(nk_system *s, int n_prompt, int n_gen, int n_depth, doubl
     return rc;
 }
 
-static int batched_bench(nk_system *s, int n_streams, int n_prompt, int n_predict,
-                         double *decode_tok_s, double *prefill_tok_s, struct nk_error *err)
+/* Asks llama-batched-bench for the same place n_times; the first answer counts. */
+static int run_batched_bench(nk_system *s, int n_streams, int n_prompt, int n_predict, int n_times,
+                             struct nk_buf *out, struct nk_error *err)
 {
-    struct nk_buf out = NK_BUF_INIT(BODY_BYTES_MAX);
     struct nk_peer_args args = { .n = 0 };
-    const char *names[] = { "-npp", "-ntg", "-npl", "--ctx-size" };
-    int values[] = { n_prompt, n_predict, n_streams, n_streams * (n_prompt + n_predict) + 64 }, rc;
+    const char *names[] = { "-npp", "-ntg", "--ctx-size" };
+    int values[] = { n_prompt, n_predict, n_streams * (n_prompt + n_predict) + 64 };
+    char list[SILENT_TIMES_MAX * 8] = "";
 
     add_common(s, &args);
     if (s->opts.cache) {
@@ -193,13 +189,30 @@ static int batched_bench(nk_system *s, int n_streams, int n_prompt, int n_predic
         nk_peer_arg(&args, "--flash-attn");
         nk_peer_arg(&args, s->opts.no_flash_attn ? "off" : "on");
     }
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 3; i++) {
         nk_peer_arg(&args, "%s", names[i]);
         nk_peer_arg(&args, "%d", values[i]);
     }
+    for (int i = 0; i < n_times; i++)
+        snprintf(list + strlen(list), sizeof list - strlen(list), "%s%d", i ? "," : "", n_streams);
+    nk_peer_arg(&args, "-npl");
+    nk_peer_arg(&args, "%s", list);
     nk_peer_arg(&args, "--output-format");
     nk_peer_arg(&args, "jsonl");
-    rc = run_tool(s, NK_PEER_BATCHED, &args, &out, err);
+    return run_tool(s, NK_PEER_BATCHED, &args, out, err);
+}
+
+/* llama-batched-bench prints through a thread of its own and does not wait for it at its end (ggml-org/llama.cpp, pull request
+ * 22273): of runs of milliseconds, four and more in ten end with nothing printed and exit code 0. Such a one is run again,
+ * with the same place asked for more often: while the tool computes the later ones it prints the first. */
+static int batched_bench(nk_system *s, int n_streams, int n_prompt, int n_predict,
+                         double *decode_tok_s, double *prefill_tok_s, struct nk_error *err)
+{
+    struct nk_buf out = NK_BUF_INIT(BODY_BYTES_MAX);
+    int rc = 0;
+
+    for (int n = 1; !rc && n <= SILENT_TIMES_MAX && !strchr(nk_buf_str(&out), '{'); n *= 2)
+        rc = run_batched_bench(s, n_streams, n_prompt, n_predict, n, &out, err);
     if (!rc)
         rc = nk_parse_batched_bench(nk_buf_str(&out), n_streams, n_prompt, n_predict, decode_tok_s,
                                     prefill_tok_s, err);

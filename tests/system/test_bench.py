@@ -192,6 +192,31 @@ class Run(unittest.TestCase):
             if r["figure"] in caches:
                 self.assertTrue(r["params"].endswith(" cache=" + caches[r["figure"]]), r["params"])
 
+    def test_what_llama_batched_bench_lost_is_asked_for_again(self):
+        """Its last line may never be printed (see llama.c). Here that happens each time: a loader that ends, with exit code 0 and
+        nothing said, what would compute one place only."""
+        loader, asked, table = (os.path.join(self.dir, name) for name in ("loader", "asked", "lost.csv"))
+        real = os.environ.get("NK_LLAMA_LOADER")
+        with open(loader, "w", encoding="utf-8") as f:
+            f.write(f"""#!/bin/sh
+case "$*" in
+*llama-batched-bench*-npl\\ *,*) echo "$*" >>'{asked}' ;;
+*llama-batched-bench*) echo "$*" >>'{asked}'; exit 0 ;;
+esac
+{f"exec '{real}'" if real else "shift 2; exec"} "$@"
+""")
+        os.chmod(loader, 0o755)
+        done = nk.run("bench", "run", "--model", self.model, "--quick", "--runs", "1", "--retries", "0", "--threads", "2", "--out", self.dir,
+                      "--csv", table, "--figures", "decode-8", "--systems", "whole", timeout=600, env=nk.env(NK_LLAMA_LOADER=loader))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        with open(table, newline="", encoding="utf-8") as f:
+            rows = list(csv.DictReader(f))
+        self.assertEqual([(r["figure"], r["system"], r["status"] != "failed" and float(r["value"]) > 0) for r in rows],
+                         [("decode-8", "whole", True)])
+        with open(asked, encoding="utf-8") as f:
+            places = [re.search(r"-npl (\S+)", line)[1] for line in f]
+        self.assertEqual(places[:2], ["8", "8,8"])
+
     def test_ctrl_c_leaves_no_network_and_no_worker(self):
         if os.geteuid() or not os.path.exists("/dev/net/tun"):
             nk.missing("root and /dev/net/tun, for a network of its own")
