@@ -192,30 +192,34 @@ class Run(unittest.TestCase):
             if r["figure"] in caches:
                 self.assertTrue(r["params"].endswith(" cache=" + caches[r["figure"]]), r["params"])
 
-    def test_what_llama_batched_bench_lost_is_asked_for_again(self):
-        """Its last line may never be printed (see llama.c). Here that happens each time: a loader that ends, with exit code 0 and
-        nothing said, what would compute one place only."""
-        loader, asked, table = (os.path.join(self.dir, name) for name in ("loader", "asked", "lost.csv"))
+    def ask_whole(self, figures, *options, first=""):
+        """Rows of the whole model, and the command lines of llama.cpp's tools for them: a loader notes each, and may do something first."""
+        loader, asked, table = (os.path.join(self.dir, figures + name) for name in (".loader", ".asked", ".csv"))
         real = os.environ.get("NK_LLAMA_LOADER")
         with open(loader, "w", encoding="utf-8") as f:
-            f.write(f"""#!/bin/sh
-case "$*" in
-*llama-batched-bench*-npl\\ *,*) echo "$*" >>'{asked}' ;;
-*llama-batched-bench*) echo "$*" >>'{asked}'; exit 0 ;;
-esac
-{f"exec '{real}'" if real else "shift 2; exec"} "$@"
-""")
+            f.write("#!/bin/sh\n" + f"echo \"$*\" >>'{asked}'\n" + first + (f"exec '{real}'" if real else "shift 2; exec") + ' "$@"\n')
         os.chmod(loader, 0o755)
         done = nk.run("bench", "run", "--model", self.model, "--quick", "--runs", "1", "--retries", "0", "--threads", "2", "--out", self.dir,
-                      "--csv", table, "--figures", "decode-8", "--systems", "whole", timeout=600, env=nk.env(NK_LLAMA_LOADER=loader))
+                      "--csv", table, "--figures", figures, "--systems", "whole", *options, timeout=600, env=nk.env(NK_LLAMA_LOADER=loader))
         self.assertEqual(done.returncode, 0, done.stderr)
-        with open(table, newline="", encoding="utf-8") as f:
-            rows = list(csv.DictReader(f))
+        with open(table, newline="", encoding="utf-8") as f, open(asked, encoding="utf-8") as g:
+            return list(csv.DictReader(f)), list(g)
+
+    def test_what_llama_batched_bench_lost_is_asked_for_again(self):
+        """Its last line may never be printed (see llama.c). Here that happens each time: what would compute one place only ends, with
+        exit code 0 and nothing said."""
+        rows, asked = self.ask_whole("decode-8", first='case "$*" in *-npl\\ *,*) ;; *) exit 0 ;; esac\n')
         self.assertEqual([(r["figure"], r["system"], r["status"] != "failed" and float(r["value"]) > 0) for r in rows],
                          [("decode-8", "whole", True)])
-        with open(asked, encoding="utf-8") as f:
-            places = [re.search(r"-npl (\S+)", line)[1] for line in f]
-        self.assertEqual(places[:2], ["8", "8,8"])
+        self.assertEqual([re.search(r"-npl (\S+)", line)[1] for line in asked[:2]], ["8", "8,8"])
+
+    def test_slow_questions_are_warmed_up_for_with_a_short_one(self):
+        for figure, place, option, length in (("context", ["--places", "1024"], "--n-depth", "1024"), ("cache-q8", [], "-npp", "512")):
+            with self.subTest(figure):
+                rows, asked = self.ask_whole(figure, *place)
+                self.assertEqual({r["status"] for r in rows} - {"ok", "noisy"}, set())
+                lengths = [re.search(option + r" (\d+)", line)[1] for line in asked]
+                self.assertEqual((lengths[0], lengths[-1], set(lengths)), ("128", length, {"128", length}))
 
     def test_ctrl_c_leaves_no_network_and_no_worker(self):
         if os.geteuid() or not os.path.exists("/dev/net/tun"):
