@@ -18,7 +18,7 @@ struct excess {
 
 static bool is_spread(const struct nk_summary *s)
 {
-    return s->max - s->min > NK_SPREAD_MAX * s->median;
+    return s->high - s->low > NK_SPREAD_MAX * s->median;
 }
 
 static const char *verdict(const struct excess *e, double max)
@@ -36,7 +36,7 @@ static void by_workers_beside(const struct nk_curve_place *first, const struct n
     const struct nk_summary *a = &first->ratios, *b = &last->ratios;
     double n_more = last->x - first->x;
     struct excess e = { (1 / b->median - 1 / a->median) / n_more,
-                        (1 / b->max - 1 / a->min) / n_more, (1 / b->min - 1 / a->max) / n_more,
+                        (1 / b->high - 1 / a->low) / n_more, (1 / b->low - 1 / a->high) / n_more,
                         is_spread(a) || is_spread(b) };
 
     snprintf(out, size,
@@ -53,8 +53,8 @@ static void by_workers(const struct nk_curve *c, char *out, unsigned long size)
     double first_ms = 1e3 / first->y.median, last_ms = 1e3 / last->y.median,
            n_more = last->x - first->x;
     struct excess e = { (last_ms / first_ms - 1) / n_more,
-                        (first->y.min / last->y.max - 1) / n_more,
-                        (first->y.max / last->y.min - 1) / n_more,
+                        (first->y.low / last->y.high - 1) / n_more,
+                        (first->y.high / last->y.low - 1) / n_more,
                         is_spread(&first->y) || is_spread(&last->y) };
 
     if (first->ratios.n_ok && last->ratios.n_ok) {
@@ -111,8 +111,8 @@ static void by_streams(const struct nk_curve *c, char *out, unsigned long size)
         from = excess_from, to = excess_to;
     of_whole = fall_of_whole(from, to);
     e.median = fall(from->y.median, to->y.median) - of_whole;
-    e.kindest = fall(from->y.min, to->y.max) - of_whole;
-    e.harshest = fall(from->y.max, to->y.min) - of_whole;
+    e.kindest = fall(from->y.low, to->y.high) - of_whole;
+    e.harshest = fall(from->y.high, to->y.low) - of_whole;
     e.spread = is_spread(&from->y) || is_spread(&to->y);
     if (deepest <= FALL_MAX) {
         snprintf(
@@ -179,8 +179,8 @@ static double off_line(const struct line *l, double x, double tok_s)
 static struct excess off_line_excess(const struct nk_curve_place *p, const struct line *ours,
                                      const struct line *whole)
 {
-    double off = off_line(ours, p->x, p->y.median), quick = off_line(ours, p->x, p->y.max),
-           slow = off_line(ours, p->x, p->y.min),
+    double off = off_line(ours, p->x, p->y.median), quick = off_line(ours, p->x, p->y.high),
+           slow = off_line(ours, p->x, p->y.low),
            theirs = p->whole.n_ok && whole->n > 2 ? off_line(whole, p->x, p->whole.median) : 0,
            shared = theirs * off > 0 ? fabs(theirs) : 0;
     struct excess e = { .median = fabs(off) - shared, .spread = is_spread(&p->y) };
@@ -231,7 +231,7 @@ static void by_round_trip(const struct nk_curve *c, char *out, unsigned long siz
         snprintf(out, size, "The limits were not measured.");
     } else {
         const struct nk_summary *r = &worst->ratios;
-        struct excess e = { 1 - r->median, 1 - r->max, 1 - r->min, is_spread(r) };
+        struct excess e = { 1 - r->median, 1 - r->high, 1 - r->low, is_spread(r) };
 
         snprintf(out, size,
                  "At worst, with %g ms, the rate is %.3f of the limit (at least %.2f), %s.",

@@ -22,8 +22,8 @@ struct nk_curve {
 };
 
 /* What the whole model's own curve does is not held against the chain: a rate may fall, or lie off the line, where that of
- * the whole model does, and as much. Where the runs differ by more than NK_SPREAD_MAX, and the best of them would give
- * another answer than the worst, it is too noisy to tell. Fewer than two places: says that. */
+ * the whole model does, and as much. Where low and high differ by more than NK_SPREAD_MAX, and the best that they allow
+ * would give another answer than the worst, it is too noisy to tell. Fewer than two places: says that. */
 void nk_growth_format(const struct nk_figure *f, const struct nk_curve *c, char *out,
                       unsigned long size);
 

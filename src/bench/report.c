@@ -448,7 +448,9 @@ static int add_head(const struct nk_table *t, size_t n_older, struct nk_buf *out
                     "are random ids of the exact length, end-of-generation tokens are never "
                     "chosen, sampling is greedy. A synthetic model's weights are random: speed and "
                     "memory do not depend on their values. A verdict is only given when the spread "
-                    "of the runs allows one. Where it says *in turn*, a run asks both several "
+                    "of the runs allows one: from nine runs on that of their inner ones, between "
+                    "which the median lies as surely as between the outermost of five. Where it "
+                    "says *in turn*, a run asks both several "
                     "times "
                     "in turn and takes their medians; what they come to is then the median of the "
                     "runs' ratios, as it is where a limit comes with each run.\n",

@@ -9,7 +9,7 @@
 
 #include "base/file.h"
 
-enum { CSV_BYTES_MAX = 64 << 20, FIELD_MAX = 256, ROWS_MAX = 1 << 20 };
+enum { CSV_BYTES_MAX = 64 << 20, FIELD_MAX = 256, ROWS_MAX = 1 << 20, RANKED_MAX = 1000 };
 
 /* clang-format off */
 /*     field      kind */
@@ -262,13 +262,33 @@ static bool is_same(const struct nk_row *r, const char *figure, double x, const 
     return !strcmp(r->figure, figure) && r->x == x && !strcmp(r->system, system);
 }
 
+int nk_median_rank(int n)
+{
+    /* Of 2^n ways in which n values can lie on the two sides of the median: those in which at most `rank` are below it. */
+    double below = 1, ways = 1, all;
+    int rank = 0;
+
+    n = n < RANKED_MAX ? n : RANKED_MAX;
+    for (all = ldexp(1, n); 2 * rank + 2 < n; rank++) {
+        ways *= (double)(n - rank) / (rank + 1);
+        below += ways;
+        if (2 * below > all / 16)
+            break;
+    }
+    return rank;
+}
+
 /* Sorts the n_ok values. */
 static void take_values(struct nk_summary *s, double *values)
 {
+    int rank = nk_median_rank(s->n_ok);
+
     s->median = nk_median(values, (size_t)s->n_ok);
     if (s->n_ok) {
         s->min = values[0];
         s->max = values[s->n_ok - 1];
+        s->low = values[rank];
+        s->high = values[s->n_ok - 1 - rank];
     }
 }
 
@@ -336,16 +356,16 @@ enum nk_verdict nk_verdict_of(const struct nk_summary *ours, const struct nk_sum
     bool spread;
 
     *ratio = 0;
-    if (!ours->n_ok || !theirs->n_ok || theirs->median <= 0 || theirs->min <= 0)
+    if (!ours->n_ok || !theirs->n_ok || theirs->median <= 0 || theirs->low <= 0)
         return ours->n_noisy + theirs->n_noisy && ours->n_ok + ours->n_noisy &&
                        theirs->n_ok + theirs->n_noisy
                    ? NK_VERDICT_NOISY
                    : NK_VERDICT_NONE;
     *ratio = ours->median / theirs->median;
-    spread = (ours->max - ours->min) > NK_SPREAD_MAX * ours->median ||
-             (theirs->max - theirs->min) > NK_SPREAD_MAX * theirs->median;
-    if (spread && passes(ours->min / theirs->max, bar, lower_is_better) !=
-                      passes(ours->max / theirs->min, bar, lower_is_better))
+    spread = (ours->high - ours->low) > NK_SPREAD_MAX * ours->median ||
+             (theirs->high - theirs->low) > NK_SPREAD_MAX * theirs->median;
+    if (spread && passes(ours->low / theirs->high, bar, lower_is_better) !=
+                      passes(ours->high / theirs->low, bar, lower_is_better))
         return NK_VERDICT_NOISY;
     return passes(*ratio, bar, lower_is_better) ? NK_VERDICT_REACHED : NK_VERDICT_MISSED;
 }
@@ -354,8 +374,8 @@ enum nk_verdict nk_verdict_pairs(const struct nk_summary *ratios, double bar, bo
 {
     if (!ratios->n_ok)
         return ratios->n_noisy ? NK_VERDICT_NOISY : NK_VERDICT_NONE;
-    if (ratios->max - ratios->min > NK_SPREAD_MAX * ratios->median &&
-        passes(ratios->min, bar, lower_is_better) != passes(ratios->max, bar, lower_is_better))
+    if (ratios->high - ratios->low > NK_SPREAD_MAX * ratios->median &&
+        passes(ratios->low, bar, lower_is_better) != passes(ratios->high, bar, lower_is_better))
         return NK_VERDICT_NOISY;
     return passes(ratios->median, bar, lower_is_better) ? NK_VERDICT_REACHED : NK_VERDICT_MISSED;
 }
@@ -367,15 +387,15 @@ enum nk_verdict nk_verdict_added(const struct nk_summary *ours, const struct nk_
     if (!ours->n_ok || !theirs->n_ok)
         return ours->n_ok + ours->n_noisy && theirs->n_ok + theirs->n_noisy ? NK_VERDICT_NOISY
                                                                             : NK_VERDICT_NONE;
-    if ((ours->max - ours->min > added || theirs->max - theirs->min > added) &&
-        (ours->min - theirs->max <= added) != (ours->max - theirs->min <= added))
+    if ((ours->high - ours->low > added || theirs->high - theirs->low > added) &&
+        (ours->low - theirs->high <= added) != (ours->high - theirs->low <= added))
         return NK_VERDICT_NOISY;
     return *difference <= added ? NK_VERDICT_REACHED : NK_VERDICT_MISSED;
 }
 
 enum nk_verdict nk_verdict_limit(const struct nk_summary *ours, double limit, bool lower_is_better)
 {
-    struct nk_summary theirs = { .n_ok = 1, .median = limit, .min = limit, .max = limit };
+    struct nk_summary theirs = { .n_ok = 1, .median = limit, .low = limit, .high = limit };
     double ratio;
 
     return nk_verdict_of(ours, &theirs, 1, lower_is_better, &ratio);
@@ -392,7 +412,7 @@ static int compare_one(const struct nk_row *key, const struct nk_summary *a,
                        const struct nk_summary *b, struct nk_buf *out, int *n_worse,
                        struct nk_error *err)
 {
-    bool apart = a->n_ok && b->n_ok && (a->max < b->min || b->max < a->min);
+    bool apart = a->n_ok && b->n_ok && (a->high < b->low || b->high < a->low);
     double change = a->median > 0 ? 100 * (b->median / a->median - 1) : 0;
     const char *word = "";
     char place[24] = "";

@@ -56,7 +56,8 @@ int nk_table_read(struct nk_table *t, const char *path, struct nk_error *err);
 /* The runs that count of one system at one place. */
 struct nk_summary {
     int n_ok, n_noisy, n_failed;
-    double median, min, max;                 /* 0 when n_ok is 0 */
+    double median, min, max; /* 0 when n_ok is 0 */
+    double low, high; /* between them lies the median that more runs would come to, see below */
     const struct nk_row *last, *last_failed; /* borrowed from the table; NULL when there is none */
 };
 struct nk_summary nk_table_summarise(const struct nk_table *t, const char *figure, double x,
@@ -67,6 +68,12 @@ struct nk_summary nk_table_ratios(const struct nk_table *t, const char *figure, 
                                   const char *ours, const char *theirs);
 double nk_median(double *values, size_t n); /* sorts them; 0 when there are none */
 
+/* From which value to which, counted from either end, the median of what n values were drawn from lies as surely as it lies
+ * between the least and the greatest of five (15 times of 16, whatever the distribution): 0 for the outermost ones, which all
+ * are with fewer than nine; beyond a thousand values as for a thousand. The sign test's interval: H. A. David, H. N. Nagaraja, Order
+ * Statistics, 7.1. */
+int nk_median_rank(int n);
+
 /* How two summaries compare. */
 enum nk_verdict {
     NK_VERDICT_NONE,    /* one of them has no figure */
@@ -74,9 +81,8 @@ enum nk_verdict {
     NK_VERDICT_REACHED, /* at least (lower is better: at most) bar times theirs */
     NK_VERDICT_MISSED,
 };
-/* ratio: of the medians, ours over theirs. It cannot be told when the best of the runs that counted
- * would give another answer than the worst, and either side's runs differ by more than
- * NK_SPREAD_MAX of their median. */
+/* ratio: of the medians, ours over theirs. It cannot be told when the best that the runs allow (low and high) would give another
+ * answer than the worst, and either side's low and high differ by more than NK_SPREAD_MAX of its median. */
 #define NK_SPREAD_MAX 0.10
 enum nk_verdict nk_verdict_of(const struct nk_summary *ours, const struct nk_summary *theirs,
                               double bar, bool lower_is_better, double *ratio);
@@ -92,7 +98,7 @@ enum nk_verdict nk_verdict_added(const struct nk_summary *ours, const struct nk_
 enum nk_verdict nk_verdict_limit(const struct nk_summary *ours, double limit, bool lower_is_better);
 
 /* Two tables side by side, as text: one line per figure, place and system with both medians and the
- * change; a change is only called one when the ranges of the runs do not overlap. *n_worse counts
+ * change; a change is only called one when what the runs allow (low to high) does not overlap. *n_worse counts
  * those for the worse. Rows of different machines or models are compared too, and said so. */
 int nk_table_compare(const struct nk_table *a, const struct nk_table *b, struct nk_buf *out,
                      int *n_worse, struct nk_error *err);

@@ -28,8 +28,8 @@ static struct nk_summary runs(double median, double spread)
 {
     return (struct nk_summary){ .n_ok = 5,
                                 .median = median,
-                                .min = median * (1 - spread / 2),
-                                .max = median * (1 + spread / 2) };
+                                .low = median * (1 - spread / 2),
+                                .high = median * (1 + spread / 2) };
 }
 
 static struct nk_curve curve(int n, const double *x, const double *y, double spread)

@@ -124,8 +124,8 @@ static void test_table__summary_counts_only_runs_that_are_figures(void **state)
 static enum nk_verdict verdict(double ours_min, double ours, double ours_max, double theirs_min,
                                double theirs, double theirs_max, double bar, bool lower)
 {
-    struct nk_summary a = { .n_ok = 5, .median = ours, .min = ours_min, .max = ours_max };
-    struct nk_summary b = { .n_ok = 5, .median = theirs, .min = theirs_min, .max = theirs_max };
+    struct nk_summary a = { .n_ok = 5, .median = ours, .low = ours_min, .high = ours_max };
+    struct nk_summary b = { .n_ok = 5, .median = theirs, .low = theirs_min, .high = theirs_max };
     double ratio;
 
     return nk_verdict_of(&a, &b, bar, lower, &ratio);
@@ -133,7 +133,7 @@ static enum nk_verdict verdict(double ours_min, double ours, double ours_max, do
 
 static void test_table__verdict_says_when_it_cannot_tell(void **state)
 {
-    struct nk_summary none = { 0 }, some = { .n_ok = 5, .median = 1, .min = 1, .max = 1 };
+    struct nk_summary none = { 0 }, some = { .n_ok = 5, .median = 1, .low = 1, .high = 1 };
     double ratio;
 
     (void)state;
@@ -190,10 +190,36 @@ static void test_table__ratios_are_of_the_same_run(void **state)
     nk_table_release(&t);
 }
 
+static void test_table__more_runs_tell_more(void **state)
+{
+    static const struct {
+        int n, rank;
+    } known[] = { { 0, 0 },  { 1, 0 },  { 2, 0 },  { 5, 0 },  { 8, 0 },      { 9, 1 },
+                  { 11, 1 }, { 12, 2 }, { 15, 3 }, { 20, 5 }, { 1000, 470 }, { 1 << 20, 470 } };
+    struct nk_table t = NK_TABLE_INIT;
+    struct nk_summary s;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+        assert_int_equal(nk_median_rank(known[i].n), known[i].rank);
+    for (int run = 1; run <= 9; run++) {
+        add_turn(&t, "ours", run, NK_ROW_OK,
+                 run == 4 ? 80 : 100 + run); /* one of them was disturbed */
+        add_turn(&t, "whole", run, NK_ROW_OK, 100);
+        s = nk_table_ratios(&t, "f", 0, "ours", "whole");
+        assert_int_equal(nk_verdict_pairs(&s, 0.97, false), run < 4   ? NK_VERDICT_REACHED
+                                                            : run < 9 ? NK_VERDICT_NOISY
+                                                                      : NK_VERDICT_REACHED);
+    }
+    assert_true(s.min < 0.81 && s.low > 1 && s.high < 1.085 && s.max > 1.085);
+    assert_int_equal(nk_verdict_pairs(&s, 1.06, false), NK_VERDICT_MISSED);
+    nk_table_release(&t);
+}
+
 static void test_table__verdict_against_a_limit_and_a_difference(void **state)
 {
-    struct nk_summary low = { .n_ok = 5, .median = 50, .min = 49, .max = 51 },
-                      wide = { .n_ok = 5, .median = 58, .min = 50, .max = 70 },
+    struct nk_summary low = { .n_ok = 5, .median = 50, .low = 49, .high = 51 },
+                      wide = { .n_ok = 5, .median = 58, .low = 50, .high = 70 },
                       none = { .n_failed = 1 };
     double difference;
 
@@ -243,6 +269,7 @@ int main(void)
         cmocka_unit_test(test_table__summary_counts_only_runs_that_are_figures),
         cmocka_unit_test(test_table__verdict_says_when_it_cannot_tell),
         cmocka_unit_test(test_table__ratios_are_of_the_same_run),
+        cmocka_unit_test(test_table__more_runs_tell_more),
         cmocka_unit_test(test_table__verdict_against_a_limit_and_a_difference),
         cmocka_unit_test(test_table__comparison_tells_a_change_from_noise),
     };
