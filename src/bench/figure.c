@@ -42,7 +42,7 @@ const struct nk_figure nk_figures[] = {
       .n_streams = 1, .n_workers = 2, .n_turns = 5, .bars = { { "whole", 1.1, 0 } } },
     { .name = "memory", .group = "table", .title = "memory of all workers together",
       .question = NK_ASK_MEMORY, .unit = "MiB", .lower_is_better = true, .systems = "ours whole",
-      .n_streams = 1, .n_workers = 2, .bars = { { "whole", 1.1, 0 } } },
+      .n_streams = 1, .n_workers = 2, .is_count = true, .bars = { { "whole", 1.1, 0 } } },
     { .name = "stages", .group = "curves", .title = "decode, 1 stream, by number of stages, median of 3 in turn",
       .question = NK_ASK_DECODE, .unit = "tok/s", .systems = "ours whole",
       .n_streams = 1, .n_predict = 64, .n_turns = 3, .places = stage_counts, .x = NK_X_WORKERS, .x_title = "stages",

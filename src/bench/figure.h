@@ -54,7 +54,7 @@ struct nk_figure {
     const char *cache;  /* the KV cache's type; NULL: what all have unless told otherwise */
     bool no_flash_attn;
     bool real_model; /* asked of --real-model */
-    bool is_count;   /* no time: noise does not change it */
+    bool is_count;   /* bytes or a number, no time: noise does not change it */
     int n_runs_max;  /* of a slow figure, which a short question warms up; 0: as many as wanted */
     struct nk_wan_shape wan; /* mbit 0: loopback. On a curve by round trip, x is that */
     struct nk_bar bars[2];

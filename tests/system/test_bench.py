@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import unittest
 
@@ -204,6 +205,20 @@ class Run(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         with open(table, newline="", encoding="utf-8") as f, open(asked, encoding="utf-8") as g:
             return list(csv.DictReader(f)), list(g)
+
+    def test_others_at_work_do_not_change_what_memory_is_needed(self):
+        table = os.path.join(self.dir, "busy.csv")
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+        try:
+            done = nk.run("bench", "run", "--model", self.model, "--quick", "--runs", "1", "--retries", "0", "--threads", "2", "--out", self.dir,
+                          "--csv", table, "--figures", "memory", timeout=600)
+        finally:
+            for other in busy:
+                other.kill()
+                other.wait()
+        self.assertEqual(done.returncode, 0, done.stderr)
+        with open(table, newline="", encoding="utf-8") as f:
+            self.assertEqual([(r["system"], r["status"]) for r in csv.DictReader(f)], [("ours", "ok"), ("whole", "ok")])
 
     def test_what_llama_batched_bench_lost_is_asked_for_again(self):
         """Its last line may never be printed (see llama.c). Here that happens each time: what would compute one place only ends, with
