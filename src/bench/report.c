@@ -60,8 +60,11 @@ static int add_cell(const struct nk_summary *s, struct nk_buf *out, struct nk_er
     return nk_buf_adds(out, s->n_noisy ? " too noisy |" : s->n_failed ? " failed |" : " |", err);
 }
 
-static const char *verdict_text(enum nk_verdict v)
+/* n: how many runs it is of. One has no spread, which matters to whatever noise can change. */
+static const char *verdict_text(const struct nk_figure *f, enum nk_verdict v, int n)
 {
+    if (n == 1 && !f->is_count && (v == NK_VERDICT_REACHED || v == NK_VERDICT_MISSED))
+        return "one run is too few to tell";
     switch (v) {
     case NK_VERDICT_REACHED:
         return "reached";
@@ -110,15 +113,17 @@ static int add_verdicts(const struct nk_table *t, const struct nk_figure *f, dou
     find_subject(f, subject);
     ours = nk_table_summarise(t, f->name, x, subject);
     if (f->limit > 0)
-        rc = nk_buf_addf(out, err, "%s at %s %s: %s", n++ ? "<br>" : "",
-                         f->lower_is_better ? "most" : "least", format_value(number, f->limit),
-                         verdict_text(nk_verdict_limit(&ours, f->limit, f->lower_is_better)));
+        rc = nk_buf_addf(
+            out, err, "%s at %s %s: %s", n++ ? "<br>" : "", f->lower_is_better ? "most" : "least",
+            format_value(number, f->limit),
+            verdict_text(f, nk_verdict_limit(&ours, f->limit, f->lower_is_better), ours.n_ok));
     for (int i = 0; !rc && i < 2 && f->bars[i].against; i++) {
         const struct nk_bar *bar = &f->bars[i];
         struct nk_summary theirs = nk_table_summarise(t, f->name, x, bar->against);
         struct nk_summary ratios = nk_table_ratios(t, f->name, x, subject, bar->against);
         double difference = ratios.median;
         bool paired = is_paired(f, bar->against) && bar->ratio > 0;
+        int n_runs = paired ? ratios.n_ok : ours.n_ok < theirs.n_ok ? ours.n_ok : theirs.n_ok;
         enum nk_verdict v =
             paired ? nk_verdict_pairs(&ratios, bar->ratio, f->lower_is_better)
             : bar->ratio > 0
@@ -136,7 +141,7 @@ static int add_verdicts(const struct nk_table *t, const struct nk_figure *f, dou
             rc =
                 nk_buf_addf(out, err, "%+.2f %s of at most %+g, ", difference, f->unit, bar->added);
         if (!rc)
-            rc = nk_buf_adds(out, verdict_text(v), err);
+            rc = nk_buf_adds(out, verdict_text(f, v, n_runs), err);
     }
     return rc ? rc : nk_buf_adds(out, " |\n", err);
 }
@@ -469,7 +474,7 @@ static int add_curves(const struct nk_table *t, const struct nk_group *g,
         if (!n)
             continue;
         rc = add_curve(t, f, places, n, out, err);
-        if (!rc && opts->plot_dir)
+        if (!rc && opts->plot_dir && n > 1)
             rc = plot(t, f, places, n, opts, out, err);
     }
     return rc;

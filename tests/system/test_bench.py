@@ -192,6 +192,11 @@ class Run(unittest.TestCase):
         for r in rows:
             if r["figure"] in caches:
                 self.assertTrue(r["params"].endswith(" cache=" + caches[r["figure"]]), r["params"])
+        page = os.path.join(self.dir, "single.md")  # one place is no curve to draw
+        done = nk.run("bench", "report", table, "--page", page)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        with open(page, encoding="utf-8") as f:
+            self.assertNotIn("![", f.read())
 
     def ask_whole(self, figures, *options, first=""):
         """Rows of the whole model, and the command lines of llama.cpp's tools for them: a loader notes each, and may do something first."""

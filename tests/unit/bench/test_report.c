@@ -63,6 +63,31 @@ static void test_report__every_kind_of_bar_has_its_verdict(void **state)
     nk_buf_release(&out);
 }
 
+static void test_report__one_run_has_no_verdict(void **state)
+{
+    struct nk_buf out = NK_BUF_INIT(1 << 20);
+    struct nk_table t = NK_TABLE_INIT;
+
+    (void)state;
+    add(&t, "prefill-512", "ours", 0, 110,
+        "c"); /* five of ours and of the whole model, one of RPC */
+    add(&t, "prefill-512", "whole", 0, 100, "c");
+    add_run(&t, "prefill-512", "rpc", 0, 1, 50, "c");
+    add_run(&t, "gateway-token", "serve", 0, 1, 101, "c");
+    add_run(&t, "gateway-token", "chain", 0, 1, 100, "c");
+    add_run(&t, "hop", "ours", 0, 1, 50, "c");
+    add_run(&t, "gateway-64", "serve", 0, 1, 64, "c"); /* a number, which noise does not change */
+    page(&t, &out);
+    assert_non_null(
+        strstr(out.data, "whole model, one process: 1.1 of at least 0.85, reached<br>"));
+    assert_non_null(strstr(out.data, "RPC: 2.2 of at least 1.5, one run is too few to tell |"));
+    assert_non_null(strstr(out.data, "at most 1.02, one run is too few to tell |"));
+    assert_non_null(strstr(out.data, "at most 60.0: one run is too few to tell |"));
+    assert_non_null(strstr(out.data, "at least 64.0: reached |"));
+    nk_table_release(&t);
+    nk_buf_release(&out);
+}
+
 static void test_report__a_curve_is_judged_beside_the_whole_model(void **state)
 {
     struct nk_buf out = NK_BUF_INIT(1 << 20);
@@ -114,6 +139,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_report__every_kind_of_bar_has_its_verdict),
+        cmocka_unit_test(test_report__one_run_has_no_verdict),
         cmocka_unit_test(test_report__a_curve_is_judged_beside_the_whole_model),
         cmocka_unit_test(test_report__rows_of_an_older_commit_do_not_count),
     };
