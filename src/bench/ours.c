@@ -137,7 +137,7 @@ static int watch_finish(struct watch *w, struct nk_error *err)
         return 0;
     }
     pthread_mutex_lock(&w->mutex);
-    while (!w->done && nk_cond_wait_until(&w->changed, &w->mutex, until_ns))
+    while (!w->done && nk_clock_wait_until(nk_clock_system(), &w->changed, &w->mutex, until_ns))
         ;
     if (!w->done) {
         pthread_mutex_unlock(&w->mutex);
@@ -168,7 +168,7 @@ static void watch_wait(struct watch *w, int n_tokens)
 
     pthread_mutex_lock(&w->mutex);
     while (!w->done && w->n_tokens < n_tokens &&
-           nk_cond_wait_until(&w->changed, &w->mutex, until_ns))
+           nk_clock_wait_until(nk_clock_system(), &w->changed, &w->mutex, until_ns))
         ;
     pthread_mutex_unlock(&w->mutex);
 }

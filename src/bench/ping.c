@@ -89,7 +89,7 @@ int nk_ping_serve(void (*ready)(int port, void *arg), void *arg, struct nk_error
     struct nk_server_opts opts = { .listen = "127.0.0.1:0", .methods = methods, .n_methods = 1 };
     nk_server *server;
     nk_net *net;
-    int rc = nk_net_start(&net, err);
+    int rc = nk_net_start(&net, nk_clock_system(), err);
 
     if (rc)
         return rc;
@@ -254,7 +254,7 @@ static int start(nk_system **out, const struct nk_system_opts *opts, struct nk_e
                      line);
     if (!rc) {
         snprintf(s->address, sizeof s->address, "127.0.0.1:%d", port);
-        rc = nk_net_start(&s->net, err);
+        rc = nk_net_start(&s->net, nk_clock_system(), err);
     }
     if (!rc)
         rc = nk_channel_open(&s->channel, s->net, s->address, NULL, err);

@@ -107,7 +107,7 @@ int nk_chain_open(nk_chain **out, const struct nk_cluster *cluster, struct nk_er
     pthread_mutex_init(&c->mutex, NULL);
     pthread_cond_init(&c->idle, NULL);
     c->arena = nk_arena_new(NK__ARENA_BYTES_MAX);
-    rc = c->arena ? nk_net_start(&c->net, err)
+    rc = c->arena ? nk_net_start(&c->net, nk_clock_system(), err)
                   : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
     for (int i = 0; !rc && i < c->cluster.n_workers; i++) {
         rc = nk_channel_open(&c->channels[i], c->net, c->cluster.workers[i].address,

@@ -71,7 +71,8 @@ static void *loop(void *arg)
             t->expire(t, &err);
             pthread_mutex_lock(&a->mutex);
         } else
-            nk_cond_wait_until(&a->changed, &a->mutex, late < next_tick ? late : next_tick);
+            nk_clock_wait_until(nk_clock_system(), &a->changed, &a->mutex,
+                                late < next_tick ? late : next_tick);
     }
     pthread_mutex_unlock(&a->mutex);
     return NULL;

@@ -178,7 +178,7 @@ static void *loop(void *arg)
         next_ns = nk_now_ns() + EVERY_MS * 1000000ull;
         pthread_mutex_lock(&m->mutex);
         while (!m->stop && !m->waiters && m->n_listeners && nk_now_ns() < next_ns)
-            nk_cond_wait_until(&m->changed, &m->mutex, next_ns);
+            nk_clock_wait_until(nk_clock_system(), &m->changed, &m->mutex, next_ns);
     }
     while (m->waiters) {
         struct nk_waiter *w = m->waiters;

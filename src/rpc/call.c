@@ -326,6 +326,17 @@ void nk_call_cancel(nk_call *c)
 
 /* ---- receiving ---- */
 
+void nk__call_give_up(nk_call *c, const struct nk_error *e)
+{
+    pthread_mutex_lock(&c->mu);
+    if (!c->has_status) {
+        c->has_status = true;
+        c->status = *e;
+    }
+    pthread_mutex_unlock(&c->mu);
+    nk_call_cancel(c);
+}
+
 /* Ends the call from this side because of what the other side sent. */
 static void refuse(nk_call *c, int code, const char *reason, size_t size)
 {
@@ -333,17 +344,10 @@ static void refuse(nk_call *c, int code, const char *reason, size_t size)
 
     nk_fail(&e, code, reason, "a message of %zu bytes arrived; at most %u are taken, uncompressed",
             size, NK_RPC_MESSAGE_BYTES_MAX);
-    if (!c->is_client) {
+    if (c->is_client)
+        nk__call_give_up(c, &e);
+    else
         nk_call_finish(c, &e);
-        return;
-    }
-    pthread_mutex_lock(&c->mu);
-    if (!c->has_status) {
-        c->has_status = true;
-        c->status = e;
-    }
-    pthread_mutex_unlock(&c->mu);
-    nk_call_cancel(c);
 }
 
 /* Takes the buffer. */
@@ -506,6 +510,8 @@ static void op_status_done(struct nk__op *op, bool ok)
     out_drop(c);
     pthread_mutex_unlock(&c->mu);
     c->status_done = true;
+    nk_timer_cancel(c->deadline_timer);
+    c->deadline_timer = NULL;
     nk__call_maybe_end(c);
 }
 

@@ -99,6 +99,33 @@ void nk_channel_close(nk_channel *ch)
 
 /* ---- calls ---- */
 
+static void deadline_error(const nk_call *c, struct nk_error *out)
+{
+    nk_fail(out, NK_E_DEADLINE, "deadline", "%s: no answer within the deadline of %u ms",
+            c->channel->address, c->deadline_ms);
+}
+
+/* The deadline goes by the net's clock. gRPC is told of it too, so that the server knows. */
+static void deadline_passed(void *arg)
+{
+    nk_call *c = arg;
+    struct nk_error e = { 0 };
+
+    c->deadline_timer = NULL;
+    deadline_error(c, &e);
+    nk__call_give_up(c, &e);
+}
+
+/* Takes a reference. Net thread. */
+static void arm_deadline(void *arg)
+{
+    nk_call *c = arg;
+
+    if (!c->status_done)
+        c->deadline_timer = nk__timer_at(c->net, c->deadline_ns, deadline_passed, c);
+    nk_call_unref(c);
+}
+
 int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t deadline_ms,
                   const struct nk_call_handlers *handlers, void *user, struct nk_error *err)
 {
@@ -120,11 +147,12 @@ int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t dead
     c->user = user;
     c->deadline_ms = deadline_ms;
     if (deadline_ms)
-        c->deadline_ns = nk_now_ns() + (uint64_t)deadline_ms * 1000000u;
+        c->deadline_ns = nk_clock_now_ns(ch->net->clock) + (uint64_t)deadline_ms * 1000000u;
     method = grpc_slice_from_copied_string(path);
-    c->g = grpc_channel_create_call(
-        ch->g, NULL, GRPC_PROPAGATE_DEFAULTS, ch->net->cq, method, NULL,
-        deadline_ms ? nk__deadline(c->deadline_ns) : gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+    c->g = grpc_channel_create_call(ch->g, NULL, GRPC_PROPAGATE_DEFAULTS, ch->net->cq, method, NULL,
+                                    deadline_ms ? nk__deadline(ch->net, c->deadline_ns)
+                                                : gpr_inf_future(GPR_CLOCK_MONOTONIC),
+                                    NULL);
     grpc_slice_unref(method);
     status.data.recv_status_on_client.trailing_metadata = &c->trailers;
     status.data.recv_status_on_client.status = &c->code;
@@ -141,6 +169,8 @@ int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t dead
     nk__call_batch(c, &status, 1, &c->op_status);
     nk__call_batch(c, &recv_headers, 1, &c->op_headers);
     nk__call_batch(c, &send_headers, 1, &c->op_send);
+    if (deadline_ms)
+        nk_net_post(ch->net, arm_deadline, nk_call_ref(c));
     nk__call_unpin(c);
     return 0;
 }
@@ -187,8 +217,7 @@ bool nk__client_status(nk_call *c, struct nk_error *out)
     /* No reason: gRPC's own verdict, on this side or the other, or a server that is none of ours. */
     switch (code) {
     case NK_E_DEADLINE:
-        nk_fail(out, code, "deadline", "%s: no answer within the deadline of %u ms",
-                c->channel->address, c->deadline_ms);
+        deadline_error(c, out);
         break;
     case NK_E_UNAVAILABLE:
         if (is_connected(c))

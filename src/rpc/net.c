@@ -25,8 +25,10 @@ void *nk__alloc(size_t n, size_t size)
     return p;
 }
 
-gpr_timespec nk__deadline(uint64_t at_ns)
+gpr_timespec nk__deadline(const nk_net *net, uint64_t at_ns)
 {
+    if (!nk_clock_runs(net->clock)) /* clock_moved wakes */
+        return gpr_inf_future(GPR_CLOCK_MONOTONIC);
     return (gpr_timespec){ (int64_t)(at_ns / 1000000000u), (int32_t)(at_ns % 1000000000u),
                            GPR_CLOCK_MONOTONIC };
 }
@@ -151,7 +153,7 @@ static void timer_remove(nk_timer *t)
     net->free_timers = t;
 }
 
-nk_timer *nk_timer_start(nk_net *net, uint32_t ms, void (*fn)(void *arg), void *arg)
+nk_timer *nk__timer_at(nk_net *net, uint64_t at_ns, void (*fn)(void *arg), void *arg)
 {
     nk_timer *t = net->free_timers;
 
@@ -170,12 +172,15 @@ nk_timer *nk_timer_start(nk_net *net, uint32_t ms, void (*fn)(void *arg), void *
         net->heap = heap;
         net->heap_capacity = capacity;
     }
-    *t = (nk_timer){
-        .net = net, .at_ns = nk_now_ns() + (uint64_t)ms * 1000000u, .fn = fn, .arg = arg
-    };
+    *t = (nk_timer){ .net = net, .at_ns = at_ns, .fn = fn, .arg = arg };
     heap_put(net, net->n_timers++, t);
     heap_fix(net, t->heap_idx);
     return t;
+}
+
+nk_timer *nk_timer_start(nk_net *net, uint32_t ms, void (*fn)(void *arg), void *arg)
+{
+    return nk__timer_at(net, nk_clock_now_ns(net->clock) + (uint64_t)ms * 1000000u, fn, arg);
 }
 
 void nk_timer_cancel(nk_timer *t)
@@ -188,7 +193,7 @@ void nk_timer_cancel(nk_timer *t)
 
 static void run_timers(nk_net *net)
 {
-    uint64_t now = net->n_timers ? nk_now_ns() : 0;
+    uint64_t now = net->n_timers ? nk_clock_now_ns(net->clock) : 0;
 
     /* One that starts another with 0 ms gets it run in the next round: now is not read again. */
     while (net->n_timers && net->heap[0]->at_ns <= now) {
@@ -250,8 +255,8 @@ static void *net_main(void *arg)
     current_net = net;
     nk_cpu_prefer_prompt();
     for (;;) {
-        gpr_timespec until =
-            net->n_timers ? nk__deadline(net->heap[0]->at_ns) : gpr_inf_future(GPR_CLOCK_MONOTONIC);
+        gpr_timespec until = net->n_timers ? nk__deadline(net, net->heap[0]->at_ns)
+                                           : gpr_inf_future(GPR_CLOCK_MONOTONIC);
         grpc_event ev = grpc_completion_queue_next(net->cq, until, NULL);
 
         if (ev.type == GRPC_QUEUE_SHUTDOWN)
@@ -267,6 +272,12 @@ static void *net_main(void *arg)
     }
     current_net = NULL;
     return NULL;
+}
+
+/* Any event brings the net thread to its timers. */
+static void clock_moved(void *arg)
+{
+    nk_net_post(arg, nothing, NULL);
 }
 
 static void begin_stop(void *arg)
@@ -322,7 +333,12 @@ static void release_grpc(nk_net *net)
     grpc_shutdown_blocking();
 }
 
-int nk_net_start(nk_net **out, struct nk_error *err)
+struct nk_clock *nk_net_clock(const nk_net *net)
+{
+    return net->clock;
+}
+
+int nk_net_start(nk_net **out, struct nk_clock *clock, struct nk_error *err)
 {
     nk_net *net = nk__alloc(1, sizeof *net);
     sigset_t old;
@@ -330,6 +346,8 @@ int nk_net_start(nk_net **out, struct nk_error *err)
     int sys;
 
     *out = NULL;
+    net->clock = clock;
+    net->listener = (struct nk_clock_listener){ .moved = clock_moved, .arg = net };
     /* Names are looked up as every other program on this machine does it. */
     setenv("GRPC_DNS_RESOLVER", "native", 0);
 #ifdef NK_HAVE_GPR_LOG
@@ -368,6 +386,7 @@ int nk_net_start(nk_net **out, struct nk_error *err)
         return nk_fail(err, NK_E_EXHAUSTED, "no_thread", "the network thread cannot be started: %s",
                        strerror(sys));
     }
+    nk_clock_listen(clock, &net->listener);
     *out = net;
     return 0;
 }
@@ -377,6 +396,7 @@ void nk_net_stop(nk_net *net)
     if (!net)
         return;
     NK_ASSERT(!nk_net_is_current(net));
+    nk_clock_unlisten(net->clock, &net->listener);
     pthread_mutex_lock(&net->mu);
     net->stopping = true;
     pthread_mutex_unlock(&net->mu);

@@ -17,6 +17,7 @@
 #include <protobuf-c/protobuf-c.h>
 
 #include "base/buf.h"
+#include "base/clock.h"
 #include "base/error.h"
 
 /* The one ceiling of a message: the rows of a prefill chunk, 2048 rows x 8192 floats x 4 bytes = 64 MiB, and 1 MiB for
@@ -36,7 +37,10 @@ typedef struct nk_call nk_call;
 typedef struct nk_timer nk_timer;
 
 /* ---- the net thread ---- */
-int nk_net_start(nk_net **out, struct nk_error *err);
+/* Its timers and the deadlines of its calls go by `clock`, which is borrowed until the net has stopped. What gRPC itself times
+ * (keepalive, connecting) goes by the system's always. */
+int nk_net_start(nk_net **out, struct nk_clock *clock, struct nk_error *err);
+struct nk_clock *nk_net_clock(const nk_net *net); /* [any] */
 /* [any but the net thread] Ends the thread after everything on it has ended: the owner stops servers, cancels calls and
  * closes channels first; what is left is cancelled. Frees. */
 void nk_net_stop(nk_net *net);

@@ -66,6 +66,8 @@ struct nk_timer {
 };
 
 struct nk_net {
+    struct nk_clock *clock;
+    struct nk_clock_listener listener;
     grpc_completion_queue *cq;
     pthread_t thread;
 
@@ -101,7 +103,11 @@ void *nk__alloc(size_t n, size_t size);
 void nk__net_unref(nk_net *net);
 /* A call's grpc_call is no more: takes the call off the list. [any] */
 void nk__net_call_gone(nk_net *net, nk_call *c);
-gpr_timespec nk__deadline(uint64_t at_ns);
+/* nk_timer_start with the time itself. */
+nk_timer *nk__timer_at(nk_net *net, uint64_t at_ns, void (*fn)(void *arg), void *arg);
+/* When gRPC shall wake or end something that is due at at_ns of the net's clock. Never, where that clock does not run by
+ * itself: then the net is woken when it is moved. */
+gpr_timespec nk__deadline(const nk_net *net, uint64_t at_ns);
 
 struct nk__call_out { /* messages waiting to be sent: a ring that grows */
     grpc_byte_buffer **items;
@@ -150,6 +156,7 @@ struct nk_call {
     bool accepted, reading, paused, in_message, eof, held_eof, resume_posted;
     grpc_byte_buffer *incoming, *held;
     bool status_done, end_done;
+    nk_timer *deadline_timer; /* client */
     grpc_metadata_array headers, trailers;
     grpc_metadata trailer_out;
     grpc_status_code code;
@@ -163,6 +170,8 @@ bool nk__call_link(nk_call *c, bool always);
 /* One batch; the call must be alive (n_ops counted by it). */
 void nk__call_batch(nk_call *c, const grpc_op *ops, size_t n, struct nk__op *tag);
 void nk__call_read(nk_call *c);
+/* Client: ends the call with this side's own verdict. [any] */
+void nk__call_give_up(nk_call *c, const struct nk_error *e);
 void nk__call_unpin(nk_call *c);
 void nk__call_maybe_end(nk_call *c);
 /* The end's status, by side. False: OK. Net thread. */

@@ -109,7 +109,7 @@ static void request_done(struct nk__op *op, bool ok)
             gpr_time_sub(r->details.deadline, gpr_now(r->details.deadline.clock_type));
         int64_t ms = gpr_time_to_millis(left);
 
-        c->deadline_ns = nk_now_ns() + (uint64_t)(ms > 0 ? ms : 0) * 1000000u;
+        c->deadline_ns = nk_clock_now_ns(s->net->clock) + (uint64_t)(ms > 0 ? ms : 0) * 1000000u;
     }
     snprintf(path, sizeof path, "%.*s", (int)GRPC_SLICE_LENGTH(r->details.method),
              (const char *)GRPC_SLICE_START_PTR(r->details.method));
@@ -161,7 +161,8 @@ void nk_call_accept(nk_call *c, const struct nk_call_handlers *handlers, void *u
 bool nk__server_status(nk_call *c, struct nk_error *out)
 {
     if (c->peer_cancelled) {
-        if (c->deadline_ns && !c->cancelled && nk_now_ns() + 1000000u >= c->deadline_ns)
+        if (c->deadline_ns && !c->cancelled &&
+            nk_clock_now_ns(c->net->clock) + 1000000u >= c->deadline_ns)
             nk_fail(out, NK_E_DEADLINE, "deadline", "the client's deadline has passed");
         else
             nk_fail(out, NK_E_CANCELLED, "cancelled",

@@ -881,7 +881,7 @@ static void run_control(nk_engine *e, struct nk_job *j)
 static void wait_for_work(nk_engine *e, uint64_t until_ns)
 {
     if (until_ns)
-        nk_cond_wait_until(&e->cond, &e->mutex, until_ns);
+        nk_clock_wait_until(nk_clock_system(), &e->cond, &e->mutex, until_ns);
     else
         pthread_cond_wait(&e->cond, &e->mutex);
 }

@@ -147,7 +147,7 @@ int nk_worker_start(nk_worker **out, const struct nk_worker_opts *opts, struct n
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
         goto fail;
     }
-    rc = nk_net_start(&w->net, err);
+    rc = nk_net_start(&w->net, nk_clock_system(), err);
     if (!rc)
         rc = nk__engine_start(&w->engine, w, err);
     if (rc)
@@ -235,7 +235,8 @@ static bool wait_idle(nk_worker *w, uint32_t ms)
     bool idle;
 
     pthread_mutex_lock(&w->mutex);
-    while (!(w->drain_began && w->idle) && nk_cond_wait_until(&w->cond, &w->mutex, until))
+    while (!(w->drain_began && w->idle) &&
+           nk_clock_wait_until(nk_clock_system(), &w->cond, &w->mutex, until))
         ;
     idle = w->drain_began && w->idle;
     pthread_mutex_unlock(&w->mutex);

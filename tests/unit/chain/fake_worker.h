@@ -240,7 +240,7 @@ static inline int fake_start(void **state)
     struct nk_error err;
 
     (void)state;
-    if (nk_net_start(&fake_net, &err))
+    if (nk_net_start(&fake_net, nk_clock_system(), &err))
         return -1;
     for (int i = 0; i < FAKES; i++) {
         struct nk_server_opts o = {

@@ -291,7 +291,7 @@ static inline int fixture_setup(void **state)
     struct fixture *f = calloc(1, sizeof *f);
     struct nk_server_opts opts = test_opts(f);
 
-    if (!f || nk_net_start(&f->net, NULL))
+    if (!f || nk_net_start(&f->net, nk_clock_system(), NULL))
         return -1;
     f->client_net = f->net;
     f->seen = fixture_record(f);
@@ -304,7 +304,7 @@ static inline int fixture_setup_empty(void **state)
 {
     struct fixture *f = calloc(1, sizeof *f);
 
-    if (!f || nk_net_start(&f->net, NULL))
+    if (!f || nk_net_start(&f->net, nk_clock_system(), NULL))
         return -1;
     f->client_net = f->net;
     f->seen = fixture_record(f);

@@ -56,7 +56,7 @@ static void test_net__what_is_posted_runs_on_the_net_thread_in_the_order_of_post
 
     (void)state;
     memset(&posts, 0, sizeof posts);
-    assert_int_equal(nk_net_start(&net, NULL), 0);
+    assert_int_equal(nk_net_start(&net, nk_clock_system(), NULL), 0);
     assert_false(nk_net_is_current(net));
     for (int i = 0; i < POSTERS; i++) {
         posters[i] = (struct poster){ net, i };
@@ -84,7 +84,7 @@ static void test_net__what_runs_may_post(void **state)
 
     (void)state;
     memset(&posts, 0, sizeof posts);
-    assert_int_equal(nk_net_start(&p.net, NULL), 0);
+    assert_int_equal(nk_net_start(&p.net, nk_clock_system(), NULL), 0);
     nk_net_post(p.net, post_again, &p);
     nk_net_stop(p.net);
     assert_int_equal(posts.n, 1000);
@@ -153,7 +153,7 @@ static void test_net__timers_fire_once_in_time_and_never_when_cancelled(void **s
 
     (void)state;
     memset(&t, 0, sizeof t);
-    assert_int_equal(nk_net_start(&t.net, NULL), 0);
+    assert_int_equal(nk_net_start(&t.net, nk_clock_system(), NULL), 0);
     nk_net_post(t.net, start_timers, NULL);
     wait_done();
     for (int i = 0; i < TIMERS; i++) {
@@ -199,7 +199,7 @@ static void test_net__a_timer_may_start_and_cancel_others(void **state)
 {
     (void)state;
     memset(&t, 0, sizeof t);
-    assert_int_equal(nk_net_start(&t.net, NULL), 0);
+    assert_int_equal(nk_net_start(&t.net, nk_clock_system(), NULL), 0);
     nk_net_post(t.net, start_restart, NULL);
     wait_done();
     nk_net_stop(t.net);
@@ -281,7 +281,7 @@ static void test_net__signals_stay_with_the_threads_that_were_there(void **state
 
     (void)state;
     pthread_sigmask(SIG_SETMASK, NULL, &before);
-    assert_int_equal(nk_net_start(&net, NULL), 0);
+    assert_int_equal(nk_net_start(&net, nk_clock_system(), NULL), 0);
     pthread_sigmask(SIG_SETMASK, NULL, &after);
     for (int s = 1; s < 32; s++)
         assert_int_equal(sigismember(&before, s), sigismember(&after, s));
@@ -294,7 +294,7 @@ static void test_net__two_nets_in_one_process_talk_to_each_other(void **state)
     struct nk_server_opts opts = test_opts(f);
     struct record *r = fixture_record(f);
 
-    assert_int_equal(nk_net_start(&f->client_net, NULL), 0);
+    assert_int_equal(nk_net_start(&f->client_net, nk_clock_system(), NULL), 0);
     fixture_start(f, &opts);
     assert_int_equal(record_start(r, f->channel, "/t.T/Echo", 0), 0);
     for (int i = 0; i < 100; i++) {

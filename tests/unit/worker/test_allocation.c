@@ -175,7 +175,7 @@ static void test_decode__a_steady_step_allocates_nothing_of_ours(void **state)
         ports[i] = nk_worker_port(workers[i]);
     }
     nk_model_close(m);
-    assert_int_equal(nk_net_start(&net, &err), 0);
+    assert_int_equal(nk_net_start(&net, nk_clock_system(), &err), 0);
     for (int greedy = 0; greedy < 2; greedy++) {
         struct client cl;
 
