@@ -1,9 +1,10 @@
-/* Buffers, files and child processes when memory runs out (no_memory.h). */
+/* Buffers, arrays, files and child processes when memory runs out (no_memory.h). */
 #include "unit/no_memory.h"
 
 #include <stdio.h>
 #include <unistd.h>
 
+#include "base/array.h"
 #include "base/buf.h"
 #include "base/file.h"
 #include "base/process.h"
@@ -51,6 +52,30 @@ static void test_buf__taking_nothing_is_null_when_there_is_no_memory(void **stat
 {
     (void)state;
     each_allocation_refused(take_nothing, NULL, 1);
+}
+
+static int grow(void *arg, struct nk_error *err)
+{
+    size_t capacity = 0, n = 0;
+    size_t *a = NULL;
+    int rc = 0;
+
+    (void)arg;
+    while (n < 200 && !(rc = nk_array_grow(a, capacity, n + 1, 1000, err))) {
+        a[n] = n;
+        n++;
+    }
+    assert_true(n <= capacity);
+    for (size_t i = 0; i < n; i++) /* what was there still is */
+        assert_int_equal(a[i], i);
+    free(a);
+    return rc;
+}
+
+static void test_array__refused_growth_leaves_it_as_it_was(void **state)
+{
+    (void)state;
+    each_allocation_refused(grow, NULL, 5);
 }
 
 static int write_file(void *dir, struct nk_error *err)
@@ -166,6 +191,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_buf__refused_growth_leaves_it_as_it_was),
         cmocka_unit_test(test_buf__taking_nothing_is_null_when_there_is_no_memory),
+        cmocka_unit_test(test_array__refused_growth_leaves_it_as_it_was),
         cmocka_unit_test(test_file__is_complete_or_not_there),
         cmocka_unit_test(test_file__reading),
         cmocka_unit_test(test_file__the_cache_folder),
