@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "base/file.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 enum { PEM_BYTES_MAX = 1 << 20 };
 

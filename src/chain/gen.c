@@ -30,8 +30,8 @@
 #include <sys/random.h>
 
 #include "base/clock.h"
+#include "base/utf8.h"
 #include "text/detok.h"
-#include "text/utf8.h"
 
 enum {
     STALL_MS = 30000,       /* the default */

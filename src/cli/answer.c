@@ -10,10 +10,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/utf8.h"
 #include "cli/cli.h"
 #include "cli/generate.h"
 #include "cli/interrupt.h"
-#include "text/utf8.h"
 
 enum {
     /* What may wait for a reader that does not read, and all that is kept of a text. */

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 int nk__json_strn(struct nk_buf *b, const char *text, size_t size, struct nk_error *err)
 {

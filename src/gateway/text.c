@@ -2,8 +2,8 @@
 
 #include <stdlib.h>
 
+#include "base/utf8.h"
 #include "gateway/json.h"
-#include "text/utf8.h"
 
 /* A token's text, or its bytes where they are no text by themselves. */
 static int add_piece(const nk_vocab *v, int32_t id, struct nk_buf *out, struct nk_error *err)

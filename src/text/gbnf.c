@@ -8,8 +8,8 @@
 
 #include <llama.h>
 
+#include "base/utf8.h"
 #include "text/guard.h"
-#include "text/utf8.h"
 
 #define ENDLESS UINT32_MAX
 

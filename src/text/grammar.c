@@ -294,7 +294,7 @@ static bool partial_fits(nk_grammar *g, const struct state *s)
     return false;
 }
 
-/* The first byte of a character of several; the bounds are those of text/utf8.c. False: it can be none. */
+/* The first byte of a character of several; the bounds are those of base/utf8.c. False: it can be none. */
 static bool partial_begin(struct partial *c, uint8_t byte)
 {
     *c = (struct partial){ 0, 0, 0x80, 0xBF };

@@ -24,7 +24,7 @@
 #include <minja/minja.hpp>
 
 extern "C" {
-#include "text/utf8.h"
+#include "base/utf8.h"
 }
 
 namespace

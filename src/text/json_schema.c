@@ -19,7 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 enum { DEPTH_MAX = 64, RULES_MAX = 10000, BODY_MAX = 1 << 20, REPEAT_MAX = 65536 };
 

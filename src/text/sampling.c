@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 struct nk_sampling nk_sampling_default(void)
 {

@@ -10,8 +10,8 @@
 #include <llama.h>
 
 #include "base/log.h"
+#include "base/utf8.h"
 #include "text/guard.h"
-#include "text/utf8.h"
 
 struct nk_vocab {
     struct llama_model *model; /* owned; NULL when the vocabulary is somebody else's */

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 enum vocab_kind {
     VOCAB_BPE,       /* GPT-2's: ids 0 to 255 are the bytes; some merges, special tokens */

@@ -1,6 +1,11 @@
-#include "text/utf8.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
 
-#include "unit/text/text_test.h"
+#include <cmocka.h>
+
+#include "base/utf8.h"
 
 static void test_utf8__knows_every_code_point_and_its_bytes(void **state)
 {
@@ -71,5 +76,5 @@ int main(void)
         cmocka_unit_test(test_utf8__names_the_first_bad_byte),
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests_name("utf8", tests, NULL, NULL);
 }

@@ -1,7 +1,7 @@
 /* UTF-8, as the Unicode Standard defines it (chapter 3, table 3-7): no surrogates, nothing
  * overlong, nothing above U+10FFFF. Pure functions. */
-#ifndef NK_TEXT_UTF8_H
-#define NK_TEXT_UTF8_H
+#ifndef NK_BASE_UTF8_H
+#define NK_BASE_UTF8_H
 
 #include <stdbool.h>
 #include <stddef.h>
