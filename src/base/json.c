@@ -1,5 +1,6 @@
 #include "base/json.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -60,7 +61,8 @@ int nk_json_num(struct nk_buf *b, double number, struct nk_error *err)
         return nk_buf_adds(b, "null", err);
     if (number == floor(number) && fabs(number) < 1e15)
         return nk_buf_addf(b, err, "%.0f", number);
-    for (int digits = 6; digits <= 17; digits++) {
+    /* 15 digits are kept by every double (DBL_DIG), and %g leaves zeros at the end out. */
+    for (int digits = DBL_DIG; digits <= 17; digits++) {
         snprintf(text, sizeof text, "%.*g", digits, number);
         if (strtod(text, NULL) == number)
             break;

@@ -16,9 +16,8 @@ int nk_json_str(struct nk_buf *b, const char *text, struct nk_error *err);
 /* The same for size bytes, which may have NULs in them. */
 int nk_json_strn(struct nk_buf *b, const char *text, size_t size, struct nk_error *err);
 
-/* Appends a finite number so that it reads back the same, in six significant digits or as many more
- * as that takes, a whole one below 10^15 without exponent; NaN and infinities, which JSON does not
- * have, become null. EXHAUSTED, as nk_buf_add. */
+/* Appends a finite number in as few digits as read back the same, a whole one below 10^15 without
+ * exponent; NaN and infinities, which JSON does not have, become null. EXHAUSTED, as nk_buf_add. */
 int nk_json_num(struct nk_buf *b, double number, struct nk_error *err);
 
 #endif
