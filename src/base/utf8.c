@@ -1,12 +1,9 @@
 #include "base/utf8.h"
 
-#include "base/error.h"
-
 int nk_utf8_next(const void *data, size_t size, uint32_t *cp)
 {
     const uint8_t *p = data;
-    uint8_t low = 0x80,
-            high = 0xBF; /* what the second byte may be: narrower after some first bytes */
+    uint8_t low = 0x80, high = 0xBF; /* of the second byte: narrower after some first bytes */
     uint32_t value;
     int n;
 
@@ -64,29 +61,4 @@ bool nk_utf8_valid(const void *data, size_t size, size_t *at)
         pos += (size_t)n;
     }
     return true;
-}
-
-int nk_utf8_encode(uint32_t cp, char out[4])
-{
-    NK_ASSERT(cp <= 0x10FFFF && !(cp >= 0xD800 && cp <= 0xDFFF));
-    if (cp < 0x80) {
-        out[0] = (char)cp;
-        return 1;
-    }
-    if (cp < 0x800) {
-        out[0] = (char)(0xC0 | cp >> 6);
-        out[1] = (char)(0x80 | (cp & 0x3F));
-        return 2;
-    }
-    if (cp < 0x10000) {
-        out[0] = (char)(0xE0 | cp >> 12);
-        out[1] = (char)(0x80 | (cp >> 6 & 0x3F));
-        out[2] = (char)(0x80 | (cp & 0x3F));
-        return 3;
-    }
-    out[0] = (char)(0xF0 | cp >> 18);
-    out[1] = (char)(0x80 | (cp >> 12 & 0x3F));
-    out[2] = (char)(0x80 | (cp >> 6 & 0x3F));
-    out[3] = (char)(0x80 | (cp & 0x3F));
-    return 4;
 }

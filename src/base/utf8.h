@@ -10,14 +10,11 @@
 /* Looks at the beginning of data[0..size), size > 0:
  *   > 0   so many bytes are one character, *cp (if not NULL) its code point
  *   0     the bytes are the beginning of a character that more bytes may complete
- *   < 0   so many bytes (negated) can never become a character: a maximal subpart in the Standard's
- * words, which is shown as one U+FFFD */
+ *   < 0   so many bytes (negated) can never become a character: a maximal subpart, in the
+ *         Standard's words, which is shown as one U+FFFD */
 int nk_utf8_next(const void *data, size_t size, uint32_t *cp);
 
 /* Whether all of it is UTF-8; if not, *at is the position of the first byte that is not. */
 bool nk_utf8_valid(const void *data, size_t size, size_t *at);
-
-/* A code point's bytes, at most 4; returns how many. cp must be a Unicode scalar value. */
-int nk_utf8_encode(uint32_t cp, char out[4]);
 
 #endif

@@ -246,11 +246,6 @@ int32_t nk_vocab_eos(const nk_vocab *v)
     return llama_vocab_eos(v->llama);
 }
 
-bool nk_vocab_adds_bos(const nk_vocab *v)
-{
-    return llama_vocab_get_add_bos(v->llama);
-}
-
 /* ---- tokens and text ---- */
 
 /* Whether libllama makes tokens of this text that have all its bytes. It throws where a vocabulary
@@ -302,13 +297,12 @@ static int tokenize(const nk_vocab *v, const char *text, size_t size, bool add_s
     int rc;
 
     for (int attempt = 0; attempt < 2; attempt++) {
-        int32_t *larger = realloc(ids, (n_max ? n_max : 1) * sizeof *ids);
-
-        if (!larger) {
+        free(ids);
+        ids = malloc((n_max ? n_max : 1) * sizeof *ids);
+        if (!ids) {
             rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for %zu tokens", n_max);
             goto out;
         }
-        ids = larger;
         rc = nk__guard_tokenize(v->llama, text, (int32_t)size, ids, (int32_t)n_max, add_special,
                                 parse_special, &n, err);
         if (rc) {

@@ -1,5 +1,5 @@
-/* Tokens and text, through libllama's vocabulary. A vocabulary is read-only after opening: any thread may use it.
- * Calls of libllama that abort on bad input are guarded here. */
+/* Tokens and text, through libllama's vocabulary. A vocabulary is read-only after opening: any
+ * thread may use it. Calls of libllama that abort on bad input are guarded here. */
 #ifndef NK_TEXT_VOCAB_H
 #define NK_TEXT_VOCAB_H
 
@@ -13,42 +13,48 @@
 struct llama_vocab;
 typedef struct nk_vocab nk_vocab;
 
-/* libllama's log into ours, for a program that has vocabularies and no stage (nk_stage_global_init does it too). From the
- * main thread, before threads start. */
+/* libllama's log into ours, for a program that has vocabularies and no stage (nk_stage_global_init
+ * does it too). From the main thread, before threads start. */
 void nk_vocab_global_init(void);
 
 /* From NAME.vocab.gguf or any GGUF with a tokenizer. *out owned by the caller.
- *   NOT_FOUND no_file; INVALID bad_gguf; INVALID no_vocab (a slice other than the last has a stub) */
+ *   NOT_FOUND  no_file
+ *   INVALID    bad_gguf
+ *   INVALID    no_vocab   a slice other than the last has a stub */
 int nk_vocab_open(nk_vocab **out, const char *path, struct nk_error *err);
-/* Over a vocabulary that somebody else (a stage) holds and that must outlive this. NULL when out of memory. */
+/* Over a vocabulary that somebody else (a stage) holds and that must outlive this. NULL when out of
+ * memory. */
 nk_vocab *nk_vocab_borrow(const struct llama_vocab *vocab);
 void nk_vocab_close(nk_vocab *v);
 
 const struct llama_vocab *nk_vocab_llama(const nk_vocab *v);
 int nk_vocab_size(const nk_vocab *v);
-/* The SHA-256 of the model that it was cut from, as the file says; "" for a whole model and a borrowed one. Borrowed. */
+/* The SHA-256 of the model that it was cut from, as the file says; "" for a whole model and a
+ * borrowed one. Borrowed. */
 const char *nk_vocab_model_sha256(const nk_vocab *v);
 bool nk_vocab_is_eog(const nk_vocab *v, int32_t id); /* end of generation: EOS, EOT ... */
 int32_t nk_vocab_bos(const nk_vocab *v);             /* -1: none */
 int32_t nk_vocab_eos(const nk_vocab *v);
-bool nk_vocab_adds_bos(const nk_vocab *v);
 
 enum { NK_TEXT_BYTES_MAX = 64 << 20 }; /* of one nk_vocab_tokenize */
 
-struct nk_tokens { /* owned; release with free(ids) */
+/* Owned; release with free(ids). */
+struct nk_tokens {
     int32_t *ids;
     size_t n;
 };
-/* Text to ids. add_special: BOS/EOS as the model wants them. parse_special: "<|im_start|>" and its like become their
- * tokens (templates), otherwise they are plain text. max_tokens bounds the result.
- *   INVALID    bad_text     not UTF-8 (position named), or a character that this vocabulary cannot express and has no
- *                           "unknown" token for (named)
+/* Text to ids. add_special: BOS/EOS as the model wants them. parse_special: "<|im_start|>" and its
+ * like become their tokens (templates), otherwise they are plain text. max_tokens bounds the
+ * result.
+ *   INVALID    bad_text     not UTF-8 (position named), or a character that this vocabulary cannot
+ *                           express and has no "unknown" token for (named)
  *   INVALID    no_vocab     a borrowed stub
  *   EXHAUSTED  too_large    more than max_tokens, or than NK_TEXT_BYTES_MAX */
 int nk_vocab_tokenize(const nk_vocab *v, const char *text, size_t size, bool add_special,
                       bool parse_special, size_t max_tokens, struct nk_tokens *out,
                       struct nk_error *err);
-/* The bytes of one token, appended to out; special: also those of control tokens. INVALID `bad_token`. */
+/* The bytes of one token, appended to out; special: also those of control tokens. INVALID
+ * `bad_token`. */
 int nk_vocab_piece(const nk_vocab *v, int32_t id, bool special, struct nk_buf *out,
                    struct nk_error *err);
 
@@ -56,10 +62,11 @@ int nk_vocab_piece(const nk_vocab *v, int32_t id, bool special, struct nk_buf *o
 struct nk_chat_message {
     const char *role, *content;
 };
-/* The model's own template (tokenizer.chat_template), or NULL. Borrowed until close. Only for an opened vocabulary. */
+/* The model's own template (tokenizer.chat_template), or NULL. Borrowed until close. Only for an
+ * opened vocabulary. */
 const char *nk_vocab_chat_template(const nk_vocab *v);
-/* Renders through llama_chat_apply_template. tmpl: Jinja text that libllama recognises, or the name of a built-in one.
- * INVALID `unknown_template` with what would be known. */
+/* Renders through llama_chat_apply_template. tmpl: Jinja text that libllama recognises, or the name
+ * of a built-in one. INVALID `unknown_template` with what would be known. */
 int nk_chat_render_builtin(const char *tmpl, const struct nk_chat_message *messages, size_t n,
                            bool add_assistant, struct nk_buf *out, struct nk_error *err);
 

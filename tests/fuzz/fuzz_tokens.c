@@ -1,8 +1,10 @@
 /* layer: text. Text to tokens and back, over every kind of tokenizer.
  *
- * First byte: the vocabulary (low bits) and special tokens (bit 7); second: the length of a stop string; then that and the
- * text. Whatever tokenizes comes back: the pieces are the text (byte-level vocabularies), streamed is what is whole,
- * nothing half a character. The bytes are also taken as ids, of which many do not exist. */
+ * First byte: the vocabulary (low bits) and special tokens (bit 7); second: the length of a stop
+ * string; then that and the text. Whatever tokenizes comes back: the pieces are the text
+ * (byte-level vocabularies), streamed is what is whole, nothing half a character. The bytes are
+ * also taken as ids, of which many do not exist. */
+#include "base/utf8.h"
 #include "fuzz/text_fuzz.h"
 #include "text/detok.h"
 

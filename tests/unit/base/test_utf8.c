@@ -6,6 +6,7 @@
 #include <cmocka.h>
 
 #include "base/utf8.h"
+#include "unit/utf8_bytes.h"
 
 static void test_utf8__knows_every_code_point_and_its_bytes(void **state)
 {
@@ -17,7 +18,7 @@ static void test_utf8__knows_every_code_point_and_its_bytes(void **state)
 
         if (cp == 0xD800)
             cp = 0xE000;
-        n = nk_utf8_encode(cp, bytes);
+        n = utf8_bytes(cp, bytes);
         assert_int_equal(nk_utf8_next(bytes, (size_t)n, &back), n);
         assert_int_equal(back, cp);
         for (int cut = 1; cut < n; cut++) /* every beginning can still be completed */

@@ -1,9 +1,10 @@
 #include "text/detok.h"
 
+#include "base/utf8.h"
 #include "unit/text/text_test.h"
 
-/* What a whole sequence should become: all bytes at once, bad ones replaced, cut at the first stop string. Written
- * naively and independent of the detokenizer, to compare with. */
+/* What a whole sequence should become: all bytes at once, bad ones replaced, cut at the first stop
+ * string. Written naively and independent of the detokenizer, to compare with. */
 static void expected_text(const nk_vocab *v, const int32_t *ids, size_t n, bool special,
                           const char *const *stops, size_t n_stop, struct nk_buf *out,
                           const char **stop)
@@ -111,7 +112,8 @@ static void test_detok__a_stream_is_the_whole_text_on_random_ids(void **state)
     }
 }
 
-/* Stop strings over a small alphabet, so that they overlap, contain each other and nearly happen all the time. */
+/* Stop strings over a small alphabet, so that they overlap, contain each other and nearly happen
+ * all the time. */
 static void test_detok__finds_stop_strings_wherever_tokens_end(void **state)
 {
     nk_vocab *v = test_vocab(VOCAB_BPE);

@@ -71,12 +71,10 @@ static void test_vocab__bos_is_added_where_the_model_wants_it(void **state)
     struct nk_tokens t;
 
     (void)state;
-    assert_true(nk_vocab_adds_bos(spm));
     tokenize(spm, "", true, false, &t);
     assert_int_equal(t.n, 1);
     assert_int_equal(t.ids[0], nk_vocab_bos(spm));
     free(t.ids);
-    assert_false(nk_vocab_adds_bos(bpe));
     tokenize(bpe, "", true, false, &t);
     assert_int_equal(t.n, 0);
     free(t.ids);
@@ -134,8 +132,8 @@ static void test_vocab__every_tokenizer_takes_every_character(void **state)
 
             if (cp >= 0xD800 && cp <= 0xDFFF)
                 continue;
-            rc = nk_vocab_tokenize(v, text, (size_t)nk_utf8_encode(cp, text), true, true, 100, &t,
-                                   &err);
+            rc =
+                nk_vocab_tokenize(v, text, (size_t)utf8_bytes(cp, text), true, true, 100, &t, &err);
             if (rc && (rc != NK_E_INVALID || strcmp(err.reason, "bad_text") != 0))
                 fail_msg("U+%04X: %d %s", cp, rc, err.msg);
             free(t.ids);
@@ -268,7 +266,8 @@ static void test_vocab__says_what_is_wrong_with_a_file(void **state)
     assert_refused(path, NK_E_INVALID, "bad_gguf");
 }
 
-/* Every prefix of a vocabulary file, and the same file with one key's type or length changed, opens or is refused. */
+/* Every prefix of a vocabulary file, and the same file with one key's type or length changed, opens
+ * or is refused. */
 static void test_vocab__survives_files_cut_anywhere(void **state)
 {
     char path[256], whole[1 << 15];
@@ -351,7 +350,6 @@ static void test_vocab__a_borrowed_stub_answers_with_an_error(void **state)
     assert_int_equal(nk_vocab_piece(v, 0, true, &buf, &err), NK_E_INVALID);
     assert_string_equal(err.reason, "no_vocab");
     assert_false(nk_vocab_is_eog(v, 0));
-    assert_false(nk_vocab_adds_bos(v));
     assert_int_equal(nk_vocab_bos(v), -1);
     assert_null(nk_vocab_chat_template(v));
     nk_vocab_close(v);

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/utf8.h"
+#include "unit/utf8_bytes.h"
 
 enum vocab_kind {
     VOCAB_BPE,       /* GPT-2's: ids 0 to 255 are the bytes; some merges, special tokens */
@@ -58,7 +58,7 @@ static inline void vocab_file_byte_text(int byte, char out[8])
             (b >= '!' && b <= '~') || (b >= 0xA1 && b <= 0xAC) || (b >= 0xAE && b <= 0xFF);
 
         if (b == byte) {
-            out[nk_utf8_encode(itself ? (uint32_t)b : 0x100u + (uint32_t)moved, out)] = '\0';
+            out[utf8_bytes(itself ? (uint32_t)b : 0x100u + (uint32_t)moved, out)] = '\0';
             return;
         }
         moved += !itself;
@@ -67,7 +67,7 @@ static inline void vocab_file_byte_text(int byte, char out[8])
 
 static inline void vocab_file_bpe(struct vocab_file *f, bool holes)
 {
-    /* "\xC4\xA0" is the byte-level space, U+0120; "ðŁĺĢ" are the bytes F0 9F 98 80 (an emoji). */
+    /* "\xC4\xA0" is the byte-level space, U+0120; "ðŁĺĢ" are the bytes of U+1F600, an emoji. */
     static const char *const words[] = { "\xC4\xA0t",
                                          "\xC4\xA0th",
                                          "\xC4\xA0the",
