@@ -7,12 +7,10 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h> /* getentropy on macOS */
-#include <time.h>
-#include <unistd.h>
 
 #include <llama.h>
 
+#include "base/chance.h"
 #include "text/grammar.h"
 #include "text/guard.h"
 
@@ -21,8 +19,9 @@ struct nk_sampler {
     struct llama_sampler *chain;  /* NULL: the largest logit, nothing else */
     nk_grammar *grammar;          /* NULL: none */
     llama_token_data *candidates; /* n_vocab of them; NULL where neither chain nor grammar is */
-    /* Where the chain does nothing but lower the logits of these and take the largest: the largest of all is its choice,
-     * if it is none of these, and 128,256 candidates need not be laid out for it. NULL otherwise. */
+    /* Where the chain does nothing but lower the logits of these and take the largest: the largest
+     * of all is its choice, if it is none of these, and 128,256 candidates need not be laid out for
+     * it. NULL otherwise. */
     llama_token *lowered;
     int n_lowered;
     int n_vocab;
@@ -31,15 +30,6 @@ struct nk_sampler {
 
 /* Where a repetition may begin anew (DRY): the defaults of its author and of llama.cpp. */
 static const char *dry_breakers[] = { "\n", ":", "\"", "*" };
-
-static uint32_t random_seed(void)
-{
-    uint32_t seed;
-
-    if (getentropy(&seed, sizeof seed) != 0)
-        seed = (uint32_t)time(NULL) ^ (uint32_t)(uintptr_t)&seed;
-    return seed == NK_SEED_RANDOM ? 0 : seed;
-}
 
 /* ---- construction ---- */
 
@@ -177,7 +167,8 @@ static int add_choice(nk_sampler *s, const struct nk_sampling *p, struct nk_erro
 }
 
 int nk_sampler_new(nk_sampler **out, const struct llama_vocab *vocab,
-                   const struct nk_sampling *sampling, int n_ctx, struct nk_error *err)
+                   const struct nk_sampling *sampling, int n_ctx, struct nk_chance *chance,
+                   struct nk_error *err)
 {
     nk_sampler *s;
     int rc;
@@ -192,13 +183,19 @@ int nk_sampler_new(nk_sampler **out, const struct llama_vocab *vocab,
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for a sampler");
     s->vocab = vocab;
     s->n_vocab = llama_vocab_n_tokens(vocab);
-    s->seed = sampling->seed == NK_SEED_RANDOM ? random_seed() : sampling->seed;
+    s->seed = sampling->seed;
     if (s->n_vocab <= 0) {
         rc = nk_fail(err, NK_E_INVALID, "bad_sampling",
                      "the vocabulary has no tokens to choose from");
         goto out;
     }
-    rc = add_biases(s, sampling, err);
+    if (s->seed == NK_SEED_RANDOM) {
+        rc = nk_chance_fill(chance, &s->seed, sizeof s->seed, err);
+        if (s->seed == NK_SEED_RANDOM) /* which libllama would not take for a seed */
+            s->seed = 0;
+    }
+    if (!rc)
+        rc = add_biases(s, sampling, err);
     if (!rc)
         rc = add_penalties(s, sampling, n_ctx, err);
     if (!rc && (sampling->temperature != 0 || (s->chain && llama_sampler_chain_n(s->chain) != 1))) {
@@ -337,7 +334,8 @@ static int choose(nk_sampler *s, llama_token_data_array *c, int32_t *id, struct 
     return 0;
 }
 
-/* *id was drawn without regard to the grammar. When that refuses it, draws again from what it allows. */
+/* *id was drawn without regard to the grammar. When that refuses it, draws again from what it
+ * allows. */
 static int choose_with_grammar(nk_sampler *s, const float *logits, int32_t *id,
                                struct nk_error *err)
 {

@@ -1,7 +1,8 @@
-/* A session's sampler: libllama's sampler chain, built from struct nk_sampling, over logits that the caller has.
- * Order as in llama.cpp's common sampler: logit bias, penalties, DRY, top-k, typical, top-p, min-p, temperature, draw;
- * a grammar is applied to the drawn token first and to the whole vocabulary only when it refuses (rejection), as
- * llama.cpp's tools do, so that the same seed gives the same text. Tokens that the model itself suppresses
+/* A session's sampler: libllama's sampler chain, built from struct nk_sampling, over logits that
+ * the caller has. Order as in llama.cpp's common sampler: logit bias, penalties, DRY, top-k,
+ * typical, top-p, min-p, temperature, draw; a grammar is applied to the drawn token first and to
+ * the whole vocabulary only when it refuses (rejection), as llama.cpp's tools do, so that the same
+ * seed gives the same text. Tokens that the model itself suppresses
  * (tokenizer.ggml.suppress_tokens) are never chosen. One thread at a time. */
 #ifndef NK_TEXT_SAMPLER_H
 #define NK_TEXT_SAMPLER_H
@@ -9,13 +10,19 @@
 #include "text/sampling.h"
 
 struct llama_vocab;
+struct nk_chance;
 typedef struct nk_sampler nk_sampler;
 
-/* *out owned by the caller. The vocabulary is borrowed until nk_sampler_free. n_ctx: what "all of n_ctx" means.
- *   INVALID  bad_sampling   see nk_sampling_check
- *   INVALID  bad_grammar    with line and cause (see text/grammar.h); or the vocabulary has no text to match (a stub) */
+/* *out owned by the caller. The vocabulary is borrowed until nk_sampler_free. n_ctx: what "all of
+ * n_ctx" means. chance: what a seed is drawn from where sampling gives none (NK_SEED_RANDOM);
+ * borrowed for the call.
+ *   INVALID      bad_sampling   see nk_sampling_check
+ *   INVALID      bad_grammar    with line and cause (see text/grammar.h); or the vocabulary has no
+ *                               text to match (a stub)
+ *   UNAVAILABLE  no_entropy     chance has none to give */
 int nk_sampler_new(nk_sampler **out, const struct llama_vocab *vocab,
-                   const struct nk_sampling *sampling, int n_ctx, struct nk_error *err);
+                   const struct nk_sampling *sampling, int n_ctx, struct nk_chance *chance,
+                   struct nk_error *err);
 void nk_sampler_free(nk_sampler *s);
 uint32_t nk_sampler_seed(const nk_sampler *s); /* the one in use */
 
@@ -32,10 +39,11 @@ struct nk_sampled {
     int n_top;
     struct nk_token_prob top[NK_LOGPROBS_MAX]; /* the most probable first */
 };
-/* Chooses a token and accepts it. logits: n_vocab floats, left unchanged; -infinity forbids a token.
- * n_logprobs: -1 none, 0 the chosen token's only, up to NK_LOGPROBS_MAX alternatives.
+/* Chooses a token and accepts it. logits: n_vocab floats, left unchanged; -infinity forbids a
+ * token. n_logprobs: -1 none, 0 the chosen token's only, up to NK_LOGPROBS_MAX alternatives.
  *   EXHAUSTED grammar_too_complex   see text/grammar.h
- *   INTERNAL  bad_logits   one is NaN or +infinity (the computation is broken), or nothing can be chosen */
+ *   INTERNAL  bad_logits            one is NaN or +infinity (the computation is broken), or nothing
+ *                                   can be chosen */
 int nk_sampler_sample(nk_sampler *s, const float *logits, int n_logprobs, struct nk_sampled *out,
                       struct nk_error *err);
 

@@ -1,5 +1,6 @@
 /* How a token is chosen from logits: plain data, with the field's names and libllama's meaning.
- * Defaults: temperature 0.8, top_k 40, top_p 0.95, min_p 0.05, everything else off. */
+ * Defaults: temperature 0.8, top_k 40, top_p 0.95, min_p 0.05, penalty_last_n 64, everything else
+ * off. */
 #ifndef NK_TEXT_SAMPLING_H
 #define NK_TEXT_SAMPLING_H
 
@@ -24,13 +25,20 @@ struct nk_sampling {
     float top_p;       /* 1: off */
     float min_p;       /* 0: off */
     float typical_p;   /* 1: off */
-    float repeat_penalty, presence_penalty, frequency_penalty; /* 1, 0, 0: off */
-    int penalty_last_n;                         /* tokens looked at; default 64; -1: all of n_ctx */
-    float dry_multiplier, dry_base;             /* 0: off; 1.75. Breakers: newline : " * */
-    int dry_allowed_length, dry_penalty_last_n; /* 2; -1: all of n_ctx */
-    int mirostat; /* 0 off; 1, 2: instead of top-k, typical, top-p and min-p */
+
+    /* 1, 0, 0: off. */
+    float repeat_penalty, presence_penalty, frequency_penalty;
+    int penalty_last_n; /* tokens looked at; -1: all of n_ctx */
+
+    float dry_multiplier;   /* 0: off. Breakers: newline : " * */
+    float dry_base;         /* default 1.75 */
+    int dry_allowed_length; /* default 2 */
+    int dry_penalty_last_n; /* -1: all of n_ctx */
+
+    int mirostat; /* 0: off; 1, 2: instead of top-k, typical, top-p and min-p */
     float mirostat_tau, mirostat_eta;
-    uint32_t seed; /* NK_SEED_RANDOM: a random one, which nk_sampler_seed tells */
+
+    uint32_t seed; /* NK_SEED_RANDOM: one that is drawn, which nk_sampler_seed tells */
     const struct nk_logit_bias *logit_bias; /* borrowed */
     int n_logit_bias;
     const char *grammar; /* GBNF, root rule "root"; NULL: none. borrowed */
@@ -38,7 +46,8 @@ struct nk_sampling {
 };
 
 struct nk_sampling nk_sampling_default(void);
-/* INVALID `bad_sampling`: names the field, what was found and what would be right. Does not parse the grammar. */
+/* INVALID `bad_sampling`: names the field, what was found and what would be right. Does not parse
+ * the grammar. */
 int nk_sampling_check(const struct nk_sampling *s, struct nk_error *err);
 
 #endif

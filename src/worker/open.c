@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/chance.h"
 #include "base/clock.h"
 #include "base/cpu.h"
 
@@ -186,7 +187,7 @@ static int make_last_stage(session *s, const Nakshatra__V1__Open *m, struct nk_e
     rc = nk__wire_sampling(&sampling, bias, m->sampling, err);
     if (!rc)
         rc = nk_sampler_new(&s->sampler, nk_vocab_llama(vocab), &sampling,
-                            nk__stage_info(s->w)->n_ctx, err);
+                            nk__stage_info(s->w)->n_ctx, nk_chance_system(), err);
     if (!rc)
         rc = nk_detok_new(&s->detok, vocab, stops, m->n_stop, s->special, err);
     return rc;

@@ -2,6 +2,7 @@
 
 #include <math.h>
 
+#include "unit/seed.h"
 #include "unit/text/text_test.h"
 
 enum { N_STEPS = 200, N_CTX = 512 };
@@ -13,12 +14,18 @@ static void make_logits(struct test_random *r, float *logits, int n)
         logits[i] = (float)test_below(r, 1000) / 200.0f + (test_below(r, 50) == 0 ? 6.0f : 0.0f);
 }
 
+/* Where seeds are drawn from, the same each time. */
+static struct seeded chance = {
+    .chance = { .fill = seeded_fill },
+    .mutex = PTHREAD_MUTEX_INITIALIZER,
+};
+
 static nk_sampler *new_sampler(const nk_vocab *v, const struct nk_sampling *p)
 {
     struct nk_error err = { 0 };
     nk_sampler *s = NULL;
 
-    if (nk_sampler_new(&s, nk_vocab_llama(v), p, N_CTX, &err))
+    if (nk_sampler_new(&s, nk_vocab_llama(v), p, N_CTX, &chance.chance, &err))
         fail_msg("%s", err.msg);
     return s;
 }
@@ -275,7 +282,7 @@ static void test_sampler__a_random_seed_is_told_and_reproduces(void **state)
     (void)state;
     a = new_sampler(v, &p);
     b = new_sampler(v, &p);
-    assert_int_not_equal(nk_sampler_seed(a), nk_sampler_seed(b)); /* once in 2^32 they are */
+    assert_int_not_equal(nk_sampler_seed(a), nk_sampler_seed(b));
     nk_sampler_free(b);
     p.seed = nk_sampler_seed(a);
     b = new_sampler(v, &p);
@@ -289,6 +296,43 @@ static void test_sampler__a_random_seed_is_told_and_reproduces(void **state)
     }
     nk_sampler_free(a);
     nk_sampler_free(b);
+    nk_vocab_close(v);
+}
+
+static int fill_with_ones(struct nk_chance *c, void *out, size_t size, struct nk_error *err)
+{
+    (void)c, (void)err;
+    memset(out, 0xFF, size);
+    return 0;
+}
+
+static int fill_nothing(struct nk_chance *c, void *out, size_t size, struct nk_error *err)
+{
+    (void)c, (void)out, (void)size;
+    return nk_fail(err, NK_E_UNAVAILABLE, "no_entropy", "there is none");
+}
+
+static void
+test_sampler__a_seed_is_drawn_from_what_it_is_given_and_is_never_the_random_one(void **state)
+{
+    nk_vocab *v = test_vocab(VOCAB_KJV);
+    struct nk_sampling p = nk_sampling_default();
+    struct nk_chance ones = { fill_with_ones }, none = { fill_nothing };
+    struct nk_error err = { 0 };
+    nk_sampler *s;
+
+    (void)state;
+    assert_int_equal(nk_sampler_new(&s, nk_vocab_llama(v), &p, N_CTX, &ones, &err), 0);
+    assert_int_equal(nk_sampler_seed(s), 0);
+    nk_sampler_free(s);
+    assert_int_equal(nk_sampler_new(&s, nk_vocab_llama(v), &p, N_CTX, &none, &err),
+                     NK_E_UNAVAILABLE);
+    assert_string_equal(err.reason, "no_entropy");
+    assert_null(s);
+    p.seed = 7; /* a seed that is given is taken, and nothing drawn */
+    assert_int_equal(nk_sampler_new(&s, nk_vocab_llama(v), &p, N_CTX, &none, &err), 0);
+    assert_int_equal(nk_sampler_seed(s), 7);
+    nk_sampler_free(s);
     nk_vocab_close(v);
 }
 
@@ -524,7 +568,8 @@ static void assert_refused(const nk_vocab *v, const struct nk_sampling *p, const
     struct nk_error err = { 0 };
     nk_sampler *s = (nk_sampler *)&err;
 
-    assert_int_equal(nk_sampler_new(&s, nk_vocab_llama(v), p, N_CTX, &err), NK_E_INVALID);
+    assert_int_equal(nk_sampler_new(&s, nk_vocab_llama(v), p, N_CTX, &chance.chance, &err),
+                     NK_E_INVALID);
     assert_string_equal(err.reason, reason);
     if (!strstr(err.msg, named))
         fail_msg("\"%s\" does not name %s", err.msg, named);
@@ -627,6 +672,8 @@ int main(void)
         cmocka_unit_test(test_sampler__every_setting_is_libllamas_own_chain),
         cmocka_unit_test(test_sampler__the_same_seed_gives_the_same_tokens),
         cmocka_unit_test(test_sampler__a_random_seed_is_told_and_reproduces),
+        cmocka_unit_test(
+            test_sampler__a_seed_is_drawn_from_what_it_is_given_and_is_never_the_random_one),
         cmocka_unit_test(test_sampler__greedy_takes_the_first_of_the_largest_wherever_it_is),
         cmocka_unit_test(test_sampler__log_probabilities_are_those_of_the_unmodified_logits),
         cmocka_unit_test(test_sampler__broken_logits_are_an_error_and_no_token),
