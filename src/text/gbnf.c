@@ -1,6 +1,6 @@
-/* One pass over the text builds the network, in which a part is its first node and the node whose successor is still
- * open; then successors skip the EPS nodes, and rules that can match nothing are found. Everything is linear in the
- * network's size, and the only recursion is that of groups. */
+/* One pass over the text builds the network, in which a part is its first node and the node whose
+ * successor is still open; then successors skip the EPS nodes, and rules that can match nothing are
+ * found. Everything is linear in the network's size, and the only recursion is that of groups. */
 #include "text/gbnf.h"
 
 #include <stdlib.h>
@@ -8,6 +8,7 @@
 
 #include <llama.h>
 
+#include "base/array.h"
 #include "base/utf8.h"
 #include "text/guard.h"
 
@@ -49,24 +50,10 @@ static void no_memory(struct parser *ps)
 
 /* ---- the network ---- */
 
-/* Room for one more element; false when there is none. */
-static bool grow(struct parser *ps, void **array, uint32_t n, uint32_t *capacity,
-                 size_t element_size)
-{
-    uint32_t larger = *capacity ? *capacity * 2 : 64;
-    void *p;
-
-    if (n < *capacity)
-        return true;
-    p = realloc(*array, larger * element_size);
-    if (!p) {
-        no_memory(ps);
-        return false;
-    }
-    *array = p;
-    *capacity = larger;
-    return true;
-}
+/* Room for one more element. The text's size bounds them all, and indices have 32 bits. */
+#define grow(ps, array, capacity, n)                                                               \
+    (ps)->rc = (ps)->rc ? (ps)->rc                                                                 \
+                        : nk_array_grow(array, capacity, (size_t)(n) + 1, UINT32_MAX, (ps)->err)
 
 static uint32_t add_node(struct parser *ps, enum nk_gbnf_type type, uint32_t arg)
 {
@@ -79,7 +66,8 @@ static uint32_t add_node(struct parser *ps, enum nk_gbnf_type type, uint32_t arg
             NK_GBNF_NODES_MAX);
         return 0;
     }
-    if (!grow(ps, (void **)&g->nodes, g->n_nodes, &g->nodes_capacity, sizeof *g->nodes))
+    grow(ps, g->nodes, g->nodes_capacity, g->n_nodes);
+    if (ps->rc)
         return 0;
     g->nodes[g->n_nodes] = (struct nk_gbnf_node){ .type = (uint8_t)type, .arg = arg };
     return g->n_nodes++;
@@ -104,7 +92,8 @@ static uint32_t add_rule(struct parser *ps, uint32_t name_at, uint32_t name_size
 {
     struct nk_gbnf *g = ps->g;
 
-    if (ps->rc || !grow(ps, (void **)&g->rules, g->n_rules, &g->rules_capacity, sizeof *g->rules))
+    grow(ps, g->rules, g->rules_capacity, g->n_rules);
+    if (ps->rc)
         return 0;
     g->rules[g->n_rules] = (struct nk_gbnf_rule){ .name_at = name_at, .name_size = name_size };
     return g->n_rules++;
@@ -261,8 +250,10 @@ static void add_range(struct parser *ps, uint32_t low, uint32_t high)
 {
     struct nk_gbnf *g = ps->g;
 
-    if (low > high || ps->rc ||
-        !grow(ps, (void **)&g->ranges, g->n_ranges, &g->ranges_capacity, sizeof *g->ranges))
+    if (low > high)
+        return;
+    grow(ps, g->ranges, g->ranges_capacity, g->n_ranges);
+    if (ps->rc)
         return;
     g->ranges[g->n_ranges++] = (struct nk_gbnf_range){ low, high };
 }
@@ -316,7 +307,8 @@ static uint32_t finish_class(struct parser *ps, uint32_t first, bool negated)
                 (g->n_ranges - first - count) * sizeof *g->ranges);
         g->n_ranges -= count;
     }
-    if (!grow(ps, (void **)&g->classes, g->n_classes, &g->classes_capacity, sizeof *g->classes))
+    grow(ps, g->classes, g->classes_capacity, g->n_classes);
+    if (ps->rc)
         return 0;
     g->classes[g->n_classes] = (struct nk_gbnf_class){ first, g->n_ranges - first };
     return g->n_classes++;
@@ -528,8 +520,8 @@ static bool parse_item(struct parser *ps, bool nested, struct part *item)
 
         ps->p++;
         add_range(ps, 0xD800, 0xDFFF);
-        *item =
-            single(ps, NK_GBNF_CLASS, finish_class(ps, first, true)); /* all but the surrogates */
+        /* All but the surrogates. */
+        *item = single(ps, NK_GBNF_CLASS, finish_class(ps, first, true));
         break;
     }
     case '<':
@@ -668,13 +660,16 @@ static void remove_eps(struct nk_gbnf *g)
         g->rules[i].start = skip_eps(g, g->rules[i].start);
 }
 
-/* Which rules can match nothing: from MATCH backwards over what consumes nothing. Lists of the nodes that lead to a node,
- * and of the calls and the starts of rules, are linked through arrays. */
+/* Which rules can match nothing: from MATCH backwards over what consumes nothing. The nodes that
+ * lead to a node, and the calls and the starts of rules, are lists of indices in arrays. */
 static void find_nullable(struct parser *ps)
 {
     struct nk_gbnf *g = ps->g;
     size_t n = g->n_nodes, n_rules = g->n_rules;
-    /* per node: first predecessor (two link entries per node), mark, first rule that starts here; per rule: links */
+    /* Per node: its first predecessor, two entries of link, a place in todo, the first rule that
+     * starts there, an entry of call_link. Per rule: an entry of start_link, its first call. In the
+     * lists 0 ends, and entries are + 1; one of link is 2 * node + (which of its two
+     * successors). */
     uint32_t *mem = calloc(n * 6 + n_rules * 2 + 1, sizeof *mem);
     uint32_t *pred = mem, *link = mem + n, *todo = mem + 3 * n, *starts = mem + 4 * n,
              *call_link = mem + 5 * n;
@@ -686,7 +681,6 @@ static void find_nullable(struct parser *ps)
         no_memory(ps);
         goto out;
     }
-    /* In the lists, 0 ends; entries are + 1. An entry of `link` is 2 * node + (which of its two successors). */
     for (uint32_t i = 1; i < n; i++) {
         const struct nk_gbnf_node *node = &g->nodes[i];
 
@@ -759,7 +753,8 @@ int nk__gbnf_compile(struct nk_gbnf *g, const char *text, uint32_t size,
     };
 
     *g = (struct nk_gbnf){ 0 };
-    /* A name has a byte or more and another one after it: there are never more than half as many names. */
+    /* A name has a byte or more and another one after it: there are never more than half as many
+     * names. */
     ps.names_capacity = 64;
     while (ps.names_capacity < size)
         ps.names_capacity *= 2;

@@ -3,17 +3,19 @@
  *     root  ::= "yes" | "no" (" " why)? | [0-9]{1,3} | <think> !</think>* </think>
  *     why   ::= [^.\n]+   # a comment
  *
- * rule ::= alternatives with |, literals, character classes ([a-z], [^a-z], . for any character), groups, * + ? {m}
- * {m,} {m,n}, escapes \n \r \t \\ \" \[ \] \- \xHH \uHHHH \UHHHHHHHH, and single tokens by text (<think>) or id
- * (<[100]>), negated with !. A rule that is defined twice has its last definition. As llama.cpp's src/llama-grammar.cpp
- * reads it, but what that lets pass in silence (an empty or reversed class, more than 2000 repetitions made endless) is
- * refused or done.
+ * rule ::= alternatives with |, literals, character classes ([a-z], [^a-z], . for any character),
+ * groups, * + ? {m} {m,} {m,n}, escapes \n \r \t \\ \" \[ \] \- \xHH \uHHHH \UHHHHHHHH, and single
+ * tokens by text (<think>) or id (<[100]>), negated with !. A rule that is defined twice has its
+ * last definition. As llama.cpp's src/llama-grammar.cpp reads it, but what that lets pass in
+ * silence (an empty or reversed class, more than 2000 repetitions made endless) is refused or done.
  *
- * The text comes from any HTTP client: nesting, repetitions and the network's size have ceilings. */
+ * The text comes from any HTTP client: nesting, repetitions and the network's size have
+ * ceilings. */
 #ifndef NK_TEXT_GBNF_H
 #define NK_TEXT_GBNF_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/error.h"
@@ -26,8 +28,8 @@ enum {
     NK_GBNF_NODES_MAX = 1 << 18, /* of the network; 12 bytes each */
 };
 
-/* A recursive transition network: nodes with one successor (a SPLIT has two), a start node per rule. Node 0 is the only
- * MATCH: there a rule ends. No EPS is left after compiling. */
+/* A recursive transition network: nodes with one successor (a SPLIT has two), a start node per
+ * rule. Node 0 is the only MATCH: there a rule ends. No EPS is left after compiling. */
 enum nk_gbnf_type {
     NK_GBNF_MATCH,
     NK_GBNF_EPS,
@@ -41,8 +43,8 @@ enum nk_gbnf_type {
 
 struct nk_gbnf_node {
     uint8_t type;
-    bool
-        tail; /* of a CALL: nothing follows in its own rule, so that it needs no place to return to */
+    /* Of a CALL: nothing follows in its own rule, so that it needs no place to return to. */
+    bool tail;
     uint32_t arg, next;
 };
 
@@ -66,7 +68,7 @@ struct nk_gbnf {
     struct nk_gbnf_class *classes;
     struct nk_gbnf_rule *rules;
     uint32_t n_nodes, n_ranges, n_classes, n_rules;
-    uint32_t nodes_capacity, ranges_capacity, classes_capacity, rules_capacity;
+    size_t nodes_capacity, ranges_capacity, classes_capacity, rules_capacity;
     uint32_t root;
 };
 

@@ -1,12 +1,13 @@
-/* The state after some text is a set of places in the network of text/gbnf.h, each with the stack of calls that it will
- * return through. A stack is a node of a graph: "called from there, when the text was so long", and its parents are the
- * stacks that it was called with. Two calls from the same place at the same time are one node; that is what keeps
- * ambiguous grammars small.
+/* The state after some text is a set of places in the network of text/gbnf.h, each with the stack
+ * of calls that it will return through. A stack is a node of a graph: "called from there, when the
+ * text was so long", and its parents are the stacks that it was called with. Two calls from the
+ * same place at the same time are one node; that is what keeps ambiguous grammars small.
  *
- * A rule that matches nothing is skipped at its call; therefore a return at the same length of text as the call is
- * ignored, and nodes get new parents only while they are new. So everything that is tried for a token is thrown away by
- * forgetting what was added to the ends of three arrays; and what a token leaves behind for good is collected as garbage
- * (marked, and moved together) now and then. */
+ * A rule that matches nothing is skipped at its call; therefore a return at the same length of text
+ * as the call is ignored, and nodes get new parents only while they are new. So everything that is
+ * tried for a token is thrown away by forgetting what was added to the ends of three arrays; and
+ * what a token leaves behind for good is collected as garbage (marked, and moved together) now and
+ * then. */
 #include "text/grammar.h"
 
 #include <stdlib.h>
@@ -14,12 +15,14 @@
 
 #include <llama.h>
 
+#include "base/array.h"
 #include "text/gbnf.h"
 #include "text/pieces.h"
 
 #define NONE UINT32_MAX /* the empty stack: where "root" returns to */
 
-struct stack {       /* a node of the graph */
+/* A node of the graph. */
+struct stack {
     uint32_t call;   /* the CALL in the network; its next is where it goes on */
     uint32_t length; /* of the text, in characters, when it was called */
     uint32_t edges;  /* its first edge */
@@ -33,7 +36,8 @@ struct place {
     uint32_t node, stack;
 };
 
-/* A character that has begun: its bits so far, how many bytes are missing, and what the next byte may be. */
+/* A character that has begun: its bits so far, how many bytes are missing, and what the next byte
+ * may be. */
 struct partial {
     uint32_t bits;
     uint8_t n_missing, low, high;
@@ -64,8 +68,8 @@ struct nk_grammar {
     struct stack *stacks;
     struct edge *edges;
     struct place *places, *todo;
-    uint32_t n_stacks, stacks_capacity, n_edges, edges_capacity, n_places, places_capacity, n_todo,
-        todo_capacity;
+    uint32_t n_stacks, n_edges, n_places, n_todo;
+    size_t stacks_capacity, edges_capacity, places_capacity, todo_capacity;
     uint32_t collect_at; /* garbage is collected when there are so many stacks or edges */
 
     /* What the present step has seen; entries of older steps count as empty. */
@@ -76,7 +80,6 @@ struct nk_grammar {
 
     uint8_t *mask;
     struct state *depth; /* for nk_grammar_mask: the states after each byte of a token */
-    size_t depth_capacity;
     int64_t work_left;
     int rc; /* of the first failure of a call */
     struct nk_error *err;
@@ -98,28 +101,20 @@ static void spend(nk_grammar *g, uint32_t work)
         too_complex(g, "too much work for one token");
 }
 
-static bool grow(nk_grammar *g, void **array, uint32_t n, uint32_t *capacity, size_t size)
+static void grow_at(nk_grammar *g, void *array_at, size_t element_size, size_t *capacity,
+                    uint32_t n)
 {
-    uint32_t larger = *capacity ? *capacity * 2 : 256;
-    void *p;
-
     if (g->rc)
-        return false;
-    if (n < *capacity)
-        return true;
-    if (n >= 4u * NK_GRAMMAR_STATES_MAX) {
+        return;
+    if (n == 4u * NK_GRAMMAR_STATES_MAX)
         too_complex(g, "too many ways to read it");
-        return false;
-    }
-    p = realloc(*array, larger * size);
-    if (!p) {
-        g->rc = nk_fail(g->err, NK_E_EXHAUSTED, "no_memory", "no memory for the grammar's state");
-        return false;
-    }
-    *array = p;
-    *capacity = larger;
-    return true;
+    else
+        g->rc = nk_array_grow_at(array_at, element_size, capacity, (size_t)n + 1,
+                                 4u * NK_GRAMMAR_STATES_MAX, g->err);
 }
+
+/* Room for one more element; g->rc tells. */
+#define grow(g, array, capacity, n) grow_at(g, &(array), sizeof *(array), &(capacity), n)
 
 /* ---- one step ---- */
 
@@ -169,8 +164,10 @@ static void visit(nk_grammar *g, uint32_t node, uint32_t stack)
     if (g->n_seen * 2 >= g->seen_capacity && !seen_grow(g))
         return;
     i = seen_slot(g, p);
-    if (g->seen[i].step == g->step ||
-        !grow(g, (void **)&g->todo, g->n_todo, &g->todo_capacity, sizeof *g->todo))
+    if (g->seen[i].step == g->step)
+        return;
+    grow(g, g->todo, g->todo_capacity, g->n_todo);
+    if (g->rc)
         return;
     g->seen[i] = (struct seen){ g->step, p };
     g->n_seen++;
@@ -190,14 +187,16 @@ static void call(nk_grammar *g, uint32_t node, uint32_t stack, uint32_t length)
     struct called *c = &g->called[node];
     const struct nk_gbnf_node *n = &g->net.nodes[node];
 
-    if (!grow(g, (void **)&g->edges, g->n_edges, &g->edges_capacity, sizeof *g->edges))
-        return;
+    grow(g, g->edges, g->edges_capacity, g->n_edges);
     if (c->step != g->step) {
-        if (!grow(g, (void **)&g->stacks, g->n_stacks, &g->stacks_capacity, sizeof *g->stacks))
+        grow(g, g->stacks, g->stacks_capacity, g->n_stacks);
+        if (g->rc)
             return;
         *c = (struct called){ g->step, g->n_stacks };
         g->stacks[g->n_stacks++] = (struct stack){ node, length, NONE };
     }
+    if (g->rc)
+        return;
     g->edges[g->n_edges] = (struct edge){ stack, g->stacks[c->stack].edges };
     g->stacks[c->stack].edges = g->n_edges++;
     visit(g, g->net.rules[n->arg].start, c->stack);
@@ -239,7 +238,8 @@ static void finish_step(nk_grammar *g, struct state *s)
         case NK_GBNF_CLASS:
         case NK_GBNF_TOKEN:
         case NK_GBNF_NOT_TOKEN:
-            if (grow(g, (void **)&g->places, g->n_places, &g->places_capacity, sizeof *g->places))
+            grow(g, g->places, g->places_capacity, g->n_places);
+            if (!g->rc)
                 g->places[g->n_places++] = p;
         }
     }
@@ -294,7 +294,8 @@ static bool partial_fits(nk_grammar *g, const struct state *s)
     return false;
 }
 
-/* The first byte of a character of several; the bounds are those of base/utf8.c. False: it can be none. */
+/* The first byte of a character of several; the bounds are those of base/utf8.c. False: it can be
+ * none. */
 static bool partial_begin(struct partial *c, uint8_t byte)
 {
     *c = (struct partial){ 0, 0, 0x80, 0xBF };
@@ -646,7 +647,8 @@ int nk_grammar_new(nk_grammar **out, const struct llama_vocab *vocab, const char
     g->collect_at = 4096;
     s = empty_state(g, 0);
     begin_step(g);
-    /* Length 0 is the beginning's: a return at length 0 from a call at length 0 is one of nothing. */
+    /* Length 0 is the beginning's: a return at length 0 from a call at length 0 is one of
+     * nothing. */
     visit(g, g->net.rules[g->net.root].start, NONE);
     finish_step(g, &s);
     rc = g->rc;

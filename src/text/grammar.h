@@ -1,15 +1,21 @@
 /* Which tokens a grammar lets follow: GBNF, matched over a vocabulary.
  *
- * Not libllama's grammar sampler, though the notation is the same: that one keeps every way in which the text so far can
- * be read as a stack of its own and follows each on its own. Grammars of a few lines make it take all memory or hours
- * (`root ::= "a"? "a"? ... ` with 600 parts; `root ::= "a" root "b" | "a" root "c" | "a"`; `"a"{5,2}`; left recursion
- * behind an empty rule), or end the process ("(" 30,000 times), and grammars come from HTTP clients. Here stacks share
- * their common parts (a graph-structured stack, as in GLL parsing: Scott and Johnstone, "GLL Parsing", 2010), so that
- * work is polynomial, left recursion is no special case, and both work and memory are counted and end with an error.
- * Tests compare the tokens allowed with libllama's on grammars that it can do.
+ * Not libllama's grammar sampler, though the notation is the same: that one keeps every way in
+ * which the text so far can be read as a stack of its own and follows each on its own. Grammars of
+ * a few lines make it take all memory or hours, and they come from HTTP clients:
  *
- * One difference: the text of control tokens is not part of a generation's text, so that they never match characters;
- * a grammar names them as tokens (<|tool|>). One thread at a time. */
+ *     root ::= "a"? "a"? ...                       with 600 parts
+ *     root ::= "a" root "b" | "a" root "c" | "a"
+ *     root ::= "a"{5,2}
+ *
+ * and so does left recursion behind an empty rule; "(" 30,000 times ends the process. Here stacks
+ * share their common parts (a graph-structured stack, as in GLL parsing: Scott and Johnstone, "GLL
+ * Parsing", 2010), so that work is polynomial, left recursion is no special case, and both work and
+ * memory are counted and end with an error. Tests compare the tokens allowed with libllama's on
+ * grammars that it can do.
+ *
+ * One difference: the text of control tokens is not part of a generation's text, so that they never
+ * match characters; a grammar names them as tokens (<|tool|>). One thread at a time. */
 #ifndef NK_TEXT_GRAMMAR_H
 #define NK_TEXT_GRAMMAR_H
 
@@ -23,12 +29,14 @@ struct llama_vocab;
 typedef struct nk_grammar nk_grammar;
 
 enum {
-    NK_GRAMMAR_WORK_MAX = 20000000, /* network nodes visited for one token: about half a second */
-    NK_GRAMMAR_STATES_MAX =
-        1 << 16, /* positions in the network at once, and as many places to return to */
+    /* Nodes of the network that are visited for one token: about half a second. */
+    NK_GRAMMAR_WORK_MAX = 20000000,
+    /* Positions in the network at once, and as many places to return to. */
+    NK_GRAMMAR_STATES_MAX = 1 << 16,
 };
 
-/* Starts at the rule "root". *out is owned by the caller; the vocabulary is borrowed until nk_grammar_free.
+/* Starts at the rule "root". *out is owned by the caller; the vocabulary is borrowed until
+ * nk_grammar_free.
  *   INVALID    bad_grammar   with line and cause; or the vocabulary has no text */
 int nk_grammar_new(nk_grammar **out, const struct llama_vocab *vocab, const char *text,
                    struct nk_error *err);

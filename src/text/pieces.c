@@ -1,5 +1,6 @@
-/* Tables are found again by their vocabulary's content, not by its address: a model may be closed and another one opened
- * at the same place. The content's hash costs a few milliseconds for 128k tokens, making a table about 100. */
+/* Tables are found again by their vocabulary's content, not by its address: a model may be closed
+ * and another one opened at the same place. The content's hash costs a few milliseconds for 128k
+ * tokens, making a table about 100. */
 #include "text/pieces.h"
 
 #include <pthread.h>
@@ -9,6 +10,7 @@
 
 #include <llama.h>
 
+#include "base/array.h"
 #include "text/guard.h"
 
 struct table {
@@ -21,7 +23,8 @@ struct table {
     int32_t *order;
 };
 
-/* How many vocabularies are kept: a process serves one or two models. Those in use are kept whatever their number. */
+/* How many vocabularies are kept: a process serves one or two models. Those in use are kept
+ * whatever their number. */
 enum { TABLES_MAX = 4 };
 static struct table *tables[TABLES_MAX];
 static uint64_t clock_now;
@@ -116,13 +119,8 @@ static int fill(struct table *t, const struct llama_vocab *vocab, struct nk_erro
         if (rc)
             return rc;
         if (got < 0) {
-            uint8_t *larger;
-
-            capacity = (capacity + (size_t)-got) * 2;
-            larger = capacity <= INT32_MAX ? realloc(t->bytes, capacity) : NULL;
-            if (!larger)
+            if (nk_array_grow(t->bytes, capacity, size + (size_t)-got, INT32_MAX, NULL))
                 goto no_memory;
-            t->bytes = larger;
             id--;
             continue;
         }
@@ -185,8 +183,8 @@ int nk__pieces_acquire(const struct nk_pieces **out, const struct llama_vocab *v
     made = calloc(1, sizeof *made);
     if (!made)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
-    rc = fill(made, vocab,
-              err); /* outside the lock: others need not wait; at worst it is made twice */
+    /* Outside the lock: others need not wait; at worst it is made twice. */
+    rc = fill(made, vocab, err);
     if (rc) {
         table_free(made);
         return rc;
