@@ -14,16 +14,17 @@
 struct stop {
     size_t size, matched;
     char text[NK_STOP_BYTES_MAX + 1];
-    uint16_t
-        fallback[NK_STOP_BYTES_MAX]; /* [i]: the longest proper prefix that ends text[0..i] too */
+    /* [i]: the longest proper prefix that ends text[0..i] too. */
+    uint16_t fallback[NK_STOP_BYTES_MAX];
 };
 
 struct nk_detok {
     const nk_vocab *vocab;
     bool special;
-    struct nk_buf
-        bytes; /* of tokens, not yet characters; between calls: the beginning of one character */
-    struct nk_buf held; /* characters that may be the beginning of a stop string */
+    /* Of tokens, not yet characters; between calls: the beginning of one character. */
+    struct nk_buf bytes;
+    /* Characters that may be the beginning of a stop string. */
+    struct nk_buf held;
     const struct stop *stopped_by;
     size_t n_stop;
     struct stop stops[];
@@ -94,8 +95,8 @@ void nk_detok_free(nk_detok *d)
     free(d);
 }
 
-/* Moves every stop string's automaton on by one byte. The longest of those that end here, or NULL.
- */
+/* Moves every stop string's automaton on by one byte. The longest of those that end here, or
+ * NULL. */
 static const struct stop *stops_advance(nk_detok *d, char byte)
 {
     const struct stop *done = NULL;

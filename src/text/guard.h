@@ -1,8 +1,10 @@
-/* libllama's calls of the text layer, behind a wall: a C++ exception that libllama lets out (a tokenizer without byte
- * tokens, a broken precompiled_charsmap) becomes an error here instead of ending the process. What libllama ends with
- * GGML_ABORT no wall can hold: those inputs are checked before, where the call is made.
+/* libllama's calls of the text layer, behind a wall: a C++ exception that libllama lets out (a
+ * tokenizer without byte tokens, a broken precompiled_charsmap) becomes an error here instead of
+ * ending the process. What libllama ends with GGML_ABORT no wall can hold: those inputs are checked
+ * before, where the call is made.
  *
- * Every function: 0, or INTERNAL `engine_failed` with the exception's sentence (EXHAUSTED `no_memory` for bad_alloc). */
+ * Every function: 0, or INTERNAL `engine_failed` with the exception's sentence (EXHAUSTED
+ * `no_memory` for bad_alloc). */
 #ifndef NK_TEXT_GUARD_H
 #define NK_TEXT_GUARD_H
 

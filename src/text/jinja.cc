@@ -1,13 +1,14 @@
 /* minja renders; this file decides what goes in, and keeps it within bounds.
  *
- * minja looks every name that a template uses up through a chain of contexts. The one at the end of that chain is ours
- * (Root): it counts the look-ups, measures how deep the stack has grown, and has a range() with a limit. That is where
- * an endless recursion of macros or a loop over ranges of ranges ends. Output goes through a stream buffer with a
- * ceiling. Not bounded: the memory of strings and lists that a template builds by itself (s * 1000000000), and a
- * loop whose body uses no name but its own variables; both need a template that was made to do harm.
+ * minja looks every name that a template uses up through a chain of contexts. The one at the end of
+ * that chain is ours (Root): it counts the look-ups, measures how deep the stack has grown, and has
+ * a range() with a limit. That is where an endless recursion of macros or a loop over ranges of
+ * ranges ends. Output goes through a stream buffer with a ceiling. Not bounded: the memory of
+ * strings and lists that a template builds by itself (s * 1000000000), and a loop whose body uses
+ * no name but its own variables; both need a template that was made to do harm.
  *
- * minja ties a macro to the context that holds it, in a ring of shared pointers: Root is emptied after each render to
- * break it. */
+ * minja ties a macro to the context that holds it, in a ring of shared pointers: Root is emptied
+ * after each render to break it. */
 #include "text/jinja.h"
 
 #include <ctime>
@@ -32,7 +33,8 @@ namespace
 
 using Json = nlohmann::ordered_json;
 
-/* Look-ups and writes of one render (about a second), and of the small examples that find_caps() renders. */
+/* Look-ups and writes of one render (about a second), and of the small examples that find_caps()
+ * renders. */
 constexpr int64_t steps_max = 1000000;
 constexpr int64_t example_steps_max = 10000;
 constexpr int64_t range_max = 100000;         /* elements of one range() */
@@ -160,7 +162,8 @@ minja::Value make_range(const std::shared_ptr<minja::Context> &, minja::Argument
     return list;
 }
 
-/* As Python's json.dumps writes it, for that is what the templates' models were trained on. indent < 0: on one line. */
+/* As Python's json.dumps writes it, for that is what the templates' models were trained on.
+ * indent < 0: on one line. */
 void write_json(std::string &out, const Json &v, int indent, int level)
 {
     const auto new_line = [&](int at) {
@@ -273,9 +276,10 @@ void render(const nk_jinja &j, const Request &r, nk_buf *out, Limits &limits)
     j.root->render(stream, root);
 }
 
-/* Jinja's lstrip_blocks, which transformers sets: spaces and tabs between a line's beginning and a block or a comment
- * disappear, unless it begins with {%+ (or {%-, which strips more). minja has the option too, but takes the spaces in
- * front of {{ as well, and then a prompt is a space short. */
+/* Jinja's lstrip_blocks, which transformers sets: spaces and tabs between a line's beginning and a
+ * block or a comment disappear, unless it begins with {%+ (or {%-, which strips more). minja has
+ * the option too, but takes the spaces in front of {{ as well, and then a prompt is a space
+ * short. */
 std::string strip_before_blocks(const std::string &in)
 {
     std::string out;
@@ -376,7 +380,8 @@ Json assistant_with_call(const Json &content, const Json &arguments)
                                  { { "name", "nk_tool" }, { "arguments", arguments } } } } }) } };
 }
 
-/* An argument that was rendered, as JSON or as an XML-like element; one that was escaped twice does not count. */
+/* An argument that was rendered, as JSON or as an XML-like element; one that was escaped twice does
+ * not count. */
 bool shows_argument(const std::string &text)
 {
     return has(text, "\"nk_arg\":") || has(text, "'nk_arg':") || has(text, "=nk_arg>") ||
@@ -553,7 +558,8 @@ int adapt_message(const nk_jinja &j, Json &m, nk_error *err)
     return 0;
 }
 
-/* Where the template has no system role: its text goes in front of the next user message, or makes one. */
+/* Where the template has no system role: its text goes in front of the next user message, or makes
+ * one. */
 void merge_system(Json &messages)
 {
     Json merged = Json::array();

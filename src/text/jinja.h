@@ -1,14 +1,15 @@
-/* Chat templates: the Jinja text that a model carries (tokenizer.chat_template) or an operator gives, rendered by minja
- * (a header library; C++, kept behind this header).
+/* Chat templates: the Jinja text that a model carries (tokenizer.chat_template) or an operator
+ * gives, rendered by minja (a header library; C++, kept behind this header).
  *
- * Whom we distrust: messages and tools come from clients and are hostile; the template comes from a file that the operator
- * chose. So sizes and depths of the input are bounded, and so are the output, range(), the number of steps and the depth
- * of recursion of a render. Nothing here throws.
+ * Whom we distrust: messages and tools come from clients and are hostile; the template comes from a
+ * file that the operator chose. So sizes and depths of the input are bounded, and so are the
+ * output, range(), the number of steps and the depth of recursion of a render. Nothing here throws.
  *
- * A template that cannot be rendered is an error, never a silent fallback. Three things that templates cannot agree on are
- * settled as in llama.cpp: a tool call's `arguments` are handed over as the template wants them (an object, or JSON
- * text); a string `content` becomes a list of typed parts where the template only knows these; and where it has no system
- * role, the system text goes in front of the next user message. */
+ * A template that cannot be rendered is an error, never a silent fallback. Three things that
+ * templates cannot agree on are settled as in llama.cpp: a tool call's `arguments` are handed over
+ * as the template wants them (an object, or JSON text); a string `content` becomes a list of typed
+ * parts where the template only knows these; and where it has no system role, the system text goes
+ * in front of the next user message. */
 #ifndef NK_TEXT_JINJA_H
 #define NK_TEXT_JINJA_H
 
@@ -31,7 +32,8 @@ enum {
 
 typedef struct nk_jinja nk_jinja;
 
-/* What the template does with its input, found out by rendering small examples when it is opened. */
+/* What the template does with its input, found out by rendering small examples when it is
+ * opened. */
 struct nk_jinja_caps {
     bool system_role;      /* has one; else system text is put in front of the next user message */
     bool tools;            /* shows the tools; a request with tools is pointless otherwise */
@@ -40,8 +42,8 @@ struct nk_jinja_caps {
     bool typed_content;    /* wants content as a list of {"type": "text", "text": ...} */
 };
 
-/* Parses. bos, eos: the text of these tokens ("" or NULL where the model has none). *out is owned by the caller; any
- * thread may use it, several at once.
+/* Parses. bos, eos: the text of these tokens ("" or NULL where the model has none). *out is owned
+ * by the caller; any thread may use it, several at once.
  *   INVALID    bad_template   not UTF-8, too large, or the engine's sentence */
 int nk_jinja_new(nk_jinja **out, const char *tmpl, const char *bos, const char *eos,
                  struct nk_error *err);
@@ -49,18 +51,20 @@ void nk_jinja_free(nk_jinja *j);
 struct nk_jinja_caps nk_jinja_describe(const nk_jinja *j);
 
 struct nk_jinja_input {
-    const char *
-        messages; /* JSON: an array of {role, content, tool_calls, tool_call_id, name, reasoning_content} */
-    const char *tools; /* JSON: an array; NULL: none */
-    const char
-        *extra; /* JSON: an object of further variables ({"enable_thinking": false}); NULL: none */
+    /* JSON: an array of {role, content, tool_calls, tool_call_id, name, reasoning_content}. */
+    const char *messages;
+    /* JSON: an array; NULL: none. */
+    const char *tools;
+    /* JSON: an object of further variables ({"enable_thinking": false}); NULL: none. */
+    const char *extra;
     bool add_generation_prompt;
     int64_t now; /* seconds since 1970, for strftime_now(); 0: the present */
 };
 
 /* Renders into out (appended; its ceiling is the output's).
  *   INVALID    bad_messages   not JSON, too deep, too large, or not of the shape above
- *   INVALID    bad_template   the engine's sentence, raise_exception()'s text included; or too many steps
+ *   INVALID    bad_template   the engine's sentence, raise_exception()'s text included; or too many
+ *                             steps
  *   EXHAUSTED  too_large      the output */
 int nk_jinja_render(const nk_jinja *j, const struct nk_jinja_input *input, struct nk_buf *out,
                     struct nk_error *err);

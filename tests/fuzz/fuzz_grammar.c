@@ -1,7 +1,7 @@
 /* layer: text. Grammars as clients send them: compiled, and walked through a few tokens.
  *
- * First byte: how to choose among the allowed tokens; the rest is GBNF. The mask of all tokens is what each token alone
- * is told, and what is allowed can be accepted. */
+ * First byte: how to choose among the allowed tokens; the rest is GBNF. The mask of all tokens is
+ * what each token alone is told, and what is allowed can be accepted. */
 #include "fuzz/text_fuzz.h"
 #include "text/grammar.h"
 

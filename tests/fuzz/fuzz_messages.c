@@ -1,5 +1,6 @@
-/* layer: worker. What arrives on a call, as the worker takes it: unpacked through an arena with a ceiling, then its counts and
- * sizes checked and its rows and sampling copied. The first byte chooses the message, and the width that rows should have. */
+/* layer: worker. What arrives on a call, as the worker takes it: unpacked through an arena with a
+ * ceiling, then its counts and sizes checked and its rows and sampling copied. The first byte
+ * chooses the message, and the width that rows should have. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

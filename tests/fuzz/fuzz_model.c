@@ -1,7 +1,7 @@
 /* layer: slice
  *
- * Bytes as a GGUF: opened, described, cut at every legal place and written (into a hash only). Whatever the bytes are, the
- * answer is a model or an error. */
+ * Bytes as a GGUF: opened, described, cut at every legal place and written (into a hash only).
+ * Whatever the bytes are, the answer is a model or an error. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,4 +1,5 @@
-/* layer: gateway. The first byte chooses the format, the second where the text is cut; a cut must change nothing. */
+/* layer: gateway. The first byte chooses the format, the second where the text is cut; a cut must
+ * change nothing. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>

@@ -1,4 +1,5 @@
-/* layer: gateway. The first byte chooses the route, the rest is the body; a request that is taken is released. */
+/* layer: gateway. The first byte chooses the route, the rest is the body; a request that is taken
+ * is released. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>

@@ -1,4 +1,6 @@
-/* Runs a fuzz target over the files of a kept corpus, without libFuzzer: what `make test` does with every target.
+/* Runs a fuzz target over the files of a kept corpus, without libFuzzer: what `make test` does with
+ * every target.
+ *
  * Usage: fuzz_NOUN FILE-OR-FOLDER... */
 #include <dirent.h>
 #include <stdint.h>

@@ -1,8 +1,8 @@
 #include "text/grammar.h"
 
 #include <math.h>
-#include <time.h>
 
+#include "base/utf8.h"
 #include "unit/text/text_test.h"
 
 static nk_grammar *new_grammar(const nk_vocab *v, const char *text)
@@ -15,7 +15,8 @@ static nk_grammar *new_grammar(const nk_vocab *v, const char *text)
     return g;
 }
 
-/* Whether the grammar takes the whole text, byte by byte (in VOCAB_BPE a byte's token is its value). */
+/* Whether the grammar takes the whole text, byte by byte (in VOCAB_BPE a byte's token is its
+ * value). */
 static bool takes_bytes(const nk_vocab *v, const char *grammar, const char *text)
 {
     nk_grammar *g = new_grammar(v, grammar);
@@ -170,7 +171,8 @@ static char *repeated(const char *before, const char *middle, int n, const char 
     return text;
 }
 
-/* Grammars that libllama crashes on, hangs on or takes gigabytes for: each ends, with or without an error. */
+/* Grammars that libllama crashes on, hangs on or takes gigabytes for: each ends, with or without an
+ * error. */
 static void test_grammar__hostile_grammars_end(void **state)
 {
     nk_vocab *v = test_vocab(VOCAB_BPE);
@@ -203,7 +205,6 @@ static void test_grammar__hostile_grammars_end(void **state)
     for (int i = 0; i < n; i++) {
         struct nk_error err = { 0 };
         nk_grammar *g;
-        clock_t begin = clock();
         int rc = nk_grammar_new(&g, nk_vocab_llama(v), grammars[i], &err);
 
         for (int step = 0; !rc && step < 40; step++) {
@@ -218,9 +219,6 @@ static void test_grammar__hostile_grammars_end(void **state)
         if (rc)
             assert_true(!strcmp(err.reason, "grammar_too_complex") ||
                         !strcmp(err.reason, "bad_grammar"));
-        if (getenv("NK_VERBOSE"))
-            fprintf(stderr, "%d %.30s... %.2f s %s\n", i, grammars[i],
-                    (double)(clock() - begin) / CLOCKS_PER_SEC, rc ? err.msg : "");
         if (!rc || !strcmp(err.reason, "grammar_too_complex"))
             nk_grammar_free(g);
         free(grammars[i]);
@@ -346,8 +344,8 @@ static void test_grammar__characters_may_be_split_between_tokens(void **state)
 
 /* ---- libllama as the other opinion ---- */
 
-/* What it may be asked about: it lets control tokens match characters, no token begin with NUL, and it takes bytes that
- * are no UTF-8 for characters: F5 and above, surrogates, overlong ones. */
+/* What it may be asked about: it lets control tokens match characters, no token begin with NUL, and
+ * it takes bytes that are no UTF-8 for characters: F5 and above, surrogates, overlong ones. */
 static bool comparable(const nk_vocab *v, int32_t id)
 {
     struct nk_buf buf = NK_BUF_INIT(1000);
@@ -442,7 +440,8 @@ static void test_grammar__agrees_with_libllama_on_usual_grammars(void **state)
     }
 }
 
-/* A random part; calls only rules further down, or any rule behind a character, so that libllama sees no left recursion. */
+/* A random part; calls only rules further down, or any rule behind a character, so that libllama
+ * sees no left recursion. */
 static void random_part(struct test_random *r, char *out, int rule, int n_rules, int depth)
 {
     static const char *const terminals[] = { "\"h\"", "\"he\"", "\" the\"", "\"i\"",       "\"in\"",

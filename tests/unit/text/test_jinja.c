@@ -51,7 +51,8 @@ static void assert_render_fails(const nk_jinja *j, const char *messages, const c
     nk_buf_release(&buf);
 }
 
-/* Templates in the manner of the families in use; each shows another way to treat tools, system text and content. */
+/* Templates in the manner of the families in use; each shows another way to treat tools, system
+ * text and content. */
 static const char chatml[] =
     "{%- if tools %}\n"
     "    {{- '<|im_start|>system\\n' }}\n"

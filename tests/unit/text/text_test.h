@@ -1,4 +1,5 @@
-/* What the text layer's tests share: cmocka, a folder of tiny vocabularies, random numbers that are the same each time. */
+/* What the text layer's tests share: cmocka, a folder of tiny vocabularies, random numbers that are
+ * the same each time. */
 #ifndef NK_TESTS_TEXT_TEST_H
 #define NK_TESTS_TEXT_TEST_H
 
@@ -60,7 +61,8 @@ static inline nk_vocab *test_vocab(int kind)
     return v;
 }
 
-/* xorshift64*: the same everywhere. */
+/* xorshift64*: the same everywhere. (With other draws test_grammar.c finds grammars on which
+ * libllama, with which it compares, takes hours.) */
 struct test_random {
     uint64_t state;
 };
