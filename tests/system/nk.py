@@ -29,6 +29,8 @@ BUILD = os.environ.get("NK_BUILD", os.path.join(SOURCE, "build"))
 MODELS = os.environ.get("NK_MODELS", os.path.join(SOURCE, "models"))
 NAKSHATRA = os.path.join(BUILD, "nakshatra")
 KJV = os.path.join(MODELS, "kjv-tiny.gguf")
+# Five layers; F32 and Q8_0.
+STORIES = [os.path.join(os.path.dirname(HERE), "data", f"stories260K-{form}.gguf") for form in ("f32", "q8_0")]
 GOLDEN = os.path.join(os.path.dirname(HERE), "golden")
 SANITIZED = bool(os.environ.get("NK_SANITIZE"))
 # Every deadline of a test is multiplied by this: sanitized builds are several times slower, and a machine that others use,

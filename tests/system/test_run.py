@@ -51,15 +51,10 @@ class Golden(unittest.TestCase):
             self.assertEqual(got["ids"], ids)
 
     def test_run__stories_through_1_2_3_and_5_workers_is_the_golden_text(self):
-        # Not in this tree: a folder that is named, or shared/models in the tree or beside it.
-        folders = [os.path.join(nk.SOURCE, up, "shared", "models") for up in ("", "..")]
-        folder = os.environ.get("NK_EXTRA_MODELS") or next(filter(os.path.isdir, folders), None)
-        if not folder:
-            self.skipTest("no stories260K-f32.gguf: NK_EXTRA_MODELS, a folder with it, is not set")
         golden = nk.golden("stories260K")
-        for name in ("stories260K-f32.gguf", "stories260K-q8_0.gguf"):
+        for model in nk.STORIES:
             cuts = ["0-5", "0-2,2-5", "0-1,1-3,3-5", "0-1,1-2,2-3,3-4,4-5"]
-            for got in self.through(os.path.join(folder, name), cuts, golden, 32):
+            for got in self.through(model, cuts, golden, 32):
                 self.assertEqual(got["ids"], golden["ids"])
                 self.assertEqual(got["text"], golden["text"])
 

@@ -1,6 +1,6 @@
 """nakshatra verify: that the chain is the model, for real models and every quantisation, and that verify can tell when not.
 
-Real models: kjv-tiny, and the folder shared/models beside the source tree (stories260K; not ours to commit)."""
+Real models: kjv-tiny, and stories260K in two forms."""
 import json
 import os
 import random
@@ -15,17 +15,9 @@ import ggufio as g
 import models
 import nk
 
-SHARED = os.path.join(os.path.dirname(nk.SOURCE), "shared", "models")
 # Both cores; a sanitizer's deadlines are nk.run's business.
 JOBS = os.cpu_count() or 1
 SHORT = ("--tokens", "12", "--sequences", "2", "--batch", "16", "--threads", "1")
-
-
-def shared(name):
-    path = os.path.join(SHARED, name)
-    if not os.path.exists(path):
-        nk.missing(f"{path} is not there")
-    return path
 
 
 def fewer(items):
@@ -94,15 +86,12 @@ class Exact(Case):
     def test_exact__stories260k_in_every_split_of_its_five_layers(self):
         splits = list(compositions(5))
         self.assertEqual(len(set(splits)), 16)
-        for name in ("stories260K-f32.gguf", "stories260K-q8_0.gguf"):
-            self.all_exact(shared(name), fewer(splits))
+        for model in nk.STORIES:
+            self.all_exact(model, fewer(splits))
 
     def test_exact__kjv_tiny_in_many_splits_of_its_eight_layers(self):
         splits = list(compositions(8))
         self.all_exact(nk.KJV, fewer(random.Random(1).sample(splits[:-1], 15)) + splits[-1:])
-
-    def test_exact__the_models_beside_the_tree_are_the_tree_s_own(self):
-        self.assertEqual(nk.sha256(shared("kjv-tiny-f16.gguf")), nk.sha256(nk.KJV))
 
     def test_exact__prompts_past_2000_tokens_with_rope_freqs(self):
         model = self.synth("long.gguf", "--shape", "tiny", "--layers", 3, "--width", 64, "--ff", 64, "--heads", 4, "--kv-heads",
@@ -288,7 +277,8 @@ class Refused(Case):
                            ([nk.KJV, "--into", 2, "--device", "Nope0"], "Nope0"),
                            ([nk.KJV, "--into", 2, "--cache-type-k", "q9"], "--cache-type-k: 'q9' is no type of a KV cache; there are f32, f16"),
                            ([nk.KJV, "--into", 2, "--cache-type-v", "q8_0", "--no-flash-attn"], "--cache-type-v: values of type q8_0"),
-                           ([shared("stories260K-f32.gguf"), "--into", 2, "--cache-type-k", "q8_0"], "q8_0 with block size 32 does not divide"), ([nk.KJV, "--into", 9], "9"),
+                           ([nk.STORIES[0], "--into", 2, "--cache-type-k", "q8_0"], "q8_0 with block size 32 does not divide"),
+                           ([nk.KJV, "--into", 9], "9"),
                            ([self.path("nope.gguf"), "--into", 2], "nope.gguf")):
             self.refused(args, text, 2)
 
