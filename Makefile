@@ -3,7 +3,7 @@ BUILD ?= build
 JOBS  ?= $(shell nproc 2>/dev/null || echo 2)
 CMAKE_FLAGS ?=
 
-.PHONY: all deps test-deps build demo test check asan tsan conformance fuzz bench format install clean help
+.PHONY: all deps test-deps build demo test check stress style asan tsan conformance fuzz bench format install clean help
 all: build
 
 deps:            ## install what the build needs (apt-get; llama.cpp from there or into .deps/)
@@ -19,8 +19,14 @@ build: deps      ## build/nakshatra
 demo: build      ## the main job on a real model over two worker processes
 	@NK_BUILD="$(BUILD)" scripts/demo
 
-test: test-deps build ## all tests: unit, system, the same under ASan+UBSan, threads under TSan, and the conformance run
+test: test-deps build ## all tests: style, unit, system, the same under ASan+UBSan, threads under TSan, the conformance run
 	@scripts/test
+
+stress: test-deps build ## all tests three times beside a program that takes every core for moments; nothing may be flaky
+	@scripts/stress-tests
+
+style:           ## is the C formatted, and no line over 100 columns?
+	@scripts/check-style
 
 check: test-deps build ## the quick part of the tests: unit and system, plain build
 	@MAKEFLAGS=--no-print-directory cmake --build "$(BUILD)" -j $(JOBS)
@@ -41,8 +47,8 @@ fuzz: test-deps  ## run every fuzz target for FUZZ_SECONDS (60) each
 bench: test-deps build ## the figures, against peers; writes docs/benchmarks.md
 	@BUILD="$(BUILD)" scripts/bench
 
-format:          ## clang-format over src and tests
-	@git ls-files 'src/*.[ch]' 'tests/*.[ch]' | xargs clang-format -i
+format:          ## clang-format over src, bench and tests
+	@git ls-files 'src/*.[ch]' 'bench/*.[ch]' 'tests/*.[ch]' | xargs clang-format -i
 
 install: build   ## to PREFIX (default /usr/local); the private llama.cpp goes along where there is one
 	@cmake -S . -B "$(BUILD)" -DCMAKE_INSTALL_PREFIX="$$(realpath -m "$(or $(PREFIX),/usr/local)")" >/dev/null

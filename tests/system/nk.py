@@ -41,6 +41,8 @@ PATIENCE = 3 if SANITIZED else 1
 # Seconds within which there is an answer of what does not hang: a machine may be busy, and speed is for benchmarks.
 SOON = 20 * SLOW
 READY_S = 60 * SLOW
+# For what takes as long as it takes, and would be waited for for ever if it hung.
+LONG_S = 600
 
 
 def env(**more):
