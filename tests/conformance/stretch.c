@@ -1,10 +1,11 @@
 /* stretch IN.gguf OUT.gguf N: a model with the layers of IN repeated until there are N.
  *
- * llama.cpp's generated test models have as few layers as their architecture allows, which leaves few or no places to cut
- * them. A stretched one has many. A repeated layer's tensors are rotated by some elements: still the same distribution of
- * values, but no two layers are the same, so that a slice with the wrong layers in it shows. Per-layer arrays in the
- * metadata are repeated too; numbers that count layers in another way stay as they are. Where the first layers are dense
- * and the rest have experts, only the rest's feed-forward parts are repeated. */
+ * llama.cpp's generated test models have as few layers as their architecture allows, which
+ * leaves few or no places to cut them. A stretched one has many. A repeated layer's tensors are
+ * rotated by some elements: still the same distribution of values, but no two layers are the
+ * same, so that a slice with the wrong layers in it shows. Per-layer arrays in the metadata are
+ * repeated too; numbers that count layers in another way stay as they are. Where the first
+ * layers are dense and the rest have experts, only the rest's feed-forward parts are repeated. */
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>

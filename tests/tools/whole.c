@@ -1,7 +1,9 @@
-/* The reference that system tests compare chains with: the whole model in this process, through the stage, sampler and
- * detokenizer, with the options of `nakshatra run`. Prints one JSON object: text, ids, finish, stop, seed, logprobs.
+/* The reference that system tests compare chains with: the whole model in this process, through
+ * the stage, sampler and detokenizer, with the options of `nakshatra run`. Prints one JSON
+ * object: text, ids, finish, stop, seed, logprobs.
  *
- * usage: whole MODEL.gguf --prompt TEXT [generation options] [--logprobs K] [--chunk ROWS] [--threads N] */
+ * usage: whole MODEL.gguf --prompt TEXT [generation options] [--logprobs K] [--chunk ROWS]
+ *     [--threads N] */
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
