@@ -9,7 +9,7 @@ import { launch, until, withPage } from "./browser.mjs";
 
 const { NK_CHAT: CHAT, NK_PLAIN: PLAIN, NK_KEYED: KEYED, NK_SMALL: SMALL, NK_GOING: GOING, NK_CONTROL: CONTROL, NK_KEY: KEY } = process.env;
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
-const LONG = "14000"; // tokens: far longer than any test waits
+const LONG = "30000"; // tokens: far longer than any test waits
 
 let browser;
 before(async () => { browser = await launch(); });
@@ -193,7 +193,7 @@ test("a model without a template says so, and its text goes on", () => withPage(
 // ---- errors ----
 
 test("a text that is too long is named, with what to do", () => withPage(browser, CHAT, async (page) => {
-    await ask(page, "word ".repeat(20000));
+    await ask(page, "word ".repeat(40000));
     const problem = page.locator(".turn .problem");
     await problem.waitFor();
     assert.match(await problem.textContent(), /Too long for the context.*\d+ tokens.*Shorten the text/);

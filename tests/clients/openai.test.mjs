@@ -6,7 +6,7 @@ import Ajv from "ajv";
 import OpenAI from "openai";
 
 const { NK_URL, NK_MODEL, NK_KEY } = process.env;
-const client = new OpenAI({ baseURL: NK_URL + "/v1", apiKey: NK_KEY, maxRetries: 0, timeout: 120_000 });
+const client = new OpenAI({ baseURL: NK_URL + "/v1", apiKey: NK_KEY, maxRetries: 0, timeout: 900_000 });
 const messages = [{ role: "user", content: "And God said" }];
 const chat = (more) => client.chat.completions.create({ model: NK_MODEL, messages, max_tokens: 16, ...more });
 const completion = (more) => client.completions.create({ model: NK_MODEL, prompt: "And it came to pass", max_tokens: 16, ...more });
@@ -28,9 +28,19 @@ const tools = [{
 }];
 const ajv = new Ajv();
 
-async function running() {
-  const reply = await fetch(NK_URL + "/cluster", { headers: { authorization: `Bearer ${NK_KEY}` } });
-  return (await reply.json()).gateway.running;
+const get = (path) => fetch(NK_URL + path, { headers: { authorization: `Bearer ${NK_KEY}` } });
+const running = async () => (await (await get("/cluster")).json()).gateway.running;
+
+/** How many generations ended because their client went. */
+async function cancelled() {
+  const found = (await (await get("/metrics")).text()).match(/^nakshatra_generations_total\{finish="cancelled"\} (\d+)$/m);
+  return found ? Number(found[1]) : 0;
+}
+
+/** Waits until what() is true; a machine may be slow, and what does not come at all is told after five minutes. */
+async function until(what) {
+  for (const end = Date.now() + 300_000; !await what(); await new Promise((done) => setTimeout(done, 20)))
+    assert.ok(Date.now() < end, String(what));
 }
 
 test("lists the model", async () => {
@@ -180,20 +190,23 @@ test("reasoning is apart from the answer", async () => {
 });
 
 test("an aborted stream ends the generation", async () => {
-  const stream = await completion({ max_tokens: 3000, ignore_eos: true, stream: true });
+  const before = await cancelled();
+  const stream = await completion({ max_tokens: 8000, ignore_eos: true, stream: true });
   let n = 0;
   for await (const chunk of stream) {
     assert.ok(chunk.choices);
     if (++n === 5) break; // the SDK aborts the request
   }
-  for (let i = 0; i < 100 && await running(); i++) await new Promise((done) => setTimeout(done, 20));
-  assert.equal(await running(), 0);
+  await until(async () => await running() === 0);
+  await until(async () => await cancelled() === before + 1); // it did not end by itself
   const controller = new AbortController();
   const waiting = client.completions.create({ model: NK_MODEL, prompt: "x", max_tokens: 8000, ignore_eos: true }, { signal: controller.signal });
-  setTimeout(() => controller.abort(), 200);
-  await assert.rejects(waiting, OpenAI.APIUserAbortError);
-  for (let i = 0; i < 100 && await running(); i++) await new Promise((done) => setTimeout(done, 20));
-  assert.equal(await running(), 0);
+  const rejected = assert.rejects(waiting, OpenAI.APIUserAbortError);
+  await until(async () => await running() === 1);
+  controller.abort();
+  await rejected;
+  await until(async () => await running() === 0);
+  await until(async () => await cancelled() === before + 2);
 });
 
 test("errors are the SDK's own", async () => {

@@ -165,7 +165,7 @@ class Gateway:
         os.close(read)
         line, end = b"", time.monotonic() + nk.READY_S
         while not line.endswith(b"\n"):
-            if not select.select([self.process.stdout], [], [], end - time.monotonic())[0]:
+            if not select.select([self.process.stdout], [], [], max(0, end - time.monotonic()))[0]:
                 raise AssertionError("the gateway does not say where it listens\n" + self.log())
             byte = os.read(self.process.stdout.fileno(), 1)
             if not byte:
@@ -177,7 +177,6 @@ class Gateway:
         m = re.fullmatch(r"listening on (https?://127\.0\.0\.1:(\d+))\n", line.decode())
         assert m, line
         self.url, self.port = m[1], int(m[2])
-        self.listening_s = time.monotonic()
 
     def log(self):
         with open(self.log_file.name, errors="replace") as f:
@@ -201,7 +200,7 @@ class Gateway:
             if os.environ.get("NK_SANITIZE") == "tsan":
                 # Its runtime loses a signal that comes while the main thread is about to block for the first time, which it
                 # does right after it says where it listens.
-                time.sleep(max(0, self.listening_s + 0.5 - time.monotonic()))
+                nk.blocks(self.process.pid)
             self.process.terminate()
         self.terminated = True
 

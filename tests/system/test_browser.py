@@ -55,11 +55,12 @@ class Browser(unittest.TestCase):
         keys = os.path.join(folder, "keys")
         with open(keys, "w") as f:
             f.write(KEY + "\n")
-        with nk.Chain(nk.KJV, "0-3,3-8", "--ctx", "16384") as chain, \
+        with nk.Chain(nk.KJV, "0-3,3-8", "--ctx", "32768") as chain, \
                 Gateway(chain.file, "--chat-template", HERMES) as chat, \
                 Gateway(chain.file) as plain, \
                 Gateway(chain.file, "--chat-template", HERMES, "--api-key-file", keys) as keyed, \
-                Gateway(chain.file, "--chat-template", HERMES, "--running", "1", "--waiting", "1", "--waiting-ms", "100") as small, \
+                Gateway(chain.file, "--chat-template", HERMES, "--running", "1", "--waiting", "1", "--waiting-ms", "100",
+                        "--output-kib", "65536") as small, \
                 Gateway(chain.file, "--chat-template", HERMES) as going:
             for gateway in (chat, plain, keyed, small, going):
                 gateway.wait_ready()
@@ -67,7 +68,7 @@ class Browser(unittest.TestCase):
             actions = {"kill": chain.workers[1].kill, "start": lambda: chain.start(1, listen=f"127.0.0.1:{port}"), "end": lambda: (going.terminate(), going.process.wait(60 * nk.SLOW))}
             with control(actions) as url:
                 tests = sorted(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".test.mjs"))
-                done = subprocess.run(["node", "--test", *tests], cwd=folder, capture_output=True, text=True, timeout=500 * nk.SLOW,
+                done = subprocess.run(["node", "--test", *tests], cwd=folder, capture_output=True, text=True, timeout=2 * nk.LONG_S,
                                       env=dict(os.environ, NK_CHAT=chat.url, NK_PLAIN=plain.url, NK_KEYED=keyed.url, NK_SMALL=small.url, NK_GOING=going.url,
                                                NK_CONTROL=url, NK_KEY=KEY, NK_CHROMIUM=chromium, NK_SLOW=str(nk.SLOW)))
             self.assertEqual(done.returncode, 0, done.stdout[-20000:] + done.stderr[-4000:] + chat.log()[-4000:])

@@ -29,7 +29,7 @@ def install(source, target):
     with contextlib.suppress(FileNotFoundError), open(stamp, "rb") as f:
         known = f.read()
     if known != lock:
-        done = subprocess.run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=target, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=target, capture_output=True, text=True, timeout=nk.LONG_S)
         if done.returncode:
             raise AssertionError("npm ci failed\n" + done.stdout + done.stderr)
         with open(stamp, "wb") as f:
@@ -49,7 +49,7 @@ class Clients(unittest.TestCase):
             gateway.wait_ready()
             tests = sorted(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".test.mjs"))
             for test in tests:  # one after the other: each looks whether anything runs
-                done = subprocess.run(["node", "--test", test], cwd=folder, capture_output=True, text=True, timeout=400 * nk.SLOW,
+                done = subprocess.run(["node", "--test", test], cwd=folder, capture_output=True, text=True, timeout=2 * nk.LONG_S,
                                       env=dict(os.environ, NK_URL=gateway.url, NK_MODEL=os.path.basename(nk.KJV), NK_KEY=KEY))
                 self.assertEqual(done.returncode, 0, done.stdout[-20000:] + done.stderr[-4000:] + gateway.log()[-4000:])
                 self.assertRegex(done.stdout, r"(?m)^(# |\u2139 )pass [1-9]\d?$")
@@ -68,12 +68,12 @@ class Clients(unittest.TestCase):
 
             def here(text):
                 return text.replace("http://127.0.0.1:8080", gateway.url).replace("NAME", os.path.basename(nk.KJV))
-            done = subprocess.run(["sh", "-c", here(curl)], capture_output=True, text=True, timeout=120 * nk.SLOW)
+            done = subprocess.run(["sh", "-c", here(curl)], capture_output=True, text=True, timeout=2 * nk.LONG_S)
             self.assertTrue(done.stdout.endswith("data: [DONE]\n\n"), done)
             script = os.path.join(folder, "readme.mjs")
             with open(script, "w") as f:
                 f.write(here(sdk))
-            done = subprocess.run(["node", script], capture_output=True, text=True, timeout=120 * nk.SLOW)
+            done = subprocess.run(["node", script], capture_output=True, text=True, timeout=2 * nk.LONG_S)
             self.assertEqual((done.returncode, done.stderr), (0, ""))
             self.assertTrue(done.stdout.strip())
 

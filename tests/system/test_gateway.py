@@ -1,17 +1,16 @@
 """The gateway over real workers: both dialects, the raw wire, limits, cancelling, health, metrics."""
-import base64
+import contextlib
 import json
 import os
 import pathlib
 import re
+import select
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
-import time
 import unittest
 
 import ggufio
@@ -497,54 +496,16 @@ class Wire(OverOneCluster):
 
 
 class SlowClients(OverOneCluster):
-    """Limits that are short, and waited for."""
-    options = ("--body-ms", "1500", "--header-ms", "1500", "--idle-ms", "3000")
-
-    def test_a_gateway_that_did_not_run_blames_nobody(self):
-        """For longer than a request may take, as when its machine slept: what came meanwhile lies unread."""
-        n_answered = 0
-        for _ in range(30):
-            begin = time.monotonic()
-            with self.gateway.connect() as c:
-                c.socket.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
-                time.sleep(0.2)  # it has begun to read
-                self.gateway.process.send_signal(signal.SIGSTOP)
-                awake = time.monotonic() - begin
-                try:
-                    time.sleep(2)
-                    c.socket.sendall(b"\r\n")
-                finally:
-                    self.gateway.process.send_signal(signal.SIGCONT)
-                try:
-                    self.ok(c.reply())
-                    n_answered += 1
-                except EOFError:
-                    # On a machine that is itself busy the time for a header may be over before the pause. The HTTP library's own limit
-                    # for what is silent (here 3 s, else 120) knows no pauses.
-                    if awake < 0.5 and time.monotonic() - begin < 2.75:
-                        raise
-            if n_answered == 5:
-                break
-        self.assertEqual(n_answered, 5)
+    """Limits that are short, and waited for; that of a header lets a machine stand still between a connection and it."""
+    options = ("--body-ms", "1500", "--header-ms", "8000", "--idle-ms", "3000")
 
     def test_slow_body_ends_with_408(self):
         with self.gateway.connect() as c:
-            c.send("POST", "/v1/completions", None, {"Content-Type": "application/json", "Content-Length": "100"})
-            begin = time.monotonic()
-            reply = None
-            while reply is None:
-                self.assertLess(time.monotonic() - begin, 20 * nk.SLOW)
-                try:
+            c.send("POST", "/v1/completions", None, {"Content-Type": "application/json", "Content-Length": "1000000"})
+            while not select.select([c.socket], [], [], 0.2)[0]:
+                with contextlib.suppress(OSError):
                     c.socket.sendall(b" ")
-                except OSError:
-                    pass
-                c.socket.settimeout(0.2)
-                try:
-                    if c.more() or c.left:
-                        reply = c.reply()
-                except TimeoutError:
-                    pass
-            self.refused(reply, 408, "slow_body")
+            self.refused(c.reply(), 408, "slow_body")
 
     def test_slow_headers_and_idle_connections_end(self):
         with self.gateway.connect() as c:
@@ -654,10 +615,8 @@ class Health(OverOneCluster):
                 events = [c.chunk() for c in connections]
                 for e in events:
                     self.assertTrue(e.startswith(b"event: cluster\ndata: {") and e.endswith(b"\n\n"), e[:50])
-            end = time.monotonic() + nk.SOON  # those from before the last one connected say fewer
-            while json.loads(events[0].split(b"data: ")[1])["gateway"]["listeners"] < 100 and time.monotonic() < end:
-                events[0] = connections[0].chunk()
-            self.assertEqual(json.loads(events[0].split(b"data: ")[1])["gateway"]["listeners"], 100)
+            # Those from before the last one connected say fewer.
+            self.assertTrue(nk.wait_for(lambda: json.loads(connections[0].chunk().split(b"data: ")[1])["gateway"]["listeners"] == 100))
         finally:
             for c in connections:
                 c.close()
@@ -706,24 +665,14 @@ class Going(unittest.TestCase):
         finally:
             cls.chain.close()
 
-    LONG = dict(ignore_eos=True, max_tokens=9000, cache_prompt=False)
+    # Does not end by itself while something is done to it.
+    LONG = dict(ignore_eos=True, max_tokens=30000, cache_prompt=False)
 
-    def open_sessions(self, worker=0):
+    def sessions(self, worker):
         return self.clients[worker].info().counters.sessions_open
 
-    def ends_after(self, begin, worker):
-        """Polls fast: the time is of the poll that saw it, so it is never less than the truth."""
-        while self.open_sessions(worker):
-            self.assertLess(time.monotonic() - begin, 60 * nk.SLOW)
-        return time.monotonic() - begin
-
-    def assert_in_time(self, what, once):
-        """once(): seconds. The best of several: a busy machine adds to a time and takes nothing from it."""
-        times, limit = [], 1.0 if nk.SANITIZED else 0.1
-        while len(times) < 4 or (min(times) >= limit and len(times) < 12):
-            times.append(once())
-        print(f"{what}: {min(times) * 1000:.0f} to {max(times) * 1000:.0f} ms", file=sys.stderr)
-        self.assertLess(min(times), limit, what)
+    def cancelled(self):
+        return self.gateway.metric("nakshatra_generations_total", '{finish="cancelled"}')
 
     def begin(self, stream):
         c = self.gateway.connect()
@@ -732,37 +681,37 @@ class Going(unittest.TestCase):
             self.assertEqual(c.head()[0], 200)
             c.chunk()
         else:
-            self.assertTrue(nk.wait_for(lambda: self.open_sessions(1) == 1))
-            time.sleep(0.1)
+            self.assertTrue(nk.wait_for(lambda: self.sessions(1) == 1))
         return c
 
     def test_client_that_goes_cancels_on_every_stage(self):
         for stream in (True, False):
-            for worker in (0, 1):
-                def once():
-                    c = self.begin(stream)
-                    begin = time.monotonic()
-                    c.close()
-                    took = self.ends_after(begin, worker)
-                    self.chain.assert_idle()  # KV and sequences are free too
-                    return took
-                self.assert_in_time(f"cancelled on stage {worker}, {'streamed' if stream else 'whole'}", once)
+            with self.subTest(stream=stream):
+                before = self.cancelled()
+                self.begin(stream).close()
+                for worker in (0, 1):
+                    self.assertTrue(nk.wait_for(lambda: not self.sessions(worker)))
+                self.assertTrue(nk.wait_for(lambda: self.cancelled() == before + 1))  # it did not end by itself
+                self.chain.assert_idle()  # KV and sequences are free too
 
     def test_client_that_goes_while_nothing_flows(self):
         for stream in (True, False):
-            def once():
-                c = self.begin(stream)
-                self.chain.workers[1].signal(signal.SIGSTOP)
+            with self.subTest(stream=stream):
+                before, c = self.cancelled(), self.begin(stream)
+                self.chain.workers[1].halt()
                 try:
-                    time.sleep(0.5)
-                    begin = time.monotonic()
+                    nk.wait_for(lambda: self.stands_still(0), step=0.2)
                     c.close()
-                    took = self.ends_after(begin, 0)
+                    self.assertTrue(nk.wait_for(lambda: not self.sessions(0)))
+                    self.assertTrue(nk.wait_for(lambda: self.cancelled() == before + 1))  # nobody was given up
                 finally:
                     self.chain.workers[1].signal(signal.SIGCONT)
                 self.chain.assert_idle()
-                return took
-            self.assert_in_time(f"cancelled beside a stopped stage, {'streamed' if stream else 'whole'}", once)
+
+    def stands_still(self, worker):
+        """It has done nothing since the last look."""
+        last, self.looked = getattr(self, "looked", None), self.clients[worker].info().counters.steps
+        return last == self.looked
 
     def test_times_of_the_stages_are_known_while_a_generation_runs(self):
         def live():
@@ -786,14 +735,13 @@ class Going(unittest.TestCase):
         self.chain.assert_idle()
 
     def test_slow_reader_is_cut_off_and_slows_nobody(self):
-        cancelled = '{finish="cancelled"}'
-        before = self.gateway.metric("nakshatra_generations_total", cancelled)
+        before = self.cancelled()
         with self.gateway.connect(receive_buffer=4096) as slow, self.gateway.connect() as c:
             # The kernel takes megabytes for it before the gateway has to keep anything: a token is 2 KiB of these.
             slow.send("POST", "/v1/chat/completions", chat(stream=True, logprobs=True, top_logprobs=20, **self.LONG))
             c.send("POST", "/v1/completions", completion(stream=True, **{**self.LONG, "max_tokens": 600}))
             self.assertEqual(len(c.reply().chunks()), 601)
-            self.assertTrue(nk.wait_for(lambda: self.gateway.metric("nakshatra_generations_total", cancelled) > before, 60))
+            self.assertTrue(nk.wait_for(lambda: self.cancelled() > before, 60))
             self.assertTrue(slow.ended())
         self.chain.assert_idle()
 
@@ -812,14 +760,20 @@ class Queue(unittest.TestCase):
             for t in threads:
                 t.start()
             for t in threads:
-                t.join(300 * nk.SLOW)
+                t.join(nk.LONG_S)
             self.assertEqual(replies, [(200, 25)] * 64)
             self.assertEqual(gateway.metric("nakshatra_queue_wait_seconds_count"), 64)
             chain.assert_idle()
 
     def test_64_streams_over_the_limit_end_or_get_429(self):
-        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "4096", "--sequences", "4") as chain, Gateway(chain.file, "--waiting", "20") as gateway:
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000", "--sequences", "4") as chain, \
+                Gateway(chain.file, "--waiting", "20", "--output-kib", "65536") as gateway:
             gateway.wait_ready()
+            running = [gateway.connect() for _ in range(4)]  # until the others have been let in or sent away
+            for c in running:
+                c.send("POST", "/v1/completions", completion(stream=True, **{**Going.LONG, "max_tokens": 9000}))
+            for c in running:
+                self.assertEqual(c.head()[0], 200)
             replies, lock = [], threading.Lock()
 
             def one(c):
@@ -827,49 +781,62 @@ class Queue(unittest.TestCase):
                     reply = c.reply()
                 with lock:
                     replies.append(reply)
-            connections = [gateway.connect() for _ in range(64)]
-            for i, c in enumerate(connections):  # all have asked before one is read
+            connections = [gateway.connect() for _ in range(60)]
+            for i, c in enumerate(connections):
                 c.send("POST", "/v1/completions", completion(stream=True, seed=i, max_tokens=64, prompt=f"{i} And it came", ignore_eos=True))
             threads = [threading.Thread(target=one, args=(c,)) for c in connections]
             for t in threads:
                 t.start()
+            self.assertTrue(nk.wait_for(lambda: gateway.get("/cluster").json["gateway"]["waiting"] == 20 and len(replies) == 40))
+            for c in running:
+                c.close()
             for t in threads:
-                t.join(300 * nk.SLOW)
-            self.assertEqual(len(replies), 64)
+                t.join(nk.LONG_S)
+            self.assertEqual(len(replies), 60)
             refused = [r for r in replies if r.status == 429]
-            self.assertTrue(all(r.status == 200 for r in replies if r not in refused), replies)
-            self.assertTrue(all(len(r.chunks()) == 65 for r in replies if r.status == 200))
+            self.assertEqual(len(refused), 40)
+            self.assertTrue(all(r.status == 200 and len(r.chunks()) == 65 for r in replies if r not in refused), replies)
             self.assertTrue(all(int(r.headers["retry-after"]) >= 1 and r.json["error"]["code"] == "queue_full" for r in refused))
-            self.assertGreaterEqual(len(replies) - len(refused), 24)
-            self.assertGreater(len(refused), 0)
             chain.assert_idle()
 
     def test_over_the_limit_is_429(self):
-        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000") as chain, Gateway(chain.file, "--running", "1", "--waiting", "1", "--waiting-ms", str(8000 * nk.PATIENCE), "--output-kib", "65536") as gateway:
-            gateway.wait_ready()
-            running = gateway.connect()
-            running.send("POST", "/v1/completions", completion(stream=True, **{**Going.LONG, "max_tokens": 30000}))
-            self.assertEqual(running.head()[0], 200)
-            waiting = gateway.connect()
-            waiting.send("POST", "/v1/completions", completion())
-            self.assertTrue(nk.wait_for(lambda: gateway.get("/cluster").json["gateway"]["waiting"] == 1))
-            states = {s["state"] for s in gateway.get("/cluster").json["sessions"]}
-            self.assertEqual(states, {"running", "waiting"})
-            reply = gateway.post("/v1/completions", completion())
-            self.assertEqual((reply.status, reply.json["error"]["code"]), (429, "queue_full"))
-            self.assertGreaterEqual(int(reply.headers["retry-after"]), 1)
-            reply = gateway.post("/api/generate", {"model": MODEL, "prompt": "x"})
-            self.assertEqual(reply.status, 429)
-            late = waiting.reply()
-            self.assertEqual((late.status, late.json["error"]["code"]), (429, "queue_timeout"))
-            # A waiting client that goes leaves the queue.
-            waiting.send("POST", "/v1/completions", completion())
-            self.assertTrue(nk.wait_for(lambda: gateway.get("/cluster").json["gateway"]["waiting"] == 1))
-            waiting.close()
-            self.assertTrue(nk.wait_for(lambda: gateway.get("/cluster").json["gateway"]["waiting"] == 0))
-            running.close()
-            self.assertEqual(gateway.post("/v1/completions", completion()).status, 200)
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000") as chain:
+            options = ("--running", "1", "--waiting", "1", "--output-kib", "65536")
+            with Gateway(chain.file, *options, "--waiting-ms", "600000") as gateway:
+                gateway.wait_ready()
+                running = self.long(gateway)
+                waiting = self.waiting(gateway)
+                states = {s["state"] for s in gateway.get("/cluster").json["sessions"]}
+                self.assertEqual(states, {"running", "waiting"})
+                reply = gateway.post("/v1/completions", completion())
+                self.assertEqual((reply.status, reply.json["error"]["code"]), (429, "queue_full"))
+                self.assertGreaterEqual(int(reply.headers["retry-after"]), 1)
+                reply = gateway.post("/api/generate", {"model": MODEL, "prompt": "x"})
+                self.assertEqual(reply.status, 429)
+                waiting.close()  # a waiting client that goes leaves the queue
+                self.assertTrue(nk.wait_for(lambda: gateway.get("/cluster").json["gateway"]["waiting"] == 0))
+                running.close()
+                self.assertEqual(gateway.post("/v1/completions", completion()).status, 200)
+            with Gateway(chain.file, *options, "--waiting-ms", "1000") as gateway:
+                gateway.wait_ready()
+                running = self.long(gateway)
+                late = gateway.post("/v1/completions", completion())
+                self.assertEqual((late.status, late.json["error"]["code"]), (429, "queue_timeout"))
+                running.close()
+                self.assertEqual(gateway.post("/v1/completions", completion()).status, 200)
             chain.assert_idle()
+
+    def long(self, gateway):
+        c = gateway.connect()
+        c.send("POST", "/v1/completions", completion(stream=True, **Going.LONG))
+        self.assertEqual(c.head()[0], 200)
+        return c
+
+    def waiting(self, gateway):
+        c = gateway.connect()
+        c.send("POST", "/v1/completions", completion())
+        self.assertTrue(nk.wait_for(lambda: gateway.get("/cluster").json["gateway"]["waiting"] == 1))
+        return c
 
 
 class Failing(unittest.TestCase):
@@ -890,8 +857,8 @@ class Failing(unittest.TestCase):
                     body += data
                 last = body.decode().rstrip("\n").split("\n\n")[-1]
                 self.assertIn("w1", json.loads(last[len("data: "):])["error"]["message"])
+            self.assertTrue(nk.wait_for(lambda: gateway.get("/readyz").status == 503))
             ready = gateway.get("/readyz")
-            self.assertEqual(ready.status, 503)
             self.assertIn("w1", ready.json["error"]["message"])
             self.assertEqual(gateway.get("/healthz").status, 200)
             for path, body in (("/v1/completions", completion()), ("/v1/completions", completion(stream=True)), ("/api/generate", {"model": MODEL, "prompt": "x"})):
@@ -1021,7 +988,7 @@ class Security(unittest.TestCase):
                 with nk.Background("serve", "--cluster", chain.file, "--listen", "0.0.0.0:0", *options) as serve:
                     self.assertTrue(nk.wait_for(lambda: b"listening on" in serve.stdout or serve.process.poll() is not None))
                     if os.environ.get("NK_SANITIZE") == "tsan":
-                        time.sleep(0.5)  # as in Gateway.terminate
+                        nk.blocks(serve.process.pid)  # as in Gateway.terminate
                     serve.process.send_signal(signal.SIGINT)
                     self.assertEqual(serve.wait(), 0, serve.stderr)
                     self.assertIn(b"listening on http", serve.stdout)

@@ -5,7 +5,6 @@ import os
 import socket
 import struct
 import threading
-import time
 import unittest
 from concurrent import futures
 
@@ -95,7 +94,7 @@ class Bytes(Served):
                 self.refused(stream.error, "INVALID_ARGUMENT", "bad_message", len(data))
 
                 def forward():
-                    return self.wire.channel.unary_unary("/nakshatra.v1.Nakshatra/Forward")(data, timeout=10 * nk.SLOW)
+                    return self.wire.channel.unary_unary("/nakshatra.v1.Nakshatra/Forward")(data, timeout=nk.LONG_S)
                 self.refused(forward, "INVALID_ARGUMENT", "bad_message")
         stream = self.wire.stream(raw=True)
         stream.send(b"")  # a message without any field
@@ -103,7 +102,7 @@ class Bytes(Served):
 
     def test_nothing__where_one_request_is_due(self):
         call = self.wire.channel.stream_unary("/nakshatra.v1.Nakshatra/Forward")
-        self.refused(lambda: call(iter([]), timeout=10 * nk.SLOW), "INVALID_ARGUMENT", "bad_message", "missing")
+        self.refused(lambda: call(iter([]), timeout=nk.LONG_S), "INVALID_ARGUMENT", "bad_message", "missing")
 
     def test_size__over_the_limit(self):
         big = b"\x12" + _varint(MESSAGE_MAX) + bytes(MESSAGE_MAX)
@@ -122,14 +121,14 @@ class Bytes(Served):
     def test_compression__is_refused(self):
         with self.assertRaises(grpc.RpcError) as e:
             self.wire.channel.unary_unary("/nakshatra.v1.Nakshatra/Forward")(
-                nk.pb().ForwardRequest(ids=[300] * 100).SerializeToString(), timeout=10 * nk.SLOW,
+                nk.pb().ForwardRequest(ids=[300] * 100).SerializeToString(), timeout=nk.LONG_S,
                 compression=grpc.Compression.Gzip)
         self.assertEqual(e.exception.code(), grpc.StatusCode.UNIMPLEMENTED)
 
     def test_tcp__that_is_not_http2(self):
         host, port = self.first.address.split(":")
         for data in b"GET / HTTP/1.1\r\n\r\n", os.urandom(5000), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + os.urandom(3000):
-            with socket.create_connection((host, int(port)), timeout=20 * nk.SLOW) as s:
+            with socket.create_connection((host, int(port)), timeout=nk.LONG_S) as s:
                 s.sendall(data)
                 try:
                     while s.recv(4096):
@@ -188,7 +187,7 @@ class Forwarding(Served):
         call = self.wire.channel.unary_unary("/nakshatra.v1.Nakshatra/Forward", pb.ForwardRequest.SerializeToString,
                                              pb.ForwardReply.FromString)
         expected = self.wire.client.forward(pb.ForwardRequest(ids=PROMPT)).rows.data
-        results = [call.future(pb.ForwardRequest(ids=PROMPT), timeout=30 * nk.SLOW) for _ in range(200)]
+        results = [call.future(pb.ForwardRequest(ids=PROMPT), timeout=nk.LONG_S) for _ in range(200)]
         n_good = 0
         for r in results:
             if r.exception():
@@ -202,11 +201,9 @@ class Forwarding(Served):
 class Opening(Served):
     def bad(self, code, reason, *words, **fields):
         prompt = fields.pop("prompt", PROMPT)
-        begin = time.monotonic()
         r = self.wire.generate(prompt, fields.pop("n", 4), **fields)
         self.refused(lambda: r, code, reason, *words)
         self.assertEqual(r.tokens, [])
-        self.assertLess(time.monotonic() - begin, nk.SOON)
 
     def test_session__ids(self):
         for n in 0, 15, 17, 1000:
@@ -311,9 +308,7 @@ class Opening(Served):
                         "root ::= " + "(" * 60000, "x" * 70000, 'root ::= "a" # ' + "y" * 70000,
                         "".join(f'r{i} ::= r{i + 1} r{i + 1}\n' for i in range(1500)) + 'r1500 ::= "a"\nroot ::= r0']:
             with self.subTest(grammar[:40]):
-                begin = time.monotonic()
                 r = self.wire.generate(PROMPT, 4, sampling={"grammar": grammar})
-                self.assertLess(time.monotonic() - begin, nk.SOON)
                 self.assertIn((r.code, r.reason), [("INVALID_ARGUMENT", "bad_grammar"), ("INVALID_ARGUMENT", "bad_sampling"),
                                                    ("OK", None), ("INTERNAL", "bad_logits")])
                 self.assertEqual(self.wire.health(), "SERVING")
@@ -329,7 +324,7 @@ class Opening(Served):
                 n = len(other.result.tokens)
                 r = self.wire.generate(PROMPT, 6, sampling={"grammar": grammar, "temperature": 1, "seed": 1}, timeout=30)
                 self.assertIn(r.code, ["OK", "INVALID_ARGUMENT"], r.error)
-                self.assertTrue(other.ended or other.until(lambda g: len(g.tokens) > n, 20))
+                self.assertTrue(other.ended or other.until(lambda g: len(g.tokens) > n))
         other.cancel()
         other.wait()
 
@@ -343,14 +338,14 @@ class Stepping(Served):
         self.refused(stream.error, code, reason, "w1", *words)
 
     def bad_in_flight(self, messages, code, reason, *words, **fields):
-        """What is wrong only while steps are unanswered, which they may not be when this program is kept waiting."""
-        for _ in range(5):
+        """What is wrong only while steps are unanswered, which they may not be when this program is kept waiting: until they
+        were."""
+        def once():
             stream = self.driven(**fields)
             stream.send(*messages, nk.pb().InferenceRequest(finish=nk.pb().Finish()))
             error = stream.error()
-            if error is not None and nk.reason(error) == reason:
-                break
-        self.refused(lambda: error, code, reason, "w1", *words)
+            return error if error is not None and nk.reason(error) == reason else None
+        self.refused(lambda: nk.wait_for(once, step=0), code, reason, "w1", *words)
 
     def tokens(self, stream, n):
         found = []
@@ -455,10 +450,8 @@ class Stepping(Served):
         stream = self.driven()
         stream.send(self.step(1, 0, PROMPT, self.rows(PROMPT), sample=False))
         self.tokens(stream, 1)
-        begin = time.monotonic()
         stream.send(self.step(2, 6, [300], self.rows([*PROMPT, 300], 6), group=2**64 - 1, group_size=2**32 - 1))
         self.tokens(stream, 1)
-        self.assertLess(time.monotonic() - begin, nk.SOON)
 
     def test_rows__that_are_finite_and_absurd(self):
         """Computing with them overflows: a token or an error, and the next session is right."""
@@ -495,7 +488,7 @@ class Crowds(Served):
         calls, refused = [], []
         try:
             for _ in range(150):
-                call = watch(h.HealthCheckRequest(), timeout=120 * nk.SLOW)
+                call = watch(h.HealthCheckRequest(), timeout=nk.LONG_S)
                 calls.append(call)
                 try:
                     next(call)
@@ -516,13 +509,8 @@ class Crowds(Served):
             return False
 
     def test_thousand__streams_that_never_send(self):
-        # A worker gives each ten seconds: what is said of all of them has to be seen within that.
-        self.assertTrue(any(self.thousand() for _ in range(4)), "a thousand calls took over ten seconds, four times")
-
-    def thousand(self):
-        """Whether all of it was seen in time."""
-        silent, ended, lock, begin = [], [], threading.Lock(), time.monotonic()
-        hold = threading.Event()
+        """Others are served meanwhile, and every one of these ends."""
+        ended, lock, hold = [], threading.Lock(), threading.Event()
 
         def watch(call):
             with lock:
@@ -532,29 +520,18 @@ class Crowds(Served):
             hold.wait()
             return
             yield
+        before = self.first.info().counters.sessions_opened
         method = self.wire.channel.stream_stream("/nakshatra.v1.Nakshatra/Inference")
         for _ in range(1000):
-            call = method(nothing(), timeout=120 * nk.SLOW)
+            call = method(nothing(), timeout=nk.LONG_S)
             call.add_done_callback(lambda c=call: watch(c))
-            silent.append(call)
         try:
-            def late():
-                return time.monotonic() - begin > 10
-            nk.wait_for(lambda: self.first.info().counters.streams_open == 1000 or late(), 30)
-            counters = self.first.info().counters
-            # Others are served meanwhile.
             r = self.wire.generate(PROMPT, 8)
-            # And over the ceiling there is an answer, not a wait.
-            more = [self.wire.start(PROMPT, 200) for _ in range(60)]
-            answers = [(m.wait().code, m.result.reason) for m in more]
-            seen = (counters.streams_open, counters.sessions_open, r.code, len(r.ids), set(answers) - {("OK", None)})
-            want = (1000, 0, "OK", 8, {("RESOURCE_EXHAUSTED", "too_many_calls")})  # no session: none has said what it wants
-            if not late():
-                self.assertEqual(seen, want)
-            self.assertTrue(nk.wait_for(lambda: len(ended) == 1000, 60))
+            self.assertEqual((r.code, len(r.ids)), ("OK", 8), r.error)
+            self.assertTrue(nk.wait_for(lambda: len(ended) == 1000))
             self.assertEqual(set(ended), {("DEADLINE_EXCEEDED", "no_open")})
-            self.assertGreater(time.monotonic() - begin, 9)
-            return seen == want
+            # None of them was a session: it has not said what it wants.
+            self.assertEqual(self.first.info().counters.sessions_opened, before + 1)
         finally:
             hold.set()
 
@@ -566,7 +543,7 @@ class Crowds(Served):
             hold.wait()
             return
             yield
-        calls = [self.wire.channel.stream_unary("/nakshatra.v1.Nakshatra/" + name).future(nothing(), timeout=120 * nk.SLOW)
+        calls = [self.wire.channel.stream_unary("/nakshatra.v1.Nakshatra/" + name).future(nothing(), timeout=nk.LONG_S)
                  for name in ("Info", "Forward", "Sleep", "Wake") * 10]
         try:
             for c in calls:
@@ -582,7 +559,7 @@ class Crowds(Served):
             for k, s in enumerate(streams):
                 s.send(self.wire.open(talk.ids(5 + 3 * k), 100, reuse=k % 2 == 0))
             if n % 3 == 1:
-                time.sleep(0.01)
+                self.wire.health()
             if n % 3 == 2:
                 for s in streams[:4]:
                     s.recv()
@@ -785,7 +762,7 @@ class NextStage(unittest.TestCase):
             yield self.token(next(requests).step.step, finish=nk.pb().FINISH_EOG)
             next(requests)
             yield nk.pb().InferenceReply(done=nk.pb().Done())
-            hold.wait(60 * nk.SLOW)
+            hold.wait(nk.LONG_S)
         type(self).behave = staticmethod(behave)
         for reuse in False, True:
             r = self.wire.generate(talk.ids(9, seed=77), 4, reuse=reuse)
@@ -805,9 +782,7 @@ class NextStage(unittest.TestCase):
             for _ in requests:
                 pass
         for behave in silent, later:
-            begin = time.monotonic()
             self.lied_to(behave, "DEADLINE_EXCEEDED", "stalled", self.address, limits={"stall_ms": 1500})
-            self.assertLess(time.monotonic() - begin, nk.SOON)
 
 
 if __name__ == "__main__":

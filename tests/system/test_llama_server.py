@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 import unittest
 
 import nk
@@ -44,17 +43,16 @@ class LlamaServer:
             raise
 
     def _wait(self):
-        end = time.monotonic() + nk.READY_S
-        while time.monotonic() < end and self.process.poll() is None:
+        def ready():
             with contextlib.suppress(OSError):
-                if self.ask("GET", "/health")[0] == 200:
-                    return
-            time.sleep(0.05)
+                return self.process.poll() is not None or self.ask("GET", "/health")[0] == 200
+        if nk.wait_for(ready) and self.process.poll() is None:
+            return
         with open(self.log_file.name, errors="replace") as f:
             raise AssertionError("llama-server is not ready\n" + f.read()[-4000:])
 
     def ask(self, method, path, body=None):
-        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=nk.LONG_S)
         try:
             c.request(method, path, json.dumps(body) if body is not None else None, {"Content-Type": "application/json"})
             reply = c.getresponse()

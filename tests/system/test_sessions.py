@@ -5,7 +5,6 @@ import math
 import os
 import struct
 import tempfile
-import time
 import unittest
 
 import nk
@@ -152,7 +151,7 @@ class Merging(Workers):
         for a, r in zip(alone, together(self.wire, requests)):
             same_tokens(self, a, r)
 
-    def test_merged__all_finish_and_rows_are_run_together(self):
+    def test_merged__all_finish(self):
         requests = list(self.requests())
         before = [w.info().counters for w in self.chain.workers]
         results = self.cancelled_among(requests)
@@ -162,50 +161,18 @@ class Merging(Workers):
         for b, w in zip(before, self.chain.workers):
             a = w.info().counters
             self.assertEqual(a.sessions_opened - b.sessions_opened, 20)
-            decoded, runs = a.tokens_decoded - b.tokens_decoded, a.runs - b.runs
-            self.assertLess(runs, decoded, "no rows were merged")
+            self.assertLessEqual(a.runs - b.runs, a.rows_in_runs - b.rows_in_runs)
 
-    def settles_at(self, wire, n_sessions, rows, delta):
-        """In the middle of n generations, by the workers' own counters: so many rows in a run, at every worker, over 60 runs.
-        A machine that stands still for a moment scatters the groups; then it is the next 60 runs that tell."""
-        seen = []
-        for _ in range(5):
-            running = [wire.start(talk.ids(4, seed=i), 9600 // n_sessions) for i in range(n_sessions)]
-            for r in running:
-                r.until_tokens(10)
-            settled = False
-            after = [w.info().counters for w in wire.workers]
-            while not settled and len(seen) < 20:
-                before = after
+    def test_merged__rows_of_sessions_are_run_together(self):
+        """By the workers' own counters. How many, and in how many groups, is unit.worker.schedule's."""
+        for wire in self.wire, self.whole:
+            before = [w.info().counters for w in wire.workers]
 
-                def enough():
-                    c = wire.client.info().counters
-                    return c.runs >= before[0].runs + 60 or c.sessions_open < n_sessions
-                nk.wait_for(enough, step=0)
+            def in_company():  # of each worker, the decode rows that shared a run; sessions that never meet are no proof
+                together(wire, [dict(prompt=talk.ids(4, seed=i), n=400) for i in range(8)])
                 after = [w.info().counters for w in wire.workers]
-                if not all(a.sessions_open == n_sessions and a.runs > b.runs for a, b in zip(after, before)):
-                    break
-                seen.append([round((a.rows_in_runs - b.rows_in_runs) / (a.runs - b.runs), 2) for a, b in zip(after, before)])
-                settled = all(abs(ratio - rows) <= delta for ratio in seen[-1])
-            for r in running:
-                r.cancel()
-            for r in running:
-                r.wait()
-            for w in wire.workers:
-                w.assert_idle()
-            if settled:
-                return
-            if len(seen) == 20:
-                break
-        self.fail(f"{n_sessions} sessions over {len(wire.workers)} stages: {rows} rows in a run were expected, these came: {seen}")
-
-    def test_groups__are_as_many_as_there_are_stages(self):
-        """Each as large as the sessions allow: fewer rows would waste the kernels, fewer groups a stage. But a CPU's kernels
-        take four rows or 16, and what is between those as several times four."""
-        for n, rows in (1, 1), (3, 1), (9, 3):
-            self.settles_at(self.wire, n, rows, 0.35)
-        for n, rows in (1, 1), (4, 4), (8, 4), (16, 16):
-            self.settles_at(self.whole, n, rows, 0.1 * rows)
+                return all(a.tokens_decoded - b.tokens_decoded > a.runs - b.runs for a, b in zip(after, before))
+            self.assertTrue(nk.wait_for(in_company), f"over {len(wire.workers)} stages no rows were run together")
 
     def test_logit_bias__forbids_and_forces(self):
         first = self.wire.generate(PROMPT, 1).ids[0]
@@ -514,10 +481,8 @@ class Limits(unittest.TestCase):
 
     def test_deadline__ends_the_generation(self):
         with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", 8000) as chain, talk.Wire(chain.workers) as wire:
-            begin = time.monotonic()
             r = wire.generate(PROMPT, 7900, limits={"deadline_ms": 700})
             self.assertEqual((r.code, r.reason), ("DEADLINE_EXCEEDED", "deadline"))
-            self.assertTrue(0.6 < time.monotonic() - begin < nk.SOON)
             chain.assert_idle()
             r = wire.start(PROMPT, 7900, timeout=0.7 / nk.SLOW)  # the client's own, over gRPC
             self.assertEqual(r.wait().code, "DEADLINE_EXCEEDED")
@@ -525,8 +490,9 @@ class Limits(unittest.TestCase):
 
 
 class Turns(unittest.TestCase):
-    def test_prompt__of_many_chunks_delays_others_by_one_of_them(self):
-        """From the trace: between two rows of a session there is one chunk of another's long prompt, not several."""
+    def test_prompt__of_many_chunks_beside_a_session_that_decodes(self):
+        """From the trace: the prompt is cut into chunks, one after the other, and the session has its rows before and after.
+        That it is delayed by one chunk at a time is unit.worker.schedule's."""
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "trace")
             w = nk.Worker("--model", nk.KJV, "--layers", "0-8", "--threads", 1, "--ctx", 32768, "--trace", path)
@@ -541,44 +507,40 @@ class Turns(unittest.TestCase):
             self.assertEqual(w.stop(), 0, w.log())
             with open(path) as f:
                 events = [json.loads(line) for line in f]
-        name = next(e["session"] for e in events if e["rows"] == len(PROMPT))
-        chunks = [e["t"] for e in events if e["session"] != name and e["ev"] == "computing" and e["rows"] > 1]
-        self.assertEqual(len(chunks), -(-1900 // 64))
-        rows = [e["t"] for e in events if e["session"] == name and e["ev"] == "computing"]
-        between = [sum(a <= t < b for t in chunks) for a, b in zip(rows, rows[1:])]
-        self.assertEqual(sum(between), len(chunks))
-        # A row's successor has to come from the net thread: on a busy machine a second chunk may begin before it does.
-        self.assertLessEqual(max(between), 4, between)
-        self.assertLessEqual(sum(n > 1 for n in between), len(chunks) // 3, between)
+        computing = [e for e in events if e["ev"] == "computing"]
+        name = next(e["session"] for e in computing if e["rows"] == len(PROMPT))
+        chunks = [e for e in computing if e["session"] != name and e["rows"] > 1]
+        self.assertEqual([(e["pos"], e["rows"]) for e in chunks], [(at, min(64, 1900 - at)) for at in range(0, 1900, 64)])
+        rows = [e for e in computing if e["session"] == name]
+        self.assertEqual([e["pos"] for e in rows], [0, *range(len(PROMPT), len(PROMPT) + len(rows) - 1)])
+        self.assertLess(rows[0]["t"], chunks[0]["t"])
+        self.assertGreater(rows[-1]["t"], chunks[-1]["t"])
 
-
-    def test_decode__on_shared_cores_one_stage_at_a_time_computes_and_else_both(self):
+    def test_decode__on_shared_cores_one_stage_at_a_time_computes(self):
         """From the traces: the times of decode on the two stages do not overlap where each has all cores of this machine."""
-        cores, overlaps = len(os.sched_getaffinity(0)), {}
+        cores = len(os.sched_getaffinity(0))
         if cores < 2:
             nk.missing("two cores")
-        for shared, threads in ((True, cores), (True, 1), (False, 1)):
-            with tempfile.TemporaryDirectory() as folder:
-                files = [os.path.join(folder, f"{i}.jsonl") for i in range(2)]
-                with nk.Chain(nk.KJV, "0-4,4-8", *["--shared-cores"] * shared, threads=threads,
-                              per_worker={i: ["--trace", f] for i, f in enumerate(files)}) as chain:
-                    with talk.Wire(chain.workers) as wire:
-                        for session in [wire.start(PROMPT, 60, timeout=300) for _ in range(4)]:
-                            self.assertEqual(session.wait(300).code, "OK", session.result.error)
-                    chain.assert_idle()
-                runs = []
-                for path in files:
-                    begin, times = {}, set()
-                    with open(path) as f:
-                        for e in map(json.loads, f):
-                            if e["rows"] == 1 and e["ev"] == "computing":
-                                begin[e["session"]] = e["t"]
-                            elif e["rows"] == 1 and e["ev"] == "computed":
-                                times.add((begin[e["session"]], e["t"]))
-                    runs.append(sorted(times))
-            overlaps[shared, threads] = sum(a < d and c < b for a, b in runs[0] for c, d in runs[1])
-        self.assertEqual(overlaps.pop((True, cores)), 0)
-        self.assertGreater(min(overlaps.values()), 0, overlaps)
+        with tempfile.TemporaryDirectory() as folder:
+            files = [os.path.join(folder, f"{i}.jsonl") for i in range(2)]
+            with nk.Chain(nk.KJV, "0-4,4-8", "--shared-cores", threads=cores,
+                          per_worker={i: ["--trace", f] for i, f in enumerate(files)}) as chain:
+                with talk.Wire(chain.workers) as wire:
+                    for session in [wire.start(PROMPT, 60) for _ in range(4)]:
+                        self.assertEqual(session.wait().code, "OK", session.result.error)
+                chain.assert_idle()
+            runs = []
+            for path in files:
+                begin, times = {}, set()
+                with open(path) as f:
+                    for e in map(json.loads, f):
+                        if e["rows"] == 1 and e["ev"] == "computing":
+                            begin[e["session"]] = e["t"]
+                        elif e["rows"] == 1 and e["ev"] == "computed":
+                            times.add((begin[e["session"]], e["t"]))
+                runs.append(sorted(times))
+        self.assertTrue(all(runs))
+        self.assertEqual([(a, b, c, d) for a, b in runs[0] for c, d in runs[1] if a < d and c < b], [])
 
 
 class Soak(unittest.TestCase):
@@ -610,7 +572,7 @@ class Queue(unittest.TestCase):
     def test_full__sessions_wait_in_order_and_the_queue_has_an_end(self):
         options = ["--ctx", 30000, "--sequences", 2, "--queue", 3]
         with nk.Chain(nk.KJV, "0-4,4-8", *options) as chain, talk.Wire(chain.workers) as wire:
-            running = [wire.start(PROMPT, 14900, timeout=600).until_tokens(1) for _ in range(2)]
+            running = [wire.start(PROMPT, 14900).until_tokens(1) for _ in range(2)]
             waiting = []
             for i in range(3):
                 waiting.append(wire.start(PROMPT, 10 + i))
