@@ -25,6 +25,12 @@
 #define RECURR   "attention.recurrent_layers"
 #define INDEXERS "attention.indexer.types"
 #define INDEXED  "that layer attends to what the one before it chose"
+#define ATTENDS  "some of its layers have no attention, and " KINDS
+#define EXPERTS  "every so many layers have experts"
+#define SCALED27 "its attention is scaled as the 27B model's"
+#define SIGMOID  "its experts are chosen by a sigmoid"
+#define LITE     "it is DeepSeek V2 Lite"
+#define DRAFT    "it is a draft model: it runs on another model's rows"
 
 /* clang-format off */
 static const struct nk__arch_row table[] = {
@@ -32,7 +38,7 @@ static const struct nk__arch_row table[] = {
 
     /* Keys that mean the same everywhere. */
     { "*", NK__SHIFT,         "leading_dense_block_count", 0, NULL, NULL },
-    { "*", NK__SET,           "nextn_predict_layers",      0, NULL, NULL }, /* the slices do not have these layers */
+    { "*", NK__SET,           "nextn_predict_layers",      0, NULL, NULL }, /* not in the slices */
     { "*", NK__NOT_PER_LAYER, "rope.dimension_sections",   0, NULL, NULL },
     { "*", NK__NOT_PER_LAYER, "rope.scaling.*",            0, NULL, NULL },
     { "*", NK__NOT_PER_LAYER, "classifier.output_labels",  0, NULL, NULL },
@@ -44,7 +50,7 @@ static const struct nk__arch_row table[] = {
     { "deepseek4", NK__KIND_KEY, "attention.compress_ratios", 128, NULL, COMPRESS },
     { "*", NK__KIND_TENSOR,   "ssm_*",                     0, NULL, HYBRID },
     { "*", NK__KIND_TENSOR,   "shortconv.*",               0, NULL, HYBRID },
-    { "*", NK__KIND_TENSOR,   "attn_k*",                   0, NULL, "some of its layers have no attention, and " KINDS },
+    { "*", NK__KIND_TENSOR,   "attn_k*",                   0, NULL, ATTENDS },
 
     /* Sliding windows by layer number. */
     { "gemma2",       NK__PATTERN, PATTERN,  2, PATTERN, SWA },
@@ -67,7 +73,7 @@ static const struct nk__arch_row table[] = {
     { "qwen35",       NK__PATTERN, RECURR,   4, "full_attention_interval", HYBRID },
     { "qwen35moe",    NK__PATTERN, RECURR,   4, "full_attention_interval", HYBRID },
 
-    /* Head sizes are the width over the first layer's heads, of which a recurrent layer has none. */
+    /* Head sizes are the width over the first layer's heads; a recurrent layer has none. */
     { "jamba",          NK__FILL_FIRST, "attention.head_count", 0, NULL, NULL },
     { "granitehybrid",  NK__FILL_FIRST, "attention.head_count", 0, NULL, NULL },
     { "nemotron_h",     NK__FILL_FIRST, "attention.head_count", 0, NULL, NULL },
@@ -80,10 +86,11 @@ static const struct nk__arch_row table[] = {
     { "hy_v4",        NK__CUT_WHERE, INDEXERS, 0, NULL, INDEXED },
     { "glm-dsa",      NK__CUT_WHERE, INDEXERS, 0, NULL, INDEXED },
     { "glm5-next",    NK__CUT_WHERE, INDEXERS, 0, NULL, INDEXED },
-    { "deci",         NK__CUT_WHERE, "attention.head_count", 0, NULL, "it would begin with a layer without attention" },
+    { "deci",         NK__CUT_WHERE, "attention.head_count", 0, NULL,
+      "it would begin with a layer without attention" },
 
-    /* Several sequences in one batch. Not mamba, mamba2 and deepseek4, which llama.cpp runs sequence by sequence, and not
-     * plamo2, on which it stops. */
+    /* Several sequences in one batch. Not mamba, mamba2 and deepseek4, which llama.cpp runs
+     * sequence by sequence, and not plamo2, on which it stops. */
     { "bailingmoe3",    NK__EQUAL_ROWS, NULL, 0, NULL, NULL },
     { "falcon-h1",      NK__EQUAL_ROWS, NULL, 0, NULL, NULL },
     { "glm5-next",      NK__EQUAL_ROWS, NULL, 0, NULL, NULL },
@@ -100,63 +107,76 @@ static const struct nk__arch_row table[] = {
 
     /* Patterns that no key can say. */
     { "llama4",       NK__PERIOD,     NULL, 4, NULL, NO_ROPE },
-    { "llama4",       NK__PERIOD_KEY, "interleave_moe_layer_step", 0, NULL, "every so many layers have experts" },
+    { "llama4",       NK__PERIOD_KEY, "interleave_moe_layer_step", 0, NULL, EXPERTS },
     { "afmoe",        NK__PERIOD,     NULL, 4, NULL, NO_ROPE },
     { "smollm3",      NK__PERIOD,     NULL, 4, NULL, NO_ROPE },
     { "smallthinker", NK__PERIOD,     NULL, 4, NULL, NO_ROPE },
-    { "maion-coder",  NK__PERIOD_KEY, "interleave_moe_layer_step", 0, NULL, "every so many layers have experts" },
-    { "ernie4_5-moe", NK__PERIOD_KEY, "interleave_moe_layer_step", 0, NULL, "every so many layers have experts" },
-    { "rwkv6",        NK__PERIOD_KEY, "rescale_every_n_layers", 0, NULL, "every so many layers are rescaled" },
-    { "rwkv6qwen2",   NK__PERIOD_KEY, "rescale_every_n_layers", 0, NULL, "every so many layers are rescaled" },
-    { "k2-horizon",   NK__PERIOD_KEY, "moe_every_n_layers", 0, NULL, "every so many layers have experts" },
+    { "maion-coder",  NK__PERIOD_KEY, "interleave_moe_layer_step", 0, NULL, EXPERTS },
+    { "ernie4_5-moe", NK__PERIOD_KEY, "interleave_moe_layer_step", 0, NULL, EXPERTS },
+    { "rwkv6",        NK__PERIOD_KEY, "rescale_every_n_layers", 0, NULL,
+      "every so many layers are rescaled" },
+    { "rwkv6qwen2",   NK__PERIOD_KEY, "rescale_every_n_layers", 0, NULL,
+      "every so many layers are rescaled" },
+    { "k2-horizon",   NK__PERIOD_KEY, "moe_every_n_layers", 0, NULL, EXPERTS },
 
     /* The first so many layers add an image's features (zeros, for text). */
     { "qwen3vl",      NK__SHIFT, "n_deepstack_layers", 0, NULL, NULL },
     { "qwen3vlmoe",   NK__SHIFT, "n_deepstack_layers", 0, NULL, NULL },
 
     /* llama.cpp recognises the model by its number of layers and computes something else for it. */
-    { "gemma2",       NK__COUNT_MATTERS, NULL, 46, NULL, "its attention is scaled as the 27B model's" },
-    { "gemma3",       NK__COUNT_MATTERS, NULL, 62, NULL, "its attention is scaled as the 27B model's" },
+    { "gemma2",       NK__COUNT_MATTERS, NULL, 46, NULL, SCALED27 },
+    { "gemma3",       NK__COUNT_MATTERS, NULL, 62, NULL, SCALED27 },
     { "smallthinker", NK__COUNT_MATTERS, NULL, 4, NULL, "every layer has rotary positions" },
     { "exaone4",      NK__COUNT_MATTERS, NULL, 64, NULL, "it has sliding windows" },
-    { "deepseek2",    NK__COUNT_MATTERS, "expert_gating_func", 47, NULL, "its experts are chosen by a sigmoid" },
-    { "deepseek2",    NK__COUNT_MATTERS, "expert_gating_func", 48, NULL, "its experts are chosen by a sigmoid" },
+    { "deepseek2",    NK__COUNT_MATTERS, "expert_gating_func", 47, NULL, SIGMOID },
+    { "deepseek2",    NK__COUNT_MATTERS, "expert_gating_func", 48, NULL, SIGMOID },
     { "baichuan",     NK__COUNT_MATTERS, NULL, 32, NULL, "it has rotary positions" },
     { "baichuan",     NK__COUNT_MATTERS, NULL, 40, NULL, "it has ALiBi positions" },
 
-    /* ... or for a slice that happens to have that number. DeepSeek V2 Lite, which llama.cpp takes a model of 26, 27 or 48
-     * layers for, is the one without low-rank queries; its slices say so. */
-    { "deepseek2",    NK__COUNT_AVOID, "attention.q_lora_rank", 26, NULL, "it is DeepSeek V2 Lite" },
-    { "deepseek2",    NK__COUNT_AVOID, "attention.q_lora_rank", 27, NULL, "it is DeepSeek V2 Lite" },
-    { "deepseek2",    NK__COUNT_AVOID, "attention.q_lora_rank", 48, NULL, "it is DeepSeek V2 Lite" },
+    /* ... or for a slice that happens to have that number. DeepSeek V2 Lite, which llama.cpp takes
+     * a model of 26, 27 or 48 layers for, is the one without low-rank queries; its slices say
+     * so. */
+    { "deepseek2",    NK__COUNT_AVOID, "attention.q_lora_rank", 26, NULL, LITE },
+    { "deepseek2",    NK__COUNT_AVOID, "attention.q_lora_rank", 27, NULL, LITE },
+    { "deepseek2",    NK__COUNT_AVOID, "attention.q_lora_rank", 48, NULL, LITE },
     { "deepseek2",    NK__DEFAULT, "attention.q_lora_rank", 0, NULL, NULL },
 
-    /* A scale that llama.cpp computes from the number of layers where older files do not have it. */
+    /* A scale that llama.cpp computes from the number of layers; newer files have it. */
     { "minicpm",      NK__DEFAULT_SCALE, "residual_scale", 14, NULL, NULL },
 
     /* More than one row leaves a layer, or layers look at other layers. */
     { "rwkv7",        NK__REFUSE, NULL, 0, NULL, "every layer uses the values of the first" },
     { "arwkv7",       NK__REFUSE, NULL, 0, NULL, "every layer uses the values of the first" },
     { "talkie",       NK__REFUSE, NULL, 0, NULL, "every layer uses the embedding again" },
-    { "kimi-k3",      NK__REFUSE, NULL, 0, NULL, "every layer uses the outputs of all layers before it" },
+    { "kimi-k3",      NK__REFUSE, NULL, 0, NULL,
+      "every layer uses the outputs of all layers before it" },
     { "hrm_text",     NK__REFUSE, NULL, 0, NULL, "its layers are run several times, in stacks" },
-    { "qwen4exp",     NK__REFUSE, NULL, 0, NULL, "some of its layers look up embeddings by the ids of several tokens" },
-    { "glm-dsa",      NK__REFUSE_IF, "context_length", 1048576, INDEXERS, "it is a GLM 5.2 without the key attention.indexer.types, which says what layers share" },
-    { "gemma4",       NK__REFUSE_IF, "embedding_length_per_layer_input", 0, NULL, "every layer looks up an embedding of its own" },
-    { "gemma4",       NK__REFUSE_IF, "attention.shared_kv_layers", 0, NULL, "its last layers use keys and values of other layers" },
-    { "gemma3n",      NK__REFUSE, NULL, 0, NULL, "its layers use inputs, keys and values of other layers" },
+    { "qwen4exp",     NK__REFUSE, NULL, 0, NULL,
+      "some of its layers look up embeddings by the ids of several tokens" },
+    { "glm-dsa",      NK__REFUSE_IF, "context_length", 1048576, INDEXERS,
+      "it is a GLM 5.2 without the key attention.indexer.types, which says what layers share" },
+    { "gemma4",       NK__REFUSE_IF, "embedding_length_per_layer_input", 0, NULL,
+      "every layer looks up an embedding of its own" },
+    { "gemma4",       NK__REFUSE_IF, "attention.shared_kv_layers", 0, NULL,
+      "its last layers use keys and values of other layers" },
+    { "gemma3n",      NK__REFUSE, NULL, 0, NULL,
+      "its layers use inputs, keys and values of other layers" },
 
-    /* Constants that llama.cpp computes from the number of layers of the model, or a layer's number in it. */
-    { "minicpm3",     NK__REFUSE, NULL, 0, NULL, "llama.cpp scales every layer's output by the number of layers in the file" },
-    { "minimax-01",   NK__REFUSE, NULL, 0, NULL, "how fast a layer forgets depends on its number and the number of layers in the file" },
+    /* Constants that llama.cpp computes from the model's number of layers or a layer's number. */
+    { "minicpm3",     NK__REFUSE, NULL, 0, NULL,
+      "llama.cpp scales every layer's output by the number of layers in the file" },
+    { "minimax-01",   NK__REFUSE, NULL, 0, NULL,
+      "how fast a layer forgets depends on its number and the number of layers in the file" },
 
     /* Not decoders of the plain kind. */
     { "dream",            NK__REFUSE, NULL, 0, NULL, DIFFUSE },
     { "llada",            NK__REFUSE, NULL, 0, NULL, DIFFUSE },
     { "llada-moe",        NK__REFUSE, NULL, 0, NULL, DIFFUSE },
     { "rnd1",             NK__REFUSE, NULL, 0, NULL, DIFFUSE },
-    { "qwen3tts",         NK__REFUSE, NULL, 0, NULL, "it makes audio, from codes that are not its tokenizer's" },
-    { "t5",               NK__REFUSE, NULL, 0, NULL, "it is an encoder and a decoder, not one stack of layers" },
+    { "qwen3tts",         NK__REFUSE, NULL, 0, NULL,
+      "it makes audio, from codes that are not its tokenizer's" },
+    { "t5",               NK__REFUSE, NULL, 0, NULL,
+      "it is an encoder and a decoder, not one stack of layers" },
     { "t5encoder",        NK__REFUSE, NULL, 0, NULL, ENCODER },
     { "bert",             NK__REFUSE, NULL, 0, NULL, ENCODER },
     { "modern-bert",      NK__REFUSE, NULL, 0, NULL, ENCODER },
@@ -168,13 +188,14 @@ static const struct nk__arch_row table[] = {
     { "eurobert",         NK__REFUSE, NULL, 0, NULL, ENCODER },
     { "gemma-embedding",  NK__REFUSE, NULL, 0, NULL, ENCODER },
     { "gemma-embedding2", NK__REFUSE, NULL, 0, NULL, ENCODER },
-    { "eagle3",           NK__REFUSE, NULL, 0, NULL, "it is a draft model: it runs on another model's rows" },
-    { "dflash",           NK__REFUSE, NULL, 0, NULL, "it is a draft model: it runs on another model's rows" },
-    { "gemma4-assistant", NK__REFUSE, NULL, 0, NULL, "it is a draft model: it runs on another model's rows" },
+    { "eagle3",           NK__REFUSE, NULL, 0, NULL, DRAFT },
+    { "dflash",           NK__REFUSE, NULL, 0, NULL, DRAFT },
+    { "gemma4-assistant", NK__REFUSE, NULL, 0, NULL, DRAFT },
     { "clef",             NK__REFUSE, NULL, 0, NULL, "it makes decisions, not text" },
     { "vllm-decision2",   NK__REFUSE, NULL, 0, NULL, "it makes decisions, not text" },
     { "llama-embed",      NK__REFUSE, NULL, 0, NULL, ENCODER },
-    { "clip",             NK__REFUSE, NULL, 0, NULL, "it is an image or audio encoder, not a language model" },
+    { "clip",             NK__REFUSE, NULL, 0, NULL,
+      "it is an image or audio encoder, not a language model" },
     { "wavtokenizer-dec", NK__REFUSE, NULL, 0, NULL, "it makes audio, not text" },
 };
 /* clang-format on */
@@ -212,8 +233,9 @@ static void say_nothing(enum ggml_log_level level, const char *text, void *user)
     (void)level, (void)text, (void)user;
 }
 
-/* llama.cpp has no function for this question, but loading a model's vocabulary answers it: the smallest file that has
- * one is loaded. It has a tensor too, since llama.cpp wants to see the data begin at an aligned place. */
+/* llama.cpp has no function for this question, but loading a model's vocabulary answers it: the
+ * smallest file that has one is loaded. It has a tensor too, since llama.cpp wants to see the data
+ * begin at an aligned place. */
 bool nk__arch_is_known(const char *arch)
 {
     struct llama_model_params params = llama_model_default_params();
@@ -453,9 +475,12 @@ int nk__arch_check_range(const nk_model *m, struct nk_range range, struct nk_err
     return rc ? rc : check_kinds(m, range, err);
 }
 
-int nk__arch_check_cut(const nk_model *m, int at, struct nk_error *err)
+int nk_model_cut_check(const nk_model *m, int at, struct nk_error *err)
 {
-    int rc = check_boundary(m, at, err);
+    int rc;
+
+    NK_ASSERT(at > 0 && at < m->info.n_layer);
+    rc = check_boundary(m, at, err);
 
     /* The largest ranges on both sides: the kinds that they lack, every smaller one lacks. */
     if (!rc)

@@ -1,5 +1,6 @@
-/* Slices made when they are first wanted, kept in the cache folder: slices/HASH-FORMAT/NAME.014-028.gguf (HASH: the model's). A file
- * there is complete, since it appears by rename; its keys are checked before it is used, its bytes are not hashed again. */
+/* Slices made when they are first wanted, kept in the cache folder:
+ * slices/HASH-FORMAT/NAME.014-028.gguf (HASH: the model's). A file there is complete, since it
+ * appears by rename; its keys are checked before it is used, its bytes are not hashed again. */
 #include "slice/slice.h"
 
 #include <stdio.h>

@@ -48,8 +48,7 @@ struct walk {
     uint64_t window_at;
     size_t window_size;
     struct nk_buf light;
-    struct nk_buf
-        names; /* of keys and tensors, each with a NUL and a letter before it: 'k' or 't' */
+    struct nk_buf names; /* of keys and tensors, each with a NUL and 'k' or 't' before it */
     int n_names;
     char where[128]; /* what is being read, for messages */
     struct nk_error *err;
@@ -571,21 +570,6 @@ bool nk__kv_uint(const struct gguf_context *c, const char *key, uint64_t *value)
     if (v < 0)
         return false;
     *value = (uint64_t)v;
-    return true;
-}
-
-bool nk__kv_float(const struct gguf_context *c, const char *key, double *value)
-{
-    int64_t id = gguf_find_key(c, key);
-
-    if (id < 0)
-        return false;
-    if (gguf_get_kv_type(c, id) == GGUF_TYPE_FLOAT32)
-        *value = gguf_get_val_f32(c, id);
-    else if (gguf_get_kv_type(c, id) == GGUF_TYPE_FLOAT64)
-        *value = gguf_get_val_f64(c, id);
-    else
-        return false;
     return true;
 }
 

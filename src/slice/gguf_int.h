@@ -40,8 +40,9 @@ struct nk__source {
     const uint8_t *data;
     uint64_t size;
 };
-/* n bytes from offset, or an error: DATA_LOSS `truncated` at the end of the source, `read_failed`.
- */
+/* n bytes from offset.
+ *   DATA_LOSS  truncated    the source ends before that
+ *   DATA_LOSS  read_failed */
 int nk__source_read(const struct nk__source *s, uint64_t offset, void *out, size_t n,
                     struct nk_error *err);
 
@@ -76,11 +77,9 @@ int nk__gguf_open_memory(struct nk__gguf *g, const char *path, const void *data,
                          bool with_data, struct nk_error *err);
 void nk__gguf_close(struct nk__gguf *g); /* harmless on NK__GGUF_INIT */
 
-/* Metadata, whatever the file holds: false (or NULL) when the key is missing or has another type.
- */
-bool nk__kv_uint(const struct gguf_context *c, const char *key,
-                 uint64_t *value); /* any integer type, not negative */
-bool nk__kv_float(const struct gguf_context *c, const char *key, double *value);
+/* Metadata, whatever the file holds: false (NULL) when the key is missing or of another type. */
+/* Of any integer type, not negative. */
+bool nk__kv_uint(const struct gguf_context *c, const char *key, uint64_t *value);
 const char *nk__kv_string(const struct gguf_context *c, const char *key);
 /* The element idx of an integer or bool array; false when there is none. */
 bool nk__kv_array_int(const struct gguf_context *c, const char *key, size_t idx, int64_t *value);

@@ -1,23 +1,22 @@
 /* A model's identity: SHA-256 over its bytes, remembered between runs.
  *
- * The cache folder holds one small file per model, named by a hash of what identifies the model's files without reading
- * them: full path, size, time of change, device and inode of each shard. A model that was written to within the last
- * RACY seconds is not remembered: it could be written to again without its time of change moving on. */
-#include "slice/slice.h"
+ * The cache folder holds one small file per model, named by a hash of what identifies the model's
+ * files without reading them: full path, size, time of change, device and inode of each shard. A
+ * model that was written to within the last RACY_S seconds is not remembered: it could be written
+ * to again without its time of change moving on. */
+#include "slice/hash_int.h"
 
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 
 #include "base/progress.h"
 #include "slice/model_int.h"
 #include "slice/stream_int.h"
-#include "slice/write_int.h"
 
-enum { RACY = 3 };
+enum { RACY_S = 3 };
 
 static int compute(const nk_model *m, char hex[NK_SHA256_HEX], struct nk_error *err)
 {
@@ -39,24 +38,8 @@ static int compute(const nk_model *m, char hex[NK_SHA256_HEX], struct nk_error *
     return rc;
 }
 
-int nk__model_check_unchanged(const nk_model *m, struct nk_error *err)
-{
-    for (int i = 0; i < m->info.n_shards; i++) {
-        const struct nk__gguf *g = &m->shards[i];
-        struct stat st;
-
-        if (g->source.fd < 0)
-            continue;
-        if (fstat(g->source.fd, &st) < 0 || (uint64_t)st.st_size != g->source.size ||
-            st.st_mtim.tv_sec != g->mtime_s || st.st_mtim.tv_nsec != g->mtime_ns)
-            return nk_fail(err, NK_E_ABORTED, "file_changed", "%s was changed while it was read",
-                           g->path);
-    }
-    return 0;
-}
-
 /* The cache's file for this model; NULL when there can be none. Owned by the caller. */
-static char *memory_path(const nk_model *m)
+static char *memory_path(const nk_model *m, int64_t now_s)
 {
     nk_sha256 *h = nk_sha256_new();
     char hex[NK_SHA256_HEX], *dir = NULL, *path = NULL;
@@ -68,7 +51,7 @@ static char *memory_path(const nk_model *m)
         char *full = realpath(g->path, NULL), line[PATH_MAX + 128];
         int n;
 
-        if (!full || time(NULL) - g->mtime_s < RACY) {
+        if (!full || now_s - g->mtime_s < RACY_S) {
             free(full);
             nk_sha256_free(h);
             return NULL;
@@ -109,9 +92,9 @@ bool nk__is_sha256(const char *text)
            strlen(text) == NK_SHA256_HEX - 1;
 }
 
-int nk_model_hash(nk_model *m, char hex[NK_SHA256_HEX], struct nk_error *err)
+int nk__model_hash(nk_model *m, int64_t now_s, char hex[NK_SHA256_HEX], struct nk_error *err)
 {
-    char *memory = m->hash[0] ? NULL : memory_path(m);
+    char *memory = m->hash[0] ? NULL : memory_path(m, now_s);
     int rc = 0;
 
     if (!m->hash[0] && !(memory && recall(memory, m->hash))) {
@@ -127,4 +110,9 @@ int nk_model_hash(nk_model *m, char hex[NK_SHA256_HEX], struct nk_error *err)
     else
         memcpy(hex, m->hash, NK_SHA256_HEX);
     return rc;
+}
+
+int nk_model_hash(nk_model *m, char hex[NK_SHA256_HEX], struct nk_error *err)
+{
+    return nk__model_hash(m, time(NULL), hex, err);
 }

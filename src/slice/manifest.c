@@ -1,12 +1,15 @@
 /* manifest.json: what a folder of slices holds.
  *
- *   { "model_id": "NAME", "model_sha256": "…", "architecture": "llama", "n_layer": 28, "n_embd": 2048,
- *     "slice_format": 1,
- *     "files": [ { "name": "NAME.000-014.gguf", "layers": [0, 14], "size_bytes": 1234, "sha256": "…" },
+ *   { "model_id": "NAME", "model_sha256": "…", "architecture": "llama",
+ *     "n_layer": 28, "n_embd": 2048, "slice_format": 1,
+ *     "files": [ { "name": "NAME.000-014.gguf", "layers": [0, 14],
+ *                  "size_bytes": 1234, "sha256": "…" },
  *                …
- *                { "name": "NAME.vocab.gguf", "layers": null, "size_bytes": 123, "sha256": "…" } ] }
+ *                { "name": "NAME.vocab.gguf", "layers": null,
+ *                  "size_bytes": 123, "sha256": "…" } ] }
  *
- * A manifest may come from elsewhere with the slices: everything in it is checked, names above all. */
+ * A manifest may come from elsewhere with the slices: everything in it is checked, names above
+ * all. */
 #include "slice/manifest_int.h"
 
 #include <jansson.h>
@@ -14,6 +17,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "slice/hash_int.h"
 #include "slice/write_int.h"
 
 enum { FILE_MAX = 1 << 20 };

@@ -23,13 +23,13 @@ struct nk_model {
     struct nk_model_info info;
     struct nk__gguf *shards; /* n_shards */
     struct gguf_context *kv; /* the first shard's; borrowed */
-    struct nk__tensor
-        *tensors; /* as in the files, layers that are never run (n_layer and on) too */
+    /* As in the files, layers that are never run (n_layer and on) too. */
+    struct nk__tensor *tensors;
     int n_tensors;
-    char name
-        [256]; /* of the file, without folder, shard number and .gguf: slices are called after it */
-    /* The rows of the architecture table about kinds of layers that say something about this model; and of each layer,
-     * bit i: it is of the kind of kind_rows[i]. */
+    /* Of the file, without folder, shard number and .gguf: slices are called after it. */
+    char name[256];
+    /* The rows of the architecture table about kinds of layers that say something about this model;
+     * and of each layer, bit i: it is of the kind of kind_rows[i]. */
     const struct nk__arch_row *kind_rows[NK__KINDS_MAX];
     int n_kinds;
     uint32_t kinds[NK_LAYERS_MAX];
@@ -47,5 +47,10 @@ struct nk__key {
 struct nk__key nk__model_key(const nk_model *m, const char *key);
 /* The tensor of that name, or NULL. */
 const struct nk__tensor *nk__model_tensor(const nk_model *m, const char *name);
+
+/* INVALID `not_a_model` when m is itself a slice. */
+int nk__model_check_whole(const nk_model *m, struct nk_error *err);
+/* ABORTED `file_changed` when the model's files are not what they were when it was opened. */
+int nk__model_check_unchanged(const nk_model *m, struct nk_error *err);
 
 #endif

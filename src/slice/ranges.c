@@ -99,8 +99,8 @@ struct balance {
     uint64_t *best; /* (k + 1) x (n_layer + 1); UINT64_MAX: impossible */
     int *from;      /* the same shape: where the last range begins */
     bool *legal;    /* (n_layer + 1) x (n_layer + 1): [begin][end] is a legal slice */
-    uint64_t bytes[NK_LAYERS_MAX +
-                   1]; /* of the layers before this one; the head counts for the last layer */
+    /* Of the layers before this one; the head counts for the last layer. */
+    uint64_t bytes[NK_LAYERS_MAX + 1];
 };
 
 static void fill(const nk_model *m, int k, struct balance *b)

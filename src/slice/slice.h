@@ -1,9 +1,10 @@
 /* Models as GGUF files, and the slices cut from them.
  *
  * A *model* is one GGUF file or several shards (-00001-of-0000N). A *slice* is a file with the
- * layers [begin, end) of a model that stock llama.cpp loads as a small complete model (design.md
- * facts 1 and 5). Which rewrites an architecture needs, where it may be cut and what cannot be cut
- * at all is in one table: slice/arch.c.
+ * layers [begin, end) of a model that stock llama.cpp loads as a small complete model
+ * (docs/internals/llama.md, "A slice is a model" and "Only the last stage pays for the head").
+ * Which rewrites an architecture needs, where it may be cut and what cannot be cut at all is in one
+ * table: slice/arch.c.
  *
  * Every byte of a file is distrusted: sizes, offsets and types are checked before use. Objects have
  * one owner thread. */
@@ -30,11 +31,11 @@ struct nk_model_info {
     bool tied_embeddings;
     uint64_t file_bytes, embd_bytes, head_bytes, other_bytes;
     uint64_t layer_bytes[NK_LAYERS_MAX];
-    uint64_t kv_bytes_per_token[NK_LAYERS_MAX]; /* of each layer, with an f16 cache; 0 for recurrent
-                                                   layers */
-    bool
-        equal_rows; /* of a recurrent or hybrid architecture: rows of several sequences keep their order in one batch when
-                        each has as many (arch.c: found out by trying) */
+    /* Of each layer, with an f16 cache; 0 for recurrent layers. */
+    uint64_t kv_bytes_per_token[NK_LAYERS_MAX];
+    /* Of a recurrent or hybrid architecture: rows of several sequences keep their order in one
+     * batch when each has as many (arch.c: found out by trying). */
+    bool equal_rows;
     /* A slice is a model too; these are set from its nakshatra.* keys. */
     bool is_slice;
     int layer_begin, layer_end, layer_count;
@@ -48,8 +49,7 @@ struct nk_model_info {
  *   INVALID    bad_gguf       a header that contradicts itself
  *   DATA_LOSS  truncated      shorter than its header says
  *   NOT_FOUND  shard_missing  names the shard
- *   INVALID    bad_arch       no architecture, or no layers
- */
+ *   INVALID    bad_arch       no architecture, or no layers */
 int nk_model_open(nk_model **out, const char *path, struct nk_error *err);
 void nk_model_close(nk_model *m);
 const struct nk_model_info *nk_model_info(const nk_model *m); /* borrowed until close */
@@ -57,7 +57,8 @@ const struct nk_model_info *nk_model_info(const nk_model *m); /* borrowed until 
  * everything; shows a bar. Kept in the cache folder by path, size, mtime and inode. */
 int nk_model_hash(nk_model *m, char hex[NK_SHA256_HEX], struct nk_error *err);
 
-/* How much of the weights is of which type ("q4_K"), largest first. Fills up to max, returns how many there are. */
+/* How much of the weights is of which type ("q4_K"), largest first. Fills up to max, returns how
+ * many there are. */
 struct nk_type_share {
     const char *type; /* static */
     uint64_t bytes;
@@ -65,9 +66,11 @@ struct nk_type_share {
 };
 int nk_model_types(const nk_model *m, struct nk_type_share *out, int max);
 
-/* May the model be cut before layer `at` (0 < at < n_layer), so that both sides can be slices, or be cut further into
- * slices? 0, or UNIMPLEMENTED `illegal_cut` with the reason, or UNIMPLEMENTED `cannot_split` when the model cannot be cut
- * at all. (A few architectures also forbid slices of a certain number of layers: nk_ranges_check.) */
+/* May the model be cut before layer `at` (0 < at < n_layer), so that both sides can be slices, or
+ * be cut further into slices? (A few architectures also forbid slices of a certain number of
+ * layers: nk_ranges_check.)
+ *   UNIMPLEMENTED  illegal_cut   with the reason
+ *   UNIMPLEMENTED  cannot_split  the model cannot be cut at all */
 int nk_model_cut_check(const nk_model *m, int at, struct nk_error *err);
 
 struct nk_range {
@@ -89,9 +92,6 @@ int nk_ranges_balance(const nk_model *m, int k, struct nk_range *ranges, struct 
  * the source. */
 int nk_slice_write(nk_model *m, struct nk_range range, const char *model_sha256, const char *path,
                    char *sha256, struct nk_error *err);
-/* Metadata and tokenizer, no weights. */
-int nk_vocab_write(nk_model *m, const char *model_sha256, const char *path, char *sha256,
-                   struct nk_error *err);
 
 /* The embedding rows of a first slice (or a whole model), dequantised exactly as llama.cpp's
  * GET_ROWS does on the CPU.
@@ -121,9 +121,10 @@ struct nk_manifest {
     int n_files;
     struct nk_manifest_file files[NK_LAYERS_MAX + 1]; /* slices in order, then the vocabulary */
 };
-/* Splits into dir (made if missing): NAME.000-014.gguf ..., NAME.vocab.gguf, manifest.json. Each file appears complete
- * or not at all, the manifest last. What an earlier run left complete is kept: a file is written again only when it is
- * missing or its hash is wrong. Shows bars. *out (may be NULL) is owned by the caller (free).
+/* Splits into dir (made if missing): NAME.000-014.gguf ..., NAME.vocab.gguf, manifest.json. Each
+ * file appears complete or not at all, the manifest last. What an earlier run left complete is
+ * kept: a file is written again only when it is missing or its hash is wrong. Shows bars. *out (may
+ * be NULL) is owned by the caller (free).
  *   INVALID    not_a_model   m is itself a slice
  *   EXHAUSTED  no_space      with what is needed and what there is
  *   DENIED     cannot_create
@@ -131,8 +132,8 @@ struct nk_manifest {
  *   and those of nk_ranges_check */
 int nk_split(nk_model *m, const struct nk_range *ranges, int n, const char *dir,
              struct nk_manifest **out, struct nk_error *err);
-/* Makes a running nk_split, nk_model_hash or nk_*_cached end soon with CANCELLED, and every later one. Any thread, and
- * signal handlers. */
+/* Makes a running nk_split, nk_model_hash or nk_*_cached end soon with CANCELLED, and every later
+ * one. Any thread, and signal handlers. */
 void nk_split_interrupt(void);
 
 /* A manifest.json. *out owned by the caller (free).
@@ -140,8 +141,8 @@ void nk_split_interrupt(void);
  *   INVALID    bad_manifest   says what is wrong with it */
 int nk_manifest_read(struct nk_manifest **out, const char *path, struct nk_error *err);
 
-/* The path of a slice (or the vocabulary) in the cache folder, written first if missing: what `worker --model` and `up`
- * use. *path owned by the caller. */
+/* The path of a slice (or the vocabulary) in the cache folder, written first if missing: what
+ * `worker --model` and `up` use. *path owned by the caller. */
 int nk_slice_cached(nk_model *m, struct nk_range range, char **path, struct nk_error *err);
 int nk_vocab_cached(nk_model *m, char **path, struct nk_error *err);
 

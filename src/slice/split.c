@@ -1,14 +1,12 @@
 /* A model into a folder: slices, vocabulary, manifest.
  *
- * The manifest comes last, so a folder with one is complete. While slices are being written, ".NAME.partial.json" (a
- * manifest of what is done) is kept beside them, so that a run after an interrupted one knows their hashes. Two files are
- * written at a time: each has a thread that copies and one that hashes, and hashing is what takes the time. */
+ * The manifest comes last, so a folder with one is complete. While slices are being written,
+ * ".NAME.partial.json" (a manifest of what is done) is kept beside them, so that a run after an
+ * interrupted one knows their hashes. Two files are written at a time: each has a thread that
+ * copies and one that hashes, and hashing is what takes the time. */
 #include "slice/slice.h"
 
-#include <ggml.h>
 #include <pthread.h>
-#include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,31 +22,6 @@
 #include "slice/write_int.h"
 
 enum { AT_ONCE = 2 };
-
-static _Atomic bool interrupted;
-
-void nk_split_interrupt(void)
-{
-    atomic_store(&interrupted, true);
-}
-
-int nk__tick_bar(void *user, uint64_t bytes, struct nk_error *err)
-{
-    if (atomic_load(&interrupted))
-        return nk_fail(err, NK_E_CANCELLED, "interrupted", "interrupted");
-    nk_progress_add(user, bytes);
-    return 0;
-}
-
-int nk__model_check_whole(const nk_model *m, struct nk_error *err)
-{
-    if (m->info.is_slice)
-        return nk_fail(err, NK_E_INVALID, "not_a_model",
-                       "%s is a slice (layers %d-%d of %d), not a whole model; give the model that "
-                       "it was cut from",
-                       m->info.path, m->info.layer_begin, m->info.layer_end, m->info.layer_count);
-    return 0;
-}
 
 struct job {
     nk_model *m;

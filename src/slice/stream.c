@@ -2,15 +2,36 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "base/progress.h"
 #include "base/thread.h"
+#include "slice/slice.h"
+
+/* ---- ticks ---- */
+
+static _Atomic bool interrupted;
+
+void nk_split_interrupt(void)
+{
+    atomic_store(&interrupted, true);
+}
+
+int nk__tick_bar(void *user, uint64_t bytes, struct nk_error *err)
+{
+    if (atomic_load(&interrupted))
+        return nk_fail(err, NK_E_CANCELLED, "interrupted", "interrupted");
+    nk_progress_add(user, bytes);
+    return 0;
+}
+
+/* ---- the stream ---- */
 
 /* A ring of chunks. The caller fills a free one, writes it to the file and queues it for the
- * hashing thread, which gives it back. A queued chunk without data stands for that many zero bytes.
- */
+ * hashing thread, which gives it back. A queued chunk without data stands for that many zeros. */
 struct nk__stream {
     struct nk_newfile *file;
     nk__tick tick;

@@ -13,10 +13,13 @@ enum { NK__CHUNK = 1 << 20, NK__CHUNKS = 4 };
 
 /* Called for every piece done, from the caller's thread. An error stops the work with it. */
 typedef int (*nk__tick)(void *user, uint64_t bytes, struct nk_error *err);
+/* One whose user is a struct nk_progress. Fails with CANCELLED after nk_split_interrupt(). */
+int nk__tick_bar(void *user, uint64_t bytes, struct nk_error *err);
 
 typedef struct nk__stream nk__stream;
 
-/* file: borrowed until the stream is freed; NULL: nothing is written. hash false: nothing is hashed. tick may be NULL. */
+/* file: borrowed until the stream is freed; NULL: nothing is written. hash false: nothing is
+ * hashed. tick may be NULL. */
 int nk__stream_new(nk__stream **out, struct nk_newfile *file, bool hash, nk__tick tick, void *user,
                    struct nk_error *err);
 void nk__stream_free(nk__stream *s);

@@ -4,26 +4,30 @@
  * model:
  *
  *   - blk.<i> is renamed to blk.<i-begin>; <arch>.block_count is the count; arrays with one element
- * per layer are cut.
+ *     per layer are cut.
  *   - Tensors that belong to no layer are in every slice: llama.cpp wants them to be there, layers
- * read some of them (rope_freqs: without it RoPE is wrong past the original context, and nobody
- * notices on short prompts), and they are small. Not so token_embd and output, whose size goes with
- * the vocabulary:
+ *     read some of them (rope_freqs: without it RoPE is wrong past the original context, and nobody
+ *     notices on short prompts), and they are small. Not so token_embd and output, whose size goes
+ *     with the vocabulary:
  *   - Only the last slice has the vocabulary. The others have the tokenizer "none" with STUB_ROWS
- * tokens, and token_embd, output and output.bias cut to that many rows.
+ *     tokens, and token_embd, output and output.bias cut to that many rows.
  *   - token_embd.weight is the last tensor of every slice. In the first slice the *file* goes on
- * with the rows past the stub: all of the source's rows are there, one after the other, from the
- * tensor's offset on, nakshatra.n_vocab of them. llama.cpp reads the rows that the header declares
- * and does not look at bytes behind the last tensor; we look embeddings up in all of them
- * (slice/embd.c). So a slice is one file, and no row is in it twice.
+ *     with the rows past the stub: all of the source's rows are there, one after the other, from
+ *     the tensor's offset on, nakshatra.n_vocab of them. llama.cpp reads the rows that the header
+ *     declares and does not look at bytes behind the last tensor; we look embeddings up in all of
+ *     them (slice/embd.c). So a slice is one file, and no row is in it twice.
  *   - The last slice's token_embd is complete where the output layer shares it (tied embeddings).
- * Elsewhere only its shape matters, since rows enter behind it: a hole in the file, which takes no
- * space.
+ *     Elsewhere only its shape matters, since rows enter behind it: a hole in the file, which takes
+ *     no space.
  *   - A range that is the whole model is the whole model: nothing is cut.
  *
- * nakshatra.* keys on every slice, all u32 but the last three: layer_range_start, layer_range_end,
- * layer_count, n_vocab (the source's), has_token_embd, has_lm_head (bool), model_sha256, model_name
- * (string). */
+ * Every slice has these keys:
+ *
+ *   nakshatra.layer_range_start, .layer_range_end   u32     begin and end
+ *   nakshatra.layer_count, .n_vocab                 u32     the source's
+ *   nakshatra.slice_format                          u32     NK__SLICE_FORMAT
+ *   nakshatra.has_token_embd, .has_lm_head          bool
+ *   nakshatra.model_sha256, .model_name             string  the source's */
 #include "slice/slice.h"
 
 #include <ggml.h>
@@ -124,8 +128,8 @@ static void cut_array(struct plan *p, const char *key, int64_t id)
     }
 }
 
-/* Is this an array with one element per layer? Under the architecture's own prefix, one that is as long as block_count
- * says. */
+/* Is this an array with one element per layer? Under the architecture's own prefix, one that is as
+ * long as block_count says. */
 static bool is_per_layer(const nk_model *m, int64_t id)
 {
     const char *key = gguf_get_key(m->kv, id), *arch = m->info.architecture;
@@ -235,26 +239,6 @@ static void write_defaults(struct plan *p)
     }
 }
 
-/* Arrays of layer numbers. */
-static void pick_layers(struct plan *p)
-{
-    const char *arch = p->m->info.architecture;
-
-    for (const struct nk__arch_row *row = NULL;
-         (row = nk__arch_find(arch, NK__LAYER_LIST, NULL, row));) {
-        struct nk__key key = nk__model_key(p->m, row->key);
-        int32_t picked[NK_LAYERS_MAX];
-        size_t n = 0;
-        int64_t v;
-
-        for (size_t i = 0; nk__kv_array_int(p->m->kv, key.text, i, &v) && n < NK_LAYERS_MAX; i++)
-            if (v >= p->range.begin && v < p->range.end)
-                picked[n++] = (int32_t)(v - p->range.begin);
-        if (nk__kv_array_n(p->m->kv, key.text) >= 0)
-            gguf_set_arr_data(p->kv, key.text, GGUF_TYPE_INT32, picked, n);
-    }
-}
-
 static void plan_kv(struct plan *p, const char *model_sha256)
 {
     const struct nk_model_info *in = &p->m->info;
@@ -279,7 +263,6 @@ static void plan_kv(struct plan *p, const char *model_sha256)
     write_patterns(p);
     shift_keys(p);
     write_defaults(p);
-    pick_layers(p);
     if (!p->last) {
         remove_prefix(p->kv, "tokenizer.");
         gguf_set_val_str(p->kv, "tokenizer.ggml.model", "none");
@@ -297,12 +280,9 @@ static uint64_t declared_bytes(const struct piece *p)
     return rows * ggml_row_size((enum ggml_type)p->source->type, p->ne[0]);
 }
 
-static bool dropped(const struct plan *p, const struct nk__tensor *t)
+static bool is_in(const struct plan *p, const struct nk__tensor *t)
 {
-    if (t->layer >= 0)
-        return t->layer < p->range.begin || t->layer >= p->range.end;
-    return (!p->first && nk__arch_find(p->m->info.architecture, NK__WITH_FIRST, t->name, NULL)) ||
-           (!p->last && nk__arch_find(p->m->info.architecture, NK__WITH_LAST, t->name, NULL));
+    return t->layer < 0 || (t->layer >= p->range.begin && t->layer < p->range.end);
 }
 
 static void plan_tensor(struct plan *p, const struct nk__tensor *t)
@@ -339,7 +319,7 @@ static int plan_tensors(struct plan *p, struct nk_error *err)
     if (!p->pieces)
         return no_memory(err);
     for (int i = 0; i < p->m->n_tensors; i++)
-        if (&p->m->tensors[i] != embd && !dropped(p, &p->m->tensors[i]))
+        if (&p->m->tensors[i] != embd && is_in(p, &p->m->tensors[i]))
             plan_tensor(p, &p->m->tensors[i]);
     plan_tensor(p, embd);
     for (int i = 0; i < p->n_pieces; i++) {
@@ -399,8 +379,8 @@ static int write_header(const struct plan *p, nk__stream *s, struct nk_error *er
     if (!meta)
         return no_memory(err);
     gguf_get_meta_data(p->kv, meta);
-    rc = nk__gguf_open_memory(&g, "the new slice's header", meta, size, false,
-                              err); /* finds where its padding begins */
+    /* Finds where its padding begins. */
+    rc = nk__gguf_open_memory(&g, "the new slice's header", meta, size, false, err);
     if (!rc && (p->last || p->vocab)) {
         memcpy(&n_kv, meta + 16, sizeof n_kv);
         n_kv += (uint64_t)source->n_heavy;
@@ -491,14 +471,4 @@ int nk_slice_write(nk_model *m, struct nk_range range, const char *model_sha256,
     if (!rc)
         rc = nk_ranges_check(m, &range, 1, false, err);
     return rc ? rc : nk__slice_write(m, range, model_sha256, path, sha256, NULL, NULL, NULL, err);
-}
-
-int nk_vocab_write(nk_model *m, const char *model_sha256, const char *path, char *sha256,
-                   struct nk_error *err)
-{
-    int rc = nk__model_check_whole(m, err);
-
-    return rc ? rc
-              : nk__slice_write(m, (struct nk_range){ 0, 0 }, model_sha256, path, sha256, NULL,
-                                NULL, NULL, err);
 }

@@ -1,25 +1,17 @@
-/* Writing one slice, with progress. */
+/* Writing one slice. */
 #ifndef NK_SLICE_WRITE_INT_H
 #define NK_SLICE_WRITE_INT_H
 
 #include "slice/slice.h"
 #include "slice/stream_int.h"
 
-/* Counted up when a slice of the same model and range comes out otherwise than before: what an older version wrote is
- * then written anew. Also the key nakshatra.slice_format. */
+/* Counted up when a slice of the same model and range comes out otherwise than before: what an
+ * older version wrote is then written anew. Also the key nakshatra.slice_format. */
 enum { NK__SLICE_FORMAT = 1 };
 
-/* INVALID `not_a_model` when m is itself a slice. */
-int nk__model_check_whole(const nk_model *m, struct nk_error *err);
-/* ABORTED `file_changed` when the model's files are not what they were when it was opened. */
-int nk__model_check_unchanged(const nk_model *m, struct nk_error *err);
-bool nk__is_sha256(const char *text); /* 64 hex digits, lower case */
-
-/* A tick whose user is a struct nk_progress. Fails with CANCELLED after nk_split_interrupt(). */
-int nk__tick_bar(void *user, uint64_t bytes, struct nk_error *err);
-
-/* range 0-0: the vocabulary file. The range was checked. path NULL: only hashed. sha256 NULL: not hashed. size_bytes may be NULL. tick: see
- * stream_int.h. May run in several threads at once, for different paths. */
+/* range 0-0: the vocabulary file, metadata and tokenizer without weights. The range was checked.
+ * path NULL: only hashed. sha256 NULL: not hashed. size_bytes may be NULL. tick: see stream_int.h.
+ * May run in several threads at once, for different paths. */
 int nk__slice_write(const nk_model *m, struct nk_range range, const char *model_sha256,
                     const char *path, char *sha256, uint64_t *size_bytes, nk__tick tick, void *user,
                     struct nk_error *err);

@@ -41,7 +41,8 @@ static inline void make_array(struct gguf_context *g, const char *arch, const ch
     gguf_set_arr_data(g, k, GGUF_TYPE_UINT32, values, n);
 }
 
-/* Metadata and tensors of a model; layer i has a tensor of rows[i] rows (NULL: one each). More can be added. */
+/* Metadata and tensors of a model; layer i has a tensor of rows[i] rows (NULL: one each). More can
+ * be added. */
 static inline struct gguf_context *make_gguf(const char *arch, int n_layer, const int *rows)
 {
     struct gguf_context *g = gguf_init_empty();

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "slice/slice.h"
+#include "slice/write_int.h"
 
 static char model_path[4096];
 static const char sha256[] = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -49,7 +50,8 @@ static int write_slice(void *m, struct nk_error *err)
 static int write_vocab(void *m, struct nk_error *err)
 {
     char digest[NK_SHA256_HEX];
-    int rc = nk_vocab_write(m, sha256, "no-memory.gguf", digest, err);
+    int rc = nk__slice_write(m, (struct nk_range){ 0, 0 }, sha256, "no-memory.gguf", digest, NULL,
+                             NULL, NULL, err);
 
     if (rc)
         assert_int_not_equal(access("no-memory.gguf", F_OK), 0);
