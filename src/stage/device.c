@@ -81,8 +81,9 @@ static void log_piece(enum ggml_log_level level, const char *text, void *user)
     }
 }
 
-/* Where the backends of a private llama.cpp are: beside its libggml, wherever that was loaded from, so that an installed
- * program uses the copy that was installed with it. False: ggml knows where its own are. */
+/* Where the backends of a private llama.cpp are: beside its libggml, wherever that was loaded from,
+ * so that an installed program uses the copy that was installed with it. False: ggml knows where
+ * its own are. */
 static bool private_backends(char *path, size_t size)
 {
     void *f = dlsym(RTLD_DEFAULT, "ggml_backend_load_all_from_path");
@@ -107,8 +108,8 @@ void nk_stage_load_backends(void)
         ggml_backend_load_all();
 }
 
-/* How well the backend in this file runs here; 0: not at all. That is how ggml itself chooses among its CPU backends: the
- * file's function ggml_backend_score. */
+/* How well the backend in this file runs here; 0: not at all. That is how ggml itself chooses among
+ * its CPU backends: the file's function ggml_backend_score. */
 static int backend_score(const char *path)
 {
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -160,7 +161,8 @@ void nk_stage_global_init(const char *device)
         return;
     done = true;
     llama_log_set(log_piece, NULL);
-    /* Drivers of other devices take time and memory, and are code that may fail: not for a device that needs none. */
+    /* Drivers of other devices take time and memory, and are code that may fail: not for a device
+     * that needs none. */
     if (!device || strcasecmp(device, "CPU") != 0 || !load_cpu_backend())
         nk_stage_load_backends();
     llama_backend_init();

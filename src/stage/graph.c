@@ -18,9 +18,10 @@ struct node {
     int64_t ne[GGML_MAX_DIMS];
     int32_t params[GGML_MAX_OP_PARAMS / sizeof(int32_t)];
     int src[GGML_MAX_SRC];
-    int base;    /* itself, or what it is a pure view of */
-    int storage; /* whose memory the result is in: itself, or for SET_ROWS, CPY and in-place nodes
-                    what they write to */
+    int base; /* itself, or what it is a pure view of */
+    /* Whose memory the result is in: itself, or for SET_ROWS, CPY and in-place nodes what they
+     * write to. */
+    int storage;
     uint64_t size_bytes;
     struct ggml_backend_buffer *buffer;
     void *data;
@@ -315,7 +316,7 @@ static void reach_release(struct reach *r)
     free(r->last_use);
 }
 
-/* from(g, i): the nodes to start at. */
+/* start: per node, whether it is one to start at. False when out of memory. */
 static bool reach_init(struct reach *r, const nk__graph *g, const bool *start)
 {
     size_t n = (size_t)g->n_nodes;
@@ -542,8 +543,7 @@ int nk__graph_places(const nk__graph *g, int n_layer, struct nk__place *embd,
                      n_embd);
         goto out;
     }
-    if (embd)
-        place_at(g, embd_idx, embd);
+    place_at(g, embd_idx, embd);
     if (!layer_span(g, &r, 0, &first, &last)) {
         rc = nk_fail(err, NK_E_UNIMPLEMENTED, "unsupported",
                      "no node of the graph reads a weight of layer 0");
@@ -557,16 +557,15 @@ int nk__graph_places(const nk__graph *g, int n_layer, struct nk__place *embd,
         goto out;
     }
     width = width_at(g, at);
-    if (entry)
-        place_at(g, at, entry);
+    place_at(g, at, entry);
     for (int i = g->n_leaves; i < first; i++)
         if (r.relevant[i] && r.last_use[i] > before_layers_end)
             before_layers_end = r.last_use[i];
     for (int layer = 1; layer < n_layer; layer++) {
         int layer_first, layer_last;
 
-        if (!layer_span(g, &r, layer, &layer_first,
-                        &layer_last)) /* a layer for drafts, not loaded */
+        /* A layer for drafts is not loaded. */
+        if (!layer_span(g, &r, layer, &layer_first, &layer_last))
             continue;
         if (layer_first < last || before_layers_end > layer_first) {
             rc = nk_fail(err, NK_E_UNIMPLEMENTED, "unsupported",
@@ -585,8 +584,7 @@ int nk__graph_places(const nk__graph *g, int n_layer, struct nk__place *embd,
             "the graph has no one node through which all of the last layer reaches the output");
         goto out;
     }
-    if (leave)
-        place_at(g, at, leave);
+    place_at(g, at, leave);
 out:
     reach_release(&r);
     free(start);

@@ -1,20 +1,27 @@
 /* A compute graph as libllama built it, seen through cb_eval: where rows enter it and where they
  * leave.
  *
- * Stock libllama has no call for "start at this residual" or "give me the last layer's output". But
- * the context's cb_eval is asked about every node, and nodes know their sources. So one small
+ * Stock libllama has no call for "start at this residual" or "give me what leaves the last layer".
+ * But the context's cb_eval is asked about every node, and nodes know their sources. So one small
  * decode at load is recorded (nk__graph_add for each node asked about), and the places are then
  * found by structure alone, without a word about architectures:
  *
- *   embd     the result of GET_ROWS on token_embd.weight that the output depends on
- *   entry    the residual that feeds layer 0: the last node before the first use of a blk.0 weight
- * that every path from embd to the output runs through exit     the same after the last use of a
- * weight of the last layer, and before the model's final norm
+ *   embd   the result of the one GET_ROWS on token_embd.weight that the output depends on
+ *   entry  the residual that feeds layer 0: among the nodes from embd up to the first one that
+ *          reads a weight of layer 0, the last one that all paths from embd to the output run
+ *          through
+ *   leave  the residual that the last layer gives out: among the nodes from the last one that reads
+ *          a weight of the last layer up to the first one behind it that reads a weight of no layer
+ *          (the final norm's, or the head's), the last one that all paths run through
  *
- * "Every path runs through it" is what makes it right to put a value there and forget everything
- * before it. The same test is made between every two layers: where it fails, layers exchange more
- * than one row (talkie adds the embedding again in each, gemma3n's share KV) and the model is
- * refused instead of served wrong.
+ * A norm is the business of what follows it: one that only layer 0 reads is part of layer 0, and
+ * one that only the head reads is part of the head. So rows enter and leave before such a norm.
+ *
+ * "All paths run through it" is what makes it right to put a value there and forget everything
+ * before it: nothing from before is read again behind it. Between the layers it is enough that they
+ * run once and in order, and that nothing from before layer 0 goes into a later layer as well
+ * (talkie adds the embedding again in each). Where that is not so, more than one row passes from
+ * layer to layer, and the model is refused instead of served wrong.
  *
  * A node is found again in later graphs, of other sizes, by its `struct nk__place`. */
 #ifndef NK_STAGE_GRAPH_INT_H
@@ -33,13 +40,13 @@ typedef struct nk__graph nk__graph;
 /* Where a node is, in words that hold for graphs of any number of tokens. */
 struct nk__place {
     enum ggml_op op;
-    char name[GGML_MAX_NAME]; /* "" where libllama gave it none (its default, node_17, changes with
-                                 the graph) */
-    enum ggml_op src_op[2];   /* compared for nodes without a name, as are the sources' names where
-                                 they have one */
-    char src_name[2][GGML_MAX_NAME];
-    int n_before;  /* how many nodes before it in the graph look the same */
-    int64_t width; /* elements per token */
+    /* "" where libllama gave it none (its default, node_17, changes with the graph). */
+    char name[GGML_MAX_NAME];
+    /* Of the first two sources; compared for nodes without a name only. */
+    enum ggml_op src_op[2];
+    char src_name[2][GGML_MAX_NAME]; /* "" where it has none */
+    int n_before;                    /* how many nodes before it in the graph look the same */
+    int64_t width;                   /* elements per token */
     bool found;
 };
 
@@ -52,18 +59,20 @@ void nk__graph_add(nk__graph *g, const struct ggml_tensor *t);
  * decode. False when out of memory. */
 bool nk__graph_finish(nk__graph *g, int n_tokens);
 
-/* Finds the places. n_layer: the layers in this graph. embd and entry may be NULL.
- *   UNIMPLEMENTED unsupported   says which place does not exist */
+/* Finds the places. n_layer: the layers in this graph.
+ *   UNIMPLEMENTED  unsupported  says which place does not exist
+ *   EXHAUSTED      no_memory */
 int nk__graph_places(const nk__graph *g, int n_layer, struct nk__place *embd,
                      struct nk__place *entry, struct nk__place *leave, struct nk_error *err);
 /* Does the output depend on the token ids by another way than the embedding (experts chosen by id,
- * per-layer embeddings)? EXHAUSTED `no_memory`. */
+ * embeddings per layer)? EXHAUSTED `no_memory`. */
 int nk__graph_needs_ids(const nk__graph *g, bool *needs, struct nk_error *err);
-/* How many positions a table of learned position embeddings has; 0 when there is none. Past it libllama aborts. */
+/* How many positions a table of learned position embeddings has; 0 when there is none. Past it
+ * libllama aborts. */
 int64_t nk__graph_max_positions(const nk__graph *g);
 /* Is row input through llama_batch.embd the same computation as overwriting `entry`: is a's entry,
  * overwritten, followed by just what follows b's bare input? a: recorded with token ids, b: with
- * embd. EXHAUSTED `no_memory`. */
+ * embd, both with the same number of tokens. EXHAUSTED `no_memory`. */
 int nk__graph_same_after_entry(const nk__graph *a, const struct nk__place *entry,
                                const nk__graph *b, bool *same, struct nk_error *err);
 /* Bytes of the KV cache and recurrent states. */
@@ -71,22 +80,23 @@ uint64_t nk__graph_cache_bytes(const nk__graph *g);
 /* The buffer that holds the result of the node at a place, while the graph lives; NULL: none. */
 struct ggml_backend_buffer *nk__graph_buffer(const nk__graph *g, const struct nk__place *p);
 struct ggml_backend_buffer *nk__graph_output_buffer(const nk__graph *g);
-/* The buffers of weights and caches that the graph reads, each once: fills up to max, returns how many there are. */
+/* The buffers of weights and caches that the graph reads, each once: fills up to max, returns how
+ * many there are. */
 int nk__graph_leaf_buffers(const nk__graph *g, struct ggml_backend_buffer **out, int max);
-/* llama.cpp names the buffers of weights that it uses where the file is mapped so: CPU_Mapped. */
+/* In the name of a buffer of weights that llama.cpp uses where the file is mapped: CPU_Mapped. */
 #define NK__MAPPED "Mapped"
 struct nk__range {
     void *data;
     size_t size_bytes;
 };
-/* The weights that the CPU reads from the mapping of the file with every run; not a table of which a run looks up some rows.
- * Fills up to max, returns how many. */
+/* The weights that the CPU reads from the mapping of the file with every run; not a table of which
+ * a run looks up some rows. Fills up to max, returns how many. */
 int nk__graph_mapped_weights(const nk__graph *g, struct nk__range *out, int max);
 /* Do both end with the same node? A graph whose decode was cut off may lack its end. */
 bool nk__graph_same_end(const nk__graph *a, const nk__graph *b);
 
-/* Does this node look like the one at p? The p->n_before first ones that do are others. n_tokens:
- * of this graph. Called for every node of every decode: cheap. */
+/* Does this node look like the one at p? The first p->n_before that do are others. n_tokens: of
+ * this graph. Called for every node of every decode: cheap. */
 bool nk__place_matches(const struct nk__place *p, const struct ggml_tensor *t, int n_tokens);
 
 #endif

@@ -1,10 +1,12 @@
 /* Where the threads of ggml's CPU backend run.
  *
- * They come from OpenMP, as a team that belongs to the thread that computes, and meet at a barrier after every operation.
- * Stages that share a machine take turns at its cores: whenever a stage's turn comes, the kernel wakes its team and has to
- * find a core for each. It now and then puts two of a team on one core while another is idle, and the whole team then
- * waits for the slower one until the load is balanced again. A team of as many threads as there are cores has only one
- * good place for each, so that is said once. A smaller team is left to the kernel: which cores are free it knows better. */
+ * They come from OpenMP, as a team that belongs to the thread that computes, and meet at a barrier
+ * after every operation. Stages that share a machine take turns at its cores: whenever a stage's
+ * turn comes, the kernel wakes its team and has to find a core for each. It now and then puts two
+ * of a team on one core while another is idle, and the whole team then waits for the slower one
+ * until the load is balanced again. A team of as many threads as there are cores has only one good
+ * place for each, so that is said once. A smaller team is left to the kernel: which cores are free
+ * it knows better. */
 #include "stage/stage.h"
 
 #include <string.h>

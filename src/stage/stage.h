@@ -1,15 +1,19 @@
-/* A stage: one slice, loaded by stock llama.cpp on one device. Rows (or token ids) in, rows (or logits) out.
+/* A stage: one slice, loaded by stock llama.cpp on one device. Rows (or token ids) in, rows (or
+ * logits) out.
  *
- * This is the only place that computes with llama.h. A stage has one owner thread: every function here, but for
- * nk_stage_info() and nk_stage_cancel(), is called by that thread alone.
+ * This layer is the only place that computes with llama.h. A stage has one owner thread: every
+ * function here, but for nk_stage_info(), nk_stage_cancel() and nk_stage_use_huge_pages(), is
+ * called by that thread alone.
  *
- * How rows get in and out of an unpatched libllama (design.md facts 2 and 3): a *token* batch is decoded and the context's
- * cb_eval overwrites the residual that feeds layer 0 with the given rows; on the way out it copies the tensor that leaves
- * the last layer. Where `embd` input is as exact and faster for the architecture, that is used instead.
+ * How rows get in and out of an unpatched libllama (docs/internals/llama.md, "Rows out" and "Rows
+ * in"): a *token* batch is decoded and the context's cb_eval overwrites the residual that feeds
+ * layer 0 with the given rows; on the way out it copies the tensor that leaves the last layer.
+ * Where `embd` input is as exact and faster for the architecture, that is used instead.
  *
- * Positions are authoritative: running rows of a sequence at position p first forgets whatever the sequence holds from p
- * on. A retry, a rejected draft and a rollback are thereby the same thing. Recurrent architectures cannot forget a part:
- * for them a position other than 0 or the end is refused (OUT_OF_RANGE `no_rollback`). */
+ * Positions are authoritative: running rows of a sequence at position p first forgets whatever the
+ * sequence holds from p on. A retry, a rejected draft and a rollback are thereby the same thing.
+ * Recurrent architectures cannot forget a part: for them a position other than 0 or the end is
+ * refused (OUT_OF_RANGE `no_rollback`). */
 #ifndef NK_STAGE_STAGE_H
 #define NK_STAGE_STAGE_H
 
@@ -18,16 +22,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "base/buf.h"
 #include "base/error.h"
 
 typedef struct nk_stage nk_stage;
 struct llama_vocab;
 
-/* One-time process set-up: llama_backend_init, ggml's backends from where the build says, llama.cpp's log into ours. With
- * device "CPU" only the CPU's backend is loaded where that is possible, and nk_device_list then knows no other device;
- * otherwise (NULL: not known yet) all are. Call before any other function here and in text/, from the main thread; may be
- * called again, which does nothing. */
+/* One-time process set-up: llama_backend_init, ggml's backends from where the build says,
+ * llama.cpp's log into ours. With device "CPU" only the CPU's backend is loaded where that is
+ * possible, and nk_device_list then knows no other device; otherwise (NULL: not known yet) all are.
+ * Call before any other function here and in text/, from the main thread; may be called again,
+ * which does nothing. */
 void nk_stage_global_init(const char *device);
 /* Loads all of ggml's backends, for a program that wants nothing else of a stage. */
 void nk_stage_load_backends(void);
@@ -42,60 +46,63 @@ struct nk_device {
 /* Fills up to max entries; returns how many there are. */
 int nk_device_list(struct nk_device *out, int max);
 
-/* How a stage on the CPU comes to its weights; on other devices they are mapped, and copied from there. */
+/* How a stage on the CPU comes to its weights; on other devices they are mapped, and copied from
+ * there. */
 enum nk_stage_weights {
     NK_WEIGHTS_MAPPED, /* what ggml does not keep in an order of its own stays in the page cache */
     NK_WEIGHTS_READ,   /* into memory of the process, before nk_stage_open returns */
-    /* Mapped, but where there is plenty of memory, three times the file, nk_stage_use_huge_pages takes them out of the
-     * mapping. */
+    /* Mapped, but where there is plenty of memory, three times the file, nk_stage_use_huge_pages
+     * takes them out of the mapping. */
     NK_WEIGHTS_AUTO,
 };
 
 struct nk_stage_opts {
     const char *device; /* a name of nk_device_list; NULL: the first GPU, else the CPU */
-    int n_ctx; /* KV cells, shared by all sequences; 0: the model's training context (at most 8192) */
+    /* KV cells, shared by all sequences; 0: the model's training context (at most 8192). */
+    int n_ctx;
     int n_seq_max; /* sequences at once */
-    int n_batch; /* the most rows of one nk_stage_run; also n_ubatch, so that one run is one graph */
+    /* The most rows of one nk_stage_run; also n_ubatch, so that one run is one graph. */
+    int n_batch;
     int n_threads;       /* for runs of at most n_seq_max rows, which is decode; 0: all cores */
     int n_threads_batch; /* for prefill; 0: n_threads */
     enum nk_stage_weights weights;
-    /* The KV cache's types and how attention is computed: parts of what a model computes, so the whole model's tokens are
-     * those of a whole model with the same three. */
+    /* The KV cache's types and how attention is computed: parts of what a model computes, so the
+     * whole model's tokens are those of a whole model with the same three. */
     const char *cache_type_k, *cache_type_v; /* nk_cache_type_check's names; NULL: "f16" */
     bool no_flash_attn;
-    /* Each sequence has KV cells of its own, n_ctx / n_seq_max of them. Else they share all cells, and where the others'
-     * lie decides in which order a sequence's own are summed up: the last bits depend on the load. One sequence per run
-     * then (one_sequence_per_run). */
+    /* Each sequence has KV cells of its own, n_ctx / n_seq_max of them. Else they share all cells,
+     * and where the others' lie decides in which order a sequence's own are summed up: the last
+     * bits depend on the load. One sequence per run then (one_sequence_per_run). */
     bool separate_kv;
     bool whole_model; /* PATH is a whole model, not a slice: what `verify` and tests compare with */
 };
 struct nk_stage_opts nk_stage_opts_default(void); /* n_ctx 0, n_seq_max 4, n_batch 512, threads 0 */
 
-/* 0 when a KV cache can be so: both NULL or among f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 and iq4_nl, and values that are
- * quantised only with flash attention, which alone reads them.
+/* 0 when a KV cache can be so: both NULL or among f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 and
+ * iq4_nl, and values that are quantised only with flash attention, which alone reads them.
  *   INVALID  bad_option  the message says what there is, without the name of an option */
 int nk_cache_type_check(const char *type_k, const char *type_v, bool no_flash_attn,
                         struct nk_error *err);
 
 struct nk_stage_info {
-    char model_sha256
-        [65]; /* of the source model; "" when unknown (a whole model that was not hashed) */
+    char model_sha256[65]; /* of the source model; "": a whole model, which was not hashed */
     char model_name[128], architecture[64], quantisation[32];
-    int layer_begin, layer_end,
-        layer_count; /* this stage's range, and the whole model's number of layers */
+    int layer_begin, layer_end; /* this stage's range */
+    int layer_count;            /* of the whole model */
     bool is_first, is_last;
-    int n_embd; /* the width: floats per row. More than the model's embedding_length where layers exchange several
-                    streams (hyper-connections) */
+    /* The width: floats per row. More than the model's embedding_length where layers exchange
+     * several streams (hyper-connections). */
+    int n_embd;
     int n_vocab; /* of the whole model, on every stage */
     int n_ctx, n_ctx_train, n_seq_max, n_batch;
     int n_ctx_seq;     /* the most of n_ctx that one sequence can have */
     bool can_rollback; /* false for recurrent and hybrid architectures */
-    /* Where layers have a state, libllama keeps the order of rows only (fact 6) ... */
-    bool
-        one_sequence_per_run; /* ... when a run has rows of one sequence; anything else is a bad_batch */
-    bool
-        equal_rows_per_run; /* ... when a run has the same number of rows of each of its sequences, one sequence after
-                                  the other; anything else is a bad_batch */
+    /* Where layers have a state, libllama keeps the order of rows only (docs/internals/llama.md,
+     * "The order of rows") when a run has rows of one sequence ... */
+    bool one_sequence_per_run;
+    /* ... or the same number of rows of each of its sequences, one sequence after the other.
+     * Anything else is a bad_batch. */
+    bool equal_rows_per_run;
     char device[64], device_description[128], backend[32]; /* what really runs it, from ggml */
     char llama_version[64];
     uint64_t weights_bytes, kv_bytes; /* on the device */
@@ -106,48 +113,56 @@ struct nk_stage_info {
 /* Loads. On success *out is owned by the caller; on failure it is NULL.
  *   NOT_FOUND     no_file          cannot open
  *   INVALID       bad_gguf         not a GGUF, truncated, or inconsistent
- *   INVALID       not_a_slice      a whole model was given where a slice is wanted (see whole_model)
+ *   INVALID       not_a_slice      a whole model was given where a slice is wanted (whole_model)
  *   INVALID       not_a_model      a slice was given where a whole model is wanted
  *   NOT_FOUND     no_device        no such device; the message lists what there is
  *   EXHAUSTED     no_memory
  *   INVALID       bad_option       an option out of bounds
- *   UNIMPLEMENTED unsupported      llama.cpp cannot load it, or its graph has no place to enter or leave
- */
+ *   UNIMPLEMENTED unsupported      llama.cpp cannot load it, or its graph has no place to enter or
+ *                                  leave */
 int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *opts,
                   struct nk_error *err);
 void nk_stage_close(nk_stage *s);
-/* Gives each of the CPU backend's threads a core of its own where there are as many as cores (place.c says why). To be
- * called by the thread that will run the stage: it gets one of the cores, and what it starts later stays there too. */
+
+/* Gives each of the CPU backend's threads a core of its own where there are as many as cores
+ * (place.c says why). To be called by the thread that will run the stage: it gets one of the cores,
+ * and what it starts later stays there too. */
 void nk_stage_place_threads(const nk_stage *s);
 
-/* Moves the weights and the KV cache of a stage on the CPU into huge pages, where the system can do it (base/memory.h).
- * Takes seconds per GB; another thread than the one that runs the stage, which may run it meanwhile. The stage is
- * not closed before this returns; *stop makes it return soon. Returns how many bytes are in huge pages. */
+/* Moves the weights and the KV cache of a stage on the CPU into huge pages, where the system can do
+ * it (base/memory.h). Takes seconds per GB; another thread than the one that runs the stage, which
+ * may run it meanwhile. The stage is not closed before this returns; *stop makes it return soon.
+ * Returns how many bytes are in huge pages. */
 uint64_t nk_stage_use_huge_pages(const nk_stage *s, const atomic_bool *stop);
 
 /* Borrowed until nk_stage_close; constant, any thread. */
 const struct nk_stage_info *nk_stage_info(const nk_stage *s);
-/* The full vocabulary; the last stage (and a whole model) only, else NULL. Borrowed until nk_stage_close. */
+/* The full vocabulary; the last stage (and a whole model) only, else NULL. Borrowed until
+ * nk_stage_close. */
 const struct llama_vocab *nk_stage_vocab(const nk_stage *s);
 
-/* The rows of one run, possibly of several sequences. Borrowed for the call. Rows of one sequence are in the order of
- * their positions, without gaps. */
+/* The rows of one run, possibly of several sequences. Borrowed for the call. Rows of one sequence
+ * are in the order of their positions, without gaps. */
 struct nk_stage_batch {
     int n_tokens;
     const int32_t *ids; /* n_tokens token ids; on every stage */
-    const float *rows; /* n_tokens x n_embd, row-major; NULL on the first stage and a whole model */
+    /* n_tokens x n_embd, row-major; NULL on the first stage and a whole model. */
+    const float *rows;
     const int32_t *pos; /* n_tokens */
     const int32_t *seq; /* n_tokens, each in [0, n_seq_max) */
-    const int8_t
-        *want; /* last stage: rows whose logits are wanted; NULL: all. Ignored elsewhere. */
+    /* Last stage: the rows whose logits are wanted; NULL: all. Ignored elsewhere. */
+    const int8_t *want;
 };
 
-/* Runs the stage's layers. Bad input (INVALID, OUT_OF_RANGE) changes nothing. After any other error no sequence of the
- * batch holds anything from its first position on; where that cannot be (a recurrent state), it holds nothing.
- *   INVALID       bad_batch      counts, ids outside the vocabulary, positions that do not follow, a sequence out of range
+/* Runs the stage's layers. Bad input (INVALID, OUT_OF_RANGE) changes nothing. After any other error
+ * no sequence of the batch holds anything from its first position on; where that cannot be (a
+ * recurrent state), it holds nothing.
+ *   INVALID       bad_batch      counts, ids outside the vocabulary, positions that do not follow,
+ *                                a sequence out of range
  *   INVALID       not_finite     a row holds NaN or infinity
- *   OUT_OF_RANGE  no_rollback    the sequence cannot go back to that position: a recurrent model, or a sliding window
- *                                whose cells were taken for other rows when the cache ran full
+ *   OUT_OF_RANGE  no_rollback    the sequence cannot go back to that position: a recurrent model,
+ *                                or a sliding window whose cells were taken for other rows when
+ *                                the cache ran full
  *   OUT_OF_RANGE  gap            the position is past the sequence's end
  *   EXHAUSTED     kv_full        no room in the KV cache
  *   CANCELLED     cancelled      nk_stage_cancel
@@ -156,21 +171,16 @@ int nk_stage_run(nk_stage *s, const struct nk_stage_batch *batch, struct nk_erro
 /* Any thread: makes a running nk_stage_run end soon with CANCELLED. Does not affect a later run. */
 void nk_stage_cancel(nk_stage *s);
 
-/* Of the last run, valid until the next call on the stage. */
-const float *
-nk_stage_rows(const nk_stage *s); /* not on the last stage: n_tokens x n_embd, in batch order */
-float *nk_stage_logits(nk_stage *s,
-                       int token_idx); /* last stage: n_vocab, of a row that was wanted */
+/* What the last run gave, valid until the next call on the stage. Rows: n_tokens x n_embd, in the
+ * batch's order; NULL on the last stage. */
+const float *nk_stage_rows(const nk_stage *s);
+/* Logits: n_vocab floats, of a row that was wanted; NULL on every other stage. */
+float *nk_stage_logits(nk_stage *s, int token_idx);
 
-/* A sequence's KV: its length in tokens; forgetting from pos on; making dst hold what src holds; forgetting all. */
-int nk_stage_seq_length(const nk_stage *s, int seq);
-int nk_stage_seq_truncate(nk_stage *s, int seq, int pos,
-                          struct nk_error *err); /* OUT_OF_RANGE no_rollback */
+/* Makes sequence seq_dst hold what seq_src holds, and nothing else. INVALID `bad_batch`: there is
+ * no such sequence. */
 int nk_stage_seq_copy(nk_stage *s, int seq_src, int seq_dst, struct nk_error *err);
+/* Forgets all of it. */
 void nk_stage_seq_clear(nk_stage *s, int seq);
-/* A sequence's KV as bytes, for another process with the same slice (and llama.cpp). Load: INVALID `bad_state`,
- * or EXHAUSTED `kv_full`; the sequence is empty then. */
-int nk_stage_seq_save(nk_stage *s, int seq, struct nk_buf *out, struct nk_error *err);
-int nk_stage_seq_load(nk_stage *s, int seq, struct nk_bytes state, struct nk_error *err);
 
 #endif

@@ -1,123 +1,27 @@
-#include "stage/stage.h"
+/* Opening a stage: the slice is loaded, and one small decode shows where rows enter its graph and
+ * where they leave (graph_int.h). */
+#include "stage/stage_int.h"
 
-#include <math.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <ggml-backend.h>
-#include <llama.h>
 
 #include "base/cpu.h"
 #include "base/log.h"
 #include "base/memory.h"
-#include "base/sha256.h"
-#include "slice/slice.h"
 #include "stage/device_int.h"
-#include "stage/graph_int.h"
 
-/* How what a run is given gets into the graph. */
-enum enter {
-    ENTER_IDS, /* libllama looks up the embedding itself: a whole model, or a first slice with its
-                  vocabulary */
-    ENTER_OVERWRITE, /* token batch; eval() overwrites the node at `in` */
-    ENTER_EMBD,      /* llama_batch.embd, where it was seen to be the same computation */
-};
-
-enum { IDLE, RUNNING, CANCELLED };
 enum { THREADS_MAX = 512 }; /* GGML_MAX_N_THREADS */
-enum { BUFFERS_MAX = 16, MAPPED_MAX = 4096 };
+enum { MAPPED_MAX = 4096 };
 enum { ANSWER_ABORTED = 2 }; /* of llama_decode (llama.h) */
-
-struct nk_stage {
-    struct nk_stage_info info;
-    struct llama_model *model;
-    struct llama_context *ctx;
-    nk_embd *embd; /* a first slice with a stub vocabulary: the rows of the embedding; else NULL */
-    enum enter enter;
-    struct nk__place in, out; /* found: whether they are used */
-    bool real_ids;            /* libllama knows the whole vocabulary, not a stub */
-    int n_swa, n_threads_batch;
-    int64_t max_positions; /* of learned position embeddings; 0: no limit */
-    struct ggml_backend_buffer *buffers[BUFFERS_MAX]; /* weights and caches in the CPU's memory */
-    int n_buffers;
-    bool keeps_mapping;       /* there is not memory enough for more than that */
-    struct nk__range *mapped; /* weights that are read from the mapping of the file */
-    int n_mapped;
-
-    /* Of the run in progress, for eval(). */
-    nk__graph *recording;   /* at load: eval() records instead */
-    bool quick;             /* and what comes after the recording is not computed */
-    bool polled, in_pieces; /* ggml has begun to compute; was asked about nodes after that */
-    const float *in_rows;
-    int n_tokens, n_in_seen, n_out_seen;
-    bool in_next, out_next, in_done, out_done;
-    atomic_int state;
-
-    /* Allocated at load, so that a run allocates nothing. */
-    llama_token *zero_ids;
-    int32_t *one_seq;
-    llama_seq_id **seq_ptrs;
-    int8_t *all_wanted;
-    float *embd_rows, *out_rows;
-    size_t embd_width;             /* of embd_rows: the model's n_embd, which need not be a row's */
-    int32_t *first_pos, *next_pos; /* per sequence, while a batch is checked */
-};
 
 struct nk_stage_opts nk_stage_opts_default(void)
 {
     return (struct nk_stage_opts){ .n_seq_max = 4, .n_batch = 512 };
 }
-
-/* ---- the graph's callbacks ---- */
-
-/* ask: does anybody want this node? Every yes ends one piece of the graph and starts another, so it
- * is said for exactly one node that rows enter at and one that they leave at. Then, called again
- * with the node computed. Must not return false then: that would cancel the graph. */
-static bool eval(struct ggml_tensor *t, bool ask, void *user)
-{
-    nk_stage *s = user;
-
-    if (s->recording) {
-        if (ask) {
-            nk__graph_add(s->recording, t);
-            s->in_pieces |= s->polled;
-        }
-        return !ask;
-    }
-    if (ask) {
-        s->in_next = s->in.found && !s->in_done && nk__place_matches(&s->in, t, s->n_tokens) &&
-                     s->n_in_seen++ == s->in.n_before;
-        s->out_next = !s->in_next && s->out.found && !s->out_done &&
-                      nk__place_matches(&s->out, t, s->n_tokens) &&
-                      s->n_out_seen++ == s->out.n_before;
-        return s->in_next || s->out_next;
-    }
-    if (s->in_next) {
-        ggml_backend_tensor_set(t, s->in_rows, 0, ggml_nbytes(t));
-        s->in_done = true;
-    } else if (s->out_next) {
-        ggml_backend_tensor_get(t, s->out_rows, 0, ggml_nbytes(t));
-        s->out_done = true;
-    }
-    return true;
-}
-
-static bool aborted(void *user)
-{
-    nk_stage *s = user;
-
-    if (s->recording) {
-        s->polled = true;
-        return s->quick;
-    }
-    return atomic_load_explicit(&s->state, memory_order_relaxed) == CANCELLED;
-}
-
-/* ---- opening ---- */
 
 /* A worker's neighbours on the machine may be starting, too. */
 static bool has_plenty_of_memory(const char *path)
@@ -160,8 +64,9 @@ static int load_model(nk_stage *s, const char *path, const struct nk_stage_opts 
                        "%s: llama.cpp %s cannot load it%s%s", path, llama_version(),
                        *why ? ": " : "", why);
     }
-    /* Weights that ggml keeps in an order of its own, or on a device, were read through the mapping once and are not used
-     * there again; the others come back with the graphs that find_places runs. */
+    /* Weights that ggml keeps in an order of its own, or on a device, were read through the mapping
+     * once and are not used there again; the others come back with the graphs that find_places
+     * runs. */
     if (mp.load_mode != LLAMA_LOAD_MODE_NONE)
         nk_memory_release_file(path);
     return 0;
@@ -229,8 +134,8 @@ static int make_context(nk_stage *s, const char *path, const struct nk_stage_opt
     if (!n_ctx)
         n_ctx = n_ctx_train > 0 && n_ctx_train < 8192 ? n_ctx_train : 8192;
     cp.n_ctx = (uint32_t)n_ctx;
-    /* One decode is one graph: rows go in and come out once. libllama aborts where a batch could not hold a row of each
-     * sequence. */
+    /* One decode is one graph: rows go in and come out once. libllama aborts where a batch could
+     * not hold a row of each sequence. */
     cp.n_batch = cp.n_ubatch =
         (uint32_t)(opts->n_batch > opts->n_seq_max ? opts->n_batch : opts->n_seq_max);
     cp.n_seq_max = (uint32_t)opts->n_seq_max;
@@ -245,16 +150,16 @@ static int make_context(nk_stage *s, const char *path, const struct nk_stage_opt
     cp.kv_unified = !opts->separate_kv; /* separate streams reorder rows across sequences */
     cp.swa_full = true;                 /* a sliding window that forgets cannot be rolled back */
     cp.no_perf = true;
-    cp.cb_eval = eval;
+    cp.cb_eval = nk__stage_eval;
     cp.cb_eval_user_data = s;
-    cp.abort_callback = aborted;
+    cp.abort_callback = nk__stage_aborted;
     cp.abort_callback_data = s;
     nk__llama_error_reset();
     nk__llama_hush(ggml_is_quantized(type_k) || ggml_is_quantized(type_v)); /* told below */
     s->ctx = llama_init_from_model(s->model, cp);
     nk__llama_hush(false);
-    if (!s->ctx &&
-        strstr(nk__llama_error(), "cache type")) /* its blocks do not fit this model's heads */
+    /* A quantised type's blocks do not fit this model's heads. */
+    if (!s->ctx && strstr(nk__llama_error(), "cache type"))
         return nk_fail(err, NK_E_INVALID, "bad_option", "%s: %s", path, nk__llama_error());
     if (!s->ctx)
         return nk_fail(
@@ -336,8 +241,8 @@ out:
     return rc;
 }
 
-/* A second graph. Where llama.cpp tells all of a graph before it begins to compute, as `known`'s decode has shown, nothing is
- * computed for it. */
+/* A second graph. Where llama.cpp tells all of a graph before it begins to compute, as `known`'s
+ * decode has shown, nothing is computed for it. */
 static int record_like(nk_stage *s, const nk__graph *known, bool in_pieces, nk__graph *g, int n,
                        bool embd, struct nk_error *err)
 {
@@ -367,10 +272,10 @@ static void describe_device(nk_stage *s, struct ggml_backend_buffer *buffer)
 /* What nk_stage_use_huge_pages moves. */
 static int keep_memory(nk_stage *s, const nk__graph *g, struct nk_error *err)
 {
-    struct ggml_backend_buffer *all[BUFFERS_MAX];
-    int n = nk__graph_leaf_buffers(g, all, BUFFERS_MAX);
+    struct ggml_backend_buffer *all[NK__BUFFERS_MAX];
+    int n = nk__graph_leaf_buffers(g, all, NK__BUFFERS_MAX);
 
-    for (int i = 0; i < n && i < BUFFERS_MAX; i++) {
+    for (int i = 0; i < n && i < NK__BUFFERS_MAX; i++) {
         ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(all[i]));
 
         /* Of a whole mapping the kernel would read in what was released. */
@@ -429,8 +334,8 @@ static int find_places(nk_stage *s, struct nk_error *err)
     s->info.kv_bytes = nk__graph_cache_bytes(g);
     s->max_positions = nk__graph_max_positions(g);
     rc = nk__graph_places(g, n_layer, &embd[0], &entry[0], &leave[0], err);
-    if (rc == NK_E_UNIMPLEMENTED && s->info.is_first &&
-        s->info.is_last) { /* a whole model needs no places */
+    /* A whole model needs no places. */
+    if (rc == NK_E_UNIMPLEMENTED && s->info.is_first && s->info.is_last) {
         rc = 0;
         describe_device(s, nk__graph_output_buffer(g));
         goto out;
@@ -463,9 +368,9 @@ static int find_places(nk_stage *s, struct nk_error *err)
     if (!s->info.is_last)
         s->out = leave[0];
     if (s->info.is_first && s->real_ids) {
-        s->enter = ENTER_IDS;
+        s->enter = NK__ENTER_IDS;
     } else {
-        s->enter = ENTER_OVERWRITE;
+        s->enter = NK__ENTER_OVERWRITE;
         s->in = s->info.is_first ? embd[0] : entry[0];
         /* Row input does the same work with one piece of graph less, where nothing stands between
          * it and layer 0. M-RoPE wants four positions for a row, and one for a token. */
@@ -480,7 +385,7 @@ static int find_places(nk_stage *s, struct nk_error *err)
             rc = 0; /* llama.cpp takes no rows for this model */
         }
         if (same) {
-            s->enter = ENTER_EMBD;
+            s->enter = NK__ENTER_EMBD;
             s->in.found = false;
         }
     }
@@ -615,9 +520,9 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
            "event=loaded arch=%s layers=%d-%d/%d device=%s n_ctx=%d enter=%s", s->info.architecture,
            s->info.layer_begin, s->info.layer_end, s->info.layer_count, s->info.device,
            s->info.n_ctx,
-           s->enter == ENTER_IDS    ? "ids"
-           : s->enter == ENTER_EMBD ? "embd"
-                                    : "overwrite");
+           s->enter == NK__ENTER_IDS    ? "ids"
+           : s->enter == NK__ENTER_EMBD ? "embd"
+                                        : "overwrite");
     *out = s;
     s = NULL;
 out:
@@ -655,363 +560,4 @@ const struct nk_stage_info *nk_stage_info(const nk_stage *s)
 const struct llama_vocab *nk_stage_vocab(const nk_stage *s)
 {
     return s->info.is_last ? llama_model_get_vocab(s->model) : NULL;
-}
-
-/* ---- running ---- */
-
-/* Where layers have a state, libllama puts the rows of a batch in an order of its own: the k-th rows of all sequences that
- * still have one make a graph. With the same number of rows of each, one sequence after the other, that is one graph
- * in the batch's order. */
-static int check_equal_rows(const nk_stage *s, const struct nk_stage_batch *b, int n_seq,
-                            struct nk_error *err)
-{
-    int each = b->n_tokens / n_seq;
-
-    for (int i = 0; i < b->n_tokens; i++)
-        if (b->n_tokens % n_seq || (i % each != 0 && b->seq[i] != b->seq[i - 1]))
-            return nk_fail(err, NK_E_INVALID, "bad_batch",
-                           "%d rows of %d sequences; a %s model takes the same number of each, one "
-                           "sequence after the other",
-                           b->n_tokens, n_seq, s->info.architecture);
-    return 0;
-}
-
-/* Everything of a batch that libllama would abort on or answer with a bare number. Fills first_pos
- * and next_pos (-1: not in the batch). Changes nothing. */
-static int check_batch(nk_stage *s, const struct nk_stage_batch *b, struct nk_error *err)
-{
-    int n_seq = 0;
-
-    if (b->n_tokens < 1 || b->n_tokens > s->info.n_batch)
-        return nk_fail(err, NK_E_INVALID, "bad_batch", "%d rows; 1 to %d fit in a run", b->n_tokens,
-                       s->info.n_batch);
-    if (!b->ids || !b->pos || !b->seq)
-        return nk_fail(err, NK_E_INVALID, "bad_batch", "ids, positions or sequences are missing");
-    if (!s->info.is_first && !b->rows)
-        return nk_fail(err, NK_E_INVALID, "bad_batch",
-                       "layers %d-%d need rows, but none were given", s->info.layer_begin,
-                       s->info.layer_end);
-    for (int i = 0; i < s->info.n_seq_max; i++)
-        s->first_pos[i] = s->next_pos[i] = -1;
-    for (int i = 0; i < b->n_tokens; i++) {
-        int seq = b->seq[i], pos = b->pos[i], length;
-
-        if (seq < 0 || seq >= s->info.n_seq_max)
-            return nk_fail(err, NK_E_INVALID, "bad_batch",
-                           "row %d is of sequence %d; there are 0 to %d", i, seq,
-                           s->info.n_seq_max - 1);
-        if (b->ids[i] < 0 || b->ids[i] >= s->info.n_vocab)
-            return nk_fail(err, NK_E_INVALID, "bad_batch",
-                           "row %d has token id %d; the vocabulary has 0 to %d", i, b->ids[i],
-                           s->info.n_vocab - 1);
-        if (s->max_positions && (int64_t)pos >= s->max_positions)
-            return nk_fail(err, NK_E_INVALID, "bad_batch",
-                           "row %d is at position %d; this model knows positions 0 to %lld", i, pos,
-                           (long long)s->max_positions - 1);
-        if (s->next_pos[seq] >= 0) {
-            if (pos != s->next_pos[seq])
-                return nk_fail(err, NK_E_INVALID, "bad_batch",
-                               "row %d of sequence %d is at position %d, not %d", i, seq, pos,
-                               s->next_pos[seq]);
-            s->next_pos[seq]++;
-            continue;
-        }
-        length = nk_stage_seq_length(s, seq);
-        if (pos < 0)
-            return nk_fail(err, NK_E_INVALID, "bad_batch", "row %d is at position %d", i, pos);
-        if (pos > length)
-            return nk_fail(err, NK_E_OUT_OF_RANGE, "gap",
-                           "sequence %d holds %d tokens; position %d is past its end", seq, length,
-                           pos);
-        s->first_pos[seq] = pos;
-        s->next_pos[seq] = pos + 1;
-        n_seq++;
-    }
-    if (n_seq > 1 && s->info.one_sequence_per_run)
-        return nk_fail(err, NK_E_INVALID, "bad_batch",
-                       "rows of %d sequences; this stage (%s) takes one sequence per run", n_seq,
-                       s->info.architecture);
-    return n_seq > 1 && s->info.equal_rows_per_run ? check_equal_rows(s, b, n_seq, err) : 0;
-}
-
-static int check_finite(const nk_stage *s, const struct nk_stage_batch *b, struct nk_error *err)
-{
-    size_t width = (size_t)s->info.n_embd, n = (size_t)b->n_tokens * width;
-    uint32_t bits;
-    unsigned bad = 0;
-
-    for (size_t i = 0; i < n; i++) {
-        memcpy(&bits, &b->rows[i], sizeof bits);
-        bad |= (bits & 0x7f800000u) == 0x7f800000u;
-    }
-    if (!bad)
-        return 0;
-    for (size_t i = 0; i < n; i++)
-        if (!isfinite(b->rows[i]))
-            return nk_fail(err, NK_E_INVALID, "not_finite", "element %zu of row %zu is %f",
-                           i % width, i / width, (double)b->rows[i]);
-    return 0;
-}
-
-/* Can sequence seq be cut back to pos (0 <= pos <= its length)? */
-static int check_rollback(const nk_stage *s, int seq, int pos, struct nk_error *err)
-{
-    int length = nk_stage_seq_length(s, seq), kept;
-
-    if (pos == 0 || pos == length)
-        return 0;
-    if (!s->info.can_rollback)
-        return nk_fail(err, NK_E_OUT_OF_RANGE, "no_rollback",
-                       "sequence %d holds %d tokens and cannot go back to %d: a %s model has a "
-                       "state, not a cache; it can "
-                       "go on or start at 0",
-                       seq, length, pos, s->info.architecture);
-    /* Cells behind the sliding window may have been taken for other rows when the cache ran full.
-     */
-    kept = llama_memory_seq_pos_min(llama_get_memory(s->ctx), seq);
-    if (s->n_swa > 0 && kept > (pos > s->n_swa ? pos - s->n_swa : 0))
-        return nk_fail(
-            err, NK_E_OUT_OF_RANGE, "no_rollback",
-            "sequence %d cannot go back to %d: its sliding window is only kept from position %d on",
-            seq, pos, kept);
-    return 0;
-}
-
-/* Forgets seq from pos on; a state that cannot be cut is forgotten whole. */
-static void forget(nk_stage *s, int seq, int pos)
-{
-    if (!llama_memory_seq_rm(llama_get_memory(s->ctx), seq, pos, -1))
-        llama_memory_seq_rm(llama_get_memory(s->ctx), seq, -1, -1);
-}
-
-static int decode(nk_stage *s, const struct nk_stage_batch *b, struct nk_error *err)
-{
-    struct llama_batch batch = { 0 };
-    int answer, state;
-
-    for (int i = 0; i < b->n_tokens; i++)
-        s->seq_ptrs[i] =
-            (llama_seq_id *)&b->seq[i]; /* libllama's batch is not const, but only read */
-    s->in_rows = b->rows;
-    if (s->embd) {
-        for (int i = 0; i < b->n_tokens; i++)
-            nk_embd_row(s->embd, b->ids[i], s->embd_rows + (size_t)i * s->embd_width);
-        s->in_rows = s->embd_rows;
-    }
-    batch.n_tokens = b->n_tokens;
-    if (s->enter == ENTER_EMBD)
-        batch.embd = (float *)s->in_rows;
-    else
-        batch.token = s->real_ids ? (llama_token *)b->ids : s->zero_ids;
-    batch.pos = (llama_pos *)b->pos;
-    batch.n_seq_id = s->one_seq;
-    batch.seq_id = s->seq_ptrs;
-    /* Where rows leave, all are outputs: else the last layer keeps only the wanted ones. */
-    batch.logits = s->info.is_last && b->want ? (int8_t *)b->want : s->all_wanted;
-    s->n_tokens = b->n_tokens;
-    s->n_in_seen = s->n_out_seen = 0;
-    s->in_next = s->out_next = s->in_done = s->out_done = false;
-    /* To libllama two rows are prefill; here decode rows of several sessions are decode. */
-    llama_set_n_threads(s->ctx, s->info.n_threads,
-                        b->n_tokens > s->info.n_seq_max ? s->n_threads_batch : s->info.n_threads);
-    nk__llama_error_reset();
-    atomic_store(&s->state, RUNNING);
-    answer = llama_decode(s->ctx, batch);
-    if (!answer)
-        llama_synchronize(s->ctx);
-    state = atomic_exchange(&s->state, IDLE);
-    if (state == CANCELLED)
-        return nk_fail(err, NK_E_CANCELLED, "cancelled", "the run was cancelled");
-    if (answer == 1)
-        return nk_fail(err, NK_E_EXHAUSTED, "kv_full",
-                       "no room for %d more tokens in a KV cache of %d", b->n_tokens,
-                       s->info.n_ctx);
-    if (answer)
-        return nk_fail(err, NK_E_INTERNAL, "decode_failed", "llama_decode answers %d%s%s", answer,
-                       *nk__llama_error() ? ": " : "", nk__llama_error());
-    if (s->in.found != s->in_done || s->out.found != s->out_done)
-        return nk_fail(err, NK_E_INTERNAL, "decode_failed",
-                       "llama.cpp computed a batch of %d rows in another way than the one that was "
-                       "seen at load",
-                       b->n_tokens);
-    return 0;
-}
-
-int nk_stage_run(nk_stage *s, const struct nk_stage_batch *b, struct nk_error *err)
-{
-    int rc = check_batch(s, b, err);
-
-    for (int seq = 0; !rc && seq < s->info.n_seq_max; seq++)
-        if (s->first_pos[seq] >= 0)
-            rc = check_rollback(s, seq, s->first_pos[seq], err);
-    if (!rc && !s->info.is_first)
-        rc = check_finite(s, b, err);
-    if (rc)
-        return rc;
-    for (int seq = 0; seq < s->info.n_seq_max; seq++)
-        if (s->first_pos[seq] >= 0 && s->first_pos[seq] < nk_stage_seq_length(s, seq))
-            forget(s, seq, s->first_pos[seq]);
-    rc = decode(s, b, err);
-    if (rc)
-        for (int seq = 0; seq < s->info.n_seq_max; seq++)
-            if (s->first_pos[seq] >= 0 && nk_stage_seq_length(s, seq) != s->first_pos[seq])
-                forget(s, seq, s->first_pos[seq]);
-    return rc;
-}
-
-void nk_stage_cancel(nk_stage *s)
-{
-    int expected = RUNNING;
-
-    atomic_compare_exchange_strong(&s->state, &expected, CANCELLED);
-}
-
-const float *nk_stage_rows(const nk_stage *s)
-{
-    return s->out_rows;
-}
-
-float *nk_stage_logits(nk_stage *s, int token_idx)
-{
-    return s->info.is_last ? llama_get_logits_ith(s->ctx, token_idx) : NULL;
-}
-
-/* ---- sequences ---- */
-
-static int check_seq(const nk_stage *s, int seq, struct nk_error *err)
-{
-    if (seq >= 0 && seq < s->info.n_seq_max)
-        return 0;
-    return nk_fail(err, NK_E_INVALID, "bad_batch", "sequence %d; there are 0 to %d", seq,
-                   s->info.n_seq_max - 1);
-}
-
-int nk_stage_seq_length(const nk_stage *s, int seq)
-{
-    return seq < 0 || seq >= s->info.n_seq_max
-               ? 0
-               : llama_memory_seq_pos_max(llama_get_memory(s->ctx), seq) + 1;
-}
-
-int nk_stage_seq_truncate(nk_stage *s, int seq, int pos, struct nk_error *err)
-{
-    int rc = check_seq(s, seq, err);
-
-    if (rc)
-        return rc;
-    if (pos < 0)
-        return nk_fail(err, NK_E_INVALID, "bad_batch", "position %d", pos);
-    if (pos >= nk_stage_seq_length(s, seq))
-        return 0;
-    rc = check_rollback(s, seq, pos, err);
-    if (!rc)
-        forget(s, seq, pos);
-    return rc;
-}
-
-int nk_stage_seq_copy(nk_stage *s, int seq_src, int seq_dst, struct nk_error *err)
-{
-    int rc = check_seq(s, seq_src, err);
-
-    if (!rc)
-        rc = check_seq(s, seq_dst, err);
-    if (rc || seq_src == seq_dst)
-        return rc;
-    nk_stage_seq_clear(s, seq_dst);
-    if (nk_stage_seq_length(s, seq_src) > 0)
-        llama_memory_seq_cp(llama_get_memory(s->ctx), seq_src, seq_dst, -1, -1);
-    return 0;
-}
-
-void nk_stage_seq_clear(nk_stage *s, int seq)
-{
-    if (!check_seq(s, seq, NULL))
-        llama_memory_seq_rm(llama_get_memory(s->ctx), seq, -1, -1);
-}
-
-/* A saved sequence: this header, then libllama's bytes. libllama trusts its own bytes, so that they
- * are these bytes, made by the same slice and version, is made sure of before it sees them. */
-struct state_header {
-    char magic[8];
-    char sha256[NK_SHA256_HEX]; /* of what follows the header */
-    char slice[512];            /* what the state belongs to, as text */
-    uint64_t size_bytes, n_tokens;
-};
-static const char state_magic[] = "nkstate1";
-
-static void state_header_fill(const nk_stage *s, struct state_header *h, const uint8_t *data,
-                              size_t size)
-{
-    nk_sha256 *hash = nk_sha256_new();
-
-    memset(h, 0, sizeof *h);
-    memcpy(h->magic, state_magic, sizeof h->magic);
-    snprintf(h->slice, sizeof h->slice, "%s layers %d-%d of %d, %s, llama.cpp %s",
-             s->info.architecture, s->info.layer_begin, s->info.layer_end, s->info.layer_count,
-             s->info.model_sha256, s->info.llama_version);
-    h->size_bytes = size;
-    if (hash) {
-        nk_sha256_add(hash, data, size);
-        nk_sha256_finish(hash, h->sha256);
-    }
-}
-
-int nk_stage_seq_save(nk_stage *s, int seq, struct nk_buf *out, struct nk_error *err)
-{
-    struct state_header h;
-    size_t size;
-    char *where;
-    int rc = check_seq(s, seq, err);
-
-    if (rc)
-        return rc;
-    size = llama_state_seq_get_size(s->ctx, seq);
-    rc = nk_buf_reserve(out, sizeof h + size, &where, err);
-    if (rc)
-        return rc;
-    size = llama_state_seq_get_data(s->ctx, (uint8_t *)where + sizeof h, size, seq);
-    if (!size)
-        return nk_fail(err, NK_E_INTERNAL, "decode_failed",
-                       "llama.cpp could not save sequence %d: %s", seq, nk__llama_error());
-    state_header_fill(s, &h, (uint8_t *)where + sizeof h, size);
-    h.n_tokens = (uint64_t)nk_stage_seq_length(s, seq);
-    memcpy(where, &h, sizeof h);
-    nk_buf_commit(out, sizeof h + size);
-    return 0;
-}
-
-int nk_stage_seq_load(nk_stage *s, int seq, struct nk_bytes state, struct nk_error *err)
-{
-    struct state_header h, mine;
-    int rc = check_seq(s, seq, err);
-
-    if (rc)
-        return rc;
-    nk_stage_seq_clear(s, seq);
-    if (state.size <= sizeof h)
-        return nk_fail(err, NK_E_INVALID, "bad_state", "%zu bytes are no saved sequence",
-                       state.size);
-    memcpy(&h, state.data, sizeof h);
-    state_header_fill(s, &mine, state.data + sizeof h, state.size - sizeof h);
-    h.slice[sizeof h.slice - 1] = '\0';
-    if (memcmp(h.magic, mine.magic, sizeof h.magic))
-        return nk_fail(err, NK_E_INVALID, "bad_state", "these bytes are no saved sequence");
-    if (strcmp(h.slice, mine.slice))
-        return nk_fail(err, NK_E_INVALID, "bad_state",
-                       "the saved sequence is of %s; this stage is %s", h.slice, mine.slice);
-    if (h.size_bytes != mine.size_bytes || memcmp(h.sha256, mine.sha256, sizeof h.sha256) ||
-        !mine.sha256[0])
-        return nk_fail(err, NK_E_INVALID, "bad_state", "the saved sequence is damaged");
-    if (h.n_tokens == 0)
-        return 0;
-    nk__llama_error_reset();
-    if (!llama_state_seq_set_data(s->ctx, state.data + sizeof h, state.size - sizeof h, seq) ||
-        (uint64_t)nk_stage_seq_length(s, seq) != h.n_tokens) {
-        nk_stage_seq_clear(s, seq);
-        return nk_fail(err, NK_E_EXHAUSTED, "kv_full",
-                       "no room for a saved sequence of %llu tokens in a KV cache of %d%s%s",
-                       (unsigned long long)h.n_tokens, s->info.n_ctx,
-                       *nk__llama_error() ? ": " : "", nk__llama_error());
-    }
-    return 0;
 }
