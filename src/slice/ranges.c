@@ -178,3 +178,22 @@ out:
     free(b.legal);
     return rc;
 }
+
+bool nk_ranges_next(const nk_model *m, struct nk_range ranges[4], int *n)
+{
+    int n_layer = m->info.n_layer;
+
+    if (*n > 2)
+        return false;
+    for (int at = *n ? ranges[0].end + 1 : 1; at < n_layer; at++) {
+        ranges[0] = (struct nk_range){ 0, at };
+        ranges[1] = (struct nk_range){ at, n_layer };
+        *n = 2;
+        if (!nk_ranges_check(m, ranges, 2, true, NULL))
+            return true;
+    }
+    for (*n = 4; *n > 2; --*n)
+        if (!nk_ranges_balance(m, *n, ranges, NULL))
+            return true;
+    return false;
+}

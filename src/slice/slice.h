@@ -84,6 +84,11 @@ int nk_ranges_parse(const char *text, struct nk_range *ranges, int max, int *n,
  * legal. */
 int nk_ranges_check(const nk_model *m, const struct nk_range *ranges, int n, bool whole,
                     struct nk_error *err);
+/* The splits that a model is tried with, one after the other: every legal cut in two, then one
+ * split in four, or else three, pieces, where there are cuts for it. ranges has room for four; *n
+ * 0: the first split; else ranges and *n are those of the split before. False: there are no
+ * more. */
+bool nk_ranges_next(const nk_model *m, struct nk_range ranges[4], int *n);
 /* k ranges with bytes balanced over legal cuts (the head counts for the last, the embedding lookup
  * is free). INVALID `bad_ranges` when there are not enough legal cuts. */
 int nk_ranges_balance(const nk_model *m, int k, struct nk_range *ranges, struct nk_error *err);

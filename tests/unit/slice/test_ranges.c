@@ -86,6 +86,50 @@ static void test_ranges__must_fit_the_model(void **state)
     made_free(made);
 }
 
+/* The splits that nk_ranges_next gives, as text, each with a space before it. */
+static void list_splits(const nk_model *m, char *out, size_t size)
+{
+    struct nk_range ranges[4];
+    int n = 0;
+
+    *out = '\0';
+    while (nk_ranges_next(m, ranges, &n)) {
+        for (int i = 0; i < n; i++) {
+            size_t used = strlen(out);
+
+            snprintf(out + used, size - used, "%s%d-%d", i ? "," : " ", ranges[i].begin,
+                     ranges[i].end);
+        }
+    }
+}
+
+static void test_ranges__every_cut_comes_once_and_then_one_split_in_more(void **state)
+{
+    static const struct {
+        const char *arch;
+        int n_layer;
+        const char *splits;
+    } cases[] = {
+        { "llama", 1, "" },
+        { "llama", 2, "0-1,1-2" },
+        { "llama", 3, "0-1,1-3 0-2,2-3 0-1,1-2,2-3" },
+        { "llama", 5, "0-1,1-5 0-2,2-5 0-3,3-5 0-4,4-5 0-1,1-2,2-4,4-5" },
+        { "smollm3", 8, "0-4,4-8" },
+        { "smollm3", 14, "0-4,4-14 0-8,8-14 0-12,12-14 0-4,4-8,8-12,12-14" },
+        { "talkie", 6, "" },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct made made = make_model(make_gguf(cases[i].arch, cases[i].n_layer, NULL));
+        char splits[512];
+
+        list_splits(made.m, splits, sizeof splits);
+        assert_string_equal(splits[0] ? splits + 1 : splits, cases[i].splits);
+        made_free(made);
+    }
+}
+
 static uint64_t largest(const nk_model *m, const struct nk_range *r, int k)
 {
     const struct nk_model_info *in = nk_model_info(m);
@@ -161,6 +205,7 @@ int main(void)
         cmocka_unit_test(test_ranges__reads_what_is_meant),
         cmocka_unit_test(test_ranges__refuses_everything_else),
         cmocka_unit_test(test_ranges__must_fit_the_model),
+        cmocka_unit_test(test_ranges__every_cut_comes_once_and_then_one_split_in_more),
         cmocka_unit_test(test_ranges__balance_is_as_good_as_the_best_of_all),
     };
 
