@@ -3,7 +3,7 @@
  * Three queues: control jobs go first, then decode rows and prefill chunks take turns, so that a long prompt delays
  * other people's tokens by one chunk at most, and tokens do not starve a prompt.
  *
- * Which decode rows run together decides the speed (design.md fact 13): ggml's CPU kernels are worth little under four
+ * Which decode rows run together decides the speed (docs/internals/llama.md, "Rows per run"): ggml's CPU kernels are worth little under four
  * rows, and a stage that waits for rows of a half-filled pipeline is idle. So the *first* stage forms groups: as many
  * groups in flight as stages of the route can compute at once (all of them, but for those that share cores: open.c) and no
  * more, each at most ceil(sessions / groups) rows, on a CPU four where that is between four and 16, and under 64. A group is in flight
