@@ -29,6 +29,8 @@ struct stream {
     size_t ids_capacity;
     int rc; /* the net thread could not keep what came */
     struct nk_error err;
+    int end_rc; /* how the generation ended, as `done` said: the answer's own is the main thread's */
+    struct nk_error end_err;
     bool woken, over;
     int wake[2];
     bool want_logprobs;
@@ -126,8 +128,8 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
     s->a->stats.tail = NULL;
     s->a->stats.tail_size = 0;
     if (err) {
-        s->a->rc = err->code;
-        s->a->err = *err;
+        s->end_rc = err->code;
+        s->end_err = *err;
     }
     s->over = true;
     wake(s);
@@ -180,8 +182,7 @@ static void pump(struct stream *s, nk_gen *g, int out_fd)
         struct nk_buf empty = now;
         char c;
 
-        if (poll(pfd, 2, -1) < 0 && errno != EINTR)
-            break; /* cannot happen; the generation's own deadline ends it */
+        poll(pfd, 2, -1); /* however it ends, the net thread has `s` until `over` */
         pthread_mutex_lock(&s->mutex);
         if (s->woken && read(s->wake[0], &c, 1) == 1)
             s->woken = false;
@@ -203,6 +204,8 @@ static void pump(struct stream *s, nk_gen *g, int out_fd)
         }
     }
     nk_buf_release(&now);
+    a->rc = s->end_rc;
+    a->err = s->end_err;
     if (rc && !a->interrupted) {
         a->rc = rc;
         a->err = err;
@@ -231,7 +234,7 @@ int nk_answer_run(struct nk_answer *a, nk_chain *c, const struct nk_gen_opts *op
     }
     pthread_mutex_init(&s.mutex, NULL);
     a->rc = nk_gen_start(&g, c, opts, &handlers, &s, &a->err);
-    if (!a->rc) {
+    if (!a->rc) { /* `done` may have been called by now */
         pump(&s, g, out_fd);
         nk_gen_free(g);
     }
