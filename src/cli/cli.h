@@ -1,19 +1,39 @@
-/* The subcommands: one file each (cmd_NAME.c), one line each in the table of main.c. */
+/* The subcommands: one file each (cmd_NAME.c), one line each in the table of cli.c. */
 #ifndef NK_CLI_CLI_H
 #define NK_CLI_CLI_H
+
+#include <stdio.h>
 
 #include "base/args.h"
 #include "base/error.h"
 
-/* Exit codes: 0 done; 1 it could not be done (or the answer is no); 2 the command line or a file given is unusable. */
+/* Exit codes. 0: done. 1: it could not be done, or the answer is no. 2: the command line or a file
+ * given is unusable. Beside these, 128 + N: signal N ended it; as filters do, a command whose output
+ * nobody reads any more is ended by SIGPIPE (cli/generate.h). */
 enum { NK_EXIT_OK = 0, NK_EXIT_FAILED = 1, NK_EXIT_USAGE = 2 };
 
-/* Prints "nakshatra: MESSAGE" on standard error and returns the exit code for it: 2 for INVALID, NOT_FOUND and
- * OUT_OF_RANGE, else 1. */
+/* Prints "nakshatra: MESSAGE" on standard error and returns the exit code for it: 2 for INVALID,
+ * NOT_FOUND and OUT_OF_RANGE, else 1. */
 int nk_cli_report(const struct nk_error *err);
 
-/* Parses the arguments of a subcommand; on a negative return the error was reported. Returns 0 to go on, else the
- * caller returns *exit_code. */
+/* The last thing of a command that prints: exit_code, but when standard output could not be written
+ * that is reported, and it is NK_EXIT_FAILED. */
+int nk_cli_flush(int exit_code);
+
+/* The first thing that a subcommand does: parses its arguments; what is wrong with them was
+ * reported. Returns 0 to go on, else the caller returns *exit_code. */
 int nk_cli_parse(int argc, char **argv, const struct nk_command *cmd, int *first, int *exit_code);
+
+/* Runs subcommand argv[0]; an unknown one is reported. Returns the exit code. */
+int nk_cli_run(int argc, char **argv);
+
+/* Calls f with every subcommand and its table of options, which hold their defaults. Nothing else
+ * of a subcommand is run. */
+typedef void nk_cli_described(void *user, const char *name, const char *summary,
+                              const struct nk_command *cmd);
+void nk_cli_describe(nk_cli_described *f, void *user);
+
+/* What `nakshatra --help` prints: the subcommands. */
+void nk_cli_print_commands(FILE *out);
 
 #endif

@@ -222,11 +222,9 @@ int nk_cmd_check(int argc, char **argv)
     int64_t timeout_ms = 5000;
     bool json = false;
     const struct nk_arg args[] = {
-        { "cluster", 'c', NK_ARG_STRING, &path, "FILE",
-          "cluster.yaml: the workers and their layers", 0, 0 },
-        { "timeout-ms", 0, NK_ARG_INT, &timeout_ms, "MS", "wait so long for answers (5000)", 1,
-          600000 },
-        { "json", 'j', NK_ARG_FLAG, &json, NULL, "the report as one JSON object", 0, 0 },
+        NK_OPT_STRING("cluster", 'c', &path, "FILE", "cluster.yaml: the workers and their layers"),
+        NK_OPT_INT("timeout-ms", 0, &timeout_ms, "MS", 1, 600000, "wait so long for answers"),
+        NK_OPT_FLAG("json", 'j', &json, "the report as one JSON object"),
         { 0 },
     };
     const struct nk_command cmd = {

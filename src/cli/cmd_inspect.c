@@ -218,7 +218,7 @@ int nk_cmd_inspect(int argc, char **argv)
 {
     bool json = false;
     const struct nk_arg args[] = {
-        { .name = "json", .kind = NK_ARG_FLAG, .dest = &json, .help = "for programs" },
+        NK_OPT_FLAG("json", 0, &json, "all of it as one JSON object"),
         { 0 },
     };
     const struct nk_command cmd = {
@@ -242,8 +242,6 @@ int nk_cmd_inspect(int argc, char **argv)
         rc = print_json(m, &err);
     else if (!rc)
         print_table(m);
-    if (!rc && fflush(stdout))
-        rc = nk_fail(&err, NK_E_DATA_LOSS, "write_failed", "standard output cannot be written");
     nk_model_close(m);
-    return rc ? nk_cli_report(&err) : NK_EXIT_OK;
+    return rc ? nk_cli_report(&err) : nk_cli_flush(NK_EXIT_OK);
 }

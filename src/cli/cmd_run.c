@@ -39,11 +39,11 @@ int nk_cmd_run(int argc, char **argv)
     struct nk_generate g = NK_GENERATE_INIT;
     const char *cluster_path = NULL;
     const struct nk_arg args[] = {
-        { "cluster", 'c', NK_ARG_STRING, &cluster_path, "FILE",
-          "cluster.yaml: the workers and their layers", 0, 0 },
+        NK_OPT_STRING("cluster", 'c', &cluster_path, "FILE",
+                      "cluster.yaml: the workers and their layers"),
         NK_GENERATE_ARGS(g),
-        { "chat-template", 0, NK_ARG_STRING, &g.chat_template, "NAME|FILE",
-          "with --chat: a built-in template, or a file with Jinja", 0, 0 },
+        NK_OPT_STRING("chat-template", 0, &g.chat_template, "NAME|FILE",
+                      "with --chat: a built-in template, or a file with Jinja"),
         { 0 },
     };
     const struct nk_command cmd = {

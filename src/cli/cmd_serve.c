@@ -60,17 +60,17 @@ static int serve(const struct nk_serve *s, const char *cluster_path, bool determ
 
 int nk_cmd_serve(int argc, char **argv)
 {
-    struct nk_serve s = NK_SERVE_INIT;
+    struct nk_serve s = nk_serve_default();
     const char *cluster = NULL;
     bool deterministic = false;
     int64_t parent_fd = -1;
     const struct nk_arg args[] = {
-        { "cluster", 'c', NK_ARG_STRING, &cluster, "FILE", "the cluster file (cluster.yaml)", 0,
-          0 },
+        NK_OPT_STRING("cluster", 'c', &cluster, "FILE",
+                      "cluster.yaml: the workers and their layers"),
         NK_SERVE_ARGS(s),
-        { "deterministic", 0, NK_ARG_FLAG, &deterministic, NULL, "requests are never merged", 0,
-          0 },
-        { "parent-fd", 0, NK_ARG_INT, &parent_fd, "FD", "", 0, 65535 },
+        NK_OPT_FLAG("deterministic", 0, &deterministic, "requests are never merged"),
+        NK_OPT_INT("parent-fd", 0, &parent_fd, "N", 0, 1 << 20,
+                   "end when this file descriptor reads end-of-file"),
         { 0 },
     };
     const struct nk_command cmd = {
@@ -87,7 +87,8 @@ int nk_cmd_serve(int argc, char **argv)
     if (nk_cli_parse(argc, argv, &cmd, &first, &exit_code))
         return exit_code;
     if (!cluster) {
-        nk_fail(&err, NK_E_INVALID, "bad_argument", "--cluster FILE is missing");
+        nk_fail(&err, NK_E_INVALID, "bad_argument",
+                "--cluster FILE is missing. usage: nakshatra %s", cmd.usage);
         return nk_cli_report(&err);
     }
     nk_vocab_global_init();

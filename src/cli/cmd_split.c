@@ -72,26 +72,10 @@ int nk_cmd_split(int argc, char **argv)
     const char *layers = NULL, *out = NULL;
     int64_t into = 0;
     const struct nk_arg args[] = {
-        { .name = "into",
-          .letter = 'k',
-          .kind = NK_ARG_INT,
-          .dest = &into,
-          .value_name = "K",
-          .min = 1,
-          .max = NK_LAYERS_MAX,
-          .help = "K slices, their bytes balanced" },
-        { .name = "layers",
-          .letter = 'l',
-          .kind = NK_ARG_STRING,
-          .dest = &layers,
-          .value_name = "RANGES",
-          .help = "these slices, e.g. 0-14,14-28 (each up to, not including, its last number)" },
-        { .name = "out",
-          .letter = 'o',
-          .kind = NK_ARG_STRING,
-          .dest = &out,
-          .value_name = "DIR",
-          .help = "the folder to write to; made if missing" },
+        NK_OPT_INT("into", 'k', &into, "K", 1, NK_LAYERS_MAX, "K slices, their bytes balanced"),
+        NK_OPT_STRING("layers", 'l', &layers, "RANGES",
+                      "these slices, e.g. 0-14,14-28 (each up to, not including, its last number)"),
+        NK_OPT_STRING("out", 'o', &out, "DIR", "the folder to write to; made if missing"),
         { 0 },
     };
     const struct nk_command cmd = {

@@ -88,24 +88,23 @@ static int up(struct nk_generate *g, const struct nk_serve *s, struct nk_local_o
 int nk_cmd_up(int argc, char **argv)
 {
     struct nk_generate g = NK_GENERATE_INIT;
-    struct nk_serve s = NK_SERVE_INIT;
-    int64_t n_workers = 2, ctx = 0, sequences = 0, threads = 0;
+    struct nk_serve s = nk_serve_default();
+    int64_t n_workers = 2, ctx = 0, sequences = NK_SEQUENCES, threads = 0;
     const char *layers = NULL, *device = NULL, *dtype = "f32";
-    struct nk_local_opts o = { 0 };
+    struct nk_local_opts o = { .cache = NK_CACHE_ARGS_INIT };
     const struct nk_arg args[] = {
-        { "workers", 'w', NK_ARG_INT, &n_workers, "K",
-          "processes, each with a share of the layers (2)", 1, NK_CLUSTER_WORKERS_MAX },
-        { "layers", 0, NK_ARG_STRING, &layers, "RANGES",
-          "these shares, e.g. 0-14,14-28, instead of balanced ones", 0, 0 },
-        { "device", 'd', NK_ARG_STRING, &device, "NAME",
-          "where the workers compute: CPU, Vulkan0, CUDA0, ...", 0, 0 },
-        { "ctx", 0, NK_ARG_INT, &ctx, "N",
-          "KV tokens of each worker, shared by its sessions (the model's context)", 1, 1 << 30 },
-        { "sequences", 0, NK_ARG_INT, &sequences, "N", "sessions at once (8)", 1, 4096 },
-        { "threads", 0, NK_ARG_INT, &threads, "N", "of each worker (all cores: they take turns)", 1,
-          1024 },
-        { "dtype", 0, NK_ARG_STRING, &dtype, "TYPE",
-          "rows between workers: f32 (exact) or f16 (f32)", 0, 0 },
+        NK_OPT_INT("workers", 'w', &n_workers, "K", 1, NK_CLUSTER_WORKERS_MAX,
+                   "processes, each with a share of the layers"),
+        NK_OPT_STRING("layers", 0, &layers, "RANGES",
+                      "these shares, e.g. 0-14,14-28, instead of balanced ones"),
+        NK_OPT_STRING("device", 'd', &device, "NAME",
+                      "where the workers compute: CPU, Vulkan0, CUDA0, ..."),
+        NK_OPT_INT("ctx", 0, &ctx, "N", 1, 1 << 30,
+                   "KV tokens of each worker, shared by its sessions; else the model's context"),
+        NK_OPT_INT("sequences", 0, &sequences, "N", 1, 4096, "sessions at once"),
+        NK_OPT_INT("threads", 0, &threads, "N", 1, 1024,
+                   "of each worker; else all cores, and they take turns"),
+        NK_OPT_STRING("dtype", 0, &dtype, "f32|f16", "of the rows between workers; f32 is exact"),
         NK_CACHE_ARGS(o.cache),
         NK_GENERATE_ARGS(g),
         NK_SERVE_ARGS(s),

@@ -285,36 +285,31 @@ int nk_cmd_verify(int argc, char **argv)
         .n_sequences = 3,
         .n_batch = 64,
         .bound = 1e-4,
+        .cache = NK_CACHE_ARGS_INIT,
     };
-    /* clang-format off */
     const struct nk_arg args[] = {
-        { .name = "layers", .letter = 'l', .kind = NK_ARG_STRING, .dest = &o.layers, .value_name = "RANGES",
-          .help = "the split to verify, e.g. 0-14,14-28" },
-        { .name = "into", .letter = 'k', .kind = NK_ARG_INT, .dest = &o.into, .value_name = "K", .min = 1, .max = STAGES_MAX,
-          .help = "K slices, their bytes balanced" },
-        { .name = "every-cut", .kind = NK_ARG_FLAG, .dest = &o.every_cut,
-          .help = "every legal cut in two, and one in more" },
-        { .name = "slices", .kind = NK_ARG_STRING, .dest = &o.slices, .value_name = "DIR",
-          .help = "the slices that `split` wrote there, as they are now" },
-        { .name = "tokens", .letter = 'n', .kind = NK_ARG_INT, .dest = &o.n_tokens, .value_name = "N", .min = 1,
-          .max = 1 << 20, .help = "prompt tokens of a sequence (64)" },
-        { .name = "steps", .kind = NK_ARG_INT, .dest = &o.n_steps, .value_name = "N", .min = 1, .max = 1 << 10,
-          .help = "single steps before the rollback, and after it (8)" },
-        { .name = "sequences", .letter = 's', .kind = NK_ARG_INT, .dest = &o.n_sequences, .value_name = "S", .min = 1,
-          .max = SEQUENCES_MAX, .help = "interleaved sequences (3)" },
-        { .name = "batch", .letter = 'b', .kind = NK_ARG_INT, .dest = &o.n_batch, .value_name = "ROWS", .min = 1,
-          .max = 4096, .help = "rows of a batch (64)" },
-        { .name = "threads", .letter = 't', .kind = NK_ARG_INT, .dest = &o.n_threads, .value_name = "T", .min = 0,
-          .max = 512, .help = "threads (0: all cores)" },
-        { .name = "device", .letter = 'd', .kind = NK_ARG_STRING, .dest = &o.devices, .value_name = "NAME[,NAME...]",
-          .help = "what runs the slices: one device for all, or one for each (CPU); the whole model runs on the CPU" },
-        { .name = "bound", .kind = NK_ARG_FLOAT, .dest = &o.bound, .value_name = "NMSE", .min = 0, .max = 1,
-          .help = "worst nmse that passes when not all of the chain runs on the CPU (1e-4)" },
+        NK_OPT_STRING("layers", 'l', &o.layers, "RANGES", "the split to verify, e.g. 0-14,14-28"),
+        NK_OPT_INT("into", 'k', &o.into, "K", 1, STAGES_MAX, "K slices, their bytes balanced"),
+        NK_OPT_FLAG("every-cut", 0, &o.every_cut, "every legal cut in two, and one in more"),
+        NK_OPT_STRING("slices", 0, &o.slices, "DIR",
+                      "the slices that `split` wrote there, as they are now"),
+        NK_OPT_INT("tokens", 'n', &o.n_tokens, "N", 1, 1 << 20, "prompt tokens of a sequence"),
+        NK_OPT_INT("steps", 0, &o.n_steps, "N", 1, 1 << 10,
+                   "single steps before the rollback, and after it"),
+        NK_OPT_INT("sequences", 's', &o.n_sequences, "S", 1, SEQUENCES_MAX,
+                   "interleaved sequences"),
+        NK_OPT_INT("batch", 'b', &o.n_batch, "ROWS", 1, 4096, "rows of a batch"),
+        NK_OPT_INT("threads", 't', &o.n_threads, "T", 0, 512, "of each stage; 0: all cores"),
+        NK_OPT_STRING("device", 'd', &o.devices, "NAME[,NAME...]",
+                      "what runs the slices: one device for all, or one for each; the whole model "
+                      "runs on the CPU"),
+        NK_OPT_FLOAT("bound", 0, &o.bound, "NMSE", 0, 1,
+                     "worst nmse (normalised mean square error) that passes when not all of the "
+                     "chain runs on the CPU"),
         NK_CACHE_ARGS(o.cache),
-        { .name = "json", .kind = NK_ARG_FLAG, .dest = &o.json, .help = "for programs" },
+        NK_OPT_FLAG("json", 0, &o.json, "the report as one JSON object"),
         { 0 },
     };
-    /* clang-format on */
     const struct nk_command cmd = {
         .usage = "verify MODEL.gguf (--layers RANGES | --into K | --every-cut | --slices DIR) "
                  "[--tokens N] "

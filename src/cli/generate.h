@@ -26,19 +26,23 @@ struct nk_generate {
         .gen = nk_gen_args_default()                                                               \
     }
 
-/* clang-format off */
 /* Rows of a command's table of arguments (struct nk_generate g). */
-#define NK_GENERATE_ARGS(g)                                                                                                  \
-    { "prompt", 'p', NK_ARG_STRING, &(g).prompt, "TEXT", "the prompt (seen in the process list, where --file is not)", 0, 0 }, \
-    { "file", 'f', NK_ARG_STRING, &(g).file, "FILE", "the prompt from a file; -: standard input", 0, 0 },                    \
-    { "chat", 0, NK_ARG_FLAG, &(g).chat, NULL, "a conversation on the terminal, with the model's chat template", 0, 0 },     \
-    { "system", 0, NK_ARG_STRING, &(g).system, "TEXT", "the conversation's system message", 0, 0 },                          \
-    NK_GEN_ARGS((g).gen),                                                                                                    \
-    { "json", 'j', NK_ARG_FLAG, &(g).json, NULL, "one JSON object with text, ids and timings at the end", 0, 0 },            \
-    { "logprobs", 0, NK_ARG_INT, &(g).gen.logprobs, "K", "with --json: each token's log-probability and K alternatives", 0, NK_LOGPROBS_MAX }, \
-    { "ids", 0, NK_ARG_FLAG, &(g).ids, NULL, "print the generated tokens' ids instead of their text", 0, 0 },                \
-    { "stats", 0, NK_ARG_FLAG, &(g).stats, NULL, "tokens, rates and each worker's times on standard error", 0, 0 }
-/* clang-format on */
+#define NK_GENERATE_ARGS(g)                                                                        \
+    NK_OPT_STRING("prompt", 'p', &(g).prompt, "TEXT",                                              \
+                  "the prompt (seen in the process list, where --file is not)"),                   \
+        NK_OPT_STRING("file", 'f', &(g).file, "FILE",                                              \
+                      "the prompt from a file; -: standard input"),                                \
+        NK_OPT_FLAG("chat", 0, &(g).chat,                                                          \
+                    "a conversation on the terminal, with the model's chat template"),             \
+        NK_OPT_STRING("system", 0, &(g).system, "TEXT", "the conversation's system message"),      \
+        NK_GEN_ARGS((g).gen),                                                                      \
+        NK_OPT_FLAG("json", 'j', &(g).json,                                                        \
+                    "one JSON object with text, ids and timings at the end"),                      \
+        NK_OPT_INT("logprobs", 0, &(g).gen.logprobs, "K", 0, NK_LOGPROBS_MAX,                      \
+                   "with --json: each token's log-probability and K alternatives"),                \
+        NK_OPT_FLAG("ids", 0, &(g).ids, "print the generated tokens' ids instead of their text"),  \
+        NK_OPT_FLAG("stats", 0, &(g).stats,                                                        \
+                    "tokens, rates and each worker's times on standard error")
 
 /* Options against each other, and the prompt from --prompt, from --file ("-": standard input) or, when neither is given
  * and need_prompt is set, from standard input unless that is a terminal. One newline at the end of a file is not part of

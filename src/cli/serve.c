@@ -17,6 +17,25 @@ static int read_file(const char *path, struct nk_buf *b, const char **text, stru
     return rc;
 }
 
+struct nk_serve nk_serve_default(void)
+{
+    const struct nk_gateway_opts o = nk_gateway_opts_default();
+
+    return (struct nk_serve){
+        .listen = o.listen,
+        .running = o.limits.running_max,
+        .waiting = o.limits.waiting_max,
+        .waiting_ms = o.limits.waiting_ms,
+        .body_kib = (int64_t)(o.limits.body_bytes_max >> 10),
+        .output_kib = (int64_t)(o.limits.output_bytes_max >> 10),
+        .header_ms = o.limits.header_ms,
+        .body_ms = o.limits.body_ms,
+        .idle_ms = o.limits.idle_ms,
+        .connections = o.limits.connections_max,
+        .drain_ms = 30000,
+    };
+}
+
 int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, const nk_vocab *v,
                    bool deterministic, struct nk_error *err)
 {

@@ -39,17 +39,31 @@ class Deps(unittest.TestCase):
 
 @unittest.skipIf(os.environ.get("NK_SANITIZE"), "the plain build is what is installed")
 class Install(unittest.TestCase):
+    def install(self, dest):
+        """Every file that is installed, as a path from the prefix."""
+        done = subprocess.run(["cmake", "--install", nk.BUILD], env=dict(os.environ, DESTDIR=dest), capture_output=True,
+                              text=True, timeout=120)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        found = {os.path.join(folder, n) for folder, _, names in os.walk(dest) for n in names}
+        prefix = next(path for path in found if path.endswith("/bin/nakshatra"))[:-len("bin/nakshatra")]
+        return {path[len(prefix):]: path for path in found}
+
+    def test_install__takes_the_man_page_and_completions_along(self):
+        with tempfile.TemporaryDirectory(prefix="nk-install-") as dest:
+            found = self.install(dest)
+            for name, format in (("share/man/man1/nakshatra.1", "man"),
+                                 ("share/bash-completion/completions/nakshatra", "bash"),
+                                 ("share/zsh/site-functions/_nakshatra", "zsh"),
+                                 ("share/fish/vendor_completions.d/nakshatra.fish", "fish")):
+                with open(found[name]) as f:
+                    self.assertEqual(f.read(), nk.out("help", "--" + format), name)
+
     def test_install__takes_its_llama_cpp_along(self):
         with tempfile.TemporaryDirectory(prefix="nk-install-") as dest:
-            done = subprocess.run(["cmake", "--install", nk.BUILD], env=dict(os.environ, DESTDIR=dest), capture_output=True,
-                                  text=True, timeout=120)
-            self.assertEqual(done.returncode, 0, done.stderr)
-            found = {}
-            for folder, _, names in os.walk(dest):
-                found.update({n: os.path.join(folder, n) for n in names})
-            command, private = [found["nakshatra"]], os.environ.get("NK_LLAMA_LOADER")
+            found = self.install(dest)
+            command, private = [found["bin/nakshatra"]], os.environ.get("NK_LLAMA_LOADER")
             if private:  # the prefix is linked in and this is not the prefix: the same loader, started by hand
-                loader = found[os.path.basename(private)]
+                loader = found["lib/nakshatra/" + os.path.basename(private)]
                 command = [loader, "--library-path", os.path.dirname(loader), *command]
             done = subprocess.run([*command, "verify", nk.KJV, "--into", "2", "--tokens", "8", "--sequences", "1"],
                                   env=nk.env(LD_DEBUG="files"), cwd=dest, capture_output=True, text=True, timeout=120 * nk.SLOW)

@@ -51,9 +51,10 @@ static const int32_t prompt[] = { 1, 2, 3 };
 static void answer(fake_script script, size_t n_ids, struct nk_answer *a)
 {
     struct nk_gen_opts o = nk_gen_opts_default();
-    nk_chain *c = fake_chain();
+    nk_chain *c;
 
-    fakes[0].script = script;
+    fakes[0].script = script; /* before fake_chain: the fakes' turn begins there */
+    c = fake_chain();
     o.ids = prompt;
     o.n_ids = n_ids;
     o.n_predict = 8;
