@@ -29,7 +29,9 @@ struct stream {
     size_t ids_capacity;
     int rc; /* the net thread could not keep what came */
     struct nk_error err;
-    int end_rc; /* how the generation ended, as `done` said: the answer's own is the main thread's */
+    /* How the generation ended, as `done` said. The answer's own rc and err are the main
+     * thread's. */
+    int end_rc;
     struct nk_error end_err;
     bool woken, over;
     int wake[2];
@@ -166,8 +168,8 @@ int nk_write_all(int fd, const char *data, size_t size, struct nk_error *err)
     return 0;
 }
 
-/* Moves what came to the output, until the generation is over. The first thing that goes wrong on this side cancels it;
- * its end is waited for in every case. */
+/* Moves what came to the output, until the generation is over. The first thing that goes wrong on
+ * this side cancels it; its end is waited for in every case. */
 static void pump(struct stream *s, nk_gen *g, int out_fd)
 {
     struct nk_answer *a = s->a;

@@ -1,5 +1,5 @@
-/* One generation for a person or a script: starts it, writes its text as it comes, waits for its end. Ctrl-C cancels it
- * (cli/interrupt.h). Main thread. */
+/* One generation for a person or a script: starts it, writes its text as it comes, waits for its
+ * end. Ctrl-C cancels it (cli/interrupt.h). Main thread. */
 #ifndef NK_CLI_ANSWER_H
 #define NK_CLI_ANSWER_H
 
@@ -20,8 +20,10 @@ struct nk_answer {
     bool out_closed; /* nobody reads the output any more; it was cancelled */
 };
 
-/* out_fd: where the text goes while it comes; -1: nowhere. Returns a->rc; what came before a failure is in a.
- * Errors: nk_gen_start's and those of `done`; EXHAUSTED `reader_too_slow`; DATA_LOSS `write_failed`. */
+/* out_fd: where the text goes while it comes; -1: nowhere. Returns a->rc; what came before a
+ * failure is in a.
+ * Errors: nk_gen_start's and those of `done`; EXHAUSTED `reader_too_slow`; DATA_LOSS
+ * `write_failed`. */
 int nk_answer_run(struct nk_answer *a, nk_chain *c, const struct nk_gen_opts *opts, int out_fd);
 void nk_answer_release(struct nk_answer *a);
 
@@ -29,9 +31,11 @@ void nk_answer_release(struct nk_answer *a);
 json_t *nk_answer_json(const struct nk_answer *a, const nk_chain *c);
 /* A table of tokens, rates and what each stage did, on standard error. */
 void nk_answer_print_stats(const struct nk_answer *a);
-/* All of it or an error; a signal that came ends it too (CANCELLED `interrupted`). UNAVAILABLE `reader_gone`: EPIPE. */
+/* All of it or an error; a signal that came ends it too (CANCELLED `interrupted`). UNAVAILABLE
+ * `reader_gone`: EPIPE. */
 int nk_write_all(int fd, const char *data, size_t size, struct nk_error *err);
-/* The exit code for how it went, after reporting it on standard error; NK_EXIT_CLOSED for a closed output. */
+/* The exit code for how it went, after reporting it on standard error; NK_EXIT_CLOSED for a closed
+ * output. */
 int nk_answer_exit(const struct nk_answer *a);
 
 #endif

@@ -21,7 +21,8 @@
 enum {
     HISTORY_LINES = 1000,
     MESSAGE_BYTES_MAX = 1 << 20,
-    /* A conversation is cut to leave a quarter of the context, or what -n asks for, to the answer. */
+    /* A conversation is cut to leave a quarter of the context, or what -n asks for, to the
+     * answer. */
     ANSWER_SHARE = 4,
 };
 
@@ -88,7 +89,8 @@ static int read_char(EditLine *el, wchar_t *out)
     }
 }
 
-/* $XDG_STATE_HOME/nakshatra/chat_history; NULL when there is no home or it cannot be made: no history then. */
+/* $XDG_STATE_HOME/nakshatra/chat_history; NULL when there is no home or it cannot be made: no
+ * history then. */
 static char *history_path(void)
 {
     const char *xdg = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
@@ -122,7 +124,8 @@ static void terminal_open(struct chat *k)
     if (!isatty(0))
         return;
     setlocale(LC_CTYPE, "");
-    /* Prompts go to standard error, so that standard output has the model's text and nothing else. */
+    /* Prompts go to standard error, so that standard output has the model's text and nothing
+     * else. */
     k->el = el_init("nakshatra", stdin, stderr, stderr);
     if (!k->el)
         return;
@@ -276,7 +279,8 @@ static int render(const struct chat *k, const struct nk_chat_message *messages, 
     return rc;
 }
 
-/* The template that was given, or the model's own; tried out, so that a bad one is told before the first question. */
+/* The template that was given, or the model's own; tried out, so that a bad one is told before the
+ * first question. */
 static int open_template(struct chat *k, struct nk_error *err)
 {
     const struct nk_chat_message hello = { "user", "hello" };
@@ -288,8 +292,7 @@ static int open_template(struct chat *k, struct nk_error *err)
     if (!text)
         return nk_fail(err, NK_E_INVALID, "no_template",
                        "this model has no chat template; --chat-template names a built-in one "
-                       "(chatml, llama3, ...) or a "
-                       "file with Jinja");
+                       "(chatml, llama3, ...) or a file with Jinja");
     if (strstr(text, "{%") || strstr(text, "{{")) {
         char *bos = piece_of(k->v, nk_vocab_bos(k->v)), *eos = piece_of(k->v, nk_vocab_eos(k->v));
 

@@ -8,8 +8,8 @@
 #include "base/error.h"
 
 /* Exit codes. 0: done. 1: it could not be done, or the answer is no. 2: the command line or a file
- * given is unusable. Beside these, 128 + N: signal N ended it; as filters do, a command whose output
- * nobody reads any more is ended by SIGPIPE (cli/generate.h). */
+ * given is unusable. Beside these, 128 + N: signal N ended it; as filters do, a command whose
+ * output nobody reads any more is ended by SIGPIPE (cli/generate.h). */
 enum { NK_EXIT_OK = 0, NK_EXIT_FAILED = 1, NK_EXIT_USAGE = 2 };
 
 /* Prints "nakshatra: MESSAGE" on standard error and returns the exit code for it: 2 for INVALID,

@@ -230,8 +230,8 @@ int nk_cmd_check(int argc, char **argv)
     const struct nk_command cmd = {
         .usage = "check --cluster FILE [--timeout-ms MS] [--json]",
         .summary = "Asks every worker what it is, compares that with the cluster file and with the "
-                   "other workers, and\n"
-                   "sends one token through the chain. Exit code 0 only if a request would run.",
+                   "other workers, and sends one token through the chain. Exit code 0 only if a "
+                   "request would run.",
         .args = args,
     };
     struct nk_error err;

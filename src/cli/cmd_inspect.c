@@ -33,7 +33,8 @@ static void format_set(struct nk_buf *b, const bool *set, int n)
     }
 }
 
-/* What follows the first colon: the part of the sentence that is the same for all cuts of a kind. */
+/* What follows the first colon: the part of the sentence that is the same for all cuts of a
+ * kind. */
 static const char *reason_of(const struct nk_error *err)
 {
     const char *colon = strstr(err->msg, ": ");
@@ -224,9 +225,8 @@ int nk_cmd_inspect(int argc, char **argv)
     const struct nk_command cmd = {
         .usage = "inspect MODEL.gguf [--json]",
         .summary = "Shows what a model (or a slice) is: architecture, size, bytes and KV cache per "
-                   "layer, and before which\n"
-                   "layers it may be cut. Of a model in several files (-00001-of-0000N.gguf) any "
-                   "one can be given.",
+                   "layer, and before which layers it may be cut. Of a model in several files "
+                   "(-00001-of-0000N.gguf) any one can be given.",
         .args = args,
         .n_min = 1,
         .n_max = 1,

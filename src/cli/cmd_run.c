@@ -49,9 +49,9 @@ int nk_cmd_run(int argc, char **argv)
     const struct nk_command cmd = {
         .usage = "run --cluster FILE [--prompt TEXT | --file FILE | --chat] [-n N] [--temp T] "
                  "[--seed N] ...",
-        .summary = "Generates text with the model that the cluster's workers hold together, and "
-                   "prints it as it comes.\n"
-                   "Without --prompt and --file the prompt is read from standard input.",
+        .summary =
+            "Generates text with the model that the cluster's workers hold together, and prints it "
+            "as it comes. Without --prompt and --file the prompt is read from standard input.",
         .args = args,
     };
     struct nk_error err;

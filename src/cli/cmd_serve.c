@@ -77,8 +77,7 @@ int nk_cmd_serve(int argc, char **argv)
         .usage = "serve --cluster FILE [--listen HOST:PORT] ...",
         .summary =
             "An HTTP gateway in front of a cluster: OpenAI's and Ollama's APIs, a page at /, "
-            "metrics.\nSee docs/api.md. SIGTERM or Ctrl-C ends it after the requests that "
-            "run.",
+            "metrics. See docs/api.md. SIGTERM or Ctrl-C ends it after the requests that run.",
         .args = args,
     };
     struct nk_error err;

@@ -81,10 +81,8 @@ int nk_cmd_split(int argc, char **argv)
     const struct nk_command cmd = {
         .usage = "split MODEL.gguf (--into K | --layers RANGES) --out DIR",
         .summary = "Cuts a model into slices that workers load: NAME.000-014.gguf ..., "
-                   "NAME.vocab.gguf (metadata and\n"
-                   "tokenizer) and manifest.json (sizes and SHA-256 of each). Run again, it redoes "
-                   "only what is missing or\n"
-                   "damaged.",
+                   "NAME.vocab.gguf (metadata and tokenizer) and manifest.json (sizes and SHA-256 "
+                   "of each). Run again, it redoes only what is missing or damaged.",
         .args = args,
         .n_min = 1,
         .n_max = 1,

@@ -1,5 +1,5 @@
-/* nakshatra up: everything on this machine in one command. Cuts the model, starts the workers, checks, and generates or
- * serves; what it started ends with it. */
+/* nakshatra up: everything on this machine in one command. Cuts the model, starts the workers,
+ * checks, and generates or serves; what it started ends with it. */
 #include "cli/cli.h"
 
 #include <stdio.h>
@@ -114,11 +114,9 @@ int nk_cmd_up(int argc, char **argv)
         .usage = "up MODEL.gguf [--workers K] [--prompt TEXT | --file FILE | --chat | --listen "
                  "HOST:PORT] ...",
         .summary = "Runs a model over several worker processes on this machine: cuts it into "
-                   "slices (in the cache),\n"
-                   "starts the workers, checks them, and generates from the prompt, or converses. "
-                   "Without a prompt it\n"
-                   "serves the HTTP APIs and the page, as nakshatra serve does. Ctrl-C ends "
-                   "everything it started.",
+                   "slices (in the cache), starts the workers, checks them, and generates from the "
+                   "prompt, or converses. Without a prompt it serves the HTTP APIs and the page, "
+                   "as nakshatra serve does. Ctrl-C ends everything it started.",
         .args = args,
         .n_min = 1,
         .n_max = 1,

@@ -312,15 +312,12 @@ int nk_cmd_verify(int argc, char **argv)
     };
     const struct nk_command cmd = {
         .usage = "verify MODEL.gguf (--layers RANGES | --into K | --every-cut | --slices DIR) "
-                 "[--tokens N] "
-                 "[--sequences S] [--device NAME]",
-        .summary = "Runs the chain of slices and the whole model in this process on the same "
-                   "tokens (prompts, single\n"
-                   "steps, interleaved sequences, a rollback) and compares the logits of every "
-                   "run. Exit code 0 when\n"
-                   "they are the same to the last bit on the CPU, or within --bound on another "
-                   "device; 1 when not, or\n"
-                   "when the model cannot be cut so.",
+                 "[--tokens N] [--sequences S] [--device NAME]",
+        .summary =
+            "Runs the chain of slices and the whole model in this process on the same tokens "
+            "(prompts, single steps, interleaved sequences, a rollback) and compares the logits of "
+            "every run. Exit code 0 when they are the same to the last bit on the CPU, or within "
+            "--bound on another device; 1 when not, or when the model cannot be cut so.",
         .args = args,
         .n_min = 1,
         .n_max = 1,

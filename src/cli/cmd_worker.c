@@ -43,8 +43,8 @@ static void on_signal(int sig)
         return;
 }
 
-/* From here on the first signal of a kind is a wish, and the second ends the process. Until then both end it at once: what
- * only loads has nothing to drain. */
+/* From here on the first signal of a kind is a wish, and the second ends the process. Until then
+ * both end it at once: what only loads has nothing to drain. */
 static int catch_signals(struct nk_error *err)
 {
     struct sigaction sa = { .sa_handler = on_signal, .sa_flags = SA_RESTART | SA_RESETHAND };
@@ -117,12 +117,11 @@ static int check_options(const struct options *o, struct nk_error *err)
         return nk_fail(err, NK_E_INVALID, "bad_argument", "--parent-fd %d is not open",
                        (int)o->parent_fd);
     if (!nk_address_is_loopback(o->listen) && !o->tls_cert && !o->insecure)
-        return nk_fail(
-            err, NK_E_INVALID, "not_loopback",
-            "--listen %s is reachable from other machines: give --tls-ca, --tls-cert and "
-            "--tls-key, or "
-            "--insecure if everybody on that network may use this worker and read what passes",
-            o->listen);
+        return nk_fail(err, NK_E_INVALID, "not_loopback",
+                       "--listen %s is reachable from other machines: give --tls-ca, --tls-cert "
+                       "and --tls-key, or --insecure if everybody on that network may use this "
+                       "worker and read what passes",
+                       o->listen);
     return 0;
 }
 
@@ -150,14 +149,15 @@ static int find_slice(const struct options *o, char **path, struct nk_error *err
     return rc;
 }
 
-/* How long ggml's threads spin at a barrier before they sleep, in OpenMP's rounds: about half a millisecond. Barriers within
- * a run are microseconds apart, and a thread that sleeps there is late for the next ones, too. But they wait for the next
- * run in the same way, on cores that another worker may need as soon as this one has run; libgomp's own 300000 are
- * several milliseconds of them (docs/performance.md has the measurements). */
+/* How long ggml's threads spin at a barrier before they sleep, in OpenMP's rounds: about half a
+ * millisecond. Barriers within a run are microseconds apart, and a thread that sleeps there is late
+ * for the next ones, too. But they wait for the next run in the same way, on cores that another
+ * worker may need as soon as this one has run; libgomp's own 300000 are several milliseconds of
+ * them (docs/performance.md has the measurements). */
 #define SPINS "20000"
 
-/* A second start with OpenMP's spinning bounded, which libgomp reads only while it is loaded. Whoever sets one of these
- * knows better. */
+/* A second start with OpenMP's spinning bounded, which libgomp reads only while it is loaded.
+ * Whoever sets one of these knows better. */
 static void bound_spinning(char **argv)
 {
     if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY"))
@@ -235,11 +235,12 @@ int nk_cmd_worker(int argc, char **argv)
                    "end when this file descriptor reads end-of-file"),
         { 0 },
     };
-    const struct nk_command cmd = { "worker (--slice FILE | --model FILE --layers A-B) [options]",
-                                    "Serves one stage over gRPC. Prints one line on standard "
-                                    "output when it is ready. SIGTERM drains: no new\n"
-                                    "sessions, running ones finish, then it ends.",
-                                    args, 0, 0 };
+    const struct nk_command cmd = {
+        .usage = "worker (--slice FILE | --model FILE --layers A-B) [options]",
+        .summary = "Serves one stage over gRPC. Prints one line on standard output when it is "
+                   "ready. SIGTERM drains: no new sessions, running ones finish, then it ends.",
+        .args = args,
+    };
     struct nk_worker_opts opts = defaults;
     struct nk_buf ca = NK_BUF_INIT(PEM_BYTES_MAX), cert = NK_BUF_INIT(PEM_BYTES_MAX),
                   key = NK_BUF_INIT(PEM_BYTES_MAX);

@@ -115,7 +115,8 @@ void nk_generate_release(struct nk_generate *g)
 
 /* ---- the vocabulary ---- */
 
-/* The hash of the model that the file was cut from, or of the file itself when it is a whole model. */
+/* The hash of the model that the file was cut from, or of the file itself when it is a whole
+ * model. */
 static int hash_of(const nk_vocab *v, const char *path, char hex[NK_SHA256_HEX],
                    struct nk_error *err)
 {

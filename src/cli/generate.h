@@ -1,5 +1,5 @@
-/* What a command does that generates (run, up): its options, the prompt, the vocabulary that fits the cluster, and the
- * output as text, ids or JSON, or a conversation. */
+/* What a command does that generates (run, up): its options, the prompt, the vocabulary that fits
+ * the cluster, and the output as text, ids or JSON, or a conversation. */
 #ifndef NK_CLI_GENERATE_H
 #define NK_CLI_GENERATE_H
 
@@ -44,25 +44,28 @@ struct nk_generate {
         NK_OPT_FLAG("stats", 0, &(g).stats,                                                        \
                     "tokens, rates and each worker's times on standard error")
 
-/* Options against each other, and the prompt from --prompt, from --file ("-": standard input) or, when neither is given
- * and need_prompt is set, from standard input unless that is a terminal. One newline at the end of a file is not part of
- * the prompt (editors and echo put it there).
+/* Options against each other, and the prompt from --prompt, from --file ("-": standard input) or,
+ * when neither is given and need_prompt is set, from standard input unless that is a terminal. One
+ * newline at the end of a file is not part of the prompt (editors and echo put it there).
  *   INVALID    bad_argument, bad_sampling
- *   NOT_FOUND  no_file; EXHAUSTED too_large (over NK_TEXT_BYTES_MAX); DATA_LOSS read_failed; CANCELLED interrupted */
+ *   NOT_FOUND  no_file; EXHAUSTED too_large (over NK_TEXT_BYTES_MAX); DATA_LOSS read_failed;
+ *              CANCELLED interrupted */
 int nk_generate_prepare(struct nk_generate *g, bool need_prompt, struct nk_error *err);
 /* Generates or converses; reports what goes wrong on standard error. Returns the exit code. */
 int nk_generate_run(struct nk_generate *g, nk_chain *c, const nk_vocab *v);
 void nk_generate_release(struct nk_generate *g);
-/* The last thing of a command: returns code, but for NK_EXIT_CLOSED ends the process by SIGPIPE as filters end. */
+/* The last thing of a command: returns code, but for NK_EXIT_CLOSED ends the process by SIGPIPE as
+ * filters end. */
 int nk_generate_exit(int code);
 
-/* A chat template as options give it: the name of a built-in one, which is never a path, or a file's text, read into b.
+/* A chat template as options give it: the name of a built-in one, which is never a path, or a
+ * file's text, read into b.
  *   NOT_FOUND no_file; EXHAUSTED too_large */
 int nk_chat_template_read(const char *given, struct nk_buf *b, const char **text,
                           struct nk_error *err);
 
-/* The cluster's vocabulary file, which must be of the cluster's model: ids of another vocabulary would give wrong text
- * without anybody noticing. *out owned by the caller.
+/* The cluster's vocabulary file, which must be of the cluster's model: ids of another vocabulary
+ * would give wrong text without anybody noticing. *out owned by the caller.
  *   INVALID       no_vocab        the cluster file names none
  *   PRECONDITION  model_mismatch  it was cut from another model; both hashes are named
  * and nk_vocab_open's, nk_model_open's. */

@@ -24,8 +24,8 @@ static void handle(int sig)
 void nk_interrupt_init(void)
 {
     static const int signals[] = { SIGINT, SIGTERM, SIGHUP };
-    struct sigaction sa = { .sa_handler = handle },
-                     old; /* no SA_RESTART: a blocking read or write ends */
+    struct sigaction sa = { .sa_handler = handle }; /* no SA_RESTART: a read or write ends */
+    struct sigaction old;
 
     if (fds[0] >= 0 || pipe(fds) < 0)
         return;

@@ -1,5 +1,6 @@
-/* Ctrl-C and its like as something that can be waited for: SIGINT, SIGTERM and SIGHUP make a file descriptor readable.
- * A second one while the first was not yet cleared ends the process at once, the way an unhandled signal would. */
+/* Ctrl-C and its like as something that can be waited for: SIGINT, SIGTERM and SIGHUP make a file
+ * descriptor readable. A second one while the first was not yet cleared ends the process at once,
+ * the way an unhandled signal would. */
 #ifndef NK_CLI_INTERRUPT_H
 #define NK_CLI_INTERRUPT_H
 

@@ -1,5 +1,6 @@
-/* Workers on this machine: a model cut into slices in the cache, one `nakshatra worker` process per slice on a free port,
- * and the cluster they make. They end with nk_local_stop, and with this process however it ends. Main thread. */
+/* Workers on this machine: a model cut into slices in the cache, one `nakshatra worker` process per
+ * slice on a free port, and the cluster they make. They end with nk_local_stop, and with this
+ * process however it ends. Main thread. */
 #ifndef NK_CLI_LOCAL_H
 #define NK_CLI_LOCAL_H
 
@@ -26,8 +27,9 @@ struct nk_local {
     char dir[256];
 };
 
-/* The files: opens the model, cuts the slices that are not in the cache, and its vocabulary. Takes as long as copying the
- * model the first time (a progress bar shows it). On success *out is owned by the caller.
+/* The files: opens the model, cuts the slices that are not in the cache, and its vocabulary. Takes
+ * as long as copying the model the first time (a progress bar shows it). On success *out is owned
+ * by the caller.
  * Errors: nk_model_open's, nk_ranges_*'s, nk_slice_cached's. */
 struct nk_local_files {
     char *slices[NK_CLUSTER_WORKERS_MAX], *vocab;
@@ -37,8 +39,8 @@ int nk_local_files_make(struct nk_local_files **out, const struct nk_local_opts 
                         struct nk_error *err);
 void nk_local_files_free(struct nk_local_files *f);
 
-/* Starts a worker per slice, the last one first since each may dial the next, and waits until all are ready. Takes
- * files->cluster. On failure nothing is left.
+/* Starts a worker per slice, the last one first since each may dial the next, and waits until all
+ * are ready. Takes files->cluster. On failure nothing is left.
  *   UNAVAILABLE  worker_ended    with its exit code (its own messages went to standard error)
  *   DEADLINE     worker_silent   not ready in ten minutes
  *   CANCELLED    interrupted     a signal came (cli/interrupt.h) */
@@ -47,7 +49,8 @@ int nk_local_start(struct nk_local **out, struct nk_local_files *files,
 /* Waits for a signal or the end of a worker; 0 for a signal, else
  *   UNAVAILABLE  worker_ended */
 int nk_local_wait(struct nk_local *l, struct nk_error *err);
-/* SIGTERM to all, SIGKILL to those that are still there after a grace period; removes the cluster file; frees. */
+/* SIGTERM to all, SIGKILL to those that are still there after a grace period; removes the cluster
+ * file; frees. */
 void nk_local_stop(struct nk_local *l);
 
 #endif

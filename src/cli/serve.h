@@ -51,7 +51,8 @@ struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
                    "after a signal running requests have so many ms"),                             \
         NK_OPT_FLAG("no-page", 0, &(s).no_page, "no page at /")
 
-/* Reads the files that the options name and starts. The chain and the vocabulary are borrowed until nk_gateway_stop.
+/* Reads the files that the options name and starts. The chain and the vocabulary are borrowed until
+ * nk_gateway_stop.
  * Errors: nk_gateway_start's, NOT_FOUND no_file. */
 int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, const nk_vocab *v,
                    bool deterministic, struct nk_error *err);
