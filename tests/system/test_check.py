@@ -83,7 +83,7 @@ class Check(unittest.TestCase):
     def test_check__caches_of_different_types_run_and_are_told(self):
         self.assertNotIn("differ", self.check().stdout)
         with nk.Chain(nk.KJV, "0-4,4-8", per_worker={1: ("--cache-type-k", "q8_0")}) as chain:
-            done = nk.run("check", "--cluster", chain.file)
+            done = nk.run("check", "--cluster", chain.file, "--timeout-ms", 5000 * nk.SLOW)
             self.assertEqual((done.returncode, done.stderr), (0, ""))
             self.assertIn("KV caches differ in type, as no whole model's do: w0 has f16 and f16, w1 has q8_0 and f16.\n", done.stdout)
 

@@ -1,5 +1,6 @@
 """nakshatra up: the whole thing in one command; what it starts ends with it, however it ends."""
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,12 @@ import urllib.request
 
 import nk
 from gateway import Connection
+
+
+def refuses(port):
+    """Nobody listens there any more."""
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
 
 
 class Up(unittest.TestCase):
@@ -63,7 +70,7 @@ class Up(unittest.TestCase):
     def test_up__stays_up_for_others_and_ends_with_ctrl_c(self):
         with self.serve("--workers", "2", "--ctx", "256", "--sequences", "3") as up:
             file, pids = self.wait_up(up, 2)
-            report = json.loads(nk.out("check", "--cluster", file, "--json"))
+            report = json.loads(nk.out("check", "--cluster", file, "--json", "--timeout-ms", 5000 * nk.SLOW))
             self.assertTrue(report["ok"])
             self.assertEqual([(w["n_ctx"], w["n_seq_max"]) for w in report["workers"]], [(256, 3)] * 2)
             cores = len(os.sched_getaffinity(0))  # all of them for each: they take turns, and spinning is bounded
@@ -99,14 +106,15 @@ class Up(unittest.TestCase):
         for n_signals in (1, 2):
             with self.serve("--workers", "2", "--ctx", "16384", "--drain-ms", "600000") as up:
                 _, pids = self.wait_up(up, 2)
-                gateway = Connection(int(up.stdout.decode().split("listening on ")[1].split()[0].rsplit(":", 1)[1]))
+                port = int(up.stdout.decode().split("listening on ")[1].split()[0].rsplit(":", 1)[1])
+                gateway = Connection(port)
                 gateway.send("POST", "/v1/completions", {"model": "kjv-tiny", "prompt": "In", "ignore_eos": True, "stream": True,
                                                             "max_tokens": 1500 if n_signals == 1 else 15000})
                 self.assertEqual(gateway.head()[0], 200)
                 gateway.chunk()
                 for _ in range(n_signals):
                     os.killpg(up.process.pid, signal.SIGINT)
-                    time.sleep(0.1)
+                    self.assertTrue(nk.wait_for(lambda: refuses(port)))  # or the second one would be merged with it
                 body = b""
                 with contextlib.suppress(EOFError, ConnectionResetError):
                     while data := gateway.chunk():
