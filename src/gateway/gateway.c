@@ -7,7 +7,9 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "gateway/gateway_int.h"
+#include "gateway/http.h"
 #include "gateway/job.h"
+#include "gateway/model.h"
 
 enum { HELPERS = 3 };
 
@@ -28,7 +30,7 @@ struct nk_gateway_opts nk_gateway_opts_default(void)
             .header_ms = 20000,
             .body_ms = 60000,
             .idle_ms = 120000,
-            .heartbeat_ms = 15000,
+            .keepalive_ms = 15000,
         },
     };
 }
@@ -42,7 +44,7 @@ static bool is_busy(void *user)
     return nk__admission_counts(g->admission).running > 0;
 }
 
-void nk__gateway_published(void *user, const struct nk_snapshot *s)
+static void on_published(void *user, const struct nk_snapshot *s)
 {
     nk_gateway *g = user;
 
@@ -88,7 +90,7 @@ static int check_opts(nk_gateway *g, const struct nk_gateway_opts *o, struct nk_
     if (!l->body_bytes_max || l->header_bytes_max < 1024 || l->output_bytes_max < 4096 ||
         !l->reply_bytes_max || l->messages_max < 1 || l->n_max < 1 || l->connections_max < 1 ||
         l->running_max < 0 || l->waiting_max < 0 || !l->waiting_ms || !l->header_ms ||
-        !l->body_ms || !l->idle_ms || !l->heartbeat_ms)
+        !l->body_ms || !l->idle_ms || !l->keepalive_ms)
         return nk_fail(err, NK_E_INVALID, "bad_limit",
                        "a limit of the gateway is zero or negative");
     if (!o->tls_certificate != !o->tls_key)
@@ -145,9 +147,7 @@ static void free_gateway(nk_gateway *g)
 int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struct nk_error *err)
 {
     nk_gateway *g = calloc(1, sizeof *g);
-    struct nk_monitor_handlers handlers = { .published = nk__gateway_published,
-                                            .busy = is_busy,
-                                            .user = g };
+    struct nk_monitor_handlers handlers = { .published = on_published, .busy = is_busy, .user = g };
     struct nk_error broken;
     int rc;
 

@@ -34,7 +34,7 @@ struct nk_gateway_limits {
     uint32_t header_ms; /* a connection sends its first or next request's headers within this ... */
     uint32_t body_ms;   /* ... and the body within this; 408 */
     uint32_t idle_ms;   /* a connection between requests, or a reader that reads nothing */
-    uint32_t heartbeat_ms; /* a stream that has nothing to say sends a comment */
+    uint32_t keepalive_ms; /* a stream that has nothing to say sends a comment */
 };
 
 struct nk_gateway_opts {

@@ -1,4 +1,4 @@
-/* The gateway's inside: what gateway.c, http.c, routes.c and job.c share. */
+/* The gateway's inside: what gateway.c, http.c, routes.c, model.c and job.c share. */
 #ifndef NK_GATEWAY_GATEWAY_INT_H
 #define NK_GATEWAY_GATEWAY_INT_H
 
@@ -57,31 +57,5 @@ struct nk_gateway {
     double tokens_before;     /* the counter at the last tick */
     uint64_t tick_ns;
 };
-
-/* What runs on other threads' behalf (gateway.c). */
-void nk__gateway_published(void *user, const struct nk_snapshot *s);
-
-/* One JSON object about the whole cluster (docs/api.md). s may be NULL. */
-int nk__cluster_json(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *out,
-                     struct nk_error *err);
-/* What /metrics says beyond the registry. */
-int nk__metrics_live(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *out,
-                     struct nk_error *err);
-/* The model's truth in one word: its content and the engine's version. */
-void nk__fingerprint(nk_gateway *g, char out[96]);
-/* Is it one of the model's names (Ollama's ":latest" left off)? */
-bool nk__model_is_here(const nk_gateway *g, const char *name);
-
-/* http.c */
-int nk__http_start(nk_gateway *g, struct nk_error *err);
-void nk__http_quiesce(nk_gateway *g); /* accepts nothing more */
-void nk__http_stop(nk_gateway *g);    /* when nothing is suspended */
-/* A new snapshot is there: /cluster/events sends it. */
-void nk__http_publish(nk_gateway *g, const struct nk_snapshot *s);
-void nk__http_wake_listeners(nk_gateway *g);
-
-/* job.c */
-void nk__jobs_tick(nk_gateway *g);
-void nk__jobs_cancel(nk_gateway *g);
 
 #endif

@@ -12,6 +12,8 @@
  *
  * Safety: the exchange's mutex guards `woken`, `suspended` and `over`. wake() may be called on any thread: it resumes a
  * suspended connection, or is remembered for the next time the HTTP thread wants to suspend it. */
+#include "gateway/http.h"
+
 #include <microhttpd.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -25,9 +27,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/thread.h"
-#include "gateway/gateway_int.h"
 #include "gateway/job.h"
-#include "gateway/json.h"
 #include "gateway/reply.h"
 #include "gateway/routes.h"
 
@@ -179,7 +179,7 @@ static void on_half_closed(void *request)
     nk_job *j = job_of(request);
 
     if (j)
-        nk__job_want_pad(j);
+        nk__job_want_keepalive(j);
     nk__job_unref(j);
 }
 
@@ -272,7 +272,7 @@ static ssize_t read_job(void *cls, uint64_t pos, char *out, size_t max)
         ssize_t n;
 
         forget_wake(x);
-        nk__job_take_pad(x->job);
+        nk__job_take_keepalive(x->job);
         n = nk__job_read(x->job, out, max);
         if (n > 0)
             return n;
@@ -335,7 +335,7 @@ static bool go_job(nk_exchange *x, enum MHD_Result *result)
     }
     /* The client has closed its side: whether it is there at all shows when something is sent (watch.h). The reply begins
      * now, so its status is 200 whatever comes. Or the stream was silent for long. */
-    if (!nk__job_take_pad(x->job))
+    if (!nk__job_take_keepalive(x->job))
         return false;
     *result = answer_stream(x);
     return true;

@@ -7,8 +7,9 @@
 #include <sys/random.h>
 
 #include "base/clock.h"
+#include "base/json.h"
 #include "base/log.h"
-#include "gateway/json.h"
+#include "gateway/model.h"
 #include "gateway/reply.h"
 #include "gateway/text.h"
 
@@ -73,7 +74,7 @@ struct nk_job {
     int n_written; /* choices whose end was written */
     bool out_ended, cut_off;
     atomic_ullong last_read_ns; /* others look at it */
-    atomic_bool pad;            /* others set it */
+    atomic_bool keepalive;      /* others set it */
 };
 
 static void wake(nk_job *j)
@@ -106,7 +107,7 @@ nk_job *nk__job_new(nk_gateway *g, enum nk_api api, struct nk_buf *body, uint64_
     j->user = user;
     j->begin_ns = begin_ns;
     atomic_init(&j->last_read_ns, begin_ns);
-    atomic_init(&j->pad, false);
+    atomic_init(&j->keepalive, false);
     j->body = *body;
     *body = (struct nk_buf)NK_BUF_INIT(0);
     j->tail = &j->head;
@@ -593,7 +594,7 @@ static void reply_opts(nk_job *j, struct nk_reply_opts *o)
     };
     snprintf(o->id, sizeof o->id, "%s", j->id);
     snprintf(o->model, sizeof o->model, "%s", r->model);
-    nk__fingerprint(j->g, o->fingerprint);
+    nk__model_fingerprint(j->g, o->fingerprint);
 }
 
 /* No generation is needed for it. */
@@ -612,7 +613,7 @@ static int answer_load(nk_job *j, struct nk_error *err)
     nk_utc_format(now, sizeof now);
     rc = nk_buf_adds(&j->out, "{\"model\":", err);
     if (!rc)
-        rc = nk__json_str(&j->out, r->model, err);
+        rc = nk_json_str(&j->out, r->model, err);
     if (!rc)
         rc = nk_buf_addf(
             &j->out, err, ",\"created_at\":\"%s\",%s,\"done\":true,\"done_reason\":\"%s\"}\n", now,
@@ -823,13 +824,13 @@ bool nk__job_overflowed(nk_job *j)
     return overflowed;
 }
 
-void nk__job_want_pad(nk_job *j)
+void nk__job_want_keepalive(nk_job *j)
 {
-    atomic_store(&j->pad, true);
+    atomic_store(&j->keepalive, true);
     wake(j);
 }
 
-bool nk__job_take_pad(nk_job *j)
+bool nk__job_take_keepalive(nk_job *j)
 {
     bool ready;
 
@@ -837,7 +838,7 @@ bool nk__job_take_pad(nk_job *j)
     ready =
         j->prepared_ok; /* before that it is not known what kind of reply it will be; a wake follows */
     pthread_mutex_unlock(&j->mutex);
-    if (!ready || !atomic_exchange(&j->pad, false))
+    if (!ready || !atomic_exchange(&j->keepalive, false))
         return false;
     /* What is in `out` are whole events, so this stands between two of them. */
     if (nk_buf_adds(&j->out, nk__job_streams(j) && nk__job_is_openai(j) ? ":\n\n" : " ", NULL))
@@ -991,7 +992,7 @@ void nk__job_info(nk_job *j, struct nk_job_info *out)
 /* Server-sent events that were silent for long get a comment, so that nothing on the way gives the connection up. */
 void nk__jobs_tick(nk_gateway *g)
 {
-    uint64_t now = nk_now_ns(), ms = g->opts.limits.heartbeat_ms;
+    uint64_t now = nk_now_ns(), ms = g->opts.limits.keepalive_ms;
     nk_job *due[64];
     int n = 0;
 
@@ -1005,7 +1006,7 @@ void nk__jobs_tick(nk_gateway *g)
         }
     pthread_mutex_unlock(&g->mutex);
     while (n) {
-        nk__job_want_pad(due[--n]);
+        nk__job_want_keepalive(due[--n]);
         nk__job_unref(due[n]);
     }
 }

@@ -45,9 +45,9 @@ bool nk__job_streams(nk_job *j);
 /* Bytes of the reply: > 0 so many; 0: nothing now, wait for wake; -1: the end; -2: the reply is cut off. */
 ssize_t nk__job_read(nk_job *j, char *out, size_t max);
 /* Asks for bytes in the stream that do not matter: a comment (server-sent events) or white space. Any thread; wakes. */
-void nk__job_want_pad(nk_job *j);
+void nk__job_want_keepalive(nk_job *j);
 /* Was it asked for? Then it is now written with the next read, also when the reply did not begin yet. */
-bool nk__job_take_pad(nk_job *j);
+bool nk__job_take_keepalive(nk_job *j);
 /* Ends it. CANCELLED: nobody reads the rest; else the error is told. Any thread. */
 void nk__job_cancel(nk_job *j, int code, const char *reason, const char *msg);
 bool nk__job_is_openai(const nk_job *j);
@@ -68,5 +68,10 @@ struct nk_job_info {
 };
 void nk__job_info(nk_job *j, struct nk_job_info *out);
 nk_job *nk__job_next(const nk_job *j); /* under the gateway's mutex */
+
+/* About once a second: streams that were silent for long get a keepalive. */
+void nk__jobs_tick(nk_gateway *g);
+/* Ends all that there are: the gateway is shutting down. */
+void nk__jobs_cancel(nk_gateway *g);
 
 #endif

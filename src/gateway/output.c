@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gateway/call.h"
+#include "base/buf.h"
+#include "gateway/tool_call.h"
 
 enum state {
     AT_START,  /* white space, then perhaps a mark */
@@ -26,7 +27,7 @@ struct nk_output {
     enum state state;
     struct nk_buf pend, raw;
     size_t n_used; /* of pend */
-    struct nk_call_scan call;
+    struct nk_tool_call call;
     bool in_call; /* call is initialised */
     bool trim;    /* drop white space that begins what follows */
     bool content_begun;
@@ -56,16 +57,6 @@ static const struct {
     [NK_TOOL_FORMAT_DEEPSEEK] = { { DS_CALLS_BEGIN, DS_CALL_BEGIN },
                                   { DS_CALL_END, DS_CALLS_END, "```" } },
 };
-
-const char *nk__tool_format_name(enum nk_tool_format f)
-{
-    static const char *const names[] = {
-#define XX(name, text) text,
-        NK_TOOL_FORMAT_MAP(XX)
-#undef XX
-    };
-    return names[f];
-}
 
 enum nk_tool_format nk__tool_format_detect(const char *t)
 {
@@ -137,15 +128,10 @@ void nk__output_free(nk_output *o)
     if (!o)
         return;
     if (o->in_call)
-        nk__call_release(&o->call);
+        nk__tool_call_release(&o->call);
     nk_buf_release(&o->pend);
     nk_buf_release(&o->raw);
     free(o);
-}
-
-int nk__output_calls(const nk_output *o)
-{
-    return o->n_calls;
 }
 
 bool nk__output_ended(const nk_output *o)
@@ -230,8 +216,8 @@ static void skip_space(nk_output *o)
 static void begin_call(nk_output *o, enum state state)
 {
     if (o->in_call)
-        nk__call_release(&o->call);
-    nk__call_init(&o->call, o->opts.sink, o->opts.user);
+        nk__tool_call_release(&o->call);
+    nk__tool_call_init(&o->call, o->opts.sink, o->opts.user);
     if (o->opts.tools == NK_TOOL_FORMAT_LLAMA) {
         o->call.names = o->opts.tool_names;
         o->call.n_names = o->opts.n_tool_names;
@@ -451,7 +437,7 @@ static bool step_name(nk_output *o, bool final, int *rc, struct nk_error *err)
         name++;
     while (end && end > name && is_space(end[-1]))
         end--;
-    if (!end || nk__call_named(&o->call, name, (size_t)(end - name), NULL)) {
+    if (!end || nk__tool_call_named(&o->call, name, (size_t)(end - name), NULL)) {
         *rc = no_call(o, err);
         return true;
     }
@@ -466,18 +452,18 @@ static bool step_call(nk_output *o, bool final, int *rc, struct nk_error *err)
     while (left(o)) {
         char c = *front(o);
         bool was_announced = o->call.announced;
-        enum nk_call_state s;
+        enum nk_tool_call_state s;
 
-        s = nk__call_byte(&o->call, c, rc, err);
+        s = nk__tool_call_byte(&o->call, c, rc, err);
         if (*rc)
             return true;
-        if (s == NK_CALL_BAD && o->call.announced) {
+        if (s == NK_TOOL_CALL_BAD && o->call.announced) {
             /* Half a call went out already and cannot be taken back; what follows is content. */
-            *rc = nk__call_flush(&o->call, err);
+            *rc = nk__tool_call_flush(&o->call, err);
             o->state = IN_TEXT;
             return true;
         }
-        if (s == NK_CALL_BAD) {
+        if (s == NK_TOOL_CALL_BAD) {
             *rc = no_call(o, err);
             return true;
         }
@@ -490,13 +476,13 @@ static bool step_call(nk_output *o, bool final, int *rc, struct nk_error *err)
             nk_buf_reset(&o->raw);
             o->n_calls++;
         }
-        if (s == NK_CALL_DONE) {
+        if (s == NK_TOOL_CALL_DONE) {
             o->ended = o->opts.one_call;
             o->state = o->opts.tools == NK_TOOL_FORMAT_MISTRAL ? IN_LIST : AFTER_CALL;
             return true;
         }
     }
-    *rc = nk__call_flush(&o->call, err);
+    *rc = nk__tool_call_flush(&o->call, err);
     if (final && !*rc && !o->call.announced)
         *rc = no_call(o, err);
     return false;

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gateway/grammar.h"
+#include "gateway/tool_grammar.h"
 #include "text/jinja.h"
 #include "text/json_schema.h"
 
@@ -350,16 +350,16 @@ static int prepare_grammar(struct nk_prepared *out, const nk_prompter *p,
     int rc = 0;
 
     if (out->output.tools && (forced || r->tools_strict)) {
-        struct nk_grammar_opts o = { .token = control_token,
-                                     .user = p,
-                                     .tools = r->tools,
-                                     .only = r->tool_name,
-                                     .format = out->output.tools,
-                                     .must = forced,
-                                     .think_close = close };
+        struct nk_tool_grammar_opts o = { .token = control_token,
+                                          .user = p,
+                                          .tools = r->tools,
+                                          .only = r->tool_name,
+                                          .format = out->output.tools,
+                                          .must = forced,
+                                          .think_close = close };
 
         field = "tools";
-        rc = nk__grammar_tools(&o, &whole, &e->err);
+        rc = nk__tool_grammar_write(&o, &whole, &e->err);
     } else {
         if (r->format == NK_FORMAT_SCHEMA)
             rc = nk_json_schema_to_grammar(r->schema, &inner, &e->err);
@@ -370,11 +370,11 @@ static int prepare_grammar(struct nk_prepared *out, const nk_prompter *p,
             rc = nk_buf_adds(&inner, r->sampling.grammar, &e->err);
         }
         if (!rc && inner.size)
-            rc = close ? nk__grammar_after_think(inner.data,
-                                                 &(struct nk_grammar_opts){ .think_close = close,
-                                                                            .token = control_token,
-                                                                            .user = p },
-                                                 &whole, &e->err)
+            rc = close ? nk__tool_grammar_after_think(
+                             inner.data,
+                             &(struct nk_tool_grammar_opts){
+                                 .think_close = close, .token = control_token, .user = p },
+                             &whole, &e->err)
                        : nk_buf_add(&whole, inner.data, inner.size, &e->err);
     }
     if (rc) {

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gateway/json.h"
+#include "base/json.h"
 
 struct tool {
     char *name;
@@ -94,7 +94,7 @@ static int collect(void *user, enum nk_output_kind kind, const char *text, size_
                          "\"function\":{\"name\":",
                          c->calls.size ? "," : "", c->n_tools - 1, call_id(c, c->n_tools - 1, id));
         if (!rc)
-            rc = nk__json_strn(&c->calls, text, size, err);
+            rc = nk_json_strn(&c->calls, text, size, err);
         return rc ? rc : nk_buf_adds(&c->calls, ",\"arguments\":\"\"}}", err);
     }
     case NK_OUTPUT_ARGUMENTS:
@@ -104,7 +104,7 @@ static int collect(void *user, enum nk_output_kind kind, const char *text, size_
                          "%s{\"index\":%d,\"function\":{\"arguments\":", c->calls.size ? "," : "",
                          c->n_tools - 1);
         if (!rc)
-            rc = nk__json_strn(&c->calls, text, size, err);
+            rc = nk_json_strn(&c->calls, text, size, err);
         return rc ? rc : nk_buf_adds(&c->calls, "}}", err);
     }
     return 0;
@@ -168,28 +168,12 @@ void nk__reply_free(nk_reply *r)
     free(r);
 }
 
-const char *nk__reply_type(const nk_reply *r)
-{
-    if (!r->opts.stream)
-        return "application/json";
-    return is_openai(r) ? "text/event-stream" : "application/x-ndjson";
-}
-
-int nk__reply_calls(const nk_reply *r)
-{
-    int n = 0;
-
-    for (int i = 0; i < r->opts.n_choices; i++)
-        n += r->choices[i].n_tools;
-    return n;
-}
-
 /* ---- log-probabilities ---- */
 
 /* OpenAI has -9999.0 for what is too improbable to be a number. */
 static int add_logprob(struct nk_buf *b, float logprob, struct nk_error *err)
 {
-    return nk__json_num(b, isfinite(logprob) ? (double)logprob : -9999.0, err);
+    return nk_json_num(b, isfinite(logprob) ? (double)logprob : -9999.0, err);
 }
 
 static int add_token_prob(struct nk_buf *b, const char *text, size_t size, float logprob,
@@ -198,7 +182,7 @@ static int add_token_prob(struct nk_buf *b, const char *text, size_t size, float
     int rc = nk_buf_adds(b, "{\"token\":", err);
 
     if (!rc)
-        rc = nk__json_strn(b, text, size, err);
+        rc = nk_json_strn(b, text, size, err);
     if (!rc)
         rc = nk_buf_adds(b, ",\"logprob\":", err);
     if (!rc)
@@ -236,7 +220,7 @@ static int add_completion_logprobs(struct choice *c, const struct nk_gen_token *
     int rc = nk_buf_adds(&c->lp_tokens, comma, err);
 
     if (!rc)
-        rc = nk__json_strn(&c->lp_tokens, t->piece, t->piece_size, err);
+        rc = nk_json_strn(&c->lp_tokens, t->piece, t->piece_size, err);
     if (!rc)
         rc = nk_buf_adds(&c->lp_values, comma, err);
     if (!rc)
@@ -250,7 +234,7 @@ static int add_completion_logprobs(struct choice *c, const struct nk_gen_token *
     for (int i = 0; i < t->n_top && !rc; i++) {
         rc = i ? nk_buf_adds(&c->lp_tops, ",", err) : 0;
         if (!rc)
-            rc = nk__json_strn(&c->lp_tops, t->top[i].text, t->top[i].text_size, err);
+            rc = nk_json_strn(&c->lp_tops, t->top[i].text, t->top[i].text_size, err);
         if (!rc)
             rc = nk_buf_adds(&c->lp_tops, ":", err);
         if (!rc)
@@ -310,10 +294,10 @@ static int write_head(nk_reply *r, struct nk_buf *out, struct nk_error *err)
                     chat && r->opts.stream ? ".chunk" : "", (long long)r->opts.created);
 
     if (!rc)
-        rc = nk__json_str(out, r->opts.model, err);
+        rc = nk_json_str(out, r->opts.model, err);
     if (!rc)
         rc = nk_buf_adds(out, ",\"system_fingerprint\":", err);
-    return rc ? rc : nk__json_str(out, r->opts.fingerprint, err);
+    return rc ? rc : nk_json_str(out, r->opts.fingerprint, err);
 }
 
 static int write_usage(nk_reply *r, struct nk_buf *out, struct nk_error *err)
@@ -346,7 +330,7 @@ static int write_chunk(struct choice *c, const char *finish, struct nk_buf *out,
         if (!rc)
             rc = nk_buf_adds(out, "\"text\":", err);
         if (!rc)
-            rc = nk__json_strn(out, nk_buf_str(&c->content), c->content.size, err);
+            rc = nk_json_strn(out, nk_buf_str(&c->content), c->content.size, err);
     } else {
         if (!rc)
             rc = nk_buf_adds(out, "\"delta\":{", err);
@@ -357,13 +341,13 @@ static int write_chunk(struct choice *c, const char *finish, struct nk_buf *out,
         if (!rc && c->reasoning.size) {
             rc = nk_buf_addf(out, err, "%s\"reasoning_content\":", comma);
             if (!rc)
-                rc = nk__json_strn(out, c->reasoning.data, c->reasoning.size, err);
+                rc = nk_json_strn(out, c->reasoning.data, c->reasoning.size, err);
             comma = ",";
         }
         if (!rc && (c->content.size || (!c->begun && !c->reasoning.size && !c->calls.size))) {
             rc = nk_buf_addf(out, err, "%s\"content\":", comma);
             if (!rc)
-                rc = nk__json_strn(out, nk_buf_str(&c->content), c->content.size, err);
+                rc = nk_json_strn(out, nk_buf_str(&c->content), c->content.size, err);
             comma = ",";
         }
         if (!rc && c->calls.size)
@@ -395,22 +379,22 @@ static int write_message(struct choice *c, struct nk_buf *out, struct nk_error *
     if (!rc && !c->content.size && c->n_tools)
         rc = nk_buf_adds(out, "null", err);
     else if (!rc)
-        rc = nk__json_strn(out, nk_buf_str(&c->content), c->content.size, err);
+        rc = nk_json_strn(out, nk_buf_str(&c->content), c->content.size, err);
     if (!rc && c->reasoning.size) {
         rc = nk_buf_adds(out, ",\"reasoning_content\":", err);
         if (!rc)
-            rc = nk__json_strn(out, c->reasoning.data, c->reasoning.size, err);
+            rc = nk_json_strn(out, c->reasoning.data, c->reasoning.size, err);
     }
     for (int i = 0; i < c->n_tools && !rc; i++) {
         rc = nk_buf_addf(out, err, "%s{\"id\":\"%s\",\"type\":\"function\",\"function\":{\"name\":",
                          i ? "," : ",\"tool_calls\":[", call_id(c, i, id));
         if (!rc)
-            rc = nk__json_str(out, c->tools[i].name, err);
+            rc = nk_json_str(out, c->tools[i].name, err);
         if (!rc)
             rc = nk_buf_adds(out, ",\"arguments\":", err);
         if (!rc)
-            rc = nk__json_strn(out, nk_buf_str(&c->tools[i].arguments), c->tools[i].arguments.size,
-                               err);
+            rc = nk_json_strn(out, nk_buf_str(&c->tools[i].arguments), c->tools[i].arguments.size,
+                              err);
         if (!rc)
             rc = nk_buf_adds(out, "}}", err);
     }
@@ -434,7 +418,7 @@ static int write_openai(nk_reply *r, struct nk_buf *out, struct nk_error *err)
         else if (!rc) {
             rc = nk_buf_adds(out, "\"text\":", err);
             if (!rc)
-                rc = nk__json_strn(out, nk_buf_str(&c->content), c->content.size, err);
+                rc = nk_json_strn(out, nk_buf_str(&c->content), c->content.size, err);
         }
         if (!rc)
             rc = write_logprobs(c, out, err);
@@ -446,6 +430,19 @@ static int write_openai(nk_reply *r, struct nk_buf *out, struct nk_error *err)
     if (!rc)
         rc = write_usage(r, out, err);
     return rc ? rc : nk_buf_adds(out, "}\n", err);
+}
+
+/* A whole value, compact. */
+static int add_value(struct nk_buf *b, const json_t *value, struct nk_error *err)
+{
+    char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
+    int rc;
+
+    if (!text)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for a JSON value");
+    rc = nk_buf_adds(b, text, err);
+    free(text);
+    return rc;
 }
 
 /* ---- Ollama ---- */
@@ -460,17 +457,17 @@ static int write_ollama(struct choice *c, bool done, struct nk_buf *out, struct 
 
     r->opts.utc(now, sizeof now);
     if (!rc)
-        rc = nk__json_str(out, r->opts.model, err);
+        rc = nk_json_str(out, r->opts.model, err);
     if (!rc)
         rc = nk_buf_addf(out, err, ",\"created_at\":\"%s\",%s", now,
                          chat ? "\"message\":{\"role\":\"assistant\",\"content\":"
                               : "\"response\":");
     if (!rc)
-        rc = nk__json_strn(out, nk_buf_str(&c->content), c->content.size, err);
+        rc = nk_json_strn(out, nk_buf_str(&c->content), c->content.size, err);
     if (!rc && c->reasoning.size) {
         rc = nk_buf_adds(out, ",\"thinking\":", err);
         if (!rc)
-            rc = nk__json_strn(out, c->reasoning.data, c->reasoning.size, err);
+            rc = nk_json_strn(out, c->reasoning.data, c->reasoning.size, err);
     }
     /* Arguments are an object here: what the model wrote must be one by now. */
     for (int i = 0; i < c->n_tools && done && !rc; i++) {
@@ -480,13 +477,13 @@ static int write_ollama(struct choice *c, bool done, struct nk_buf *out, struct 
         rc = nk_buf_addf(out, err, "%s{\"id\":\"%s\",\"function\":{\"index\":%d,\"name\":",
                          i ? "," : ",\"tool_calls\":[", call_id(c, i, id), i);
         if (!rc)
-            rc = nk__json_str(out, c->tools[i].name, err);
+            rc = nk_json_str(out, c->tools[i].name, err);
         if (!rc)
             rc = nk_buf_adds(out, ",\"arguments\":", err);
         if (!rc)
-            rc = arguments ? nk__json_value(out, arguments, err)
-                           : nk__json_strn(out, nk_buf_str(&c->tools[i].arguments),
-                                           c->tools[i].arguments.size, err);
+            rc = arguments ? add_value(out, arguments, err)
+                           : nk_json_strn(out, nk_buf_str(&c->tools[i].arguments),
+                                          c->tools[i].arguments.size, err);
         if (!rc)
             rc = nk_buf_adds(out, "}}", err);
         json_decref(arguments);
@@ -638,16 +635,16 @@ int nk__error_body(bool openai, bool in_stream, const struct nk_error *err, cons
                          NULL);
 
     if (!rc)
-        rc = nk__json_str(out, err->msg, NULL);
+        rc = nk_json_str(out, err->msg, NULL);
     if (openai) {
         if (!rc)
             rc = nk_buf_addf(out, NULL, ",\"type\":\"%s\",\"param\":", type);
         if (!rc)
-            rc = nk__json_str(out, param && param[0] ? param : NULL, NULL);
+            rc = nk_json_str(out, param && param[0] ? param : NULL, NULL);
         if (!rc)
             rc = nk_buf_adds(out, ",\"code\":", NULL);
         if (!rc)
-            rc = nk__json_str(out, err->reason, NULL);
+            rc = nk_json_str(out, err->reason, NULL);
         if (!rc)
             rc = nk_buf_adds(out, "}", NULL);
     }

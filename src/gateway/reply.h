@@ -33,9 +33,6 @@ typedef struct nk_reply nk_reply;
 nk_reply *nk__reply_new(const struct nk_reply_opts *opts); /* NULL: no memory */
 void nk__reply_free(nk_reply *r);
 
-/* The media type of the reply's body. */
-const char *nk__reply_type(const nk_reply *r);
-
 /* A token of a choice. Appends what is to be sent now to out (nothing, when the reply is not
  * streamed). *ended: the choice needs no more tokens (the one tool call that was wanted is
  * complete). */
@@ -56,8 +53,6 @@ int nk__reply_done(nk_reply *r, int choice, const struct nk_reply_done *d, struc
                    struct nk_error *err);
 /* After the last choice is done: the end of the stream, or the whole object. */
 int nk__reply_end(nk_reply *r, struct nk_buf *out, struct nk_error *err);
-/* Tool calls of all choices so far; for counting how requests ended. */
-int nk__reply_calls(const nk_reply *r);
 
 /* ---- errors ---- */
 /* The HTTP status for an error. */

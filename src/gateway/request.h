@@ -11,30 +11,9 @@
 
 #include "base/buf.h"
 #include "base/error.h"
+#include "gateway/api.h"
 #include "text/detok.h"
 #include "text/sampling.h"
-
-/* clang-format off */
-#define NK_API_MAP(XX)                                                   \
-    XX(CHAT,            "/v1/chat/completions", true,  "messages")       \
-    XX(COMPLETION,      "/v1/completions",      true,  "prompt")         \
-    XX(OLLAMA_CHAT,     "/api/chat",            false, "messages")       \
-    XX(OLLAMA_GENERATE, "/api/generate",        false, "prompt")         \
-    XX(OLLAMA_SHOW,     "/api/show",            false, "model")          \
-    XX(TOKENIZE,        "/tokenize",            true,  "content")        \
-    XX(DETOKENIZE,      "/detokenize",          true,  "tokens")         \
-    XX(APPLY_TEMPLATE,  "/apply-template",      true,  "messages")
-/* clang-format on */
-enum nk_api {
-#define XX(name, path, openai, input) NK_API_##name,
-    NK_API_MAP(XX)
-#undef XX
-};
-const char *nk__api_path(enum nk_api api);
-bool nk__api_is_openai(enum nk_api api);
-const char *nk__api_input(enum nk_api api); /* the field that a too long input is in */
-/* Is about text alone: answered without the workers. */
-bool nk__api_is_text(enum nk_api api);
 
 /* What is wrong with a request: err for the program, param for the client ("messages[2].content";
  * "" for the whole). */

@@ -1,4 +1,5 @@
-/* What the files that read requests share. */
+/* What the files that read requests share: request.c, on top, knows the dialects' tables; these
+ * (request_openai.c, request_ollama.c) know the readers (request_read.c). */
 #ifndef NK_GATEWAY_REQUEST_INT_H
 #define NK_GATEWAY_REQUEST_INT_H
 
@@ -9,6 +10,7 @@ struct nk_parse {
     const struct nk_request_limits *limits;
     struct nk_request_error *e;
     char path[96]; /* of the object whose fields are read, with a dot at its end: "options." */
+    const struct nk_field_rule *message_rules; /* the dialect's, of a message of a chat */
     /* What is only decided when all fields were read. */
     const char *grammar;
     bool want_logprobs, seen_top_logprobs, seen_max_tokens;
@@ -25,6 +27,8 @@ struct nk_field_rule {
     const char *note;
 };
 
+/* "a string", "an object", ... for messages. */
+const char *nk__json_type(const json_t *v);
 /* Fills the error: param is p->path and name; the message begins with it. Returns code. */
 int nk__bad(struct nk_parse *p, int code, const char *reason, const char *name, const char *fmt,
             ...) __attribute__((format(printf, 5, 6)));

@@ -6,8 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gateway/json.h"
-
 #define OFFSET(field) offsetof(struct nk_request, field)
 #define SAMPLING(member)                                                                           \
     (offsetof(struct nk_request, sampling) + offsetof(struct nk_sampling, member))

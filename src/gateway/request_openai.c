@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gateway/json.h"
-
 #define OFFSET(field) offsetof(struct nk_request, field)
 #define SAMPLING(member)                                                                           \
     (offsetof(struct nk_request, sampling) + offsetof(struct nk_sampling, member))
@@ -234,8 +232,6 @@ static json_t *take_message(struct nk_parse *p, const json_t *m)
 
 int nk__read_messages(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
 {
-    const struct nk_field_rule *rules =
-        nk__api_is_openai(p->r->api) ? nk__rules_message : nk__rules_ollama_message;
     size_t i;
     json_t *m;
 
@@ -267,7 +263,7 @@ int nk__read_messages(struct nk_parse *p, const struct nk_field_rule *f, const j
         else if (!role)
             rc = nk__bad(p, NK_E_INVALID, "missing_field", "role", "is required");
         else
-            rc = nk__read_object(p, rules, m);
+            rc = nk__read_object(p, p->message_rules, m);
         if (!rc && (!content || json_is_null(content)) &&
             (strcmp(role, "assistant") ||
              (nk__api_is_openai(p->r->api) && !json_array_size(calls))))

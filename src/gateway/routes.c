@@ -8,35 +8,14 @@
 #include <sys/resource.h>
 
 #include "base/clock.h"
+#include "base/json.h"
 #include "gateway/job.h"
-#include "gateway/json.h"
+#include "gateway/model.h"
 #include "gateway/reply.h"
 
 enum { SESSIONS_SHOWN = 64 };
 
 /* ---- what is known ---- */
-
-void nk__fingerprint(nk_gateway *g, char out[96])
-{
-    struct nk_snapshot *s = nk__monitor_peek(g->monitor);
-    const struct nk_worker_report *w = s && s->report->n_workers ? &s->report->workers[0] : NULL;
-
-    snprintf(out, 96, "nakshatra-%.12s-%s", nk_chain_cluster(g->chain)->model_sha256,
-             w && w->answered ? w->llama_version : "unknown");
-    nk__snapshot_unref(s);
-}
-
-bool nk__model_is_here(const nk_gateway *g, const char *name)
-{
-    size_t n = strlen(name);
-
-    if (n > 7 && !strcmp(name + n - 7, ":latest"))
-        n -= 7;
-    for (int i = 0; i < g->n_names; i++)
-        if (strlen(g->names[i]) == n && !memcmp(g->names[i], name, n))
-            return true;
-    return false;
-}
 
 /* The first worker that answered, or NULL. */
 static const struct nk_worker_report *any_worker(const struct nk_snapshot *s)
@@ -83,14 +62,14 @@ static void str(struct out *o, const char *name, const char *value)
 {
     key(o, name);
     if (!o->rc)
-        o->rc = nk__json_str(o->b, value, NULL);
+        o->rc = nk_json_str(o->b, value, NULL);
 }
 
 static void num(struct out *o, const char *name, double value)
 {
     key(o, name);
     if (!o->rc)
-        o->rc = nk__json_num(o->b, value, NULL);
+        o->rc = nk_json_num(o->b, value, NULL);
 }
 
 static void boolean(struct out *o, const char *name, bool value)
@@ -170,7 +149,7 @@ static void write_details(struct out *o, const struct nk_snapshot *s)
     key(o, "families");
     raw(o, "[");
     if (w && !o->rc)
-        o->rc = nk__json_str(o->b, w->architecture, NULL);
+        o->rc = nk_json_str(o->b, w->architecture, NULL);
     raw(o, "]");
     str(o, "parameter_size", "");
     str(o, "quantization_level", w ? w->quantisation : "");
@@ -378,7 +357,7 @@ static void write_model_of_cluster(struct out *o, nk_gateway *g, const struct nk
     raw(o, "[");
     for (int i = 0; i < g->n_names && !o->rc; i++) {
         raw(o, i ? "," : "");
-        o->rc = nk__json_str(o->b, g->names[i], NULL);
+        o->rc = nk_json_str(o->b, g->names[i], NULL);
     }
     raw(o, "]");
     str(o, "sha256", cluster->model_sha256);
@@ -569,8 +548,8 @@ STAGE_VALUE(stage_decoded, w->tokens_decoded)
 STAGE_VALUE(stage_failed, w->sessions_failed)
 STAGE_VALUE(stage_busy, w->compute_us / 1e6)
 
-int nk__metrics_live(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *out,
-                     struct nk_error *err)
+static int write_live_metrics(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *out,
+                              struct nk_error *err)
 {
     const struct nk_cluster *cluster = nk_chain_cluster(g->chain);
     const struct nk_worker_report *w = any_worker(s);
@@ -644,7 +623,7 @@ static void answer_metrics(nk_gateway *g, const char *rest, const struct nk_buf 
     (void)rest, (void)request;
     a->type = "text/plain; version=0.0.4; charset=utf-8";
     if (!nk__metrics_write(g->metrics, a->body, &a->err))
-        nk__metrics_live(g, s, a->body, &a->err);
+        write_live_metrics(g, s, a->body, &a->err);
 }
 
 static void answer_bare(nk_gateway *g, const char *rest, const struct nk_buf *request,

@@ -46,4 +46,9 @@ const struct nk_route *nk__route_find(const char *path, const char *method, bool
                                       const char **allowed);
 const struct nk_asset *nk__asset_find(const char *path);
 
+/* One JSON object about the whole cluster (docs/api.md). s may be NULL: nothing is known yet.
+ * EXHAUSTED too_large. */
+int nk__cluster_json(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *out,
+                     struct nk_error *err);
+
 #endif

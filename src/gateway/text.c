@@ -2,8 +2,8 @@
 
 #include <stdlib.h>
 
+#include "base/json.h"
 #include "base/utf8.h"
-#include "gateway/json.h"
 
 /* A token's text, or its bytes where they are no text by themselves. */
 static int add_piece(const nk_vocab *v, int32_t id, struct nk_buf *out, struct nk_error *err)
@@ -13,7 +13,7 @@ static int add_piece(const nk_vocab *v, int32_t id, struct nk_buf *out, struct n
     size_t at;
 
     if (!rc && nk_utf8_valid(nk_buf_str(&piece), piece.size, &at))
-        rc = nk__json_strn(out, nk_buf_str(&piece), piece.size, err);
+        rc = nk_json_strn(out, nk_buf_str(&piece), piece.size, err);
     else if (!rc) {
         rc = nk_buf_adds(out, "[", err);
         for (size_t i = 0; i < piece.size && !rc; i++)
@@ -64,7 +64,7 @@ static int detokenize(const nk_vocab *v, const struct nk_request *r, struct nk_b
     if (!rc)
         rc = nk_buf_adds(out, "{\"content\":", &e->err);
     if (!rc)
-        rc = nk__json_strn(out, nk_buf_str(&text), text.size, &e->err);
+        rc = nk_json_strn(out, nk_buf_str(&text), text.size, &e->err);
     nk_buf_release(&text);
     return rc ? rc : nk_buf_adds(out, "}\n", &e->err);
 }
@@ -78,7 +78,7 @@ static int apply_template(const nk_prompter *p, const struct nk_request *r, stru
     if (!rc)
         rc = nk_buf_adds(out, "{\"prompt\":", &e->err);
     if (!rc)
-        rc = nk__json_strn(out, nk_buf_str(&text), text.size, &e->err);
+        rc = nk_json_strn(out, nk_buf_str(&text), text.size, &e->err);
     nk_buf_release(&text);
     return rc ? rc : nk_buf_adds(out, "}\n", &e->err);
 }

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <cmocka.h>
 
-#include "gateway/grammar.h"
+#include "gateway/tool_grammar.h"
 #include "text/grammar.h"
 #include "text/vocab.h"
 
@@ -60,21 +60,21 @@ static json_t *tools(const char *text)
     "\"properties\":{\"root\":{\"enum\":[1,2]}},\"required\":[\"root\"]}}},"                       \
     "{\"type\":\"function\",\"function\":{\"name\":\"g\"}}]"
 
-static char *grammar_of(const struct nk_grammar_opts *o)
+static char *grammar_of(const struct nk_tool_grammar_opts *o)
 {
     struct nk_buf b = NK_BUF_INIT(1 << 20);
     struct nk_error err;
 
-    if (nk__grammar_tools(o, &b, &err))
+    if (nk__tool_grammar_write(o, &b, &err))
         fail_msg("%s", err.msg);
     return nk_buf_take(&b, NULL);
 }
 
-static void test_grammar__forced_calls_fit_and_nothing_else(void **state)
+static void test_tool_grammar__forced_calls_fit_and_nothing_else(void **state)
 {
     json_t *two = tools(TWO);
-    char *g = grammar_of(
-        &(struct nk_grammar_opts){ .tools = two, .format = NK_TOOL_FORMAT_HERMES, .must = true });
+    char *g = grammar_of(&(struct nk_tool_grammar_opts){
+        .tools = two, .format = NK_TOOL_FORMAT_HERMES, .must = true });
 
     (void)state;
     assert_true(
@@ -85,16 +85,16 @@ static void test_grammar__forced_calls_fit_and_nothing_else(void **state)
     assert_false(fits(g, "<tool_call>\n{\"name\": \"h\", \"arguments\": {}}\n</tool_call>"));
     assert_false(fits(g, "hello"));
     free(g);
-    g = grammar_of(&(struct nk_grammar_opts){ .tools = two,
-                                              .only = "g",
-                                              .format = NK_TOOL_FORMAT_LLAMA,
-                                              .must = true,
-                                              .think_close = "</think>" });
+    g = grammar_of(&(struct nk_tool_grammar_opts){ .tools = two,
+                                                   .only = "g",
+                                                   .format = NK_TOOL_FORMAT_LLAMA,
+                                                   .must = true,
+                                                   .think_close = "</think>" });
     assert_true(fits(g, "a < b\n</think>\n\n{\"name\": \"g\", \"parameters\": {}}"));
     assert_false(fits(g, "a</think>{\"name\": \"f\", \"parameters\": {\"root\": 1}}"));
     free(g);
     for (int f = NK_TOOL_FORMAT_HERMES; f <= NK_TOOL_FORMAT_DEEPSEEK; f++) {
-        g = grammar_of(&(struct nk_grammar_opts){
+        g = grammar_of(&(struct nk_tool_grammar_opts){
             .tools = two, .format = (enum nk_tool_format)f, .must = true });
         assert_false(fits(g, "hello"));
         free(g);
@@ -102,11 +102,11 @@ static void test_grammar__forced_calls_fit_and_nothing_else(void **state)
     json_decref(two);
 }
 
-static void test_grammar__free_text_may_hold_calls_that_fit(void **state)
+static void test_tool_grammar__free_text_may_hold_calls_that_fit(void **state)
 {
     json_t *two = tools(TWO);
     char *g =
-        grammar_of(&(struct nk_grammar_opts){ .tools = two, .format = NK_TOOL_FORMAT_HERMES });
+        grammar_of(&(struct nk_tool_grammar_opts){ .tools = two, .format = NK_TOOL_FORMAT_HERMES });
 
     (void)state;
     assert_true(fits(g, "hello <tool_cal <tool_calm> <<tool"));
@@ -127,13 +127,13 @@ static int32_t some_token(const void *user, const char *text)
                : -1; /* any id will do: this one is EOS */
 }
 
-static void test_grammar__marks_that_are_tokens_are_written_as_tokens(void **state)
+static void test_tool_grammar__marks_that_are_tokens_are_written_as_tokens(void **state)
 {
     json_t *two = tools(TWO);
-    char *g = grammar_of(&(struct nk_grammar_opts){ .tools = two,
-                                                    .format = NK_TOOL_FORMAT_MISTRAL,
-                                                    .think_close = "</think>",
-                                                    .token = some_token });
+    char *g = grammar_of(&(struct nk_tool_grammar_opts){ .tools = two,
+                                                         .format = NK_TOOL_FORMAT_MISTRAL,
+                                                         .think_close = "</think>",
+                                                         .token = some_token });
 
     (void)state;
     assert_non_null(strstr(g, "think ::= !<[2]>* <[2]>"));
@@ -143,13 +143,13 @@ static void test_grammar__marks_that_are_tokens_are_written_as_tokens(void **sta
     json_decref(two);
 }
 
-static void test_grammar__rules_are_renamed_and_nothing_else(void **state)
+static void test_tool_grammar__rules_are_renamed_and_nothing_else(void **state)
 {
     struct nk_buf b = NK_BUF_INIT(4096);
 
     (void)state;
     assert_int_equal(
-        nk__grammar_prefix(
+        nk__tool_grammar_prefix(
             "root ::= a-b \"root\\\"a\" [root\\]a] x{1,2} <root> !<[5]> # root\nx ::= .", "p-", &b,
             NULL),
         0);
@@ -182,10 +182,10 @@ static int close_vocab(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_grammar__forced_calls_fit_and_nothing_else),
-        cmocka_unit_test(test_grammar__free_text_may_hold_calls_that_fit),
-        cmocka_unit_test(test_grammar__marks_that_are_tokens_are_written_as_tokens),
-        cmocka_unit_test(test_grammar__rules_are_renamed_and_nothing_else),
+        cmocka_unit_test(test_tool_grammar__forced_calls_fit_and_nothing_else),
+        cmocka_unit_test(test_tool_grammar__free_text_may_hold_calls_that_fit),
+        cmocka_unit_test(test_tool_grammar__marks_that_are_tokens_are_written_as_tokens),
+        cmocka_unit_test(test_tool_grammar__rules_are_renamed_and_nothing_else),
     };
 
     return cmocka_run_group_tests(tests, open_vocab, close_vocab);

@@ -1,28 +1,23 @@
 /* One tool call as a JSON object, read byte by byte: {"name": "f", "arguments": {...}}, members in
  * any order, "parameters" for "arguments". The arguments' bytes go out as they come, once the name
  * is known. Pure. */
-#ifndef NK_GATEWAY_CALL_H
-#define NK_GATEWAY_CALL_H
+#ifndef NK_GATEWAY_TOOL_CALL_H
+#define NK_GATEWAY_TOOL_CALL_H
 
 #include <stdbool.h>
 
-#include "gateway/output.h"
+#include "base/buf.h"
+#include "gateway/output_sink.h"
 
-enum nk_call_state {
-    NK_CALL_GOING, /* more bytes are needed */
-    NK_CALL_DONE,  /* the object ended with the last byte */
-    NK_CALL_BAD,   /* the last byte cannot be part of a call */
+enum nk_tool_call_state {
+    NK_TOOL_CALL_GOING, /* more bytes are needed */
+    NK_TOOL_CALL_DONE,  /* the object ended with the last byte */
+    NK_TOOL_CALL_BAD,   /* the last byte cannot be part of a call */
 };
 
-struct nk_call_scan {
-    enum {
-        CALL_START,
-        CALL_KEY,
-        CALL_COLON,
-        CALL_VALUE,
-        CALL_IN_VALUE,
-        CALL_NEXT
-    } at;                                                    /* what is expected, or goes on */
+struct nk_tool_call {
+    /* What is expected, or goes on. */
+    enum { CALL_START, CALL_KEY, CALL_COLON, CALL_VALUE, CALL_IN_VALUE, CALL_NEXT } at;
     enum { VALUE_OTHER, VALUE_NAME, VALUE_ARGUMENTS } value; /* of the member that is read */
     int depth;                                               /* of brackets inside a value */
     bool in_string, escaped;
@@ -39,14 +34,16 @@ struct nk_call_scan {
     void *user;
 };
 
-void nk__call_init(struct nk_call_scan *c, nk_output_sink *sink, void *user);
-void nk__call_release(struct nk_call_scan *c);
+void nk__tool_call_init(struct nk_tool_call *c, nk_output_sink *sink, void *user);
+void nk__tool_call_release(struct nk_tool_call *c);
 /* For formats where the name stands before the arguments' object. INVALID `bad_name`: empty or too
  * long. */
-int nk__call_named(struct nk_call_scan *c, const char *name, size_t size, struct nk_error *err);
+int nk__tool_call_named(struct nk_tool_call *c, const char *name, size_t size,
+                        struct nk_error *err);
 /* Takes one byte. *rc: an error of the sink or of memory. */
-enum nk_call_state nk__call_byte(struct nk_call_scan *c, char byte, int *rc, struct nk_error *err);
+enum nk_tool_call_state nk__tool_call_byte(struct nk_tool_call *c, char byte, int *rc,
+                                           struct nk_error *err);
 /* Gives out the arguments that are held, if the call is announced. */
-int nk__call_flush(struct nk_call_scan *c, struct nk_error *err);
+int nk__tool_call_flush(struct nk_tool_call *c, struct nk_error *err);
 
 #endif

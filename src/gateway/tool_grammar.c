@@ -1,4 +1,4 @@
-#include "gateway/grammar.h"
+#include "gateway/tool_grammar.h"
 
 #include <ctype.h>
 #include <stdio.h>
@@ -13,8 +13,8 @@ static bool is_word(char c)
 }
 
 /* GBNF (text/gbnf.h): names stand outside of "literals", [classes], {counts}, <tokens> and # comments. */
-int nk__grammar_prefix(const char *grammar, const char *prefix, struct nk_buf *out,
-                       struct nk_error *err)
+int nk__tool_grammar_prefix(const char *grammar, const char *prefix, struct nk_buf *out,
+                            struct nk_error *err)
 {
     int rc = 0;
 
@@ -56,7 +56,7 @@ static int add_literal(struct nk_buf *out, const char *text, struct nk_error *er
 }
 
 /* A mark: the control token, where it is one, else its characters. */
-static int add_mark(const struct nk_grammar_opts *o, struct nk_buf *out, const char *mark,
+static int add_mark(const struct nk_tool_grammar_opts *o, struct nk_buf *out, const char *mark,
                     struct nk_error *err)
 {
     int32_t id = o->token ? o->token(o->user, mark) : -1;
@@ -65,7 +65,7 @@ static int add_mark(const struct nk_grammar_opts *o, struct nk_buf *out, const c
 }
 
 /* Text in which marks stand between bytes of value 1, as a sequence. */
-static int add_sequence(const struct nk_grammar_opts *o, struct nk_buf *out, const char *text,
+static int add_sequence(const struct nk_tool_grammar_opts *o, struct nk_buf *out, const char *text,
                         struct nk_error *err)
 {
     bool is_mark = false;
@@ -113,7 +113,7 @@ static size_t next_state(const char *mark, size_t n, char c)
 
 /* Text in which the mark does not occur unless a call follows: an automaton that has seen n bytes of the mark, as one rule
  * per n. A mark that is a control token is in no text. */
-static int add_free_text(const struct nk_grammar_opts *o, struct nk_buf *out, const char *mark,
+static int add_free_text(const struct nk_tool_grammar_opts *o, struct nk_buf *out, const char *mark,
                          struct nk_error *err)
 {
     size_t size = strlen(mark);
@@ -146,7 +146,7 @@ static int add_free_text(const struct nk_grammar_opts *o, struct nk_buf *out, co
 }
 
 /* Reasoning up to its mark. */
-static int add_think(const struct nk_grammar_opts *o, struct nk_buf *out, struct nk_error *err)
+static int add_think(const struct nk_tool_grammar_opts *o, struct nk_buf *out, struct nk_error *err)
 {
     const char *close = o->think_close;
     int32_t id = o->token ? o->token(o->user, close) : -1;
@@ -159,17 +159,18 @@ static int add_think(const struct nk_grammar_opts *o, struct nk_buf *out, struct
     return rc ? rc : nk_buf_adds(out, " [ \\n]*\n", err);
 }
 
-int nk__grammar_after_think(const char *inner, const struct nk_grammar_opts *opts,
-                            struct nk_buf *out, struct nk_error *err)
+int nk__tool_grammar_after_think(const char *inner, const struct nk_tool_grammar_opts *opts,
+                                 struct nk_buf *out, struct nk_error *err)
 {
     int rc = nk_buf_adds(out, "root ::= think inner-root\n", err);
 
     if (!rc)
         rc = add_think(opts, out, err);
-    return rc ? rc : nk__grammar_prefix(inner, "inner-", out, err);
+    return rc ? rc : nk__tool_grammar_prefix(inner, "inner-", out, err);
 }
 
-int nk__grammar_tools(const struct nk_grammar_opts *o, struct nk_buf *out, struct nk_error *err)
+int nk__tool_grammar_write(const struct nk_tool_grammar_opts *o, struct nk_buf *out,
+                           struct nk_error *err)
 {
     const char *mark = words[o->format].mark;
     struct nk_buf inner = NK_BUF_INIT(NK_GRAMMAR_BYTES_MAX);
@@ -238,7 +239,7 @@ int nk__grammar_tools(const struct nk_grammar_opts *o, struct nk_buf *out, struc
             nk_wrap(rc, err, "tools[%zu].function.parameters", i);
         snprintf(prefix, sizeof prefix, "t%zu-", i);
         if (!rc)
-            rc = nk__grammar_prefix(nk_buf_str(&inner), prefix, out, err);
+            rc = nk__tool_grammar_prefix(nk_buf_str(&inner), prefix, out, err);
     }
     nk_buf_release(&inner);
     return rc;

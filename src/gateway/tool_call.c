@@ -1,30 +1,30 @@
-#include "gateway/call.h"
+#include "gateway/tool_call.h"
 
 #include <jansson.h>
 #include <string.h>
 
 enum { WORD_BYTES_MAX = 1 << 20, HELD_BYTES_MAX = 4 << 20 };
 
-void nk__call_init(struct nk_call_scan *c, nk_output_sink *sink, void *user)
+void nk__tool_call_init(struct nk_tool_call *c, nk_output_sink *sink, void *user)
 {
-    *c = (struct nk_call_scan){ .at = CALL_START, .sink = sink, .user = user };
+    *c = (struct nk_tool_call){ .at = CALL_START, .sink = sink, .user = user };
     nk_buf_init(&c->word, WORD_BYTES_MAX);
     nk_buf_init(&c->held, HELD_BYTES_MAX);
 }
 
-void nk__call_release(struct nk_call_scan *c)
+void nk__tool_call_release(struct nk_tool_call *c)
 {
     nk_buf_release(&c->word);
     nk_buf_release(&c->held);
 }
 
-static int announce(struct nk_call_scan *c, struct nk_error *err)
+static int announce(struct nk_tool_call *c, struct nk_error *err)
 {
     c->announced = true;
     return c->sink(c->user, NK_OUTPUT_TOOL, c->name, strlen(c->name), err);
 }
 
-int nk__call_named(struct nk_call_scan *c, const char *name, size_t size, struct nk_error *err)
+int nk__tool_call_named(struct nk_tool_call *c, const char *name, size_t size, struct nk_error *err)
 {
     if (!size || size >= sizeof c->name || memchr(name, '\0', size))
         return nk_fail(err, NK_E_INVALID, "bad_name", "a function's name of %zu bytes", size);
@@ -36,7 +36,7 @@ int nk__call_named(struct nk_call_scan *c, const char *name, size_t size, struct
     return 0;
 }
 
-int nk__call_flush(struct nk_call_scan *c, struct nk_error *err)
+int nk__tool_call_flush(struct nk_tool_call *c, struct nk_error *err)
 {
     int rc;
 
@@ -48,7 +48,7 @@ int nk__call_flush(struct nk_call_scan *c, struct nk_error *err)
 }
 
 /* The string in c->word without its quotes and escapes; NULL: it is none. */
-static json_t *word(struct nk_call_scan *c)
+static json_t *word(struct nk_tool_call *c)
 {
     json_t *s = json_loadb(nk_buf_str(&c->word), c->word.size, JSON_DECODE_ANY, NULL);
 
@@ -60,7 +60,7 @@ static json_t *word(struct nk_call_scan *c)
     return s;
 }
 
-static bool end_key(struct nk_call_scan *c)
+static bool end_key(struct nk_tool_call *c)
 {
     json_t *key = word(c);
     const char *s = key ? json_string_value(key) : NULL;
@@ -79,7 +79,7 @@ static bool end_key(struct nk_call_scan *c)
     return ok;
 }
 
-static bool end_value(struct nk_call_scan *c, int *rc, struct nk_error *err)
+static bool end_value(struct nk_tool_call *c, int *rc, struct nk_error *err)
 {
     bool ok = true;
 
@@ -114,21 +114,21 @@ static bool end_value(struct nk_call_scan *c, int *rc, struct nk_error *err)
     return ok;
 }
 
-static enum nk_call_state end_call(struct nk_call_scan *c, int *rc, struct nk_error *err)
+static enum nk_tool_call_state end_call(struct nk_tool_call *c, int *rc, struct nk_error *err)
 {
     if (!c->name[0])
-        return NK_CALL_BAD;
+        return NK_TOOL_CALL_BAD;
     if (!c->announced)
         *rc = announce(c, err);
     if (!*rc && !c->has_arguments)
         *rc = nk_buf_adds(&c->held, "{}", err);
     if (!*rc)
-        *rc = nk__call_flush(c, err);
-    return NK_CALL_DONE;
+        *rc = nk__tool_call_flush(c, err);
+    return NK_TOOL_CALL_DONE;
 }
 
 /* A byte of the value; true when it was the value's last. */
-static bool value_byte(struct nk_call_scan *c, char b, int *rc, struct nk_error *err)
+static bool value_byte(struct nk_tool_call *c, char b, int *rc, struct nk_error *err)
 {
     bool keep_word = c->value == VALUE_NAME || (c->value == VALUE_ARGUMENTS && c->as_text);
 
@@ -156,7 +156,8 @@ static bool value_byte(struct nk_call_scan *c, char b, int *rc, struct nk_error 
     return false;
 }
 
-enum nk_call_state nk__call_byte(struct nk_call_scan *c, char b, int *rc, struct nk_error *err)
+enum nk_tool_call_state nk__tool_call_byte(struct nk_tool_call *c, char b, int *rc,
+                                           struct nk_error *err)
 {
     bool space = b == ' ' || b == '\n' || b == '\r' || b == '\t';
 
@@ -165,16 +166,16 @@ enum nk_call_state nk__call_byte(struct nk_call_scan *c, char b, int *rc, struct
     case CALL_START:
         if (b == '{')
             c->at = CALL_KEY;
-        return b == '{' || space ? NK_CALL_GOING : NK_CALL_BAD;
+        return b == '{' || space ? NK_TOOL_CALL_GOING : NK_TOOL_CALL_BAD;
     case CALL_KEY:
         if (!c->in_string) {
             if (b == '}')
                 return end_call(c, rc, err);
             if (b != '"')
-                return space ? NK_CALL_GOING : NK_CALL_BAD;
+                return space ? NK_TOOL_CALL_GOING : NK_TOOL_CALL_BAD;
             c->in_string = true;
             *rc = nk_buf_add(&c->word, &b, 1, err);
-            return NK_CALL_GOING;
+            return NK_TOOL_CALL_GOING;
         }
         *rc = nk_buf_add(&c->word, &b, 1, err);
         if (c->escaped)
@@ -183,24 +184,24 @@ enum nk_call_state nk__call_byte(struct nk_call_scan *c, char b, int *rc, struct
             c->escaped = true;
         else if (b == '"') {
             c->in_string = false;
-            return end_key(c) ? NK_CALL_GOING : NK_CALL_BAD;
+            return end_key(c) ? NK_TOOL_CALL_GOING : NK_TOOL_CALL_BAD;
         }
-        return NK_CALL_GOING;
+        return NK_TOOL_CALL_GOING;
     case CALL_COLON:
         if (b == ':')
             c->at = CALL_VALUE;
-        return b == ':' || space ? NK_CALL_GOING : NK_CALL_BAD;
+        return b == ':' || space ? NK_TOOL_CALL_GOING : NK_TOOL_CALL_BAD;
     case CALL_VALUE:
         if (space)
-            return NK_CALL_GOING;
+            return NK_TOOL_CALL_GOING;
         if ((c->value == VALUE_NAME && b != '"') ||
             (c->value == VALUE_ARGUMENTS && b != '{' && (b != '"' || c->named)))
-            return NK_CALL_BAD;
+            return NK_TOOL_CALL_BAD;
         c->as_text = c->value == VALUE_ARGUMENTS && b == '"';
         if (c->value == VALUE_ARGUMENTS && c->name[0] && !c->announced && !c->as_text)
             *rc = announce(c, err);
         if (*rc)
-            return NK_CALL_BAD;
+            return NK_TOOL_CALL_BAD;
         c->at = CALL_IN_VALUE;
         c->depth = 0;
         /* fall through */
@@ -208,20 +209,20 @@ enum nk_call_state nk__call_byte(struct nk_call_scan *c, char b, int *rc, struct
         /* A bare number or word ends with what follows it. */
         if (!c->in_string && !c->depth && (b == ',' || b == '}' || space)) {
             if (!end_value(c, rc, err))
-                return NK_CALL_BAD;
-            return space ? NK_CALL_GOING : nk__call_byte(c, b, rc, err);
+                return NK_TOOL_CALL_BAD;
+            return space ? NK_TOOL_CALL_GOING : nk__tool_call_byte(c, b, rc, err);
         }
         if (!value_byte(c, b, rc, err))
-            return *rc ? NK_CALL_BAD : NK_CALL_GOING;
+            return *rc ? NK_TOOL_CALL_BAD : NK_TOOL_CALL_GOING;
         if (!end_value(c, rc, err))
-            return NK_CALL_BAD;
-        return c->named ? end_call(c, rc, err) : NK_CALL_GOING;
+            return NK_TOOL_CALL_BAD;
+        return c->named ? end_call(c, rc, err) : NK_TOOL_CALL_GOING;
     case CALL_NEXT:
         if (b == ',')
             c->at = CALL_KEY;
         else if (b == '}')
             return end_call(c, rc, err);
-        return b == ',' || space ? NK_CALL_GOING : NK_CALL_BAD;
+        return b == ',' || space ? NK_TOOL_CALL_GOING : NK_TOOL_CALL_BAD;
     }
-    return NK_CALL_BAD;
+    return NK_TOOL_CALL_BAD;
 }
