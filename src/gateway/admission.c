@@ -2,54 +2,46 @@
 
 #include <pthread.h>
 #include <stdlib.h>
-#include <time.h>
 
-#include "base/clock.h"
 #include "base/thread.h"
 
+enum { TICK_MS = 1000 };
+
 struct nk_admission {
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
+    struct nk_admission_opts opts;
     pthread_t thread;
+    pthread_mutex_t mutex; /* what follows */
+    pthread_cond_t changed;
     bool stop;
-    int capacity, running, waiting, waiting_max;
-    uint32_t waiting_ms;
-    struct nk_ticket *head, *tail;
+    int capacity, running, waiting;
+    TAILQ_HEAD(, nk_ticket) queue; /* who came first is first */
+    uint64_t next_tick_ns;
     double mean_s; /* how long generations take: an average that forgets */
-    void (*tick)(void *user);
-    void *user;
 };
 
+/* Out of the queue. Under the mutex. */
 static void unlink_ticket(nk_admission *a, struct nk_ticket *t)
 {
-    if (t->prev)
-        t->prev->next = t->next;
-    else
-        a->head = t->next;
-    if (t->next)
-        t->next->prev = t->prev;
-    else
-        a->tail = t->prev;
-    t->prev = t->next = NULL;
+    TAILQ_REMOVE(&a->queue, t, link);
     a->waiting--;
 }
 
 static void *loop(void *arg)
 {
     nk_admission *a = arg;
-    uint64_t next_tick = nk_now_ns() + 1000000000u;
+    struct nk_clock *clock = a->opts.clock;
 
     pthread_mutex_lock(&a->mutex);
     while (!a->stop) {
-        struct nk_ticket *t = a->head;
-        uint64_t now = nk_now_ns(),
-                 late = t ? t->entered_ns + a->waiting_ms * 1000000ull : UINT64_MAX;
+        struct nk_ticket *t = TAILQ_FIRST(&a->queue);
+        uint64_t now = nk_clock_now_ns(clock),
+                 late = t ? t->entered_ns + a->opts.waiting_ms * 1000000ull : UINT64_MAX;
 
-        if (now >= next_tick) {
-            next_tick = now + 1000000000u;
+        if (now >= a->next_tick_ns) {
+            a->next_tick_ns = now + TICK_MS * 1000000ull;
             pthread_mutex_unlock(&a->mutex);
-            if (a->tick)
-                a->tick(a->user);
+            if (a->opts.tick)
+                a->opts.tick(a->opts.user);
             pthread_mutex_lock(&a->mutex);
         } else if (t && a->running < a->capacity) {
             unlink_ticket(a, t);
@@ -66,31 +58,30 @@ static void *loop(void *arg)
             t->state = NK_TICKET_OUT;
             nk_fail(&err, NK_E_EXHAUSTED, "queue_timeout",
                     "no sequence came free within %u ms: %d generations run, %d wait",
-                    a->waiting_ms, a->running, a->waiting);
+                    a->opts.waiting_ms, a->running, a->waiting);
             pthread_mutex_unlock(&a->mutex);
             t->expire(t, &err);
             pthread_mutex_lock(&a->mutex);
         } else
-            nk_clock_wait_until(nk_clock_system(), &a->changed, &a->mutex,
-                                late < next_tick ? late : next_tick);
+            nk_clock_wait_until(clock, &a->changed, &a->mutex,
+                                late < a->next_tick_ns ? late : a->next_tick_ns);
     }
     pthread_mutex_unlock(&a->mutex);
     return NULL;
 }
 
-int nk__admission_start(nk_admission **out, int waiting_max, uint32_t waiting_ms,
-                        void (*tick)(void *user), void *user, struct nk_error *err)
+int nk__admission_start(nk_admission **out, const struct nk_admission_opts *opts,
+                        struct nk_error *err)
 {
     nk_admission *a = calloc(1, sizeof *a);
 
     *out = NULL;
     if (!a)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the queue");
-    a->waiting_max = waiting_max;
-    a->waiting_ms = waiting_ms;
-    a->tick = tick;
-    a->user = user;
+    a->opts = *opts;
+    a->next_tick_ns = nk_clock_now_ns(opts->clock) + TICK_MS * 1000000ull;
     a->mean_s = 1;
+    TAILQ_INIT(&a->queue);
     pthread_mutex_init(&a->mutex, NULL);
     nk_cond_init(&a->changed);
     if (nk_thread_start(&a->thread, loop, a)) {
@@ -108,7 +99,7 @@ void nk__admission_stop(nk_admission *a)
     if (!a)
         return;
     pthread_mutex_lock(&a->mutex);
-    NK_ASSERT(!a->head && !a->running);
+    NK_ASSERT(TAILQ_EMPTY(&a->queue) && !a->running);
     a->stop = true;
     pthread_cond_signal(&a->changed);
     pthread_mutex_unlock(&a->mutex);
@@ -132,23 +123,18 @@ int nk__admission_enter(nk_admission *a, struct nk_ticket *const *tickets, int n
     int rc = 0, room;
 
     pthread_mutex_lock(&a->mutex);
-    room = a->waiting_max + (a->capacity > a->running ? a->capacity - a->running : 0) - a->waiting;
+    room = a->opts.waiting_max + (a->capacity > a->running ? a->capacity - a->running : 0) -
+           a->waiting;
     if (n > room)
         rc = nk_fail(err, NK_E_EXHAUSTED, "queue_full",
                      "%d generations run and %d wait, of at most %d and %d; try again later",
-                     a->running, a->waiting, a->capacity, a->waiting_max);
+                     a->running, a->waiting, a->capacity, a->opts.waiting_max);
     for (int i = 0; i < n && !rc; i++) {
         struct nk_ticket *t = tickets[i];
 
         t->state = NK_TICKET_WAITING;
-        t->entered_ns = nk_now_ns();
-        t->next = NULL;
-        t->prev = a->tail;
-        if (a->tail)
-            a->tail->next = t;
-        else
-            a->head = t;
-        a->tail = t;
+        t->entered_ns = nk_clock_now_ns(a->opts.clock);
+        TAILQ_INSERT_TAIL(&a->queue, t, link);
         a->waiting++;
     }
     pthread_cond_signal(&a->changed);
@@ -176,7 +162,7 @@ void nk__admission_leave(nk_admission *a, struct nk_ticket *t)
     NK_ASSERT(t->state == NK_TICKET_RUNNING);
     t->state = NK_TICKET_OUT;
     a->running--;
-    a->mean_s += 0.1 * ((double)(nk_now_ns() - t->started_ns) / 1e9 - a->mean_s);
+    a->mean_s += 0.1 * ((double)(nk_clock_now_ns(a->opts.clock) - t->started_ns) / 1e9 - a->mean_s);
     pthread_cond_signal(&a->changed);
     pthread_mutex_unlock(&a->mutex);
 }
@@ -190,7 +176,7 @@ struct nk_admission_counts nk__admission_counts(nk_admission *a)
     c = (struct nk_admission_counts){ .running = a->running,
                                       .waiting = a->waiting,
                                       .capacity = a->capacity,
-                                      .waiting_max = a->waiting_max };
+                                      .waiting_max = a->opts.waiting_max };
     s = a->mean_s * (a->waiting + 1) / (a->capacity > 0 ? a->capacity : 1);
     c.retry_after_s = s < 1 ? 1 : s > 60 ? 60 : (int)(s + 0.999);
     pthread_mutex_unlock(&a->mutex);

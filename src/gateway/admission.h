@@ -1,31 +1,44 @@
-/* How many generations run at one time, and who waits. First come, first served; the queue has a length and a wait has an
- * end. One thread starts what may run and ends the waiting of those who waited too long. */
+/* How many generations run at one time, and who waits. First come, first served; the queue has a
+ * length and a wait has an end. One thread starts what may run and ends the waiting of those who
+ * waited too long. */
 #ifndef NK_GATEWAY_ADMISSION_H
 #define NK_GATEWAY_ADMISSION_H
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/queue.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 
 typedef struct nk_admission nk_admission;
 
-struct nk_ticket { /* one generation; the caller's memory until it is out */
-    void (*start)(
-        struct nk_ticket *
-            t); /* on the admission's thread: it may run now; nk__admission_leave when it is over */
-    void (*expire)(struct nk_ticket *t,
-                   const struct nk_error *err); /* there: it waited too long and is out */
+/* One generation; the caller's memory until it is out. */
+struct nk_ticket {
+    /* It may run now; nk__admission_leave when it is over. [the admission's thread, without its
+     * lock, as expire] */
+    void (*start)(struct nk_ticket *t);
+    /* It waited too long and is out. EXHAUSTED `queue_timeout`. */
+    void (*expire)(struct nk_ticket *t, const struct nk_error *err);
     void *user;
     /* the admission's own */
-    struct nk_ticket *prev, *next;
+    TAILQ_ENTRY(nk_ticket) link; /* while it waits */
     enum { NK_TICKET_OUT, NK_TICKET_WAITING, NK_TICKET_RUNNING } state;
     uint64_t entered_ns, started_ns;
 };
 
-/* tick: called on the thread about every second; may be NULL. */
-int nk__admission_start(nk_admission **out, int waiting_max, uint32_t waiting_ms,
-                        void (*tick)(void *user), void *user, struct nk_error *err);
+struct nk_admission_opts {
+    struct nk_clock *clock; /* borrowed until nk__admission_stop */
+    int waiting_max;        /* tickets that wait, beside those that can run at once */
+    uint32_t waiting_ms;    /* so long */
+    /* Called on the thread every second; may be NULL. */
+    void (*tick)(void *user);
+    void *user; /* tick's */
+};
+
+/* EXHAUSTED no_memory, no_thread. */
+int nk__admission_start(nk_admission **out, const struct nk_admission_opts *opts,
+                        struct nk_error *err);
 void nk__admission_stop(nk_admission *a); /* when all tickets are out */
 
 /* How many may run. Until it is first set, nothing starts. [any thread, as all below] */
@@ -40,7 +53,9 @@ void nk__admission_leave(nk_admission *a, struct nk_ticket *t);
 
 struct nk_admission_counts {
     int running, waiting, capacity, waiting_max;
-    int retry_after_s; /* a guess of when there will be room: the queue's length by the mean time of those that ended */
+    /* A guess of when there will be room, 1 to 60: the queue's length by the mean time of those
+     * that ended. */
+    int retry_after_s;
 };
 struct nk_admission_counts nk__admission_counts(nk_admission *a);
 

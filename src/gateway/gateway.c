@@ -4,14 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/clock.h"
 #include "base/log.h"
 #include "gateway/gateway_int.h"
 #include "gateway/http.h"
 #include "gateway/job.h"
 #include "gateway/model.h"
 
-enum { HELPERS = 3 };
+enum { HELPERS = 3, CHECK_MS = 2000, PROBE_MS = 5000 };
 
 struct nk_gateway_opts nk_gateway_opts_default(void)
 {
@@ -37,6 +36,18 @@ struct nk_gateway_opts nk_gateway_opts_default(void)
 
 /* ---- what the threads call ---- */
 
+static int check_chain(void *user, struct nk_chain_report **out)
+{
+    return nk_chain_check(((nk_gateway *)user)->chain, CHECK_MS, out, NULL);
+}
+
+static int probe_chain(void *user, struct nk_error *err)
+{
+    double us;
+
+    return nk_chain_probe(((nk_gateway *)user)->chain, PROBE_MS, &us, err);
+}
+
 static bool is_busy(void *user)
 {
     nk_gateway *g = user;
@@ -59,12 +70,12 @@ static void on_published(void *user, const struct nk_snapshot *s)
     nk__http_publish(g, s);
 }
 
-/* About once a second. */
+/* Every second. */
 static void tick(void *user)
 {
     nk_gateway *g = user;
     double tokens = nk__metrics_total(g->metrics, NK_METRIC_GENERATED);
-    uint64_t now = nk_now_ns();
+    uint64_t now = nk_clock_now_ns(g->clock);
 
     pthread_mutex_lock(&g->mutex);
     if (g->tick_ns) {
@@ -140,6 +151,7 @@ static void free_gateway(nk_gateway *g)
         free(g->origins[i]);
     free(g->tls_certificate);
     free(g->tls_key);
+    nk__presence_release(&g->presence);
     pthread_mutex_destroy(&g->mutex);
     free(g);
 }
@@ -147,7 +159,15 @@ static void free_gateway(nk_gateway *g)
 int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struct nk_error *err)
 {
     nk_gateway *g = calloc(1, sizeof *g);
-    struct nk_monitor_handlers handlers = { .published = on_published, .busy = is_busy, .user = g };
+    const struct nk_monitor_handlers handlers = { .check = check_chain,
+                                                  .probe = probe_chain,
+                                                  .busy = is_busy,
+                                                  .published = on_published,
+                                                  .user = g };
+    struct nk_admission_opts admission = { .waiting_max = opts->limits.waiting_max,
+                                           .waiting_ms = opts->limits.waiting_ms,
+                                           .tick = tick,
+                                           .user = g };
     struct nk_error broken;
     int rc;
 
@@ -156,8 +176,13 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the gateway");
     pthread_mutex_init(&g->mutex, NULL);
     g->quiesced_fd = -1;
-    g->started = time(NULL);
-    g->started_ns = nk_now_ns();
+    nk__presence_init(&g->presence);
+    TAILQ_INIT(&g->jobs);
+    LIST_INIT(&g->listeners);
+    g->clock = admission.clock = opts->clock ? opts->clock : nk_clock_system();
+    g->chance = opts->chance ? opts->chance : nk_chance_system();
+    g->started = nk_clock_unix_s(g->clock);
+    g->started_ns = nk_clock_now_ns(g->clock);
     rc = nk__listen_parse(&g->listen, opts->listen, err);
     if (!rc)
         rc = check_opts(g, opts, err);
@@ -170,12 +195,11 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     if (!rc && !(g->metrics = nk__metrics_new()))
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the gateway");
     if (!rc)
-        rc = nk__admission_start(&g->admission, opts->limits.waiting_max, opts->limits.waiting_ms,
-                                 tick, g, err);
+        rc = nk__admission_start(&g->admission, &admission, err);
     if (!rc)
         rc = nk__pool_start(&g->pool, HELPERS, err);
     if (!rc)
-        rc = nk__monitor_start(&g->monitor, opts->chain, &handlers, err);
+        rc = nk__monitor_start(&g->monitor, g->clock, &handlers, err);
     if (!rc)
         rc = nk__http_start(g, err);
     if (rc) {
@@ -201,39 +225,25 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     return 0;
 }
 
-static int jobs_left(nk_gateway *g)
-{
-    int n;
-
-    pthread_mutex_lock(&g->mutex);
-    n = g->n_jobs;
-    pthread_mutex_unlock(&g->mutex);
-    return n;
-}
-
 void nk_gateway_stop(nk_gateway *g, uint32_t grace_ms)
 {
-    uint64_t end = nk_now_ns() + grace_ms * 1000000ull;
-    struct nk_admission_counts c;
-
     if (!g)
         return;
     atomic_store(&g->stopping, true);
     nk__http_quiesce(g);
-    while (jobs_left(g) && nk_now_ns() < end)
-        nk_sleep_ms(10);
-    /* What is left ends now; the monitor's last look, which somebody may wait for, has deadlines of its own. */
-    do {
-        nk__jobs_cancel(g);
-        nk__http_wake_listeners(g);
-        nk_sleep_ms(5);
-    } while (jobs_left(g) || atomic_load(&g->n_suspended));
+    nk__presence_wait(&g->presence, NK_PRESENT_JOB, g->clock,
+                      nk_clock_now_ns(g->clock) + grace_ms * 1000000ull);
+    /* What is left ends now: who reads is told, and nobody is suspended any more. The monitor's
+     * last look, which somebody may wait for, has deadlines of its own. */
+    nk__presence_close(&g->presence);
+    nk__jobs_cancel(g);
+    nk__http_wake_listeners(g);
+    nk__presence_wait(&g->presence, NK_PRESENT_JOB, g->clock, UINT64_MAX);
+    nk__presence_wait(&g->presence, NK_PRESENT_SUSPENDED, g->clock, UINT64_MAX);
     nk__http_stop(g);
-    /* The chain may still be ending what was cancelled, and uses the gateway until it lets go of the job. */
-    do {
-        nk_sleep_ms(1);
-        c = nk__admission_counts(g->admission);
-    } while (c.running || c.waiting || atomic_load(&g->n_alive));
+    /* The chain may still be ending what was cancelled, and uses the gateway until it lets go of
+     * the job. */
+    nk__presence_wait(&g->presence, NK_PRESENT_HELD, g->clock, UINT64_MAX);
     free_gateway(g);
 }
 

@@ -4,7 +4,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
-#include <time.h>
+#include <sys/queue.h>
 
 #include "gateway/admission.h"
 #include "gateway/gateway.h"
@@ -13,6 +13,7 @@
 #include "gateway/monitor.h"
 #include "gateway/origin.h"
 #include "gateway/pool.h"
+#include "gateway/presence.h"
 #include "gateway/prompt.h"
 #include "gateway/watch.h"
 
@@ -21,7 +22,7 @@ typedef struct nk_job nk_job;
 typedef struct nk_exchange nk_exchange;
 
 struct nk_gateway {
-    struct nk_gateway_opts opts; /* its strings are freed below */
+    struct nk_gateway_opts opts; /* its strings are not kept but those below */
     char *names[NK_GATEWAY_NAMES_MAX + 1];
     int n_names;
     char *origins[NK_GATEWAY_ORIGINS_MAX];
@@ -29,7 +30,9 @@ struct nk_gateway {
     struct nk_listen listen;
     char url[300];
     int port;
-    time_t started;
+    struct nk_clock *clock;
+    struct nk_chance *chance;
+    int64_t started; /* seconds since 1970 */
     uint64_t started_ns;
 
     nk_chain *chain;
@@ -44,14 +47,12 @@ struct nk_gateway {
     struct MHD_Daemon *daemon;
     int quiesced_fd; /* the socket that listened, until the daemon's thread has ended; or -1 */
 
-    atomic_bool stopping;
-    atomic_int n_suspended; /* connections that libmicrohttpd does not look at */
+    atomic_bool stopping; /* what is new is refused */
+    struct nk_presence presence;
 
-    pthread_mutex_t mutex; /* what follows */
-    nk_job *jobs;          /* the oldest first */
-    int n_jobs;
-    atomic_int n_alive; /* jobs held by somebody: a generation's end may outlast its request's */
-    nk_exchange *listeners; /* of /cluster/events */
+    pthread_mutex_t mutex;              /* what follows */
+    TAILQ_HEAD(, nk_job) jobs;          /* the oldest first */
+    LIST_HEAD(, nk_exchange) listeners; /* of /cluster/events */
     int n_listeners;
     double tokens_per_second; /* over the last seconds */
     double tokens_before;     /* the counter at the last tick */

@@ -11,7 +11,8 @@
  *   completed libmicrohttpd is done with it, for whatever reason
  *
  * Safety: the exchange's mutex guards `woken`, `suspended` and `over`. wake() may be called on any thread: it resumes a
- * suspended connection, or is remembered for the next time the HTTP thread wants to suspend it. */
+ * suspended connection, or is remembered for the next time the HTTP thread wants to suspend it. Once the gateway's presence
+ * is closed nothing is suspended any more: what would have to wait ends. */
 #include "gateway/http.h"
 
 #include <microhttpd.h>
@@ -24,7 +25,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "base/log.h"
 #include "base/thread.h"
 #include "gateway/job.h"
@@ -75,7 +75,7 @@ struct nk_exchange {
     bool asked;
 
     /* a listener */
-    nk_exchange *prev, *next; /* under the gateway's mutex, as `latest` */
+    LIST_ENTRY(nk_exchange) link; /* under the gateway's mutex, as `latest` */
     bool listens;
     struct blob *latest; /* to be sent next */
     struct blob *sending;
@@ -117,8 +117,8 @@ static void wake(void *arg)
     x->woken = true;
     if (x->suspended && !x->over) {
         x->suspended = false;
-        atomic_fetch_sub(&x->g->n_suspended, 1);
         MHD_resume_connection(x->connection);
+        nk__presence_leave(&x->g->presence, NK_PRESENT_SUSPENDED);
     }
     /* Its socket is full: libmicrohttpd would wait for it. */
     if (!x->over && x->job && nk__job_overflowed(x->job))
@@ -133,16 +133,15 @@ static void forget_wake(nk_exchange *x)
     pthread_mutex_unlock(&x->mutex);
 }
 
-/* False: there was a wake meanwhile, look again. */
+/* False: there was a wake meanwhile, or nothing is suspended any more: look again. */
 static bool suspend(nk_exchange *x)
 {
     bool ok;
 
     pthread_mutex_lock(&x->mutex);
-    ok = !x->woken;
+    ok = !x->woken && nk__presence_suspend(&x->g->presence);
     if (ok) {
         x->suspended = true;
-        atomic_fetch_add(&x->g->n_suspended, 1);
         MHD_suspend_connection(x->connection);
     }
     pthread_mutex_unlock(&x->mutex);
@@ -261,6 +260,11 @@ static enum MHD_Result fail(nk_exchange *x, int code, const char *reason, const 
     return answer_error(x);
 }
 
+static enum MHD_Result fail_shutting_down(nk_exchange *x)
+{
+    return fail(x, NK_E_UNAVAILABLE, "shutting_down", "the gateway is shutting down");
+}
+
 /* ---- jobs ---- */
 
 static ssize_t read_job(void *cls, uint64_t pos, char *out, size_t max)
@@ -272,6 +276,9 @@ static ssize_t read_job(void *cls, uint64_t pos, char *out, size_t max)
         ssize_t n;
 
         forget_wake(x);
+        if (nk__presence_closed(
+                &x->g->presence)) /* it may have begun after the others were ended */
+            nk__job_shut_down(x->job);
         nk__job_take_keepalive(x->job);
         n = nk__job_read(x->job, out, max);
         if (n > 0)
@@ -472,26 +479,33 @@ static void give(nk_exchange *x, struct blob *b)
 
 void nk__http_wake_listeners(nk_gateway *g)
 {
+    nk_exchange *x;
+
     pthread_mutex_lock(&g->mutex);
-    for (nk_exchange *x = g->listeners; x; x = x->next)
+    LIST_FOREACH(x, &g->listeners, link)
+    {
         wake(x);
+    }
     pthread_mutex_unlock(&g->mutex);
 }
 
 void nk__http_publish(nk_gateway *g, const struct nk_snapshot *s)
 {
     struct blob *b;
+    nk_exchange *x;
     bool any;
 
     pthread_mutex_lock(&g->mutex);
-    any = g->listeners != NULL;
+    any = !LIST_EMPTY(&g->listeners);
     pthread_mutex_unlock(&g->mutex);
     b = any ? make_blob(g, s) : NULL;
     if (!b)
         return;
     pthread_mutex_lock(&g->mutex);
-    for (nk_exchange *x = g->listeners; x; x = x->next)
+    LIST_FOREACH(x, &g->listeners, link)
+    {
         give(x, b);
+    }
     pthread_mutex_unlock(&g->mutex);
     blob_unref(b);
     nk__http_wake_listeners(g);
@@ -507,10 +521,7 @@ static enum MHD_Result answer_events(nk_exchange *x)
     nk__snapshot_unref(s);
     pthread_mutex_lock(&g->mutex);
     x->listens = true;
-    x->next = g->listeners;
-    if (x->next)
-        x->next->prev = x;
-    g->listeners = x;
+    LIST_INSERT_HEAD(&g->listeners, x, link);
     g->n_listeners++;
     give(x, b);
     pthread_mutex_unlock(&g->mutex);
@@ -528,12 +539,7 @@ static void stop_listening(nk_exchange *x)
     nk_gateway *g = x->g;
 
     pthread_mutex_lock(&g->mutex);
-    if (x->prev)
-        x->prev->next = x->next;
-    else
-        g->listeners = x->next;
-    if (x->next)
-        x->next->prev = x->prev;
+    LIST_REMOVE(x, link);
     g->n_listeners--;
     pthread_mutex_unlock(&g->mutex);
     nk__monitor_listen(g->monitor, -1);
@@ -662,7 +668,7 @@ static nk_exchange *begin(nk_gateway *g, struct MHD_Connection *connection, cons
     x->g = g;
     x->connection = connection;
     x->watched = socket_context->socket_context;
-    x->begin_ns = nk_now_ns();
+    x->begin_ns = nk_clock_now_ns(g->clock);
     x->allowed = "GET, HEAD, POST, OPTIONS";
     nk_buf_init(&x->body, g->opts.limits.body_bytes_max);
     pthread_mutex_init(&x->mutex, NULL);
@@ -686,6 +692,11 @@ static enum MHD_Result go(nk_exchange *x)
         enum MHD_Result result;
 
         forget_wake(x);
+        if (nk__presence_closed(&g->presence)) {
+            if (!x->job)
+                return fail_shutting_down(x);
+            nk__job_shut_down(x->job); /* it may have begun after the others were ended */
+        }
         switch (x->route->kind) {
         case NK_ROUTE_ASSET:
             return answer_asset(x);
@@ -708,8 +719,7 @@ static enum MHD_Result go(nk_exchange *x)
                 if (!ok && !nk__api_is_text(x->route->api) && !look(x, 500, false))
                     break;
                 if (atomic_load(&g->stopping))
-                    return fail(x, NK_E_UNAVAILABLE, "shutting_down",
-                                "the gateway is shutting down");
+                    return fail_shutting_down(x);
                 j = nk__job_new(g, x->route->api, &x->body, x->begin_ns, wake, exchange_unref, x);
                 if (!j)
                     return fail(x, NK_E_EXHAUSTED, "no_memory", "no memory for the request");
@@ -805,7 +815,7 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **co
     if (x->listens)
         stop_listening(x);
     path = !x->route ? "other" : x->asset ? "/" : x->route->path;
-    seconds = (double)(nk_now_ns() - x->begin_ns) / 1e9;
+    seconds = (double)(nk_clock_now_ns(g->clock) - x->begin_ns) / 1e9;
     snprintf(labels, sizeof labels, "%s,%d", path, x->status);
     nk__metrics_add(g->metrics, NK_METRIC_REQUESTS, labels, 1);
     nk__metrics_observe(g->metrics, NK_METRIC_REQUEST_TIME, path, seconds, 1);
@@ -869,7 +879,7 @@ int nk__http_start(nk_gateway *g, struct nk_error *err)
     };
     const union MHD_DaemonInfo *info;
     sigset_t old;
-    int rc = nk__watch_start(&g->watch, &handlers, g->tls_certificate != NULL, err);
+    int rc = nk__watch_start(&g->watch, g->clock, &handlers, g->tls_certificate != NULL, err);
 
     if (rc)
         return rc;

@@ -4,14 +4,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
-#include "base/clock.h"
+#include "base/array.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "gateway/model.h"
 #include "gateway/reply.h"
 #include "gateway/text.h"
+
+/* Of Ollama's context: more than any model's context holds. */
+enum { CONTEXT_IDS_MAX = 1 << 24 };
 
 struct choice {
     nk_job *j;
@@ -21,14 +23,15 @@ struct choice {
     bool done;   /* no token comes any more */
     bool ended;  /* was ended because its one tool call is complete: the cancellation is no error */
     int n_generated;
-    uint64_t started_ns, last_token_ns;
-    int32_t *ids; /* Ollama's context: what was generated */
+    uint64_t started_ns; /* under the job's mutex, as gen to n_generated */
+    uint64_t last_token_ns;
+    int32_t *ids; /* Ollama's context: what was generated; owned */
     size_t n_ids, ids_capacity;
 };
 
 /* What came from the chain and waits to be written. One block of memory each: texts behind the struct. */
 struct event {
-    struct event *next;
+    STAILQ_ENTRY(event) link;
     int choice;
     size_t bytes;
     bool is_done;
@@ -40,7 +43,7 @@ struct event {
 struct nk_job {
     atomic_int refs;
     nk_gateway *g;
-    nk_job *prev, *next; /* the gateway's list, under its mutex */
+    TAILQ_ENTRY(nk_job) link; /* the gateway's, under its mutex */
     void (*wake)(void *user);
     void (*drop)(void *user);
     void *user;
@@ -62,11 +65,10 @@ struct nk_job {
     char param[128];
     nk_reply *
         reply; /* streamed: used by the HTTP thread alone once events come; whole: under the mutex */
-    struct event *head, **tail;
+    STAILQ_HEAD(, event) events;
     size_t n_bytes; /* of events */
     int n_done, n_generated;
     uint64_t first_token_ns;
-    bool counted_prompt;
 
     /* the HTTP thread's alone */
     struct nk_buf out;
@@ -100,7 +102,7 @@ nk_job *nk__job_new(nk_gateway *g, enum nk_api api, struct nk_buf *body, uint64_
     }
     atomic_init(&j->refs, 1);
     j->g = g;
-    atomic_fetch_add(&g->n_alive, 1);
+    nk__presence_enter(&g->presence, NK_PRESENT_HELD);
     j->api = api;
     j->wake = wake_fn;
     j->drop = drop;
@@ -110,10 +112,10 @@ nk_job *nk__job_new(nk_gateway *g, enum nk_api api, struct nk_buf *body, uint64_
     atomic_init(&j->keepalive, false);
     j->body = *body;
     *body = (struct nk_buf)NK_BUF_INIT(0);
-    j->tail = &j->head;
+    STAILQ_INIT(&j->events);
     nk_buf_init(&j->out, g->opts.limits.reply_bytes_max);
     pthread_mutex_init(&j->mutex, NULL);
-    if (getentropy(random, sizeof random) != 0)
+    if (nk_chance_fill(g->chance, random, sizeof random, NULL))
         memcpy(random, &begin_ns, sizeof begin_ns);
     for (size_t i = 0; i < sizeof random; i++)
         snprintf(j->id + 2 * i, 3, "%02x", random[i]);
@@ -128,13 +130,12 @@ void nk__job_ref(nk_job *j)
 void nk__job_unref(nk_job *j)
 {
     nk_gateway *g = j ? j->g : NULL;
+    struct event *e;
 
     if (!j || atomic_fetch_sub(&j->refs, 1) != 1)
         return;
-    while (j->head) {
-        struct event *e = j->head;
-
-        j->head = e->next;
+    while ((e = STAILQ_FIRST(&j->events))) {
+        STAILQ_REMOVE_HEAD(&j->events, link);
         free(e);
     }
     for (int i = 0; i < j->n_choices; i++)
@@ -148,10 +149,10 @@ void nk__job_unref(nk_job *j)
     pthread_mutex_destroy(&j->mutex);
     j->drop(j->user);
     free(j);
-    atomic_fetch_sub(&g->n_alive, 1); /* the last that this thread does with g */
+    nk__presence_leave(&g->presence, NK_PRESENT_HELD); /* the last that this thread does with g */
 }
 
-bool nk__job_is_openai(const nk_job *j)
+static bool is_openai(const nk_job *j)
 {
     return nk__api_is_openai(j->api);
 }
@@ -225,6 +226,11 @@ void nk__job_cancel(nk_job *j, int code, const char *reason, const char *msg)
     fail(j, &err, "");
 }
 
+void nk__job_shut_down(nk_job *j)
+{
+    nk__job_cancel(j, NK_E_UNAVAILABLE, "shutting_down", "the gateway is shutting down");
+}
+
 /* ---- from the chain [net thread] ---- */
 
 static struct event *event_new(int choice, size_t n_text)
@@ -232,7 +238,6 @@ static struct event *event_new(int choice, size_t n_text)
     struct event *e = malloc(sizeof *e + n_text);
 
     if (e) {
-        e->next = NULL;
         e->choice = choice;
         e->bytes = sizeof *e + n_text;
         e->is_done = false;
@@ -257,8 +262,7 @@ static bool push(nk_job *j, struct event *e)
     if (j->n_bytes + e->bytes > j->g->opts.limits.output_bytes_max && !e->is_done)
         return false;
     j->n_bytes += e->bytes;
-    *j->tail = e;
-    j->tail = &e->next;
+    STAILQ_INSERT_TAIL(&j->events, e, link);
     return true;
 }
 
@@ -289,16 +293,8 @@ static bool keeps_ids(const nk_job *j)
 
 static void keep_id(struct choice *c, int32_t id)
 {
-    if (c->n_ids == c->ids_capacity) {
-        size_t capacity = c->ids_capacity ? 2 * c->ids_capacity : 256;
-        int32_t *ids = realloc(c->ids, capacity * sizeof *ids);
-
-        if (!ids)
-            return;
-        c->ids = ids;
-        c->ids_capacity = capacity;
-    }
-    c->ids[c->n_ids++] = id;
+    if (!nk_array_grow(c->ids, c->ids_capacity, c->n_ids + 1, CONTEXT_IDS_MAX, NULL))
+        c->ids[c->n_ids++] = id;
 }
 
 static void on_token(void *user, const struct nk_gen_token *t)
@@ -306,7 +302,7 @@ static void on_token(void *user, const struct nk_gen_token *t)
     struct choice *c = user;
     nk_job *j = c->j;
     nk_gateway *g = j->g;
-    uint64_t now = nk_now_ns();
+    uint64_t now = nk_clock_now_ns(g->clock);
     bool first, stream = j->request.stream, ended = false, overflow = false;
     struct event *e = stream ? token_event(c->index, t) : NULL;
     struct nk_error err = { .code = 0 };
@@ -433,7 +429,7 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
             .n_generated = c->n_generated,
             .prefill_us = stats->prefill_us,
             .decode_us = stats->decode_us,
-            .total_us = (nk_now_ns() - j->begin_ns) / 1000,
+            .total_us = (nk_clock_now_ns(g->clock) - j->begin_ns) / 1000,
             .waiting_us = (c->ticket.started_ns - c->ticket.entered_ns) / 1000,
             .counts_prompt = c->index % n_per_prompt == 0,
         };
@@ -530,7 +526,9 @@ static void start_choice(struct nk_ticket *t)
     o.deterministic = r->deterministic || j->g->opts.deterministic;
     o.no_reuse = r->no_reuse;
     o.special = j->prepared.special;
-    c->started_ns = nk_now_ns();
+    pthread_mutex_lock(&j->mutex);
+    c->started_ns = nk_clock_now_ns(j->g->clock);
+    pthread_mutex_unlock(&j->mutex);
     rc = nk_gen_start(&gen, j->g->chain, &o, &handlers, c, &err);
     if (rc) {
         struct nk_gen_stats stats = { .finish = NK_FINISH_NONE, .tail = "" };
@@ -587,7 +585,7 @@ static void reply_opts(nk_job *j, struct nk_reply_opts *o)
         .n_choices = j->n_choices,
         .n_logprobs = r->n_logprobs,
         .text_bytes_max = j->g->opts.limits.reply_bytes_max,
-        .created = (int64_t)time(NULL),
+        .created = nk_clock_unix_s(j->g->clock),
         .parse = j->prepared.parse,
         .output = j->prepared.output,
         .utc = nk_utc_format,
@@ -723,17 +721,11 @@ static void run(struct nk_task *task)
 void nk__job_start(nk_job *j)
 {
     nk_gateway *g = j->g;
-    nk_job **at = &g->jobs, *last = NULL;
 
     pthread_mutex_lock(&g->mutex);
-    while (*at) {
-        last = *at;
-        at = &last->next;
-    }
-    *at = j;
-    j->prev = last;
-    g->n_jobs++;
+    TAILQ_INSERT_TAIL(&g->jobs, j, link);
     pthread_mutex_unlock(&g->mutex);
+    nk__presence_enter(&g->presence, NK_PRESENT_JOB);
     nk__job_ref(j);
     j->task.run = run;
     nk__pool_post(g->pool, &j->task);
@@ -748,14 +740,9 @@ void nk__job_end(nk_job *j)
     pthread_mutex_unlock(&j->mutex);
     nk__job_cancel(j, NK_E_CANCELLED, "client_gone", "the client went away");
     pthread_mutex_lock(&g->mutex);
-    if (j->prev)
-        j->prev->next = j->next;
-    else
-        g->jobs = j->next;
-    if (j->next)
-        j->next->prev = j->prev;
-    g->n_jobs--;
+    TAILQ_REMOVE(&g->jobs, j, link);
     pthread_mutex_unlock(&g->mutex);
+    nk__presence_leave(&g->presence, NK_PRESENT_JOB);
 }
 
 /* ---- towards HTTP [HTTP thread] ---- */
@@ -763,16 +750,18 @@ void nk__job_end(nk_job *j)
 enum nk_job_state nk__job_poll(nk_job *j)
 {
     enum nk_job_state state = NK_JOB_WAIT;
+    const struct event *first;
 
     pthread_mutex_lock(&j->mutex);
+    first = STAILQ_FIRST(&j->events);
     if (j->failed)
         state = NK_JOB_ERROR;
     else if (j->prepared_ok && is_answered_at_once(j))
         state = NK_JOB_WHOLE;
-    else if (j->prepared_ok && j->request.stream && j->head) {
-        if (j->head->is_done && j->head->err.code) {
+    else if (j->prepared_ok && j->request.stream && first) {
+        if (first->is_done && first->err.code) {
             j->failed = true;
-            j->err = j->head->err;
+            j->err = first->err;
             state = NK_JOB_ERROR;
         } else
             state = NK_JOB_STREAM;
@@ -793,11 +782,11 @@ void nk__job_error(nk_job *j, struct nk_error *err, char param[128])
         snprintf(param, 128, "%s",
                  j->request.sampling.grammar ? "grammar"
                  : j->request.tools          ? "tools"
-                 : nk__job_is_openai(j)      ? "response_format"
+                 : is_openai(j)              ? "response_format"
                                              : "format");
 }
 
-bool nk__job_streams(nk_job *j)
+static bool streams(nk_job *j)
 {
     bool stream;
 
@@ -809,9 +798,9 @@ bool nk__job_streams(nk_job *j)
 
 const char *nk__job_type(nk_job *j)
 {
-    if (!nk__job_streams(j))
+    if (!streams(j))
         return "application/json";
-    return nk__job_is_openai(j) ? "text/event-stream" : "application/x-ndjson";
+    return is_openai(j) ? "text/event-stream" : "application/x-ndjson";
 }
 
 bool nk__job_overflowed(nk_job *j)
@@ -841,7 +830,7 @@ bool nk__job_take_keepalive(nk_job *j)
     if (!ready || !atomic_exchange(&j->keepalive, false))
         return false;
     /* What is in `out` are whole events, so this stands between two of them. */
-    if (nk_buf_adds(&j->out, nk__job_streams(j) && nk__job_is_openai(j) ? ":\n\n" : " ", NULL))
+    if (nk_buf_adds(&j->out, streams(j) && is_openai(j) ? ":\n\n" : " ", NULL))
         j->cut_off = true;
     return true;
 }
@@ -849,7 +838,7 @@ bool nk__job_take_keepalive(nk_job *j)
 /* An error as the reply's end, after its status was sent: it is counted here, the others where they are answered. */
 static void write_error(nk_job *j, bool in_stream, const struct nk_error *err, const char *param)
 {
-    nk__error_body(nk__job_is_openai(j), in_stream, err, param, &j->out);
+    nk__error_body(is_openai(j), in_stream, err, param, &j->out);
     nk__metrics_add(j->g->metrics, NK_METRIC_ERRORS, err->reason, 1);
     j->out_ended = true;
 }
@@ -893,11 +882,9 @@ static struct event *pop(nk_job *j)
     struct event *e;
 
     pthread_mutex_lock(&j->mutex);
-    e = j->head;
+    e = STAILQ_FIRST(&j->events);
     if (e) {
-        j->head = e->next;
-        if (!j->head)
-            j->tail = &j->head;
+        STAILQ_REMOVE_HEAD(&j->events, link);
         j->n_bytes -= e->bytes;
     }
     pthread_mutex_unlock(&j->mutex);
@@ -914,14 +901,14 @@ static void write_failure(nk_job *j)
     if (err.code == NK_E_CANCELLED)
         j->cut_off = true;
     else
-        write_error(j, nk__job_streams(j), &err, param);
+        write_error(j, streams(j), &err, param);
 }
 
 ssize_t nk__job_read(nk_job *j, char *out, size_t max)
 {
     size_t n;
 
-    atomic_store(&j->last_read_ns, nk_now_ns());
+    atomic_store(&j->last_read_ns, nk_clock_now_ns(j->g->clock));
     while (j->out.size - j->n_out < max && !j->out_ended && !j->cut_off) {
         enum nk_job_state state = nk__job_poll(j);
         struct event *e;
@@ -963,17 +950,11 @@ ssize_t nk__job_read(nk_job *j, char *out, size_t max)
 
 /* ---- for others ---- */
 
-nk_job *nk__job_next(const nk_job *j)
+static void tell(nk_job *j, struct nk_job_info *out)
 {
-    return j->next;
-}
-
-void nk__job_info(nk_job *j, struct nk_job_info *out)
-{
-    uint64_t now = nk_now_ns(), started = 0;
+    uint64_t now = nk_clock_now_ns(j->g->clock), started = 0;
 
     *out = (struct nk_job_info){ .route = nk__api_path(j->api),
-                                 .generates = !nk__api_is_text(j->api),
                                  .age_s = (double)(now - j->begin_ns) / 1e9 };
     snprintf(out->id, sizeof out->id, "%s", j->id);
     pthread_mutex_lock(&j->mutex);
@@ -989,21 +970,41 @@ void nk__job_info(nk_job *j, struct nk_job_info *out)
     pthread_mutex_unlock(&j->mutex);
 }
 
-/* Server-sent events that were silent for long get a comment, so that nothing on the way gives the connection up. */
-void nk__jobs_tick(nk_gateway *g)
+int nk__jobs_info(nk_gateway *g, struct nk_job_info *out, int n_max)
 {
-    uint64_t now = nk_now_ns(), ms = g->opts.limits.keepalive_ms;
-    nk_job *due[64];
+    nk_job *j;
     int n = 0;
 
     pthread_mutex_lock(&g->mutex);
-    for (nk_job *j = g->jobs; j && n < 64; j = j->next)
-        if (nk__job_is_openai(j) && nk__job_streams(j) &&
-            now - atomic_load(&j->last_read_ns) > ms * 1000000ull) {
+    TAILQ_FOREACH(j, &g->jobs, link)
+    {
+        if (n == n_max)
+            break;
+        if (!nk__api_is_text(j->api))
+            tell(j, &out[n++]);
+    }
+    pthread_mutex_unlock(&g->mutex);
+    return n;
+}
+
+/* Server-sent events that were silent for long get a comment, so that nothing on the way gives the connection up. */
+void nk__jobs_tick(nk_gateway *g)
+{
+    uint64_t now = nk_clock_now_ns(g->clock), ms = g->opts.limits.keepalive_ms;
+    nk_job *due[64], *j;
+    int n = 0;
+
+    pthread_mutex_lock(&g->mutex);
+    TAILQ_FOREACH(j, &g->jobs, link)
+    {
+        if (n == 64) /* the others a second later */
+            break;
+        if (is_openai(j) && streams(j) && now - atomic_load(&j->last_read_ns) >= ms * 1000000ull) {
             atomic_store(&j->last_read_ns, now);
             nk__job_ref(j);
             due[n++] = j;
         }
+    }
     pthread_mutex_unlock(&g->mutex);
     while (n) {
         nk__job_want_keepalive(due[--n]);
@@ -1013,15 +1014,18 @@ void nk__jobs_tick(nk_gateway *g)
 
 void nk__jobs_cancel(nk_gateway *g)
 {
-    nk_job *list[64];
+    nk_job *list[64], *j;
     int n;
 
     do {
         n = 0;
         pthread_mutex_lock(&g->mutex);
-        for (nk_job *j = g->jobs; j && n < 64; j = j->next) {
+        TAILQ_FOREACH(j, &g->jobs, link)
+        {
             bool cancelled;
 
+            if (n == 64)
+                break;
             pthread_mutex_lock(&j->mutex);
             cancelled = j->cancelled;
             pthread_mutex_unlock(&j->mutex);
@@ -1032,8 +1036,7 @@ void nk__jobs_cancel(nk_gateway *g)
         }
         pthread_mutex_unlock(&g->mutex);
         for (int i = 0; i < n; i++) {
-            nk__job_cancel(list[i], NK_E_UNAVAILABLE, "shutting_down",
-                           "the gateway is shutting down");
+            nk__job_shut_down(list[i]);
             nk__job_unref(list[i]);
         }
     } while (n);

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/array.h"
+
 enum { SERIES_MAX = 512, BUCKETS_MAX = 20, LABELS_BYTES = 160 };
 enum type { COUNTER, HISTOGRAM };
 enum buckets { NONE, SHORT, LONG };
@@ -33,7 +35,7 @@ struct series {
 };
 struct family {
     struct series *series;
-    int n;
+    size_t n, capacity;
 };
 
 struct nk_metrics {
@@ -72,21 +74,20 @@ void nk__metrics_free(nk_metrics *m)
 static struct series *find(nk_metrics *m, enum nk_metric metric, const char *labels)
 {
     struct family *f = &m->families[metric];
-    struct series *grown;
+    struct series *s;
 
     labels = labels ? labels : "";
-    for (int i = 0; i < f->n; i++)
+    for (size_t i = 0; i < f->n; i++)
         if (!strncmp(f->series[i].labels, labels, LABELS_BYTES - 1))
             return &f->series[i];
     if (f->n == SERIES_MAX)
         return strcmp(labels, "other") ? find(m, metric, "other") : &f->series[0];
-    grown = realloc(f->series, (size_t)(f->n + 1) * sizeof *grown);
-    if (!grown)
+    if (nk_array_grow(f->series, f->capacity, f->n + 1, SERIES_MAX, NULL))
         return NULL;
-    f->series = grown;
-    grown[f->n] = (struct series){ .sum = 0 };
-    snprintf(grown[f->n].labels, LABELS_BYTES, "%s", labels);
-    return &grown[f->n++];
+    s = &f->series[f->n++];
+    *s = (struct series){ .sum = 0 };
+    snprintf(s->labels, LABELS_BYTES, "%s", labels);
+    return s;
 }
 
 void nk__metrics_add(nk_metrics *m, enum nk_metric metric, const char *labels, double amount)
@@ -124,7 +125,7 @@ double nk__metrics_total(nk_metrics *m, enum nk_metric metric)
     double total = 0;
 
     pthread_mutex_lock(&m->mutex);
-    for (int i = 0; i < m->families[metric].n; i++)
+    for (size_t i = 0; i < m->families[metric].n; i++)
         total += m->families[metric].series[i].sum;
     pthread_mutex_unlock(&m->mutex);
     return total;
@@ -223,7 +224,7 @@ int nk__metrics_write(nk_metrics *m, struct nk_buf *out, struct nk_error *err)
         /* A family without labels is there from the beginning, with zeros. */
         if (!rc && !m->families[i].n && !families[i].labels[0])
             rc = write_series((enum nk_metric)i, &zero, out, err);
-        for (int k = 0; k < m->families[i].n && !rc; k++)
+        for (size_t k = 0; k < m->families[i].n && !rc; k++)
             rc = write_series((enum nk_metric)i, &m->families[i].series[k], out, err);
     }
     pthread_mutex_unlock(&m->mutex);

@@ -3,23 +3,24 @@
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <time.h>
 
-#include "base/clock.h"
 #include "base/log.h"
 #include "base/thread.h"
 
-enum { CHECK_MS = 2000, PROBE_MS = 5000, EVERY_MS = 1000, PROBE_AGE_MS = 2000 };
+enum { EVERY_MS = 1000, PROBE_AGE_MS = 2000 };
+
+SLIST_HEAD(waiters, nk_waiter);
 
 struct nk_monitor {
-    nk_chain *chain;
+    struct nk_clock *clock;
     struct nk_monitor_handlers handlers;
     pthread_t thread;
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     bool stop, doubted;
     int n_listeners;
-    struct nk_waiter *waiters;
+    uint64_t next_ns; /* when the next snapshot is due for those who listen */
+    struct waiters waiters;
     struct nk_snapshot *latest;
     atomic_ullong progress_ns; /* when a token last went through the chain */
 };
@@ -32,9 +33,10 @@ void nk__snapshot_unref(struct nk_snapshot *s)
     free(s);
 }
 
-static bool is_recent(uint64_t ns, uint32_t ms)
+/* ns: 0 is never. */
+static bool is_recent(nk_monitor *m, uint64_t ns, uint32_t ms)
 {
-    return ns && nk_now_ns() - ns <= ms * 1000000ull;
+    return ns && nk_clock_now_ns(m->clock) - ns <= ms * 1000000ull;
 }
 
 /* us / n of what was counted since then; what was known before where nothing was. */
@@ -96,111 +98,122 @@ static struct nk_snapshot *look(nk_monitor *m, bool probe, const struct nk_snaps
     struct nk_snapshot *s = calloc(1, sizeof *s);
     struct nk_chain_report *again;
 
-    if (!s || nk_chain_check(m->chain, CHECK_MS, &s->report, NULL)) {
+    if (!s || m->handlers.check(m->handlers.user, &s->report)) {
         free(s);
         return NULL;
     }
     /* Late is not gone: where all was well before, an answer that does not come is asked for once more. */
     if (before && before->report->ok && !s->report->ok && s->report->err.code == NK_E_DEADLINE &&
-        !nk_chain_check(m->chain, CHECK_MS, &again, NULL)) {
+        !m->handlers.check(m->handlers.user, &again)) {
         free(s->report);
         s->report = again;
     }
     atomic_init(&s->refs, 1);
-    s->time_ns = nk_now_ns();
+    s->time_ns = nk_clock_now_ns(m->clock);
     s->ready = s->report->ok;
     s->not_ready = s->report->err;
     rates(s, before);
-    if (s->ready && probe && !is_recent(m->progress_ns, PROBE_AGE_MS) &&
+    if (s->ready && probe && !is_recent(m, m->progress_ns, PROBE_AGE_MS) &&
         !m->handlers.busy(m->handlers.user)) {
-        double us;
-
-        s->ready = !nk_chain_probe(m->chain, PROBE_MS, &us, &s->not_ready);
+        s->ready = !m->handlers.probe(m->handlers.user, &s->not_ready);
         if (s->ready)
             nk__monitor_progress(m);
     }
     return s;
 }
 
+/* What `ready` is called for is its caller's again. */
+static void wake_all(struct waiters *list)
+{
+    struct nk_waiter *w;
+
+    while ((w = SLIST_FIRST(list))) {
+        SLIST_REMOVE_HEAD(list, link);
+        w->ready(w);
+    }
+}
+
+/* Somebody asks, or listens and the next look is due. Under the mutex. */
+static bool is_wanted(nk_monitor *m)
+{
+    return !SLIST_EMPTY(&m->waiters) || (m->n_listeners && nk_clock_now_ns(m->clock) >= m->next_ns);
+}
+
+/* A new snapshot, for those who wait for it and those who listen. Under the mutex, which is let go
+ * of meanwhile. */
+static void renew(nk_monitor *m)
+{
+    struct waiters waiters = m->waiters;
+    struct nk_snapshot *s, *before = m->latest;
+    struct nk_waiter *w;
+    bool probe = false;
+
+    SLIST_INIT(&m->waiters);
+    m->doubted = false;
+    SLIST_FOREACH(w, &waiters, link)
+    {
+        probe = probe || w->probe;
+    }
+    if (before)
+        atomic_fetch_add(&before->refs, 1);
+    pthread_mutex_unlock(&m->mutex);
+
+    s = look(m, probe, before);
+    if (s && (!before || before->ready != s->ready)) {
+        char quoted[600];
+
+        if (s->ready)
+            nk_log(NK_LOG_GATEWAY, NK_LOG_INFO, "state=ready workers=%d", s->report->n_workers);
+        else
+            nk_log(NK_LOG_GATEWAY, NK_LOG_WARN, "state=not_ready reason=%s msg=%s",
+                   s->not_ready.reason, nk_log_quote(quoted, sizeof quoted, s->not_ready.msg));
+    }
+    nk__snapshot_unref(before);
+    if (s) {
+        pthread_mutex_lock(&m->mutex);
+        before = m->latest;
+        m->latest = s;
+        atomic_fetch_add(&s->refs, 1);
+        pthread_mutex_unlock(&m->mutex);
+        nk__snapshot_unref(before);
+        m->handlers.published(m->handlers.user, s);
+        nk__snapshot_unref(s);
+    }
+    wake_all(&waiters);
+    pthread_mutex_lock(&m->mutex);
+    m->next_ns = nk_clock_now_ns(m->clock) + EVERY_MS * 1000000ull;
+}
+
 static void *loop(void *arg)
 {
     nk_monitor *m = arg;
-    bool first = true;
+    struct waiters last;
 
     pthread_mutex_lock(&m->mutex);
+    renew(m);
     while (!m->stop) {
-        struct nk_waiter *waiters = m->waiters, *next;
-        struct nk_snapshot *s, *before = m->latest;
-        bool probe = false;
-        uint64_t next_ns;
-
-        if (!waiters && !m->n_listeners && !first) {
+        if (is_wanted(m))
+            renew(m);
+        else if (m->n_listeners)
+            nk_clock_wait_until(m->clock, &m->changed, &m->mutex, m->next_ns);
+        else
             pthread_cond_wait(&m->changed, &m->mutex);
-            continue;
-        }
-        first = false;
-        m->waiters = NULL;
-        m->doubted = false;
-        for (struct nk_waiter *w = waiters; w; w = w->next)
-            probe = probe || w->probe;
-        if (before)
-            atomic_fetch_add(&before->refs, 1);
-        pthread_mutex_unlock(&m->mutex);
-
-        s = look(m, probe, before);
-        if (s && (!before || before->ready != s->ready)) {
-            char quoted[600];
-
-            if (s->ready)
-                nk_log(NK_LOG_GATEWAY, NK_LOG_INFO, "state=ready workers=%d", s->report->n_workers);
-            else
-                nk_log(NK_LOG_GATEWAY, NK_LOG_WARN, "state=not_ready reason=%s msg=%s",
-                       s->not_ready.reason, nk_log_quote(quoted, sizeof quoted, s->not_ready.msg));
-        }
-        nk__snapshot_unref(before);
-        pthread_mutex_lock(&m->mutex);
-        if (s) {
-            before = m->latest;
-            m->latest = s;
-            atomic_fetch_add(&s->refs, 1);
-        } else
-            before = NULL;
-        pthread_mutex_unlock(&m->mutex);
-        nk__snapshot_unref(before);
-        if (s)
-            m->handlers.published(m->handlers.user, s);
-        nk__snapshot_unref(s);
-        for (struct nk_waiter *w = waiters; w; w = next) {
-            next = w->next;
-            w->ready(w);
-        }
-
-        next_ns = nk_now_ns() + EVERY_MS * 1000000ull;
-        pthread_mutex_lock(&m->mutex);
-        while (!m->stop && !m->waiters && m->n_listeners && nk_now_ns() < next_ns)
-            nk_clock_wait_until(nk_clock_system(), &m->changed, &m->mutex, next_ns);
     }
-    while (m->waiters) {
-        struct nk_waiter *w = m->waiters;
-
-        m->waiters = w->next;
-        pthread_mutex_unlock(&m->mutex);
-        w->ready(w);
-        pthread_mutex_lock(&m->mutex);
-    }
+    last = m->waiters;
     pthread_mutex_unlock(&m->mutex);
+    wake_all(&last);
     return NULL;
 }
 
-int nk__monitor_start(nk_monitor **out, nk_chain *chain, const struct nk_monitor_handlers *handlers,
-                      struct nk_error *err)
+int nk__monitor_start(nk_monitor **out, struct nk_clock *clock,
+                      const struct nk_monitor_handlers *handlers, struct nk_error *err)
 {
     nk_monitor *m = calloc(1, sizeof *m);
 
     *out = NULL;
     if (!m)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the monitor");
-    m->chain = chain;
+    m->clock = clock;
     m->handlers = *handlers;
     pthread_mutex_init(&m->mutex, NULL);
     nk_cond_init(&m->changed);
@@ -247,12 +260,11 @@ bool nk__monitor_want(nk_monitor *m, struct nk_waiter *w, uint32_t max_age_ms, b
     bool fresh;
 
     pthread_mutex_lock(&m->mutex);
-    fresh = m->latest && !m->doubted && is_recent(m->latest->time_ns, max_age_ms) &&
-            (!probe || !m->latest->ready || is_recent(m->progress_ns, max_age_ms));
+    fresh = m->latest && !m->doubted && is_recent(m, m->latest->time_ns, max_age_ms) &&
+            (!probe || !m->latest->ready || is_recent(m, m->progress_ns, max_age_ms));
     if (!fresh) {
         w->probe = probe;
-        w->next = m->waiters;
-        m->waiters = w;
+        SLIST_INSERT_HEAD(&m->waiters, w, link);
         pthread_cond_signal(&m->changed);
     }
     pthread_mutex_unlock(&m->mutex);
@@ -269,7 +281,7 @@ void nk__monitor_listen(nk_monitor *m, int change)
 
 void nk__monitor_progress(nk_monitor *m)
 {
-    atomic_store(&m->progress_ns, nk_now_ns());
+    atomic_store(&m->progress_ns, nk_clock_now_ns(m->clock));
 }
 
 void nk__monitor_doubt(nk_monitor *m)

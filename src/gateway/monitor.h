@@ -1,19 +1,22 @@
-/* What the workers are and how they fare, asked only when somebody wants to know: a thread that checks and probes the chain
- * and publishes snapshots. */
+/* What the workers are and how they fare, asked only when somebody wants to know: a thread that has
+ * the chain checked and probed, and publishes snapshots. How the chain is asked is handed in. */
 #ifndef NK_GATEWAY_MONITOR_H
 #define NK_GATEWAY_MONITOR_H
 
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/queue.h>
 
+#include "base/clock.h"
 #include "chain/chain.h"
 
-struct nk_stage_rates { /* NaN: not known */
+/* NaN: not known. */
+struct nk_stage_rates {
     /* Since the look before. */
     double rows_per_second, prompt_rows_per_second, busy;
-    /* Means since the last look in which there was something to measure: of a run, of a step's wait for its run, of a step's way
-     * into this stage and back. */
+    /* Means since the last look in which there was something to measure: of a run, of a step's wait
+     * for its run, of a step's way into this stage and back. */
     double compute_ms, queue_ms, wire_ms;
 };
 
@@ -31,29 +34,37 @@ typedef struct nk_monitor nk_monitor;
 
 struct nk_waiter {                      /* the caller's memory until ready was called */
     void (*ready)(struct nk_waiter *w); /* on the monitor's thread */
-    struct nk_waiter *next;
+    /* the monitor's own */
+    SLIST_ENTRY(nk_waiter) link;
     bool probe;
 };
 
-struct nk_monitor_handlers {
-    /* On the monitor's thread: a new snapshot is there. */
-    void (*published)(void *user, const struct nk_snapshot *s);
+struct nk_monitor_handlers { /* all on the monitor's thread, without its lock */
+    /* Asks the workers what they are, as nk_chain_check does. */
+    int (*check)(void *user, struct nk_chain_report **out);
+    /* Sends a token through the chain: 0, or err says what is in the way. */
+    int (*probe)(void *user, struct nk_error *err);
     /* Generations run, so there is no need (and perhaps no room) for a probe. */
     bool (*busy)(void *user);
+    /* A new snapshot is there. */
+    void (*published)(void *user, const struct nk_snapshot *s);
     void *user;
 };
 
-int nk__monitor_start(nk_monitor **out, nk_chain *chain, const struct nk_monitor_handlers *handlers,
-                      struct nk_error *err);
+/* clock: borrowed until nk__monitor_stop. The workers are asked once at once.
+ *   EXHAUSTED no_memory, no_thread */
+int nk__monitor_start(nk_monitor **out, struct nk_clock *clock,
+                      const struct nk_monitor_handlers *handlers, struct nk_error *err);
 /* Waiters are called before it returns. */
 void nk__monitor_stop(nk_monitor *m);
 
 /* [any thread, as all below] The latest snapshot with a reference, or NULL before the first. */
 struct nk_snapshot *nk__monitor_peek(nk_monitor *m);
-/* True: the latest is not older than max_age_ms (and, with probe, a token went through the chain no longer ago). False: w is
- * called when there is one. */
+/* True: the latest is not older than max_age_ms (and, with probe, a token went through the chain no
+ * longer ago). False: w is called when there is one. */
 bool nk__monitor_want(nk_monitor *m, struct nk_waiter *w, uint32_t max_age_ms, bool probe);
-/* Somebody listens, or no more: snapshots are made once a second meanwhile. */
+/* Somebody listens (1), or no more (-1): meanwhile a snapshot is made a second after the one
+ * before. */
 void nk__monitor_listen(nk_monitor *m, int change);
 /* A token went through the chain just now. */
 void nk__monitor_progress(nk_monitor *m);

@@ -11,7 +11,7 @@ enum { THREADS_MAX = 16 };
 struct nk_pool {
     pthread_mutex_t mutex;
     pthread_cond_t some;
-    struct nk_task *head, **tail;
+    STAILQ_HEAD(, nk_task) tasks;
     bool stop;
     int n_threads;
     pthread_t threads[THREADS_MAX];
@@ -22,16 +22,14 @@ static void *loop(void *arg)
     nk_pool *p = arg;
 
     pthread_mutex_lock(&p->mutex);
-    while (p->head || !p->stop) {
-        struct nk_task *t = p->head;
+    while (!STAILQ_EMPTY(&p->tasks) || !p->stop) {
+        struct nk_task *t = STAILQ_FIRST(&p->tasks);
 
         if (!t) {
             pthread_cond_wait(&p->some, &p->mutex);
             continue;
         }
-        p->head = t->next;
-        if (!p->head)
-            p->tail = &p->head;
+        STAILQ_REMOVE_HEAD(&p->tasks, link);
         pthread_mutex_unlock(&p->mutex);
         t->run(t);
         pthread_mutex_lock(&p->mutex);
@@ -47,7 +45,7 @@ int nk__pool_start(nk_pool **out, int n_threads, struct nk_error *err)
     *out = NULL;
     if (!p)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for helper threads");
-    p->tail = &p->head;
+    STAILQ_INIT(&p->tasks);
     pthread_mutex_init(&p->mutex, NULL);
     pthread_cond_init(&p->some, NULL);
     while (p->n_threads < n_threads && p->n_threads < THREADS_MAX &&
@@ -78,10 +76,8 @@ void nk__pool_stop(nk_pool *p)
 
 void nk__pool_post(nk_pool *p, struct nk_task *t)
 {
-    t->next = NULL;
     pthread_mutex_lock(&p->mutex);
-    *p->tail = t;
-    p->tail = &t->next;
+    STAILQ_INSERT_TAIL(&p->tasks, t, link);
     pthread_cond_signal(&p->some);
     pthread_mutex_unlock(&p->mutex);
 }

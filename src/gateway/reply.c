@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/array.h"
 #include "base/json.h"
 
 struct tool {
@@ -21,6 +22,7 @@ struct choice {
     struct nk_buf lp_tokens, lp_values, lp_tops, lp_offsets;
     size_t lp_offset;
     struct tool *tools;
+    size_t tools_capacity;
     int n_tools;
     bool begun, done;
     int n_reasoning;
@@ -77,14 +79,16 @@ static int collect(void *user, enum nk_output_kind kind, const char *text, size_
     case NK_OUTPUT_REASONING:
         return nk_buf_add(&c->reasoning, text, size, err);
     case NK_OUTPUT_TOOL: {
-        struct tool *tools = realloc(c->tools, (size_t)(c->n_tools + 1) * sizeof *tools);
+        struct tool *t;
 
-        if (!tools)
+        /* A call takes some bytes of the text, so there are fewer calls than bytes. */
+        if (nk_array_grow(c->tools, c->tools_capacity, (size_t)c->n_tools + 1,
+                          r->opts.text_bytes_max, NULL))
             return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for a tool call");
-        c->tools = tools;
-        tools[c->n_tools] = (struct tool){ .name = strndup(text, size) };
-        nk_buf_init(&tools[c->n_tools].arguments, r->opts.text_bytes_max);
-        if (!tools[c->n_tools].name)
+        t = &c->tools[c->n_tools];
+        *t = (struct tool){ .name = strndup(text, size) };
+        nk_buf_init(&t->arguments, r->opts.text_bytes_max);
+        if (!t->name)
             return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for a tool call");
         c->n_tools++;
         if (!deltas)

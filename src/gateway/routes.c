@@ -4,8 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <sys/resource.h>
+#include <time.h>
 
 #include "base/clock.h"
 #include "base/json.h"
@@ -156,8 +156,9 @@ static void write_details(struct out *o, const struct nk_snapshot *s)
     raw(o, "}");
 }
 
-static void format_time(char out[32], time_t t)
+static void format_time(char out[32], int64_t unix_s)
 {
+    time_t t = (time_t)unix_s;
     struct tm tm;
 
     gmtime_r(&t, &tm);
@@ -328,7 +329,7 @@ static void write_gateway(struct out *o, nk_gateway *g)
     key(o, "gateway");
     raw(o, "{");
     str(o, "version", NK_VERSION);
-    num(o, "uptime_s", (double)(nk_now_ns() - g->started_ns) / 1e9);
+    num(o, "uptime_s", (double)(nk_clock_now_ns(g->clock) - g->started_ns) / 1e9);
     num(o, "running", c.running);
     num(o, "running_max", c.capacity);
     num(o, "waiting", c.waiting);
@@ -427,29 +428,25 @@ static void write_stage(struct out *o, const struct nk_cluster_worker *c,
 
 static void write_sessions(struct out *o, nk_gateway *g)
 {
-    int n = 0;
+    struct nk_job_info jobs[SESSIONS_SHOWN];
+    int n = nk__jobs_info(g, jobs, SESSIONS_SHOWN);
 
     key(o, "sessions");
     raw(o, "[");
-    pthread_mutex_lock(&g->mutex);
-    for (nk_job *j = g->jobs; j && n < SESSIONS_SHOWN; j = nk__job_next(j)) {
-        struct nk_job_info i;
+    for (int i = 0; i < n; i++) {
+        const struct nk_job_info *j = &jobs[i];
 
-        nk__job_info(j, &i);
-        if (!i.generates)
-            continue;
-        raw(o, n++ ? ",{" : "{");
-        str(o, "id", i.id);
-        str(o, "state", i.running ? "running" : "waiting");
-        str(o, "route", i.route);
-        num(o, "age_s", i.age_s);
-        num(o, "waited_s", i.waited_s);
-        num(o, "prompt_tokens", i.n_prompt);
-        num(o, "generated_tokens", i.n_generated);
-        num(o, "tokens_per_second", i.tokens_per_second);
+        raw(o, i ? ",{" : "{");
+        str(o, "id", j->id);
+        str(o, "state", j->running ? "running" : "waiting");
+        str(o, "route", j->route);
+        num(o, "age_s", j->age_s);
+        num(o, "waited_s", j->waited_s);
+        num(o, "prompt_tokens", j->n_prompt);
+        num(o, "generated_tokens", j->n_generated);
+        num(o, "tokens_per_second", j->tokens_per_second);
         raw(o, "}");
     }
-    pthread_mutex_unlock(&g->mutex);
     raw(o, "]");
 }
 

@@ -7,17 +7,18 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/queue.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "base/thread.h"
 
-enum { TICK_MS = 250, EVENTS = 64 };
+enum { TICK_MS = NK_WATCH_TICK_MS, EVENTS = 64 };
+enum { ID_WAKE = 0 }; /* what epoll tells of wake_fd; connections begin at 1 */
 
 struct nk_watched {
     nk_watch *w;
-    nk_watched *prev, *next;
+    LIST_ENTRY(nk_watched) link;
     int fd;
     uint64_t id;          /* what epoll tells: a pointer could be another connection's by then */
     uint64_t deadline_ns; /* 0: none */
@@ -26,22 +27,29 @@ struct nk_watched {
 };
 
 struct nk_watch {
+    struct nk_clock *clock;
+    struct nk_clock_listener clock_moved;
     struct nk_watch_handlers handlers;
     bool tls;
-    int epoll_fd, stop_fd;
+    int epoll_fd, wake_fd;
     pthread_t thread;
+    uint64_t last_ns; /* when the thread last looked; its own */
     pthread_mutex_t mutex;
-    nk_watched *list;
+    LIST_HEAD(, nk_watched) list;
     uint64_t last_id;
+    bool stop;
 };
 
 /* Under the mutex. */
 static nk_watched *find(nk_watch *w, uint64_t id)
 {
-    nk_watched *c = w->list;
+    nk_watched *c;
 
-    while (c && c->id != id)
-        c = c->next;
+    LIST_FOREACH(c, &w->list, link)
+    {
+        if (c->id == id)
+            break;
+    }
     return c;
 }
 
@@ -86,9 +94,11 @@ static void end_late_ones(nk_watch *w, uint64_t now_ns)
         "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/json\r\n"
         "Content-Length: %zu\r\n\r\n%s",
         sizeof body - 1, body);
+    nk_watched *c;
 
     pthread_mutex_lock(&w->mutex);
-    for (nk_watched *c = w->list; c; c = c->next) {
+    LIST_FOREACH(c, &w->list, link)
+    {
         if (!c->deadline_ns || now_ns < c->deadline_ns)
             continue;
         c->deadline_ns = 0;
@@ -103,63 +113,98 @@ static void end_late_ones(nk_watch *w, uint64_t now_ns)
 /* This process did not run for so long, or the whole machine did not: what clients sent meanwhile lies unread. */
 static void forgive_pause(nk_watch *w, uint64_t late_ns)
 {
+    nk_watched *c;
+
     pthread_mutex_lock(&w->mutex);
-    for (nk_watched *c = w->list; c; c = c->next)
+    LIST_FOREACH(c, &w->list, link)
+    {
         if (c->deadline_ns)
             c->deadline_ns += late_ns;
+    }
     pthread_mutex_unlock(&w->mutex);
+}
+
+static void wake(nk_watch *w)
+{
+    uint64_t one = 1;
+
+    while (write(w->wake_fd, &one, sizeof one) < 0 && errno == EINTR)
+        ;
+}
+
+static void on_clock_moved(void *arg)
+{
+    wake(arg);
+}
+
+/* Somebody woke the thread: is it over? */
+static bool must_stop(nk_watch *w)
+{
+    uint64_t n;
+    bool stop;
+
+    (void)!read(w->wake_fd, &n, sizeof n);
+    pthread_mutex_lock(&w->mutex);
+    stop = w->stop;
+    pthread_mutex_unlock(&w->mutex);
+    return stop;
 }
 
 static void *loop(void *arg)
 {
     nk_watch *w = arg;
     struct epoll_event events[EVENTS];
-    uint64_t last_ns = nk_now_ns(), next_tick = last_ns;
 
     for (;;) {
-        int n = epoll_wait(w->epoll_fd, events, EVENTS, TICK_MS);
-        uint64_t now_ns = nk_now_ns();
+        int n = epoll_wait(w->epoll_fd, events, EVENTS,
+                           nk_clock_wait_ms(w->clock, w->last_ns + TICK_MS * 1000000ull));
+        uint64_t now_ns = nk_clock_now_ns(w->clock);
 
-        /* The whole round, and nobody is late by a clock read after this: a pause can come at any line. */
-        if (now_ns - last_ns > 2 * TICK_MS * 1000000ull)
-            forgive_pause(w, now_ns - last_ns - TICK_MS * 1000000ull);
-        last_ns = now_ns;
+        /* The whole round, and nobody is late by a clock read after this: a pause can come at any
+         * line. */
+        if (now_ns - w->last_ns > 2 * TICK_MS * 1000000ull)
+            forgive_pause(w, now_ns - w->last_ns - TICK_MS * 1000000ull);
+        w->last_ns = now_ns;
         for (int i = 0; i < n; i++) {
-            if (events[i].data.u64 == 0)
+            if (events[i].data.u64 != ID_WAKE)
+                on_event(w, events[i].data.u64, events[i].events);
+            else if (must_stop(w))
                 return NULL;
-            on_event(w, events[i].data.u64, events[i].events);
         }
-        if (now_ns >= next_tick) {
-            end_late_ones(w, now_ns);
-            next_tick = now_ns + TICK_MS * 1000000ull;
-        }
+        end_late_ones(w, now_ns);
     }
 }
 
-int nk__watch_start(nk_watch **out, const struct nk_watch_handlers *handlers, bool tls,
-                    struct nk_error *err)
+int nk__watch_start(nk_watch **out, struct nk_clock *clock,
+                    const struct nk_watch_handlers *handlers, bool tls, struct nk_error *err)
 {
     nk_watch *w = calloc(1, sizeof *w);
-    struct epoll_event e = { .events = EPOLLIN, .data.u64 = 0 };
+    struct epoll_event e = { .events = EPOLLIN, .data.u64 = ID_WAKE };
 
     *out = NULL;
     if (!w)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the watch");
+    w->clock = clock;
+    w->clock_moved = (struct nk_clock_listener){ .moved = on_clock_moved, .arg = w };
+    w->last_ns = nk_clock_now_ns(clock);
+    LIST_INIT(&w->list);
     w->handlers = *handlers;
     w->tls = tls;
     w->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    w->stop_fd = eventfd(0, EFD_CLOEXEC);
+    w->wake_fd = eventfd(0, EFD_CLOEXEC);
     pthread_mutex_init(&w->mutex, NULL);
-    if (w->epoll_fd < 0 || w->stop_fd < 0 ||
-        epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, w->stop_fd, &e) ||
+    nk_clock_listen(clock, &w->clock_moved);
+    if (w->epoll_fd < 0 || w->wake_fd < 0 ||
+        epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, w->wake_fd, &e) ||
         nk_thread_start(&w->thread, loop, w)) {
         int rc = nk_fail(err, NK_E_EXHAUSTED, "no_resources", "cannot watch connections: %s",
                          strerror(errno));
 
+        nk_clock_unlisten(clock, &w->clock_moved);
         if (w->epoll_fd >= 0)
             close(w->epoll_fd);
-        if (w->stop_fd >= 0)
-            close(w->stop_fd);
+        if (w->wake_fd >= 0)
+            close(w->wake_fd);
         pthread_mutex_destroy(&w->mutex);
         free(w);
         return rc;
@@ -170,16 +215,17 @@ int nk__watch_start(nk_watch **out, const struct nk_watch_handlers *handlers, bo
 
 void nk__watch_stop(nk_watch *w)
 {
-    uint64_t one = 1;
-
     if (!w)
         return;
-    NK_ASSERT(!w->list);
-    while (write(w->stop_fd, &one, sizeof one) < 0 && errno == EINTR)
-        ;
+    NK_ASSERT(LIST_EMPTY(&w->list));
+    nk_clock_unlisten(w->clock, &w->clock_moved);
+    pthread_mutex_lock(&w->mutex);
+    w->stop = true;
+    pthread_mutex_unlock(&w->mutex);
+    wake(w);
     pthread_join(w->thread, NULL);
     close(w->epoll_fd);
-    close(w->stop_fd);
+    close(w->wake_fd);
     pthread_mutex_destroy(&w->mutex);
     free(w);
 }
@@ -193,11 +239,8 @@ nk_watched *nk__watch_add(nk_watch *w, int fd, uint32_t deadline_ms)
     *c = (nk_watched){ .w = w, .fd = fd };
     pthread_mutex_lock(&w->mutex);
     c->id = ++w->last_id;
-    c->next = w->list;
-    if (w->list)
-        w->list->prev = c;
-    w->list = c;
-    c->deadline_ns = nk_now_ns() + deadline_ms * 1000000ull;
+    LIST_INSERT_HEAD(&w->list, c, link);
+    c->deadline_ns = nk_clock_now_ns(w->clock) + deadline_ms * 1000000ull;
     pthread_mutex_unlock(&w->mutex);
     return c;
 }
@@ -208,12 +251,7 @@ void nk__watch_drop(nk_watched *c)
 
     nk__watch_request(c, NULL);
     pthread_mutex_lock(&w->mutex);
-    if (c->prev)
-        c->prev->next = c->next;
-    else
-        w->list = c->next;
-    if (c->next)
-        c->next->prev = c->prev;
+    LIST_REMOVE(c, link);
     pthread_mutex_unlock(&w->mutex);
     free(c);
 }
@@ -221,7 +259,7 @@ void nk__watch_drop(nk_watched *c)
 void nk__watch_deadline(nk_watched *c, uint32_t ms, bool reply_408)
 {
     pthread_mutex_lock(&c->w->mutex);
-    c->deadline_ns = ms ? nk_now_ns() + ms * 1000000ull : 0;
+    c->deadline_ns = ms ? nk_clock_now_ns(c->w->clock) + ms * 1000000ull : 0;
     c->reply_408 = reply_408;
     pthread_mutex_unlock(&c->w->mutex);
 }

@@ -600,7 +600,8 @@ class Health(OverOneCluster):
         text = "".join(f.read_text() for f in files)
         self.assertEqual({c for c in shown if f'"{c}"' not in text}, set())
         requests = "".join(pathlib.Path(nk.SOURCE, "src", "gateway", f"{name}.c").read_text()
-                           for name in ("request", "request_openai", "request_ollama", "prompt", "grammar", "text", "http", "admission"))
+                           for name in ("request", "request_read", "request_openai", "request_ollama", "prompt", "tool_grammar", "text",
+                                        "http", "admission"))
         raised = set(re.findall(r'NK_E_[A-Z]+,\s*"([a-z_]+)"', requests)) | set(re.findall(r'\bbad\(\s*e,[^,]*,\s*"([a-z_]+)"', requests))
         # Out of memory is told by its own code everywhere; nobody reads what the next three say.
         self.assertEqual(raised - shown - {"no_memory", "client_gone", "cannot_listen", "no_thread"}, set())
