@@ -1,0 +1,507 @@
+/* The gateway over HTTP, with workers that do what the test says, in the test's time: what is said
+ * when nothing is said, who is cut off, how it ends. */
+#include "unit/chain/fake_worker.h"
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "gateway/gateway.h"
+#include "unit/seed.h"
+#include "unit/virtual_clock.h"
+
+enum { TICK_MS = 1000, CALLS = 4, GOT_BYTES_MAX = 64 << 20 };
+
+#define PROMPT "\"model\":\"tiny\",\"prompt\":[1,2,3]"
+#define STREAM "{" PROMPT ",\"max_tokens\":400,\"stream\":true}"
+
+static nk_vocab *vocab;
+static struct virtual_clock v;
+static nk_chain *chain;
+static nk_gateway *gateway;
+
+/* Generations that have begun at the first worker, in their order. */
+static struct {
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    nk_call *calls[CALLS]; /* references */
+    int n;
+} begun = { .mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
+
+static void opens(struct fake *f, nk_call *c)
+{
+    send_opened(f, c, NULL);
+    pthread_mutex_lock(&begun.mutex);
+    assert_true(begun.n < CALLS);
+    begun.calls[begun.n++] = nk_call_ref(c);
+    pthread_cond_broadcast(&begun.changed);
+    pthread_mutex_unlock(&begun.mutex);
+}
+
+static nk_call *wait_for_call(int idx)
+{
+    nk_call *c;
+
+    pthread_mutex_lock(&begun.mutex);
+    while (begun.n <= idx)
+        pthread_cond_wait(&begun.changed, &begun.mutex);
+    c = begun.calls[idx];
+    pthread_mutex_unlock(&begun.mutex);
+    return c;
+}
+
+static void say(nk_call *c, uint32_t index, const char *text)
+{
+    fake_turn();
+    send_token(c, index, text);
+}
+
+static void end_call(nk_call *c, uint32_t n_generated)
+{
+    fake_turn();
+    send_done(c, n_generated, NULL);
+    nk_call_finish(c, NULL);
+}
+
+/* ---- a client ---- */
+
+struct client {
+    int fd;
+    struct nk_buf got;
+    size_t at; /* of got: what was looked at */
+};
+
+static struct client open_client(void)
+{
+    struct sockaddr_in to = { .sin_family = AF_INET,
+                              .sin_port = htons((uint16_t)nk_gateway_port(gateway)),
+                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    struct client c = { .fd = socket(AF_INET, SOCK_STREAM, 0) };
+
+    nk_buf_init(&c.got, GOT_BYTES_MAX);
+    assert_int_equal(connect(c.fd, (struct sockaddr *)&to, sizeof to), 0);
+    return c;
+}
+
+static void close_client(struct client *c)
+{
+    close(c->fd);
+    nk_buf_release(&c->got);
+}
+
+static void ask(struct client *c, const char *method, const char *path, const char *body)
+{
+    struct nk_buf b = NK_BUF_INIT(1 << 16);
+
+    assert_int_equal(nk_buf_addf(&b, NULL,
+                                 "%s %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+                                 "application/json\r\nContent-Length: %zu\r\n\r\n%s",
+                                 method, path, strlen(body), body),
+                     0);
+    assert_int_equal(send(c->fd, b.data, b.size, MSG_NOSIGNAL), b.size);
+    nk_buf_release(&b);
+}
+
+static struct client stream(const char *body)
+{
+    struct client c = open_client();
+
+    ask(&c, "POST", "/v1/completions", body);
+    return c;
+}
+
+/* More bytes, waiting for them. False: the connection has ended. */
+static bool read_more(struct client *c)
+{
+    char *where;
+    ssize_t n;
+
+    assert_int_equal(nk_buf_reserve(&c->got, 65536, &where, NULL), 0);
+    n = recv(c->fd, where, 65536, 0);
+    if (n <= 0)
+        return false;
+    nk_buf_commit(&c->got, (size_t)n);
+    return true;
+}
+
+/* Reads until the text has come. Returns what stood before it, since the last time; borrowed. */
+static const char *read_to(struct client *c, const char *text)
+{
+    static char before[4096];
+    char *found;
+
+    while (!(found = strstr(nk_buf_str(&c->got) + c->at, text)))
+        if (!read_more(c))
+            fail_msg("the connection ended before \"%s\": %s", text, nk_buf_str(&c->got) + c->at);
+    snprintf(before, sizeof before, "%.*s", (int)(found - (c->got.data + c->at)),
+             c->got.data + c->at);
+    c->at = (size_t)(found - c->got.data) + strlen(text);
+    return before;
+}
+
+static const char *read_to_end(struct client *c)
+{
+    while (read_more(c))
+        ;
+    return nk_buf_str(&c->got) + c->at;
+}
+
+static bool has_keepalive(const char *text)
+{
+    return strstr(text, ":\n\n") != NULL;
+}
+
+/* ---- the gateway ---- */
+
+static struct nk_gateway_opts options(int n_seq_max)
+{
+    struct nk_gateway_opts o = nk_gateway_opts_default();
+
+    fake_reset();
+    for (int i = 0; i < FAKES; i++) {
+        fakes[i].info.n_seq_max = (uint32_t)n_seq_max;
+        fakes[i].info.n_ctx = 1 << 20;
+    }
+    fakes[0].script = opens;
+    begun.n = 0;
+    virtual_clock_init(&v);
+    chain = fake_chain();
+    o.listen = "127.0.0.1:0";
+    o.chain = chain;
+    o.vocab = vocab;
+    o.clock = &v.clock;
+    return o;
+}
+
+static void begin(const struct nk_gateway_opts *o)
+{
+    struct nk_error err;
+
+    if (nk_gateway_start(&gateway, o, &err))
+        fail_msg("%s", err.msg);
+}
+
+/* After the gateway has stopped. */
+static void release(void)
+{
+    nk_chain_close(chain);
+    for (int i = 0; i < begun.n; i++)
+        nk_call_unref(begun.calls[i]);
+    virtual_clock_release(&v);
+}
+
+static void end(void)
+{
+    nk_gateway_stop(gateway, 0);
+    release();
+}
+
+/* A second passes, and all that is done once a second has been done. */
+static void tick(void)
+{
+    virtual_clock_advance_ms(&v, TICK_MS);
+    virtual_clock_wait_for_waiter(&v, TICK_MS);
+}
+
+/* The HTTP thread has done all that it had to do: it is one thread, and answers this after it. */
+static void http_turn(void)
+{
+    struct client c = open_client();
+
+    ask(&c, "GET", "/healthz", "");
+    read_to(&c, "{\"status\":\"ok\"}");
+    close_client(&c);
+}
+
+/* Waits until a request is in the queue, and all is known of it. */
+static void wait_until_one_waits(void)
+{
+    for (bool waits = false; !waits;) {
+        struct client c = open_client();
+        const char *at;
+
+        ask(&c, "GET", "/cluster", "");
+        read_to(&c, "\"sessions\":");
+        read_to(&c, "]}\n");
+        at = strstr(c.got.data, "\"state\":\"waiting\"");
+        waits = at && strstr(at, "\"prompt_tokens\":3");
+        close_client(&c);
+    }
+}
+
+static void test_gateway__ids_and_times_are_what_was_handed_in(void **state)
+{
+    struct nk_gateway_opts o = options(2);
+    uint64_t seed = seed_begin();
+    struct seeded chance, again;
+    unsigned char bytes[12];
+    char id[64] = "\"id\":\"cmpl-", created[64];
+    struct client c;
+
+    (void)state;
+    seeded_init(&chance, seed);
+    seeded_init(&again, seed);
+    nk_chance_fill(&again.chance, bytes, sizeof bytes, NULL);
+    for (size_t i = 0; i < sizeof bytes; i++)
+        sprintf(id + strlen(id), "%02x", bytes[i]);
+    snprintf(created, sizeof created, "\"created\":%lld,", (long long)nk_clock_unix_s(&v.clock));
+    o.chance = &chance.chance;
+    begin(&o);
+    c = stream(STREAM);
+    say(wait_for_call(0), 0, "one");
+    read_to(&c, id);
+    read_to(&c, created);
+    read_to(&c, "one");
+    end_call(wait_for_call(0), 1);
+    read_to(&c, "data: [DONE]\n\n");
+    close_client(&c);
+    end();
+}
+
+static void test_gateway__a_silent_stream_gets_a_keepalive_at_the_limit_and_not_before(void **state)
+{
+    struct nk_gateway_opts o = options(2);
+    struct client c;
+    nk_call *call;
+
+    (void)state;
+    o.limits.keepalive_ms = 3 * TICK_MS;
+    begin(&o);
+    c = stream(STREAM);
+    call = wait_for_call(0);
+    say(call, 0, "first");
+    read_to(&c, "first");
+    http_turn(); /* and was asked for more, at this time */
+    tick();
+    tick();
+    /* Had a keepalive been due, it would stand before this. */
+    say(call, 1, "second");
+    assert_false(has_keepalive(read_to(&c, "second")));
+    http_turn();
+    tick();
+    tick();
+    say(call, 2, "third");
+    assert_false(has_keepalive(read_to(&c, "third")));
+    http_turn();
+    tick();
+    tick();
+    tick();
+    read_to(&c, ":\n\n");
+    http_turn();
+    /* One silence, one keepalive; the next after as long a silence again. */
+    tick();
+    tick();
+    say(call, 3, "fourth");
+    assert_false(has_keepalive(read_to(&c, "fourth")));
+    end_call(call, 4);
+    assert_false(has_keepalive(read_to(&c, "data: [DONE]\n\n")));
+    close_client(&c);
+    end();
+}
+
+static void test_gateway__a_request_that_waits_gets_a_keepalive_before_its_first_token(void **state)
+{
+    struct nk_gateway_opts o = options(1);
+    struct client first, second;
+
+    (void)state;
+    o.limits.keepalive_ms = 3 * TICK_MS;
+    begin(&o);
+    first = stream(STREAM);
+    wait_for_call(0);
+    second = stream(STREAM);
+    wait_until_one_waits();
+    tick();
+    tick();
+    http_turn();
+    assert_int_equal(recv(second.fd, (char[1]){ 0 }, 1, MSG_DONTWAIT), -1);
+    tick();
+    read_to(&second, "HTTP/1.1 200 OK\r\n");
+    read_to(&second, ":\n\n");
+    end_call(wait_for_call(0), 0);
+    say(wait_for_call(1), 0, "its own");
+    read_to(&second, "its own");
+    end_call(wait_for_call(1), 1);
+    read_to(&second, "data: [DONE]\n\n");
+    close_client(&first);
+    close_client(&second);
+    end();
+}
+
+static void test_gateway__waiting_ends_with_429_at_the_limit(void **state)
+{
+    struct nk_gateway_opts o = options(1);
+    struct client first, second;
+
+    (void)state;
+    o.limits.waiting_ms = 1500;
+    begin(&o);
+    first = stream(STREAM);
+    wait_for_call(0);
+    second = stream(STREAM);
+    wait_until_one_waits();
+    virtual_clock_wait_for_waiter(&v, TICK_MS);
+    virtual_clock_advance_ms(&v, 1000);
+    virtual_clock_wait_for_waiter(&v, 500);
+    virtual_clock_advance_ms(&v, 499);
+    virtual_clock_wait_for_waiter(&v, 1);
+    wait_until_one_waits();
+    virtual_clock_advance_ms(&v, 1);
+    read_to(&second, "HTTP/1.1 429 ");
+    read_to(&second, "\r\nRetry-After: ");
+    read_to(&second, "\"code\":\"queue_timeout\"");
+    say(wait_for_call(0), 0, "the other goes on");
+    read_to(&first, "the other goes on");
+    close_client(&first);
+    close_client(&second);
+    end();
+}
+
+/* Tokens come until the gateway has had enough: a reader that does not read is cut off, and nobody
+ * else. */
+static void test_gateway__a_client_that_does_not_read_ends_its_own_generation_only(void **state)
+{
+    struct nk_gateway_opts o = options(2);
+    struct client reads, sleeps;
+    char text[1000];
+    uint32_t n = 0;
+
+    (void)state;
+    memset(text, 'x', sizeof text - 1);
+    text[sizeof text - 1] = '\0';
+    o.limits.output_bytes_max = 16384;
+    begin(&o);
+    reads = stream(STREAM);
+    say(wait_for_call(0), 0, "one");
+    read_to(&reads, "one");
+    sleeps = stream("{" PROMPT ",\"max_tokens\":1000000,\"stream\":true}");
+    wait_for_call(1);
+    while (!atomic_load(&fakes[0].n_ended))
+        say(wait_for_call(1), n++, text);
+    assert_null(strstr(read_to_end(&sleeps), "[DONE]"));
+    say(wait_for_call(0), 1, "two");
+    read_to(&reads, "two");
+    end_call(wait_for_call(0), 2);
+    read_to(&reads, "data: [DONE]\n\n");
+    close_client(&reads);
+    close_client(&sleeps);
+    end();
+}
+
+/* ---- the end ---- */
+
+static void *stop(void *arg)
+{
+    nk_gateway_stop(gateway, *(uint32_t *)arg);
+    return NULL;
+}
+
+static pthread_t stop_within(uint32_t *grace_ms)
+{
+    pthread_t thread;
+
+    assert_int_equal(pthread_create(&thread, NULL, stop, grace_ms), 0);
+    virtual_clock_wait_for_waiter(&v, *grace_ms);
+    return thread;
+}
+
+static void test_gateway__what_ends_within_the_grace_is_whole_and_nobody_waits_longer(void **state)
+{
+    struct nk_gateway_opts o = options(2);
+    uint32_t grace_ms = 7500;
+    struct client c, late;
+    pthread_t thread;
+
+    (void)state;
+    begin(&o);
+    c = stream(STREAM);
+    say(wait_for_call(0), 0, "one");
+    read_to(&c, "one");
+    late = open_client();
+    ask(&late, "GET", "/healthz", "");
+    read_to(&late, "{\"status\":\"ok\"}");
+    thread = stop_within(&grace_ms);
+    /* What is new is refused, on a connection that is there. */
+    ask(&late, "GET", "/healthz", "");
+    read_to(&late, "HTTP/1.1 503 ");
+    read_to(&late, "\"code\":\"shutting_down\"");
+    end_call(wait_for_call(0), 1);
+    read_to(&c, "data: [DONE]\n\n");
+    pthread_join(thread, NULL); /* no time has passed */
+    read_to_end(&c);
+    close_client(&c);
+    close_client(&late);
+    release();
+}
+
+static void test_gateway__what_outlasts_the_grace_ends_then_and_is_told_why(void **state)
+{
+    struct nk_gateway_opts o = options(1);
+    uint32_t grace_ms = 7500;
+    struct client runs, waits, listens;
+    pthread_t thread;
+
+    (void)state;
+    begin(&o);
+    runs = stream(STREAM);
+    say(wait_for_call(0), 0, "one");
+    read_to(&runs, "one");
+    waits = stream(STREAM);
+    wait_until_one_waits();
+    listens = open_client();
+    ask(&listens, "GET", "/cluster/events", "");
+    read_to(&listens, "event: cluster\ndata: {");
+    http_turn();
+    thread = stop_within(&grace_ms);
+    virtual_clock_advance_ms(&v, grace_ms - 1);
+    virtual_clock_wait_for_waiter(&v, 1);
+    say(wait_for_call(0), 1, "two");
+    read_to(&runs, "two");
+    virtual_clock_advance_ms(&v, 1);
+    read_to(&runs, "\"code\":\"shutting_down\"");
+    read_to(&waits, "HTTP/1.1 503 ");
+    read_to(&waits, "\"code\":\"shutting_down\"");
+    pthread_join(thread, NULL);
+    assert_null(strstr(read_to_end(&runs), "[DONE]"));
+    read_to_end(&listens);
+    while (!atomic_load(&fakes[0].n_ended)) /* the worker is told */
+        sched_yield();
+    assert_int_equal(begun.n, 1);
+    close_client(&runs);
+    close_client(&waits);
+    close_client(&listens);
+    release();
+}
+
+static int open_all(void **state)
+{
+    char path[500];
+    struct nk_error err;
+
+    nk_vocab_global_init();
+    snprintf(path, sizeof path, "%s/kjv-tiny.gguf", getenv("NK_MODELS"));
+    return nk_vocab_open(&vocab, path, &err) || fake_start(state);
+}
+
+static int close_all(void **state)
+{
+    nk_vocab_close(vocab);
+    return fake_stop(state);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_gateway__ids_and_times_are_what_was_handed_in),
+        cmocka_unit_test(
+            test_gateway__a_silent_stream_gets_a_keepalive_at_the_limit_and_not_before),
+        cmocka_unit_test(
+            test_gateway__a_request_that_waits_gets_a_keepalive_before_its_first_token),
+        cmocka_unit_test(test_gateway__waiting_ends_with_429_at_the_limit),
+        cmocka_unit_test(test_gateway__a_client_that_does_not_read_ends_its_own_generation_only),
+        cmocka_unit_test(test_gateway__what_ends_within_the_grace_is_whole_and_nobody_waits_longer),
+        cmocka_unit_test(test_gateway__what_outlasts_the_grace_ends_then_and_is_told_why),
+    };
+
+    return cmocka_run_group_tests(tests, open_all, close_all);
+}
