@@ -332,7 +332,7 @@ static int start_chain(nk_system **out, const struct nk_system_opts *opts, struc
     if (!rc)
         rc = start_workers(s, m, cluster, err);
     if (!rc)
-        rc = nk_chain_open(&s->chain, cluster, err);
+        rc = nk_chain_open(&s->chain, cluster, NULL, err);
     if (!rc && !s->wan) /* the second host of the network is out of our sight */
         rc = nk_chain_check(s->chain, 10000, &report, err);
     if (!rc && report && !report->ok) {

@@ -5,37 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/chance.h"
+#include "base/clock.h"
 #include "base/file.h"
-#include "base/utf8.h"
 
 enum { PEM_BYTES_MAX = 1 << 20 };
-
-void nk__text_copy(char *out, size_t size, const char *text)
-{
-    size_t n = 0;
-
-    for (size_t left = strlen(text); left && n + 1 < size;) {
-        int k = nk_utf8_next(text, left, NULL);
-        size_t step = k > 0 ? (size_t)k : k < 0 ? (size_t)-k : left;
-
-        if (k <= 0 || (unsigned char)*text < 0x20 || *text == 0x7f) {
-            out[n++] = '?';
-        } else {
-            if (n + step >= size)
-                break;
-            memcpy(out + n, text, step);
-            n += step;
-        }
-        text += step;
-        left -= step;
-    }
-    out[n] = '\0';
-}
-
-int nk__wrap_worker(int code, struct nk_error *err, const struct nk_cluster_worker *w)
-{
-    return nk_wrap(code, err, "worker %s (%s)", w->id, w->address);
-}
 
 const struct nk_cluster *nk_chain_cluster(const nk_chain *c)
 {
@@ -88,7 +62,8 @@ static void release_pem(struct pem *p)
     nk_buf_release(&p->key);
 }
 
-int nk_chain_open(nk_chain **out, const struct nk_cluster *cluster, struct nk_error *err)
+int nk_chain_open(nk_chain **out, const struct nk_cluster *cluster,
+                  const struct nk_chain_opts *opts, struct nk_error *err)
 {
     nk_chain *c = calloc(1, sizeof *c);
     struct pem pem;
@@ -104,10 +79,12 @@ int nk_chain_open(nk_chain **out, const struct nk_cluster *cluster, struct nk_er
         return rc;
     }
     c->cluster = *cluster;
+    c->clock = opts && opts->clock ? opts->clock : nk_clock_system();
+    c->chance = opts && opts->chance ? opts->chance : nk_chance_system();
     pthread_mutex_init(&c->mutex, NULL);
     pthread_cond_init(&c->idle, NULL);
     c->arena = nk_arena_new(NK__ARENA_BYTES_MAX);
-    rc = c->arena ? nk_net_start(&c->net, nk_clock_system(), err)
+    rc = c->arena ? nk_net_start(&c->net, c->clock, err)
                   : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
     for (int i = 0; !rc && i < c->cluster.n_workers; i++) {
         rc = nk_channel_open(&c->channels[i], c->net, c->cluster.workers[i].address,
@@ -126,12 +103,7 @@ int nk_chain_open(nk_chain **out, const struct nk_cluster *cluster, struct nk_er
 
 static void cancel_all(void *arg)
 {
-    nk_chain *c = arg;
-
-    pthread_mutex_lock(&c->mutex);
-    for (nk_gen *g = c->gens; g; g = nk__gen_next(g))
-        nk__gen_cancel_now(g);
-    pthread_mutex_unlock(&c->mutex);
+    nk__gens_cancel(arg);
 }
 
 static void pass_barrier(void *arg)

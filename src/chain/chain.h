@@ -11,6 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/chance.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "chain/cluster.h"
 #include "text/sampler.h"
@@ -19,9 +21,19 @@
 typedef struct nk_chain nk_chain;
 typedef struct nk_gen nk_gen;
 
-/* Does not connect yet. The cluster is copied, the files of its tls are read. *out owned by the caller.
- *   INVALID bad_address, bad_credentials; NOT_FOUND no_file */
-int nk_chain_open(nk_chain **out, const struct nk_cluster *cluster, struct nk_error *err);
+struct nk_chain_opts {
+    /* Both borrowed until the chain is closed. NULL: the system's. Stalls, deadlines and everything
+     * that is timed here go by the clock; sessions draw their names from chance. */
+    struct nk_clock *clock;
+    struct nk_chance *chance;
+};
+/* Does not connect yet. The cluster is copied, the files of its tls are read. opts NULL: the
+ * system's clock and chance. *out owned by the caller.
+ *   INVALID    bad_address, bad_credentials
+ *   NOT_FOUND  no_file
+ *   EXHAUSTED  no_memory, no_thread */
+int nk_chain_open(nk_chain **out, const struct nk_cluster *cluster,
+                  const struct nk_chain_opts *opts, struct nk_error *err);
 /* Cancels what runs (their `done` is called), waits for it, frees. */
 void nk_chain_close(nk_chain *c);
 const struct nk_cluster *nk_chain_cluster(const nk_chain *c); /* borrowed until close */
@@ -91,12 +103,13 @@ struct nk_gen_top {
     const char *text; /* the token's own bytes */
     size_t text_size;
 };
-/* A generated token; the one that ends a generation (EOG) is none. Borrowed for the handler's call. */
+/* A generated token; the one that ends a generation (EOG) is none. Borrowed for the handler's
+ * call. */
 struct nk_gen_token {
     int32_t id;
-    int index;        /* 0 for the first generated */
-    const char *text; /* what can be shown now: whole UTF-8 characters, never part of a stop string;
-                         may be empty */
+    int index; /* 0 for the first generated */
+    /* What can be shown now: whole UTF-8 characters, never part of a stop string; may be empty. */
+    const char *text;
     size_t text_size;
     float logprob;     /* NaN when not asked for */
     const char *piece; /* the token's own bytes, when log-probabilities were asked for */
@@ -127,14 +140,24 @@ struct nk_gen_handlers { /* on the net thread */
      * worker that is to blame. */
     void (*done)(void *user, const struct nk_gen_stats *stats, const struct nk_error *err);
 };
-/* Starts; what goes wrong later comes through `done`. The handle is valid until nk_gen_free, which
- * the caller must call after `done` (it may do so inside it). `done` may come before this returns.
- *   INVALID     bad_request     no ids, an option out of range (see nk_sampling_check)
- *   EXHAUSTED   no_memory */
+/* Starts. Two things tell how it went, and never both of them:
+ *
+ *   an error returned   it did not begin; *out is NULL, and no handler is ever called
+ *   0 returned          it has begun, and `done` tells how it ends, be it at once: the net thread
+ *                       may call it before this returns. err is untouched.
+ *
+ * So a caller that keeps the result where `done` writes it stores what this returns only when that
+ * is an error: a 0 stored afterwards would wipe out a failure that `done` has told already.
+ *
+ * The handle is valid until nk_gen_free, which the caller must call after `done` (it may do so
+ * inside it, where *out is set already).
+ *   INVALID      bad_request   no ids, an option out of range; bad_sampling (see nk_sampling_check)
+ *   UNAVAILABLE  no_entropy
+ *   EXHAUSTED    no_memory */
 int nk_gen_start(nk_gen **out, nk_chain *c, const struct nk_gen_opts *opts,
                  const struct nk_gen_handlers *handlers, void *user, struct nk_error *err);
-void nk_gen_cancel(
-    nk_gen *g); /* any thread; `done` follows with CANCELLED unless it was ending anyway */
-void nk_gen_free(nk_gen *g); /* any thread, after `done` */
+/* [any thread] `done` follows with CANCELLED, unless it was ending anyway. */
+void nk_gen_cancel(nk_gen *g);
+void nk_gen_free(nk_gen *g); /* [any thread] after `done` */
 
 #endif

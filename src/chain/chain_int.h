@@ -1,4 +1,11 @@
-/* The chain's inside: what chain.c, report.c and gen.c share.
+/* The chain's inside. The shape, each calling only what stands below it:
+ *
+ *   chain.c    opening and closing: the net thread, a channel to each worker
+ *   report.c   what the workers are; the probe
+ *   gen.c      a generation, from Open to its end
+ *   open.c     the options of a generation, checked and packed into Open
+ *   peer.c     what peers say, for people
+ *   cluster.c  cluster.yaml
  *
  * Threads: everything of a generation but its reference count, its `lock` and what the lock guards
  * belongs to the net thread; callers' threads reach it with nk_net_post. The list of generations is
@@ -7,6 +14,7 @@
 #define NK_CHAIN_CHAIN_INT_H
 
 #include <pthread.h>
+#include <sys/queue.h>
 
 #include "chain/chain.h"
 #include "nakshatra.pb-c.h"
@@ -25,22 +33,36 @@ enum {
 
 struct nk_chain {
     struct nk_cluster cluster;
+    struct nk_clock *clock;
+    struct nk_chance *chance;
     nk_net *net;
     nk_channel *channels[NK_CLUSTER_WORKERS_MAX];
     nk_arena *arena; /* net thread: what one message unpacks into */
     pthread_mutex_t mutex;
     pthread_cond_t idle; /* n_gens fell to 0, or a barrier was passed */
-    nk_gen *gens;
+    LIST_HEAD(, nk_gen) gens;
     int n_gens;
     bool barrier;
 };
 
+/* ---- peer.c ---- */
 /* A peer's text for people: cut at size, control characters and what is not UTF-8 as '?'. */
 void nk__text_copy(char *out, size_t size, const char *text);
 /* "worker attic (127.0.0.1:5530)" before the message. Returns code. */
 int nk__wrap_worker(int code, struct nk_error *err, const struct nk_cluster_worker *w);
-/* Cancels it; its `done` will come. [net thread] */
-void nk__gen_cancel_now(nk_gen *g);
-nk_gen *nk__gen_next(const nk_gen *g);
+
+/* ---- open.c ---- */
+/*   INVALID  bad_request, bad_sampling  what is out of range, and the range */
+int nk__open_check(const struct nk_cluster *c, const struct nk_gen_opts *o, struct nk_error *err);
+/* The InferenceRequest that opens a session of this name over the whole cluster, as bytes. *out is
+ * owned by the caller: free(). The options have passed nk__open_check.
+ *   INVALID    bad_request  larger than a message may be
+ *   EXHAUSTED  no_memory */
+int nk__open_pack(uint8_t **out, size_t *size, const struct nk_cluster *c,
+                  const uint8_t session[16], const struct nk_gen_opts *o, struct nk_error *err);
+
+/* ---- gen.c ---- */
+/* Cancels all that run; their `done` will come. [net thread] */
+void nk__gens_cancel(nk_chain *c);
 
 #endif

@@ -4,8 +4,8 @@
  *   OPENING  Open was sent; the first stage may let the session wait for room before it answers
  *   RUNNING  Opened came; tokens follow
  *   CLOSING  Done came; the stream's end is all that may follow
- *   FAILING  something is wrong (`failure`), or it was cancelled: the call was cancelled, its end
- * follows
+ *   FAILING  something is wrong (`failure`), or it was cancelled: the call was cancelled, and its
+ *            end follows
  *
  * The worker is a peer and not trusted: what it sends is held against what was asked, and the first
  * deviation ends the generation with DATA_LOSS `bad_peer`. Nothing it sends is kept but counters
@@ -15,23 +15,19 @@
  * While tokens come, a silence of stall_ms and a margin (so that the stage can report its neighbour
  * first) ends the generation. Before the first token silence proves nothing, since a session may
  * wait for room and a long prompt takes its time: the stage is then asked for its Info, and only
- * when it does not answer that either it is given up. */
+ * when it does not answer that either is it given up. */
 #include "chain/chain_int.h"
 
 #include <ctype.h>
-#include <errno.h>
-#include <float.h>
-#include <limits.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 
+#include "base/chance.h"
 #include "base/clock.h"
 #include "base/utf8.h"
-#include "text/detok.h"
 
 enum {
     STALL_MS = 30000,       /* the default */
@@ -41,21 +37,19 @@ enum {
      * longest wait for room, and a prompt's chunks of at least 32 rows, each within stall_ms. */
     ROOM_WAIT_MS = 600000,
     CHUNK_ROWS_MIN = 32,
-    /* A token's text: what stop strings may hold back and the longest token there can reasonably
-       be. */
+    /* A token's text: what stop strings may hold back, and the longest token that is reasonable. */
     TEXT_BYTES_MAX = 65536,
-    PROMPT_IDS_MAX = 1 << 24,
 };
 
 enum gen_state { GEN_OPENING, GEN_RUNNING, GEN_CLOSING, GEN_FAILING };
 
 struct nk_gen {
-    atomic_int refs; /* the caller's, the net thread's until `done` was called, one per posted
-                        cancellation */
+    /* The caller's, the net thread's until `done` was called, one per posted cancellation. */
+    atomic_int refs;
     nk_chain *c;
     struct nk_gen_handlers handlers;
     void *user;
-    nk_gen *prev, *next; /* the chain's list, under its mutex */
+    LIST_ENTRY(nk_gen) link; /* the chain's list, under its mutex */
 
     pthread_mutex_t lock;
     bool ended; /* under lock: `done` was or is being called; the chain may be gone */
@@ -88,9 +82,9 @@ const char *nk_finish_name(enum nk_finish f)
     return (unsigned)f < sizeof names / sizeof names[0] ? names[f] : "none";
 }
 
-nk_gen *nk__gen_next(const nk_gen *g)
+static uint64_t now_ns(const nk_gen *g)
 {
-    return g->next;
+    return nk_clock_now_ns(g->c->clock);
 }
 
 static void unref(nk_gen *g)
@@ -130,8 +124,8 @@ static bool has_address(const char *msg, const char *address)
     return false;
 }
 
-/* The message with the worker that is to blame before it, unless it names one: the one whose address it has (the stages
- * know each other by address only), else the first. */
+/* The message with the worker that is to blame before it, unless it names one: the one whose
+ * address it has (the stages know each other by address only), else the first. */
 static void name_worker(nk_gen *g, struct nk_error *e)
 {
     const struct nk_cluster *c = &g->c->cluster;
@@ -163,7 +157,7 @@ static void finish(nk_gen *g, const struct nk_error *error)
         nk_timer_cancel(g->silence_timer);
     g->deadline_timer = g->silence_timer = NULL;
     g->stats.n_generated = g->n_tokens;
-    g->stats.total_us = (nk_now_ns() - g->start_ns) / 1000;
+    g->stats.total_us = (now_ns(g) - g->start_ns) / 1000;
     g->stats.tail = nk_buf_str(&g->tail);
     g->stats.tail_size = g->tail.size;
     pthread_mutex_lock(&g->lock);
@@ -171,12 +165,7 @@ static void finish(nk_gen *g, const struct nk_error *error)
     pthread_mutex_unlock(&g->lock);
     g->handlers.done(g->user, &g->stats, error);
     pthread_mutex_lock(&c->mutex);
-    if (g->prev)
-        g->prev->next = g->next;
-    else
-        c->gens = g->next;
-    if (g->next)
-        g->next->prev = g->prev;
+    LIST_REMOVE(g, link);
     if (--c->n_gens == 0)
         pthread_cond_broadcast(&c->idle);
     pthread_mutex_unlock(&c->mutex);
@@ -213,7 +202,7 @@ static void fail(nk_gen *g)
     } while (0)
 #define bad_peer(g, ...) fail_with(g, NK_E_DATA_LOSS, "bad_peer", __VA_ARGS__)
 
-void nk__gen_cancel_now(nk_gen *g)
+static void cancel_now(nk_gen *g)
 {
     if (g->state == GEN_FAILING || g->state == GEN_CLOSING)
         return;
@@ -222,6 +211,18 @@ void nk__gen_cancel_now(nk_gen *g)
     if (g->call)
         nk_call_cancel(g->call);
     /* else it has not begun yet, and `begin` will see the state */
+}
+
+void nk__gens_cancel(nk_chain *c)
+{
+    nk_gen *g;
+
+    pthread_mutex_lock(&c->mutex);
+    LIST_FOREACH(g, &c->gens, link)
+    {
+        cancel_now(g);
+    }
+    pthread_mutex_unlock(&c->mutex);
 }
 
 static void cancel_posted(void *arg)
@@ -233,7 +234,7 @@ static void cancel_posted(void *arg)
     ended = g->ended;
     pthread_mutex_unlock(&g->lock);
     if (!ended)
-        nk__gen_cancel_now(g);
+        cancel_now(g);
     unref(g);
 }
 
@@ -421,7 +422,7 @@ static void message(nk_call *call, void *user, struct nk_bytes msg)
     (void)call;
     if (g->state == GEN_FAILING)
         return;
-    g->heard_ns = g->last_alive_ns = nk_now_ns();
+    g->heard_ns = g->last_alive_ns = now_ns(g);
     if (g->state == GEN_CLOSING) {
         bad_peer(g, "it went on after being done");
         return;
@@ -495,7 +496,7 @@ static void ping_message(nk_call *call, void *user, struct nk_bytes msg)
     nk_gen *g = user;
 
     (void)call, (void)msg;
-    g->last_alive_ns = nk_now_ns();
+    g->last_alive_ns = now_ns(g);
 }
 
 static void ping_ended(nk_call *call, void *user, const struct nk_error *status)
@@ -509,7 +510,7 @@ static void ping_ended(nk_call *call, void *user, const struct nk_error *status)
     else if (status && g->state != GEN_FAILING && g->state != GEN_CLOSING && !g->n_tokens)
         fail_with(g, NK_E_DEADLINE, "stalled",
                   "silent for %llu ms, and it does not answer Info: %s",
-                  (unsigned long long)((nk_now_ns() - g->heard_ns) / 1000000), status->msg);
+                  (unsigned long long)((now_ns(g) - g->heard_ns) / 1000000), status->msg);
 }
 
 static void silence_due(void *arg)
@@ -517,7 +518,7 @@ static void silence_due(void *arg)
     static const struct nk_call_handlers ping_handlers = { .message = ping_message,
                                                            .end = ping_ended };
     nk_gen *g = arg;
-    uint64_t now = nk_now_ns(), limit = (uint64_t)g->stall_ms + STALL_MARGIN_MS;
+    uint64_t now = now_ns(g), limit = (uint64_t)g->stall_ms + STALL_MARGIN_MS;
     uint64_t silent = (now - g->heard_ns) / 1000000, quiet = (now - g->last_alive_ns) / 1000000;
 
     g->silence_timer = NULL;
@@ -561,7 +562,7 @@ static void begin(void *arg)
         finish(g, &g->failure);
         return;
     }
-    g->heard_ns = g->last_alive_ns = nk_now_ns();
+    g->heard_ns = g->last_alive_ns = now_ns(g);
     rc = nk_call_start(&g->call, g->c->channels[0], NK__PATH_INFERENCE, 0, &handlers, g, &err);
     if (!rc)
         rc = nk_call_send(g->call, g->open_bytes, g->open_size, &err);
@@ -578,170 +579,17 @@ static void begin(void *arg)
     watch_silence(g, (uint64_t)g->stall_ms + STALL_MARGIN_MS);
 }
 
-/* 0 means "off" or a default on the wire, so that a 0 that is meant goes as the least number above
- * it, which libllama's samplers cannot tell from it. */
-static float meant(float v)
-{
-    return v > 0 ? v : FLT_MIN;
-}
-
-static void pack_sampling(Nakshatra__V1__Sampling *m, const struct nk_sampling *s)
-{
-    bool penalties = s->penalty_last_n != 0, dry = s->dry_penalty_last_n != 0;
-
-    m->temperature = s->temperature;
-    m->top_k = s->top_k;
-    m->top_p = s->top_p < 1 ? meant(s->top_p) : 0;
-    m->min_p = s->min_p;
-    m->typical_p = s->typical_p < 1 ? meant(s->typical_p) : 0;
-    m->repeat_penalty = penalties && s->repeat_penalty != 1 ? s->repeat_penalty : 0;
-    m->presence_penalty = penalties ? s->presence_penalty : 0;
-    m->frequency_penalty = penalties ? s->frequency_penalty : 0;
-    m->penalty_last_n = s->penalty_last_n;
-    m->dry_multiplier = dry ? s->dry_multiplier : 0;
-    m->dry_base = s->dry_base;
-    m->dry_allowed_length = s->dry_allowed_length;
-    m->dry_penalty_last_n = s->dry_penalty_last_n > 0 ? s->dry_penalty_last_n : 0;
-    m->mirostat = s->mirostat;
-    m->mirostat_tau = meant(s->mirostat_tau);
-    m->mirostat_eta = meant(s->mirostat_eta);
-    if (s->seed != NK_SEED_RANDOM) {
-        m->seed_given_case = NAKSHATRA__V1__SAMPLING__SEED_GIVEN_SEED;
-        m->seed = s->seed;
-    }
-    if (s->grammar)
-        m->grammar = (char *)(uintptr_t)s->grammar;
-    m->ignore_eos = s->ignore_eos;
-}
-
-static int check_opts(const nk_chain *c, const struct nk_gen_opts *o, struct nk_error *err)
-{
-    int rc;
-
-    if (!c->cluster.n_workers)
-        return nk_fail(err, NK_E_INVALID, "bad_request", "the cluster has no workers");
-    if (!o->n_ids)
-        return nk_fail(err, NK_E_INVALID, "bad_request",
-                       "the prompt has no tokens; at least one is needed");
-    if (o->n_ids > PROMPT_IDS_MAX)
-        return nk_fail(err, NK_E_INVALID, "bad_request",
-                       "the prompt has %zu tokens; at most %d are taken", o->n_ids, PROMPT_IDS_MAX);
-    for (size_t i = 0; i < o->n_ids; i++)
-        if (o->ids[i] < 0)
-            return nk_fail(err, NK_E_INVALID, "bad_request",
-                           "the prompt's token %zu is %d; ids begin at 0", i, o->ids[i]);
-    if (o->n_predict < 0)
-        return nk_fail(err, NK_E_INVALID, "bad_request",
-                       "n_predict is %d; 0 (no limit) or more is right", o->n_predict);
-    if (o->n_logprobs < -1 || o->n_logprobs > NK_LOGPROBS_MAX)
-        return nk_fail(err, NK_E_INVALID, "bad_request",
-                       "n_logprobs is %d; -1 (none) to %d are right", o->n_logprobs,
-                       NK_LOGPROBS_MAX);
-    if (o->n_stop > NK_STOP_MAX)
-        return nk_fail(err, NK_E_INVALID, "bad_request", "%zu stop strings; at most %d are taken",
-                       o->n_stop, NK_STOP_MAX);
-    for (size_t i = 0; i < o->n_stop; i++)
-        if (!o->stop[i][0] || strlen(o->stop[i]) > NK_STOP_BYTES_MAX)
-            return nk_fail(err, NK_E_INVALID, "bad_request",
-                           "stop string %zu has %zu bytes; 1 to %d are right", i,
-                           strlen(o->stop[i]), NK_STOP_BYTES_MAX);
-    rc = nk_sampling_check(&o->sampling, err);
-    if (!rc && o->sampling.dry_multiplier > 0 && o->sampling.dry_allowed_length < 1)
-        rc = nk_fail(err, NK_E_INVALID, "bad_sampling",
-                     "dry_allowed_length is %d; it must be 1 or more",
-                     o->sampling.dry_allowed_length);
-    return rc;
-}
-
-/* The Open of a generation as the bytes of its InferenceRequest. */
-static int pack_open(nk_gen *g, const struct nk_gen_opts *o, struct nk_error *err)
-{
-    const struct nk_cluster *c = &g->c->cluster;
-    Nakshatra__V1__InferenceRequest request = NAKSHATRA__V1__INFERENCE_REQUEST__INIT;
-    Nakshatra__V1__Open open = NAKSHATRA__V1__OPEN__INIT;
-    Nakshatra__V1__Sampling sampling = NAKSHATRA__V1__SAMPLING__INIT;
-    Nakshatra__V1__Limits limits = NAKSHATRA__V1__LIMITS__INIT;
-    Nakshatra__V1__Stage stages[NK_CLUSTER_WORKERS_MAX], *route[NK_CLUSTER_WORKERS_MAX];
-    size_t n_bias = (size_t)o->sampling.n_logit_bias;
-    Nakshatra__V1__LogitBias *bias = calloc(n_bias + 1, sizeof *bias);
-    Nakshatra__V1__LogitBias **bias_ptrs = calloc(n_bias + 1, sizeof *bias_ptrs);
-    ProtobufCBinaryData stop[NK_STOP_MAX];
-    uint8_t session[16];
-    int rc = 0;
-
-    if (!bias || !bias_ptrs) {
-        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
-        goto out;
-    }
-    if (getentropy(session, sizeof session) < 0) {
-        rc = nk_fail(err, NK_E_UNAVAILABLE, "no_random", "no random bytes: %s", strerror(errno));
-        goto out;
-    }
-    request.kind_case = NAKSHATRA__V1__INFERENCE_REQUEST__KIND_OPEN;
-    request.open = &open;
-    open.session = (ProtobufCBinaryData){ sizeof session, session };
-    for (int i = 0; i < c->n_workers; i++) {
-        nakshatra__v1__stage__init(&stages[i]);
-        stages[i].address = (char *)(uintptr_t)c->workers[i].address;
-        stages[i].layer_begin = (uint32_t)c->workers[i].layer_begin;
-        stages[i].layer_end = (uint32_t)c->workers[i].layer_end;
-        route[i] = &stages[i];
-    }
-    open.route = route;
-    open.n_route = (size_t)c->n_workers;
-    open.model_sha256 = (char *)(uintptr_t)c->model_sha256;
-    pack_sampling(&sampling, &o->sampling);
-    for (size_t i = 0; i < n_bias; i++) {
-        nakshatra__v1__logit_bias__init(&bias[i]);
-        bias[i].id = o->sampling.logit_bias[i].id;
-        bias[i].bias = o->sampling.logit_bias[i].bias;
-        bias_ptrs[i] = &bias[i];
-    }
-    sampling.logit_bias = bias_ptrs;
-    sampling.n_logit_bias = n_bias;
-    open.sampling = &sampling;
-    limits.n_predict = (uint32_t)o->n_predict;
-    limits.deadline_ms = o->deadline_ms;
-    limits.stall_ms = o->stall_ms;
-    open.limits = &limits;
-    open.prompt_ids = (int32_t *)(uintptr_t)o->ids;
-    open.n_prompt_ids = o->n_ids;
-    for (size_t i = 0; i < o->n_stop; i++)
-        stop[i] = (ProtobufCBinaryData){ strlen(o->stop[i]), (uint8_t *)(uintptr_t)o->stop[i] };
-    open.stop = stop;
-    open.n_stop = o->n_stop;
-    open.dtype = c->f16 ? NAKSHATRA__V1__DTYPE__DTYPE_F16 : NAKSHATRA__V1__DTYPE__DTYPE_F32;
-    open.deterministic = o->deterministic;
-    open.n_logprobs = o->n_logprobs + 1;
-    /* A kept session's KV may have been computed in runs of another shape, to other low bits. */
-    open.reuse = !o->no_reuse && !o->deterministic;
-    open.special = o->special;
-    g->open_size = nakshatra__v1__inference_request__get_packed_size(&request);
-    if (g->open_size > NK_RPC_MESSAGE_BYTES_MAX) {
-        rc = nk_fail(err, NK_E_INVALID, "bad_request",
-                     "the request has %zu bytes; at most %u are taken", g->open_size,
-                     NK_RPC_MESSAGE_BYTES_MAX);
-        goto out;
-    }
-    g->open_bytes = malloc(g->open_size);
-    if (!g->open_bytes)
-        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
-    else
-        nakshatra__v1__inference_request__pack(&request, g->open_bytes);
-out:
-    free(bias);
-    free(bias_ptrs);
-    return rc;
-}
-
 int nk_gen_start(nk_gen **out, nk_chain *c, const struct nk_gen_opts *opts,
                  const struct nk_gen_handlers *handlers, void *user, struct nk_error *err)
 {
+    uint8_t session[16];
     nk_gen *g;
     int rc;
 
     *out = NULL;
-    rc = check_opts(c, opts, err);
+    rc = nk__open_check(&c->cluster, opts, err);
+    if (!rc)
+        rc = nk_chance_fill(c->chance, session, sizeof session, err);
     if (rc)
         return rc;
     g = calloc(1, sizeof *g);
@@ -758,22 +606,19 @@ int nk_gen_start(nk_gen **out, nk_chain *c, const struct nk_gen_opts *opts,
     g->n_logprobs = opts->n_logprobs;
     g->deadline_ms = opts->deadline_ms;
     g->stall_ms = opts->stall_ms ? opts->stall_ms : STALL_MS;
-    g->start_ns = nk_now_ns();
+    g->start_ns = now_ns(g);
     g->stats.n_prompt = (int)opts->n_ids;
-    rc = pack_open(g, opts, err);
+    rc = nk__open_pack(&g->open_bytes, &g->open_size, &c->cluster, session, opts, err);
     if (rc) {
         unref(g);
         return rc;
     }
     atomic_fetch_add(&g->refs, 1);
     pthread_mutex_lock(&c->mutex);
-    g->next = c->gens;
-    if (g->next)
-        g->next->prev = g;
-    c->gens = g;
+    LIST_INSERT_HEAD(&c->gens, g, link);
     c->n_gens++;
     pthread_mutex_unlock(&c->mutex);
-    *out = g;
+    *out = g; /* before `begin`: a handler that runs at once may want it */
     nk_net_post(c->net, begin, g);
     return 0;
 }

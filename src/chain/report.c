@@ -122,7 +122,7 @@ static void info_message(nk_call *call, void *user, struct nk_bytes msg)
 {
     struct asking *a = user;
     struct nk_worker_report *w = &a->check->report->workers[a->idx];
-    double us = (double)(nk_now_ns() - a->sent_ns) / 1e3;
+    double us = (double)(nk_clock_now_ns(a->check->c->clock) - a->sent_ns) / 1e3;
     Nakshatra__V1__InfoReply *m;
 
     (void)call;
@@ -167,7 +167,7 @@ static void ask(struct asking *a)
     struct check *k = a->check;
     Nakshatra__V1__InfoRequest request = NAKSHATRA__V1__INFO_REQUEST__INIT;
     struct nk_worker_report *w = &k->report->workers[a->idx];
-    uint64_t now = nk_now_ns();
+    uint64_t now = nk_clock_now_ns(k->c->clock);
     uint64_t left_ms = now < k->end_ns ? (k->end_ns - now) / 1000000 : 0;
     struct nk_error err;
 
@@ -292,7 +292,7 @@ int nk_chain_check(nk_chain *c, uint32_t timeout_ms, struct nk_chain_report **ou
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
     }
     k->c = c;
-    k->end_ns = nk_now_ns() + (uint64_t)timeout_ms * 1000000;
+    k->end_ns = nk_clock_now_ns(c->clock) + (uint64_t)timeout_ms * 1000000;
     k->n_pending = k->report->n_workers = c->cluster.n_workers;
     pthread_mutex_init(&k->mutex, NULL);
     pthread_cond_init(&k->done, NULL);

@@ -187,7 +187,7 @@ static int check(const char *path, uint32_t timeout_ms, bool json)
     int code, rc = nk_cluster_read(&cluster, path, &err);
 
     if (!rc)
-        rc = nk_chain_open(&c, cluster, &err);
+        rc = nk_chain_open(&c, cluster, NULL, &err);
     if (!rc)
         rc = nk_chain_check(c, timeout_ms, &r.report, &err);
     if (rc) {

@@ -21,7 +21,7 @@ static int run(struct nk_generate *g, const char *cluster_path)
     if (!rc)
         rc = nk_generate_prepare(g, true, &err);
     if (!rc)
-        rc = nk_chain_open(&c, cluster, &err);
+        rc = nk_chain_open(&c, cluster, NULL, &err);
     if (!rc)
         code = nk_generate_run(g, c, v);
     else

@@ -42,7 +42,7 @@ static int serve(const struct nk_serve *s, const char *cluster_path, bool determ
     if (!rc)
         rc = nk_cluster_vocab_open(&v, cluster, err);
     if (!rc)
-        rc = nk_chain_open(&c, cluster, err);
+        rc = nk_chain_open(&c, cluster, NULL, err);
     if (!rc)
         rc = nk_serve_start(&g, s, c, v, deterministic, err);
     if (!rc) {

@@ -43,7 +43,7 @@ static int use(struct nk_generate *g, const struct nk_serve *s, struct nk_local 
     int code, rc = nk_cluster_vocab_open(&v, l->cluster, &err);
 
     if (!rc)
-        rc = nk_chain_open(&c, l->cluster, &err);
+        rc = nk_chain_open(&c, l->cluster, NULL, &err);
     if (!rc)
         rc = nk_chain_check(c, CHECK_MS, &report, &err);
     if (!rc && !report->ok) {

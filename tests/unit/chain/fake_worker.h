@@ -290,7 +290,7 @@ static inline nk_chain *fake_chain(void)
     struct nk_error err;
 
     fake_turn();
-    if (nk_chain_open(&c, fake_cluster(), &err))
+    if (nk_chain_open(&c, fake_cluster(), NULL, &err))
         fail_msg("%s", err.msg);
     return c;
 }

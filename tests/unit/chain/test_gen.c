@@ -730,7 +730,7 @@ static void test_gen__an_address_within_a_longer_one_blames_nobody(void **state)
     snprintf(cluster.workers[1].address, sizeof cluster.workers[1].address, "inside.%.200s",
              cluster.workers[0].address);
     fakes[0].script = longer_neighbour_is_gone;
-    assert_int_equal(nk_chain_open(&c, &cluster, &err), 0);
+    assert_int_equal(nk_chain_open(&c, &cluster, NULL, &err), 0);
     start(c, &h, &o);
     finish(&h);
     assert_string_equal(h.err.reason, "peer_gone");
@@ -749,7 +749,7 @@ static void test_gen__a_worker_that_is_not_there_is_unavailable_and_named(void *
 
     (void)state;
     strcpy(cluster.workers[0].address, "127.0.0.1:1");
-    assert_int_equal(nk_chain_open(&c, &cluster, &err), 0);
+    assert_int_equal(nk_chain_open(&c, &cluster, NULL, &err), 0);
     start(c, &h, &o);
     finish(&h);
     assert_int_equal(h.err.code, NK_E_UNAVAILABLE);

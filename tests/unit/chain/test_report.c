@@ -108,7 +108,7 @@ static void test_report__f16_rows_need_workers_that_take_them(void **state)
     (void)state;
     cluster.f16 = true;
     fakes[1].info.n_dtypes = 1;
-    assert_int_equal(nk_chain_open(&c, &cluster, &err), 0);
+    assert_int_equal(nk_chain_open(&c, &cluster, NULL, &err), 0);
     assert_int_equal(nk_chain_check(c, PATIENCE_MS, &r, &err), 0);
     assert_false(r->ok);
     assert_string_equal(r->err.reason, "dtype_mismatch");
