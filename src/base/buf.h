@@ -1,7 +1,8 @@
 /* A growing byte buffer that is born with a ceiling, and a borrowed view of bytes.
  *
- * Everything that a stranger can make grow is an nk_buf: growth past `max` fails with EXHAUSTED `too_large`, and so does
- * a failed allocation. The bytes are always followed by a NUL that does not count, so text can be used as a C string. */
+ * Everything that a stranger can make grow is an nk_buf: growth past `max` fails with EXHAUSTED
+ * `too_large`, and so does a failed allocation. The bytes are always followed by a NUL that does
+ * not count, so text can be used as a C string. */
 #ifndef NK_BASE_BUF_H
 #define NK_BASE_BUF_H
 
@@ -38,12 +39,14 @@ int nk_buf_add(struct nk_buf *b, const void *data, size_t size, struct nk_error 
 int nk_buf_adds(struct nk_buf *b, const char *text, struct nk_error *err);
 int nk_buf_addf(struct nk_buf *b, struct nk_error *err, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
-/* Room for size more bytes at *where (b->data + b->size); nk_buf_commit then says how many were filled. */
+/* Room for size more bytes at *where (b->data + b->size); nk_buf_commit then says how many were
+ * filled. */
 int nk_buf_reserve(struct nk_buf *b, size_t size, char **where, struct nk_error *err);
 void nk_buf_commit(struct nk_buf *b, size_t size);
 /* Drops the first n bytes. */
 void nk_buf_consume(struct nk_buf *b, size_t n);
-/* The bytes as an owned C string (never NULL unless out of memory); the buffer is empty afterwards. */
+/* The bytes as an owned C string (never NULL unless out of memory); the buffer is empty
+ * afterwards. */
 char *nk_buf_take(struct nk_buf *b, size_t *size);
 /* "" while empty. */
 const char *nk_buf_str(const struct nk_buf *b);

@@ -1,5 +1,5 @@
-/* Chance, as a value: what draws at random is given a source. The program gives the system's; a test one with a seed
- * (tests/unit/seed.h), so that a failure can be had again. */
+/* Chance, as a value: what draws at random is given a source. The program gives the system's; a
+ * test one with a seed (tests/unit/seed.h), so that a failure can be had again. */
 #ifndef NK_BASE_CHANCE_H
 #define NK_BASE_CHANCE_H
 

@@ -55,8 +55,9 @@ void nk_cpu_unpin(void)
 void nk_cpu_prefer_prompt(void)
 {
 #if defined(__linux__) && defined(SYS_sched_setattr)
-    /* sched_setattr(2), first version of the struct; the C library has had it only since glibc 2.41. For the ordinary
-     * policy `runtime` is the slice, 0.1 ms at least; a waking thread of a shorter slice goes before one that computes. */
+    /* sched_setattr(2), first version of the struct; the C library has had it only since glibc
+     * 2.41. For the ordinary policy `runtime` is the slice, 0.1 ms at least; a waking thread of a
+     * shorter slice goes before one that computes. */
     struct {
         uint32_t size, policy;
         uint64_t flags;

@@ -1,13 +1,14 @@
 /* Errors: a code for the program, a reason for tests and clients, a sentence for a person.
  *
- * A failing function returns a negative code and fills the caller's `struct nk_error` (its last parameter; NULL is
- * fine). On success it returns 0 and does not touch it. The struct lives on the caller's stack and has a fixed size, so
- * failing costs no allocation and cannot itself fail.
+ * A failing function returns a negative code and fills the caller's `struct nk_error` (its last
+ * parameter; NULL is fine). On success it returns 0 and does not touch it. The struct lives on the
+ * caller's stack and has a fixed size, so failing costs no allocation and cannot itself fail.
  *
- * The codes are gRPC's status numbers, negated (https://grpc.github.io/grpc/core/md_doc_statuscodes.html): nothing is
- * translated at the rpc boundary. The reason is one stable snake_case word: tests compare it, the worker sends it in
- * the trailer, the gateway passes it on. The message says what was found and what would have been right; it is never
- * parsed. */
+ * The codes are gRPC's status numbers, negated
+ * (https://grpc.github.io/grpc/core/md_doc_statuscodes.html): nothing is translated at the rpc
+ * boundary. The reason is one stable snake_case word: tests compare it, the worker sends it in the
+ * trailer, the gateway passes it on. The message says what was found and what would have been
+ * right; it is never parsed. */
 #ifndef NK_BASE_ERROR_H
 #define NK_BASE_ERROR_H
 
@@ -15,8 +16,9 @@
 #include <stdbool.h>
 
 /* clang-format off */
-/*     name            value  HTTP  elsewhere  text               (elsewhere: worth trying on another worker) */
-#define NK_CODE_MAP(XX)                                      \
+/* elsewhere: worth trying on another worker.
+ *     name             value HTTP elsewhere text */
+#define NK_CODE_MAP(XX)                                            \
     XX(OK,                 0,  200, false, "ok")                   \
     XX(CANCELLED,         -1,  499, false, "cancelled")            \
     XX(UNKNOWN,           -2,  500, false, "unknown")              \
@@ -51,17 +53,20 @@ struct nk_error {
     char msg[512];
 };
 
-/* Fills err (if not NULL) and returns code. errno is kept in err->sys. Use as `return nk_fail(...)`. */
+/* Fills err (if not NULL) and returns code. errno is kept in err->sys. Use as `return
+ * nk_fail(...)`. */
 #define nk_fail(err, code, reason, ...)                                                            \
     nk_fail_at(err, code, __FILE__, __LINE__, reason, __VA_ARGS__)
 int nk_fail_at(struct nk_error *err, int code, const char *file, int line, const char *reason,
                const char *fmt, ...) __attribute__((format(printf, 6, 7)));
 
-/* Puts what the callee could not know before its message ("context: message"); returns code unchanged. */
+/* Puts what the callee could not know before its message ("context: message"); returns code
+ * unchanged. */
 int nk_wrap(int code, struct nk_error *err, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* The code's text ("deadline exceeded"), HTTP status, and whether another worker may succeed. Any int is accepted. */
+/* The code's text ("deadline exceeded"), HTTP status, and whether another worker may succeed. Any
+ * int is accepted. */
 const char *nk_code_text(int code);
 int nk_code_http(int code);
 bool nk_code_elsewhere(int code);

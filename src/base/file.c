@@ -110,7 +110,8 @@ int nk_file_read(const char *path, size_t max, struct nk_buf *out, struct nk_err
     return rc;
 }
 
-/* Removes what a run that was killed left of this file: ".NAME.PID.tmp" of a process that is no more. */
+/* Removes what a run that was killed left of this file: ".NAME.PID.tmp" of a process that is no
+ * more. */
 static void remove_stale(const char *dir, const char *base)
 {
     DIR *d = opendir(dir);
@@ -209,7 +210,8 @@ int nk_newfile_commit(struct nk_newfile *f, struct nk_error *err)
     }
     free(f->tmp_path);
     f->tmp_path = NULL;
-    /* Without this the rename may be lost in a crash; a folder that cannot be synced is no reason to fail. */
+    /* Without this the rename may be lost in a crash; a folder that cannot be synced is no reason
+     * to fail. */
     fd = open(dirname(dir_copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd >= 0) {
         fsync(fd);

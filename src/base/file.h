@@ -1,4 +1,5 @@
-/* Files: folders made as needed, the cache folder, and files that appear complete or not at all. Thread-safe. */
+/* Files: folders made as needed, the cache folder, and files that appear complete or not at all.
+ * Thread-safe. */
 #ifndef NK_BASE_FILE_H
 #define NK_BASE_FILE_H
 
@@ -12,16 +13,17 @@
 /* mkdir -p. DENIED/UNAVAILABLE `cannot_create` with the path and the system's sentence. */
 int nk_dir_make(const char *path, struct nk_error *err);
 
-/* $XDG_CACHE_HOME/nakshatra or ~/.cache/nakshatra, followed by "/sub" where sub is not NULL; made if missing.
- * *path is owned by the caller. PRECONDITION `no_home` when neither variable is set. */
+/* $XDG_CACHE_HOME/nakshatra or ~/.cache/nakshatra, followed by "/sub" where sub is not NULL; made
+ * if missing. *path is owned by the caller. PRECONDITION `no_home` when neither variable is set. */
 int nk_cache_dir(char **path, const char *sub, struct nk_error *err);
 
-/* A whole file, at most max bytes, into out. NOT_FOUND `no_file`, EXHAUSTED `too_large`, DATA_LOSS `read_failed`. */
+/* A whole file, at most max bytes, into out. NOT_FOUND `no_file`, EXHAUSTED `too_large`, DATA_LOSS
+ * `read_failed`. */
 int nk_file_read(const char *path, size_t max, struct nk_buf *out, struct nk_error *err);
 
-/* A file under construction: written to a temporary name in the target's folder, made durable and renamed by
- * nk_newfile_commit, removed by nk_newfile_abort (and by a second start after a crash: the temporary names are
- * ".NAME.PID.tmp"). */
+/* A file under construction: written to a temporary name in the target's folder, made durable and
+ * renamed by nk_newfile_commit, removed by nk_newfile_abort (and by a second start after a crash:
+ * the temporary names are ".NAME.PID.tmp"). */
 struct nk_newfile {
     int fd; /* -1 when closed */
     char *path;

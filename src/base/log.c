@@ -88,7 +88,8 @@ void nk_log_write(enum nk_log_component c, enum nk_log_level l, const char *fmt,
     if (n > (int)sizeof line - 2)
         n = (int)sizeof line - 2;
     line[n++] = '\n';
-    /* One write: lines of several threads and processes do not mix. A log that cannot be written is no reason to stop. */
+    /* One write: lines of several threads and processes do not mix. A log that cannot be written is
+     * no reason to stop. */
     if (write(STDERR_FILENO, line, (size_t)n) < 0)
         return;
 }

@@ -108,7 +108,8 @@ uint64_t nk_memory_available(void)
 #endif
 enum {
     HUGE_PAGE = 2 << 20,
-    /* What is replaced in one go. Each is a mapping of its own, of which a process can have some 65,000. */
+    /* What is replaced in one go. Each is a mapping of its own, of which a process can have some
+     * 65,000. */
     REPLACED_AT_ONCE = 32 << 20,
 };
 
@@ -122,7 +123,8 @@ uint64_t nk_memory_use_huge_pages(void *memory, size_t size, const atomic_bool *
     uintptr_t at = huge_page_up((uintptr_t)memory), end = (uintptr_t)memory + size;
     uint64_t total = 0;
 
-    /* One at a time: a call cannot be interrupted, and one that fails (no free huge page, say) says nothing of the next. */
+    /* One at a time: a call cannot be interrupted, and one that fails (no free huge page, say) says
+     * nothing of the next. */
     for (; at + HUGE_PAGE <= end && !atomic_load_explicit(stop, memory_order_relaxed);
          at += HUGE_PAGE)
         if (!madvise((void *)at, HUGE_PAGE, MADV_COLLAPSE))
@@ -130,9 +132,9 @@ uint64_t nk_memory_use_huge_pages(void *memory, size_t size, const atomic_bool *
     return total;
 }
 
-/* One part of whole huge pages. Only a copy that is in huge pages is worth its memory. mremap (mremap(2)) takes the old
- * mapping away and puts the copy there with the lock held that a reader's page fault waits for; it checks beforehand that
- * the number of mappings allows it. */
+/* One part of whole huge pages. Only a copy that is in huge pages is worth its memory. mremap
+ * (mremap(2)) takes the old mapping away and puts the copy there with the lock held that a reader's
+ * page fault waits for; it checks beforehand that the number of mappings allows it. */
 static bool replace(uintptr_t at, size_t size, const atomic_bool *stop)
 {
     uint8_t *room = mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE,

@@ -207,13 +207,18 @@ static bool reap(struct nk_process *p, int flags)
     return true;
 }
 
+static uint64_t end_of(uint32_t timeout_ms)
+{
+    return nk_now_ns() + (uint64_t)timeout_ms * 1000000u;
+}
+
 bool nk_process_wait(struct nk_process *p, uint32_t timeout_ms)
 {
-    uint64_t end = nk_now_ns() + (uint64_t)timeout_ms * 1000000u;
+    uint64_t end = end_of(timeout_ms);
 
     /* POSIX knows no wait for a child with a deadline; nothing is in a hurry here. */
     while (!reap(p, WNOHANG)) {
-        if (nk_now_ns() >= end)
+        if (nk_clock_wait_ms(nk_clock_system(), end) == 0)
             return false;
         nk_sleep_ms(2);
     }
@@ -223,14 +228,13 @@ bool nk_process_wait(struct nk_process *p, uint32_t timeout_ms)
 int nk_process_read_line(struct nk_process *p, char *line, size_t size, uint32_t timeout_ms,
                          struct nk_error *err)
 {
-    uint64_t end = nk_now_ns() + (uint64_t)timeout_ms * 1000000u;
+    uint64_t end = end_of(timeout_ms);
 
     for (;;) {
         char *newline = memchr(p->pending, '\n', p->n_pending);
         struct pollfd pfd = { .fd = p->out_fd, .events = POLLIN };
-        uint64_t now = nk_now_ns();
         ssize_t n = 0;
-        int ready;
+        int ready, wait_ms;
 
         if (newline) {
             size_t length = (size_t)(newline - p->pending);
@@ -250,9 +254,9 @@ int nk_process_read_line(struct nk_process *p, char *line, size_t size, uint32_t
         if (p->n_pending == sizeof p->pending)
             return nk_fail(err, NK_E_EXHAUSTED, "too_large", "a line longer than %zu bytes",
                            sizeof p->pending);
-        ready =
-            p->out_fd < 0 ? 1 : poll(&pfd, 1, now < end ? (int)((end - now) / 1000000u) + 1 : 0);
-        if (ready < 0 && errno == EINTR)
+        wait_ms = nk_clock_wait_ms(nk_clock_system(), end);
+        ready = p->out_fd < 0 ? 1 : poll(&pfd, 1, wait_ms);
+        if ((ready < 0 && errno == EINTR) || (ready == 0 && wait_ms > 0))
             continue;
         if (ready == 0)
             return nk_fail(err, NK_E_DEADLINE, "timeout", "no line within %u ms",

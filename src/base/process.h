@@ -42,8 +42,8 @@ struct nk_process_opts {
      * 0 is an errno, with which the start fails. */
     int (*in_child)(void *arg);
     void *in_child_arg;
-    const char *const
-        *env; /* "NAME=VALUE" set over the parent's environment; NULL-terminated; NULL: none */
+    /* "NAME=VALUE" set over the parent's environment; NULL-terminated; NULL: none. */
+    const char *const *env;
 };
 /*   NOT_FOUND    no_program     cannot be executed
  *   UNAVAILABLE  cannot_start   the system's sentence (too many processes, no memory) */

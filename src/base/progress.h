@@ -1,4 +1,5 @@
-/* A progress bar with rate and time left, on standard error when that is a terminal; silent otherwise. One thread. */
+/* A progress bar with rate and time left, on standard error when that is a terminal; silent
+ * otherwise. One thread. */
 #ifndef NK_BASE_PROGRESS_H
 #define NK_BASE_PROGRESS_H
 

@@ -1,11 +1,12 @@
 /* clang-format off */
-/* cluster.yaml: which workers hold which layers of which model. Read and validated with line numbers.
+/* cluster.yaml: which workers hold which layers of which model. Read and validated with line
+ * numbers.
  *
  *   model:
- *     id: kjv-tiny
- *     sha256: 1f0e...            # of the source model
- *     vocab: kjv-tiny.vocab.gguf # tokenizer, for whoever has text (run, serve); relative to this file
- *   tls:                         # where the workers take mutual TLS only; PEM files, relative to this file
+ *     id: kjv-tiny sha256: 1f0e...            # of the source model vocab: kjv-tiny.vocab.gguf #
+ *     tokenizer, for whoever has text (run, serve); relative to this file
+ *   tls:                         # where the workers take mutual TLS only; PEM files, relative to
+ *   this file
  *     ca: ca.pem                 # whom to trust
  *     certificate: me.pem        # own
  *     key: me.key.pem
@@ -16,8 +17,7 @@
  *       layers: 0-4
  *     - id: cellar
  *       address: 127.0.0.1:5531
- *       layers: 4-8
- */
+ *       layers: 4-8 */
 /* clang-format on */
 #ifndef NK_CHAIN_CLUSTER_H
 #define NK_CHAIN_CLUSTER_H

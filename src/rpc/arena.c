@@ -3,8 +3,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-/* The memory is a stack of blocks, each at least twice as large as the one before; only the newest is allocated from. After a
- * message that needed several, reset replaces them by one of their total size: the next message of that size fits. */
+/* The memory is a stack of blocks, each at least twice as large as the one before; only the newest
+ * is allocated from. After a message that needed several, reset replaces them by one of their total
+ * size: the next message of that size fits. */
 
 #if defined(__SANITIZE_ADDRESS__)
 #define NK_ASAN 1
@@ -16,7 +17,8 @@
 #ifdef NK_ASAN
 #include <sanitizer/asan_interface.h>
 #else
-/* Under AddressSanitizer what a reset forgot, or was never handed out, is poisoned: a stale pointer is then found. */
+/* Under AddressSanitizer what a reset forgot, or was never handed out, is poisoned: a stale pointer
+ * is then found. */
 #define ASAN_POISON_MEMORY_REGION(p, n)   ((void)(p), (void)(n))
 #define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #endif

@@ -1,5 +1,6 @@
-/* A bump allocator that protobuf-c unpacks into: reset per message, so that a steady stream of messages of one size
- * allocates nothing. It has a ceiling; past it allocations return NULL (protobuf-c then fails to unpack). One thread. */
+/* A bump allocator that protobuf-c unpacks into: reset per message, so that a steady stream of
+ * messages of one size allocates nothing. It has a ceiling; past it allocations return NULL
+ * (protobuf-c then fails to unpack). One thread. */
 #ifndef NK_RPC_ARENA_H
 #define NK_RPC_ARENA_H
 

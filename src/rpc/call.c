@@ -1,5 +1,6 @@
-/* A call. Sends are queued under c->mu and started by whoever finds none outstanding: usually the thread that sends, so that a
- * row goes to the socket without a detour over the net thread. Reading, handlers and the end are the net thread's. */
+/* A call. Sends are queued under c->mu and started by whoever finds none outstanding: usually the
+ * thread that sends, so that a row goes to the socket without a detour over the net thread.
+ * Reading, handlers and the end are the net thread's. */
 #include "rpc/rpc_int.h"
 
 #include <stdlib.h>
@@ -46,10 +47,7 @@ bool nk__call_link(nk_call *c, bool always)
     pthread_mutex_lock(&net->mu);
     ok = always || !net->stopping;
     if (ok) {
-        c->next = net->calls;
-        if (c->next)
-            c->next->prev = c;
-        net->calls = c;
+        LIST_INSERT_HEAD(&net->calls, c, link);
         net->n_calls++;
     }
     pthread_mutex_unlock(&net->mu);
@@ -515,7 +513,8 @@ static void op_status_done(struct nk__op *op, bool ok)
     nk__call_maybe_end(c);
 }
 
-/* A message that a paused reader has not taken yet: worth waiting for only when the call ended in good order. */
+/* A message that a paused reader has not taken yet: worth waiting for only when the call ended in
+ * good order. */
 static bool held_is_void(const nk_call *c)
 {
     return !c->is_client || c->cancelled || c->code == GRPC_STATUS_CANCELLED ||

@@ -6,9 +6,13 @@
 
 #include "base/clock.h"
 
+/* A limit of gRPC's own where the net's clock stands still (see nk__args_common). */
+enum { NEVER_MS = 24 * 3600 * 1000 };
+
 /* ---- channels ---- */
 
-/* "dns:///" and the address, so that no host's name is taken for a scheme; a URI has no room for bare brackets. */
+/* "dns:///" and the address, so that no host's name is taken for a scheme; a URI has no room for
+ * bare brackets. */
 static void target_format(char *out, const char *address)
 {
     out += sprintf(out, "dns:///");
@@ -37,12 +41,13 @@ int nk_channel_open(nk_channel **out, nk_net *net, const char *address,
     rc = nk__channel_credentials(&creds, credentials ? credentials : &plain, err);
     if (rc)
         return rc;
-    nk__args_common(&args, net->channel_quota);
-    /* A worker that comes back is reached within a second; one that drops packets is given up after five. */
+    nk__args_common(&args, net, net->channel_quota);
+    /* A worker that comes back is reached within a second; one that drops packets is given up after
+     * five (the third is so called; it is the time limit of one attempt). */
     nk__args_int(&args, GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
     nk__args_int(&args, GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 500);
     nk__args_int(&args, GRPC_ARG_MIN_RECONNECT_BACKOFF_MS,
-                 5000); /* so called; it is the time limit of one attempt */
+                 nk_clock_runs(net->clock) ? 5000 : NEVER_MS);
     /* A connection of its own, with its own idea of whether the peer is there. */
     nk__args_int(&args, GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
     /* Whether a step is sent again is the chain's decision. */
@@ -60,16 +65,14 @@ int nk_channel_open(nk_channel **out, nk_net *net, const char *address,
     ch->g = grpc_channel_create(target, creds, &args.args);
     grpc_channel_credentials_release(creds);
     pthread_mutex_lock(&net->mu);
-    ch->next = net->channels;
-    if (ch->next)
-        ch->next->prev = ch;
-    net->channels = ch;
+    LIST_INSERT_HEAD(&net->channels, ch, link);
     pthread_mutex_unlock(&net->mu);
     *out = ch;
     return 0;
 }
 
-/* Calls keep the channel; the last one to let go destroys it. All of them have ended when the net stops. */
+/* Calls keep the channel; the last one to let go destroys it. All of them have ended when the net
+ * stops. */
 void nk__channel_unref(nk_channel *ch)
 {
     if (atomic_fetch_sub(&ch->refs, 1) != 1)
@@ -87,12 +90,7 @@ void nk_channel_close(nk_channel *ch)
         return;
     net = ch->net;
     pthread_mutex_lock(&net->mu);
-    if (ch->prev)
-        ch->prev->next = ch->next;
-    else
-        net->channels = ch->next;
-    if (ch->next)
-        ch->next->prev = ch->prev;
+    LIST_REMOVE(ch, link);
     pthread_mutex_unlock(&net->mu);
     nk__channel_unref(ch);
 }
@@ -159,7 +157,8 @@ int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t dead
     status.data.recv_status_on_client.status_details = &c->details;
     recv_headers.data.recv_initial_metadata.recv_initial_metadata = &c->headers;
 
-    /* All three are counted before the first can complete, so that the call does not end in between. */
+    /* All three are counted before the first can complete, so that the call does not end in
+     * between. */
     pthread_mutex_lock(&c->mu);
     c->n_ops = 3;
     c->sending = true;
@@ -175,7 +174,8 @@ int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t dead
     return 0;
 }
 
-/* gRPC names the peer "ipv4:..." once the call is on a connection, and the channel's target before. */
+/* gRPC names the peer "ipv4:..." once the call is on a connection, and the channel's target
+ * before. */
 static bool is_connected(nk_call *c)
 {
     const char *peer = nk_call_peer(c);
@@ -214,7 +214,8 @@ bool nk__client_status(nk_call *c, struct nk_error *out)
             return true;
         }
     }
-    /* No reason: gRPC's own verdict, on this side or the other, or a server that is none of ours. */
+    /* No reason: gRPC's own verdict, on this side or the other, or a server that is none of
+     * ours. */
     switch (code) {
     case NK_E_DEADLINE:
         deadline_error(c, out);
@@ -299,7 +300,8 @@ int nk_call_unary(nk_channel *ch, const char *path, const ProtobufCMessage *requ
         return rc;
     pthread_mutex_init(&u.mu, NULL);
     pthread_cond_init(&u.changed, NULL);
-    /* The call may end at any moment. unary_end waits for the lock, so the handle is there to be referenced. */
+    /* The call may end at any moment. unary_end waits for the lock, so the handle is there to be
+     * referenced. */
     pthread_mutex_lock(&u.mu);
     rc = nk_call_start(&c, ch, path, deadline_ms, &handlers, &u, err);
     if (!rc)

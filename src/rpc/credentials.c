@@ -1,5 +1,5 @@
-/* TLS. gRPC takes PEM texts and finds out late, and with a line in a log, that they are no good: here they are read with
- * OpenSSL first, so that the error says which of them and why. */
+/* TLS. gRPC takes PEM texts and finds out late, and with a line in a log, that they are no good:
+ * here they are read with OpenSSL first, so that the error says which of them and why. */
 #include "rpc/rpc_int.h"
 
 #include <string.h>

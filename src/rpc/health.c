@@ -1,5 +1,5 @@
-/* grpc.health.v1.Health (https://github.com/grpc/grpc/blob/master/doc/health-checking.md). All services of a server fare alike:
- * they are one model. */
+/* grpc.health.v1.Health (https://github.com/grpc/grpc/blob/master/doc/health-checking.md). All
+ * services of a server fare alike: they are one model. */
 #include "rpc/rpc_int.h"
 
 #include <stdio.h>
@@ -10,8 +10,8 @@
 
 enum { REQUEST_BYTES_MAX = 4096, SERVICE_MAX = 200 };
 
-struct nk__watch {                 /* an open call, Check or Watch */
-    struct nk__watch *prev, *next; /* server->watches, once it watches */
+struct nk__watch {              /* an open call, Check or Watch */
+    LIST_ENTRY(nk__watch) link; /* server->watches, once it watches */
     nk_server *server;
     nk_call *call;
     bool is_watch, listed, has_request;
@@ -44,9 +44,12 @@ static void send_status(struct nk__watch *w)
 void nk__health_notify(void *server)
 {
     nk_server *s = server;
+    struct nk__watch *w;
 
-    for (struct nk__watch *w = s->watches; w; w = w->next)
+    LIST_FOREACH(w, &s->watches, link)
+    {
         send_status(w);
+    }
 }
 
 static void fail(nk_call *c, int code, const char *reason, const char *text)
@@ -88,10 +91,7 @@ static void on_message(nk_call *c, void *user, struct nk_bytes msg)
         nk_call_finish(c, NULL);
         return;
     }
-    w->next = w->server->watches;
-    if (w->next)
-        w->next->prev = w;
-    w->server->watches = w;
+    LIST_INSERT_HEAD(&w->server->watches, w, link);
     w->listed = true;
 }
 
@@ -109,14 +109,8 @@ static void on_end(nk_call *c, void *user, const struct nk_error *status)
 
     (void)c;
     (void)status;
-    if (w->listed) {
-        if (w->prev)
-            w->prev->next = w->next;
-        else
-            w->server->watches = w->next;
-        if (w->next)
-            w->next->prev = w->prev;
-    }
+    if (w->listed)
+        LIST_REMOVE(w, link);
     free(w);
 }
 

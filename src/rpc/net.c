@@ -28,7 +28,8 @@ void *nk__alloc(size_t n, size_t size)
 gpr_timespec nk__deadline(const nk_net *net, uint64_t at_ns)
 {
     if (!nk_clock_runs(net->clock)) /* clock_moved wakes */
-        return gpr_inf_future(GPR_CLOCK_MONOTONIC);
+        return at_ns <= nk_clock_now_ns(net->clock) ? gpr_inf_past(GPR_CLOCK_MONOTONIC)
+                                                    : gpr_inf_future(GPR_CLOCK_MONOTONIC);
     return (gpr_timespec){ (int64_t)(at_ns / 1000000000u), (int32_t)(at_ns % 1000000000u),
                            GPR_CLOCK_MONOTONIC };
 }
@@ -50,7 +51,7 @@ static void inbox_add(struct nk__inbox *in, struct nk__posted item)
     in->items[in->n++] = item;
 }
 
-/* net->mu held. True: nk_net_kick must follow when it is released. */
+/* net->mu held. True: net_kick must follow when it is released. */
 static bool post_locked(nk_net *net, void (*fn)(void *arg), void *arg)
 {
     bool kick = !net->kicked;
@@ -108,7 +109,7 @@ bool nk_net_is_current(const nk_net *net)
 
 static bool earlier(const nk_timer *a, const nk_timer *b)
 {
-    return a->at_ns < b->at_ns;
+    return a->at_ns != b->at_ns ? a->at_ns < b->at_ns : a->number < b->number;
 }
 
 static void heap_put(nk_net *net, size_t i, nk_timer *t)
@@ -149,17 +150,16 @@ static void timer_remove(nk_timer *t)
         heap_put(net, i, net->heap[net->n_timers]);
         heap_fix(net, i);
     }
-    t->next_free = net->free_timers;
-    net->free_timers = t;
+    SLIST_INSERT_HEAD(&net->free_timers, t, link);
 }
 
 nk_timer *nk__timer_at(nk_net *net, uint64_t at_ns, void (*fn)(void *arg), void *arg)
 {
-    nk_timer *t = net->free_timers;
+    nk_timer *t = SLIST_FIRST(&net->free_timers);
 
     NK_ASSERT(nk_net_is_current(net));
     if (t)
-        net->free_timers = t->next_free;
+        SLIST_REMOVE_HEAD(&net->free_timers, link);
     else
         t = nk__alloc(1, sizeof *t);
     if (net->n_timers == net->heap_capacity) {
@@ -172,7 +172,9 @@ nk_timer *nk__timer_at(nk_net *net, uint64_t at_ns, void (*fn)(void *arg), void 
         net->heap = heap;
         net->heap_capacity = capacity;
     }
-    *t = (nk_timer){ .net = net, .at_ns = at_ns, .fn = fn, .arg = arg };
+    *t = (nk_timer){
+        .net = net, .at_ns = at_ns, .number = net->next_timer_number++, .fn = fn, .arg = arg
+    };
     heap_put(net, net->n_timers++, t);
     heap_fix(net, t->heap_idx);
     return t;
@@ -194,9 +196,10 @@ void nk_timer_cancel(nk_timer *t)
 static void run_timers(nk_net *net)
 {
     uint64_t now = net->n_timers ? nk_clock_now_ns(net->clock) : 0;
+    uint64_t end = net->next_timer_number;
 
-    /* One that starts another with 0 ms gets it run in the next round: now is not read again. */
-    while (net->n_timers && net->heap[0]->at_ns <= now) {
+    /* One that starts another with 0 ms gets it run in the next round, after what else happened. */
+    while (net->n_timers && net->heap[0]->at_ns <= now && net->heap[0]->number < end) {
         nk_timer t = *net->heap[0];
 
         timer_remove(net->heap[0]);
@@ -216,12 +219,7 @@ void nk__net_call_gone(nk_net *net, nk_call *c)
     bool kick;
 
     pthread_mutex_lock(&net->mu);
-    if (c->prev)
-        c->prev->next = c->next;
-    else
-        net->calls = c->next;
-    if (c->next)
-        c->next->prev = c->prev;
+    LIST_REMOVE(c, link);
     net->n_calls--;
     /* The net thread may be waiting for just this (check_end). */
     kick = net->stopping && post_locked(net, nothing, NULL);
@@ -233,14 +231,17 @@ void nk__net_call_gone(nk_net *net, nk_call *c)
 /* Once the owner has asked for the end: when nothing is left, no event can come any more. */
 static void check_end(nk_net *net)
 {
+    const nk_server *s;
     bool empty;
 
     if (!net->stop_begun || net->cq_shut)
         return;
     pthread_mutex_lock(&net->mu);
     empty = net->n_calls == 0 && net->inbox.n == 0 && !net->kicked;
-    for (nk_server *s = net->servers; s; s = s->next)
+    LIST_FOREACH(s, &net->servers, link)
+    {
         empty = empty && s->gone;
+    }
     pthread_mutex_unlock(&net->mu);
     if (empty) {
         net->cq_shut = true;
@@ -283,20 +284,25 @@ static void clock_moved(void *arg)
 static void begin_stop(void *arg)
 {
     nk_net *net = arg;
+    nk_server *s;
+    nk_call *c;
 
     net->stop_begun = true;
-    /* Cancelling does not end a call at once: the list cannot change here but by other threads' new calls, which
-     * `stopping` refuses. */
+    /* Cancelling does not end a call at once: the list cannot change here but by other threads' new
+     * calls, which `stopping` refuses. */
     pthread_mutex_lock(&net->mu);
-    for (nk_call *c = net->calls; c; c = c->next)
+    LIST_FOREACH(c, &net->calls, link)
+    {
         nk_call_cancel(c);
+    }
     pthread_mutex_unlock(&net->mu);
     for (;;) {
-        nk_server *s;
-
         pthread_mutex_lock(&net->mu);
-        for (s = net->servers; s && s->stopping; s = s->next)
-            ;
+        LIST_FOREACH(s, &net->servers, link)
+        {
+            if (!s->stopping)
+                break;
+        }
         pthread_mutex_unlock(&net->mu);
         if (!s)
             break;
@@ -305,7 +311,8 @@ static void begin_stop(void *arg)
     }
 }
 
-/* gRPC's own lines: what it calls errors is mostly the weather (a peer that went away), and our statuses say it too. */
+/* gRPC's own lines: what it calls errors is mostly the weather (a peer that went away), and our
+ * statuses say it too. */
 #ifdef NK_HAVE_GPR_LOG
 static void gpr_line(gpr_log_func_args *args)
 {
@@ -343,6 +350,7 @@ int nk_net_start(nk_net **out, struct nk_clock *clock, struct nk_error *err)
     nk_net *net = nk__alloc(1, sizeof *net);
     sigset_t old;
     grpc_slice method;
+    grpc_event ev;
     int sys;
 
     *out = NULL;
@@ -377,10 +385,9 @@ int nk_net_start(nk_net **out, struct nk_clock *clock, struct nk_error *err)
         grpc_call_unref(net->kick_call);
         grpc_channel_destroy(net->kick_channel);
         grpc_completion_queue_shutdown(net->cq);
-        while (
-            grpc_completion_queue_next(net->cq, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL).type !=
-            GRPC_QUEUE_SHUTDOWN)
-            ;
+        do
+            ev = grpc_completion_queue_next(net->cq, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+        while (ev.type != GRPC_QUEUE_SHUTDOWN);
         release_grpc(net);
         nk__net_unref(net);
         return nk_fail(err, NK_E_EXHAUSTED, "no_thread", "the network thread cannot be started: %s",
@@ -403,12 +410,16 @@ void nk_net_stop(nk_net *net)
     nk_net_post(net, begin_stop, net);
     pthread_join(net->thread, NULL);
 
-    for (nk_channel *ch = net->channels, *next; ch; ch = next) {
-        next = ch->next;
+    while (!LIST_EMPTY(&net->channels)) {
+        nk_channel *ch = LIST_FIRST(&net->channels);
+
+        LIST_REMOVE(ch, link);
         nk__channel_unref(ch);
     }
-    for (nk_server *s = net->servers, *next; s; s = next) {
-        next = s->next;
+    while (!LIST_EMPTY(&net->servers)) {
+        nk_server *s = LIST_FIRST(&net->servers);
+
+        LIST_REMOVE(s, link);
         nk__server_free(s);
     }
     pthread_mutex_lock(&net->kick_mu); /* whoever kicked last is out of gRPC */
@@ -418,8 +429,10 @@ void nk_net_stop(nk_net *net)
     release_grpc(net);
     while (net->n_timers)
         timer_remove(net->heap[0]);
-    for (nk_timer *t = net->free_timers, *next; t; t = next) {
-        next = t->next_free;
+    while (!SLIST_EMPTY(&net->free_timers)) {
+        nk_timer *t = SLIST_FIRST(&net->free_timers);
+
+        SLIST_REMOVE_HEAD(&net->free_timers, link);
         free(t);
     }
     free(net->heap);

@@ -5,8 +5,8 @@
 #include "base/buf.h"
 #include "nakshatra.pb-c.h"
 
-/* A serialised FileDescriptorSet of proto/nakshatra.proto and of the health and reflection services: what
- * nk_server_opts.descriptors takes. Lives as long as the program. */
+/* A serialised FileDescriptorSet of proto/nakshatra.proto and of the health and reflection
+ * services: what nk_server_opts.descriptors takes. Lives as long as the program. */
 struct nk_bytes nk_proto_descriptors(void);
 
 #endif

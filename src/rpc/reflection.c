@@ -1,5 +1,6 @@
-/* grpc.reflection.v1alpha.ServerReflection (https://github.com/grpc/grpc/blob/master/doc/server-reflection.md), so that grpcurl and
- * other tools can look at a server. The descriptors are our own; the requests are a stranger's. */
+/* grpc.reflection.v1alpha.ServerReflection
+ * (https://github.com/grpc/grpc/blob/master/doc/server-reflection.md), so that grpcurl and other
+ * tools can look at a server. The descriptors are our own; the requests are a stranger's. */
 #include "rpc/rpc_int.h"
 
 #include <stdio.h>
@@ -11,6 +12,9 @@
 
 typedef Grpc__Reflection__V1alpha__ServerReflectionRequest Request;
 typedef Grpc__Reflection__V1alpha__ServerReflectionResponse Response;
+
+#define ASKED(what)  GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_##what
+#define ANSWER(what) GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_##what
 
 enum { REQUEST_BYTES_MAX = 64 * 1024 };
 
@@ -77,7 +81,8 @@ void nk__reflection_free(struct nk__reflection *r)
 
 /* ---- finding ---- */
 
-/* What follows "name." in symbol; symbol's end when they are equal; NULL when it is something else. */
+/* What follows "name." in symbol; symbol's end when they are equal; NULL when it is something
+ * else. */
 static const char *below(const char *symbol, const char *name)
 {
     size_t n = strlen(name);
@@ -178,8 +183,7 @@ static void answer_error(nk_call *c, Request *request, int code, const char *tex
 
     error.error_code = -code;
     error.error_message = (char *)text;
-    response.message_response_case =
-        GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_ERROR_RESPONSE;
+    response.message_response_case = ANSWER(ERROR_RESPONSE);
     response.error_response = &error;
     send_response(c, request, &response);
 }
@@ -202,8 +206,7 @@ static void answer_file(nk_call *c, const struct nk__reflection *r, Request *req
     for (size_t i = 0; i < r->n_files; i++)
         if (wanted[i] && i != idx)
             files.file_descriptor_proto[files.n_file_descriptor_proto++] = r->set->file[i];
-    response.message_response_case =
-        GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_FILE_DESCRIPTOR_RESPONSE;
+    response.message_response_case = ANSWER(FILE_DESCRIPTOR_RESPONSE);
     response.file_descriptor_response = &files;
     send_response(c, request, &response);
     free(files.file_descriptor_proto);
@@ -227,8 +230,7 @@ static void answer_services(nk_call *c, const nk_server *s, Request *request)
         items[i].name = r->services[i];
         list.service[list.n_service++] = &items[i];
     }
-    response.message_response_case =
-        GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_RESPONSE__MESSAGE_RESPONSE_LIST_SERVICES_RESPONSE;
+    response.message_response_case = ANSWER(LIST_SERVICES_RESPONSE);
     response.list_services_response = &list;
     send_response(c, request, &response);
     free(list.service);
@@ -252,19 +254,19 @@ static void on_message(nk_call *c, void *user, struct nk_bytes msg)
         return;
     }
     switch (request->message_request_case) {
-    case GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_BY_FILENAME:
+    case ASKED(FILE_BY_FILENAME):
         answer_file(c, s->reflection, request,
                     file_with_name(s->reflection, request->file_by_filename));
         break;
-    case GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_CONTAINING_SYMBOL:
+    case ASKED(FILE_CONTAINING_SYMBOL):
         answer_file(c, s->reflection, request,
                     file_with_symbol(s->reflection, request->file_containing_symbol));
         break;
-    case GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_LIST_SERVICES:
+    case ASKED(LIST_SERVICES):
         answer_services(c, s, request);
         break;
-    case GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_FILE_CONTAINING_EXTENSION:
-    case GRPC__REFLECTION__V1ALPHA__SERVER_REFLECTION_REQUEST__MESSAGE_REQUEST_ALL_EXTENSION_NUMBERS_OF_TYPE:
+    case ASKED(FILE_CONTAINING_EXTENSION):
+    case ASKED(ALL_EXTENSION_NUMBERS_OF_TYPE):
         answer_error(c, request, NK_E_NOT_FOUND, "proto3 files have no extensions");
         break;
     default:

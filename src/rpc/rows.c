@@ -2,8 +2,9 @@
 
 #include <string.h>
 
-/* Portable and branch-light, so that compilers vectorise it; the method is the usual one of scaling by powers of two so
- * that the FPU does the rounding (e.g. Fabian Giesen, "Float->half variants", public domain text). */
+/* Portable and branch-light, so that compilers vectorise it; the method is the usual one of scaling
+ * by powers of two so that the FPU does the rounding (e.g. Fabian Giesen, "Float->half variants",
+ * public domain text). */
 static uint32_t bits(float f)
 {
     uint32_t u;
@@ -28,8 +29,8 @@ static uint16_t half_of(float f)
         return (uint16_t)(sign | 0x7e00 | (a >> 13 & 0x1ff)); /* NaN stays one */
     if (a >= 0x477ff000)                                      /* rounds to 2^16 or more: infinity */
         return (uint16_t)(sign | 0x7c00);
-    if (a <
-        0x38800000) /* below 2^-14: denormal; adding 0.5 puts the bits in place, rounded by the FPU */
+    /* Below 2^-14 it is denormal; adding 0.5 puts the bits in place, rounded by the FPU. */
+    if (a < 0x38800000)
         return (uint16_t)(sign | (bits(from_bits(a) + 0.5f) - bits(0.5f)));
     a += 0xc8000fff + (a >> 13 & 1); /* exponent from bias 127 to 15, round to nearest even */
     return (uint16_t)(sign | a >> 13);

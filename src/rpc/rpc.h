@@ -1,10 +1,11 @@
 /* gRPC over gRPC core's C API: a thread that owns a completion queue, servers, channels and calls.
  *
- * Rules. A `nk_net` is one completion queue and its thread, the net thread. Handlers run on it, one at a time, and never
- * from inside a function called here. Functions marked [any] may be called on any thread, the others on the net thread
- * only (nk_net_post gets you there). A call gets exactly one `end`; until then its handle is valid, after it the handle
- * is gone. Messages are bounded: a larger one ends the call with EXHAUSTED `message_too_large`. Statuses are struct
- * nk_error: code, message and a reason word, which travels in the trailer "nk-reason".
+ * Rules. A `nk_net` is one completion queue and its thread, the net thread. Handlers run on it, one
+ * at a time, and never from inside a function called here. Functions marked [any] may be called on
+ * any thread, the others on the net thread only (nk_net_post gets you there). A call gets exactly
+ * one `end`; until then its handle is valid, after it the handle is gone. Messages are bounded: a
+ * larger one ends the call with EXHAUSTED `message_too_large`. Statuses are struct nk_error: code,
+ * message and a reason word, which travels in the trailer "nk-reason".
  *
  * Safety: a call's send queue is guarded by a mutex, held for queue operations only. */
 #ifndef NK_RPC_RPC_H
@@ -20,14 +21,16 @@
 #include "base/clock.h"
 #include "base/error.h"
 
-/* The one ceiling of a message: the rows of a prefill chunk, 2048 rows x 8192 floats x 4 bytes = 64 MiB, and 1 MiB for
- * everything else in it. */
+/* The one ceiling of a message: the rows of a prefill chunk, 2048 rows x 8192 floats x 4 bytes = 64
+ * MiB, and 1 MiB for everything else in it. */
 #define NK_RPC_MESSAGE_BYTES_MAX ((64u + 1u) << 20)
-/* What may wait to be sent on one call before nk_call_send answers EXHAUSTED `send_queue_full`: four such messages. */
+/* What may wait to be sent on one call before nk_call_send answers EXHAUSTED `send_queue_full`:
+ * four such messages. */
 #define NK_RPC_SEND_QUEUE_BYTES_MAX (4u * NK_RPC_MESSAGE_BYTES_MAX)
 
-/* What all servers of a net may hold of arriving messages, and all its channels likewise: eight such messages. When that
- * fills, senders are slowed down; beyond, calls are reset (EXHAUSTED `resource_exhausted` at the other side). */
+/* What all servers of a net may hold of arriving messages, and all its channels likewise: eight
+ * such messages. When that fills, senders are slowed down; beyond, calls are reset (EXHAUSTED
+ * `resource_exhausted` at the other side). */
 #define NK_RPC_MEMORY_BYTES_MAX (8u * NK_RPC_MESSAGE_BYTES_MAX)
 
 typedef struct nk_net nk_net;
@@ -37,17 +40,21 @@ typedef struct nk_call nk_call;
 typedef struct nk_timer nk_timer;
 
 /* ---- the net thread ---- */
-/* Its timers and the deadlines of its calls go by `clock`, which is borrowed until the net has stopped. What gRPC itself times
- * (keepalive, connecting) goes by the system's always. */
+/* Its timers, the deadlines of its calls and the time its servers take to stop go by `clock`, which
+ * is borrowed until the net has stopped. gRPC itself goes by the system's clock: keepalive and the
+ * limits of connecting, which are there only where `clock` runs by itself.
+ *   EXHAUSTED  no_thread */
 int nk_net_start(nk_net **out, struct nk_clock *clock, struct nk_error *err);
 struct nk_clock *nk_net_clock(const nk_net *net); /* [any] */
-/* [any but the net thread] Ends the thread after everything on it has ended: the owner stops servers, cancels calls and
- * closes channels first; what is left is cancelled. Frees. */
+/* [any but the net thread] Ends the thread after everything on it has ended: the owner stops
+ * servers, cancels calls and closes channels first; what is left is cancelled. Frees. */
 void nk_net_stop(nk_net *net);
 /* [any] fn(arg) runs on the net thread, in the order of posting. Never blocks. */
 void nk_net_post(nk_net *net, void (*fn)(void *arg), void *arg);
 bool nk_net_is_current(const nk_net *net); /* [any] */
-/* fn(arg) once, after ms. The timer is gone after it ran or was cancelled (cancel never runs fn). */
+/* fn(arg) once, after ms and never before. Timers run in the order of their times, those of one
+ * time in the order in which they were started. The timer is gone after it ran or was cancelled
+ * (cancel never runs fn). */
 nk_timer *nk_timer_start(nk_net *net, uint32_t ms, void (*fn)(void *arg), void *arg);
 void nk_timer_cancel(nk_timer *t);
 
@@ -55,7 +62,8 @@ void nk_timer_cancel(nk_timer *t);
 /* "host:port" or "[v6]:port", with port_min <= port <= 65535. [any]
  *   INVALID  bad_address */
 int nk_address_check(const char *address, int port_min, struct nk_error *err);
-/* Whether a (good) address is certain to be of this machine only: 127.0.0.0/8, ::1 or localhost. [any] */
+/* Whether a (good) address is certain to be of this machine only: 127.0.0.0/8, ::1 or localhost.
+ * [any] */
 bool nk_address_is_loopback(const char *address);
 
 /* ---- credentials ---- */
@@ -67,19 +75,21 @@ struct nk_credentials { /* PEM texts, borrowed for the call that takes them; all
 
 /* ---- calls, on either side ---- */
 struct nk_call_handlers {
-    /* A message; borrowed for the call. The next one is read after this returns unless paused. None comes after this side's
-     * nk_call_finish or nk_call_cancel. */
+    /* A message; borrowed for the call. The next one is read after this returns unless paused. None
+     * comes after this side's nk_call_finish or nk_call_cancel. */
     void (*message)(nk_call *c, void *user, struct nk_bytes msg);
     /* The other side will send no more (server: the client's half-close). May be NULL. */
     void (*half_closed)(nk_call *c, void *user);
-    /* The end, exactly once. status NULL: OK. On the server: the status that was sent, CANCELLED `cancelled` when the
-     * client cancelled or its connection broke, DEADLINE `deadline` when the client's deadline passed first. On the client:
-     * the server's status, DEADLINE `deadline`, UNAVAILABLE `unreachable` or `peer_gone`, CANCELLED `cancelled`; a status
-     * without a reason of ours gets its code's name (`not_found`). The handle is gone after this returns. */
+    /* The end, exactly once. status NULL: OK. On the server: the status that was sent, CANCELLED
+     * `cancelled` when the client cancelled or its connection broke, DEADLINE `deadline` when the
+     * client's deadline passed first. On the client: the server's status, DEADLINE `deadline`,
+     * UNAVAILABLE `unreachable` or `peer_gone`, CANCELLED `cancelled`; a status without a reason of
+     * ours gets its code's name (`not_found`). The handle is gone after this returns. */
     void (*end)(nk_call *c, void *user, const struct nk_error *status);
 };
 
-/* Queues a message; it is sent after those queued before it. [any] In a steady exchange nothing of ours is allocated.
+/* Queues a message; it is sent after those queued before it. [any] In a steady exchange nothing of
+ * ours is allocated.
  *   EXHAUSTED    message_too_large  over NK_RPC_MESSAGE_BYTES_MAX
  *   EXHAUSTED    send_queue_full    over NK_RPC_SEND_QUEUE_BYTES_MAX, or over 65,536 messages
  *   UNAVAILABLE  call_ended         it has ended or is ending */
@@ -92,12 +102,12 @@ void nk_call_send_done(nk_call *c);
 void nk_call_finish(nk_call *c, const struct nk_error *status);
 /* Either side: ends it now; `end` follows. [any] */
 void nk_call_cancel(nk_call *c);
-/* Stops and restarts reading; HTTP/2's flow control carries it to the sender. While a client call is paused, an end in good
- * order waits behind the messages before it. */
+/* Stops and restarts reading; HTTP/2's flow control carries it to the sender. While a client call
+ * is paused, an end in good order waits behind the messages before it. */
 void nk_call_pause(nk_call *c);
 void nk_call_resume(nk_call *c);
-/* [any] More references keep the handle's memory (not the call) alive, so that another thread may still send into a call
- * that has ended and be told so. */
+/* [any] More references keep the handle's memory (not the call) alive, so that another thread may
+ * still send into a call that has ended and be told so. */
 nk_call *nk_call_ref(nk_call *c);
 void nk_call_unref(nk_call *c);
 const char *nk_call_peer(const nk_call *c); /* "ipv4:127.0.0.1:41234"; borrowed until `end` */
@@ -114,16 +124,16 @@ struct nk_server_opts {
     const struct nk_method *methods; /* borrowed until the server has stopped */
     int n_methods;
     void *user;
-    void (*bound)(void *user,
-                  int port); /* before the first call can come, on the caller's thread; or NULL */
-    int calls_max;           /* over it: EXHAUSTED `too_many_calls`; 0: 1024 */
-    /* For the reflection service (grpc.reflection.v1alpha): a serialised FileDescriptorSet, e.g. nk_proto_descriptors();
-     * borrowed for the call. */
+    /* Before the first call can come, on the caller's thread; or NULL. */
+    void (*bound)(void *user, int port);
+    int calls_max; /* over it: EXHAUSTED `too_many_calls`; 0: 1024 */
+    /* For the reflection service (grpc.reflection.v1alpha): a serialised FileDescriptorSet, e.g.
+     * nk_proto_descriptors(); borrowed for the call. */
     struct nk_bytes descriptors;
 };
-/* Also answers grpc.health.v1.Health (Check and Watch) and reflection, 128 such calls at once beside calls_max. Unknown
- * methods: UNIMPLEMENTED `unknown_method`.
- * With credentials, only clients with a certificate of that CA are let in. [any]
+/* Also answers grpc.health.v1.Health (Check and Watch) and reflection, 128 such calls at once
+ * beside calls_max. Unknown methods: UNIMPLEMENTED `unknown_method`. With credentials, only clients
+ * with a certificate of that CA are let in. [any]
  *   INVALID      bad_address      not HOST:PORT
  *   INVALID      bad_credentials  one is missing, cannot be read, or does not fit; named
  *   INVALID      bad_descriptors
@@ -132,20 +142,23 @@ int nk_server_start(nk_server **out, nk_net *net, const struct nk_server_opts *o
                     struct nk_error *err);
 int nk_server_port(const nk_server *s);                 /* [any] */
 void nk_server_set_serving(nk_server *s, bool serving); /* [any] what health says; true at first */
-/* [any but the net thread] Takes no more calls and says so to clients (health: NOT_SERVING); ends those that are left after
- * grace_ms with UNAVAILABLE `shutting_down`, cuts what connections are then left, waits for all that, frees. */
+/* [any but the net thread] Takes no more calls and says so to clients (health: NOT_SERVING); ends
+ * those that are left after grace_ms with UNAVAILABLE `shutting_down`, cuts what connections are
+ * then left, waits for all that, frees. */
 void nk_server_stop(nk_server *s, uint32_t grace_ms);
 
 /* ---- client ---- */
-/* address "host:port". Connecting happens when a call needs it. With a CA among the credentials, TLS; with a certificate and
- * key too, the client shows them. The server's certificate must name the host. [any]
+/* address "host:port". Connecting happens when a call needs it. With a CA among the credentials,
+ * TLS; with a certificate and key too, the client shows them. The server's certificate must name
+ * the host. [any]
  *   INVALID  bad_address, bad_credentials */
 int nk_channel_open(nk_channel **out, nk_net *net, const char *address,
                     const struct nk_credentials *credentials, struct nk_error *err);
 void nk_channel_close(nk_channel *ch); /* [any] calls on it live on */
-/* Starts a call; `end` follows in every case, also when the server cannot be reached. deadline_ms 0: none. [any]
- * On another thread than the net's the call may have ended before this returns. To use the handle there, hold a lock that
- * your `end` takes while calling this and nk_call_ref().
+/* Starts a call; `end` follows in every case, also when the server cannot be reached. deadline_ms
+ * 0: none. [any]
+ * On another thread than the net's the call may have ended before this returns. To use the handle
+ * there, hold a lock that your `end` takes while calling this and nk_call_ref().
  *   UNAVAILABLE  net_stopped    nk_net_stop has begun */
 int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t deadline_ms,
                   const struct nk_call_handlers *handlers, void *user, struct nk_error *err);

@@ -9,14 +9,15 @@
  *   args.c        addresses and gRPC's settings
  *   credentials.c TLS
  *
- * Every operation given to gRPC is tagged with a struct nk__op inside the object it belongs to; the net thread takes it
- * from the completion queue and calls op->done. gRPC never calls us by itself, so handlers run on the net thread's own stack and
- * nothing here re-enters. */
+ * Every operation given to gRPC is tagged with a struct nk__op inside the object it belongs to; the
+ * net thread takes it from the completion queue and calls op->done. gRPC never calls us by itself,
+ * so handlers run on the net thread's own stack and nothing here re-enters. */
 #ifndef NK_RPC_RPC_INT_H
 #define NK_RPC_RPC_INT_H
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/queue.h>
 
 #include <grpc/grpc.h>
 #include <grpc/grpc_security.h>
@@ -28,8 +29,9 @@
 struct nk__op {
     void (*done)(struct nk__op *op, bool ok);
 };
-/* What a thread wrote before it started an operation is there for the thread that gets the completion: gRPC's queue sees to
- * that, and ThreadSanitizer, which does not see into gRPC, is told. */
+/* What a thread wrote before it started an operation is there for the thread that gets the
+ * completion: gRPC's queue sees to that, and ThreadSanitizer, which does not see into gRPC, is
+ * told. */
 #if defined(__SANITIZE_THREAD__)
 #define NK__TSAN 1
 #elif defined(__has_feature)
@@ -58,11 +60,11 @@ struct nk__inbox {
 
 struct nk_timer {
     nk_net *net;
-    uint64_t at_ns;
+    uint64_t at_ns, number; /* those of one time run in the order of their numbers */
     size_t heap_idx;
     void (*fn)(void *arg);
     void *arg;
-    nk_timer *next_free;
+    SLIST_ENTRY(nk_timer) link; /* the net's free ones */
 };
 
 struct nk_net {
@@ -71,7 +73,8 @@ struct nk_net {
     grpc_completion_queue *cq;
     pthread_t thread;
 
-    /* An empty batch on a call that goes nowhere is gRPC core's public way of putting an event into a completion queue. */
+    /* An empty batch on a call that goes nowhere is gRPC core's public way of putting an event into
+     * a completion queue. */
     grpc_channel *kick_channel;
     grpc_call *kick_call;
     struct nk__op kick_op;
@@ -85,16 +88,17 @@ struct nk_net {
     struct nk__inbox inbox;
     bool kicked; /* the kick for what is in the inbox is on its way */
     bool stopping;
-    nk_call *calls;
+    LIST_HEAD(, nk_call) calls;
     size_t n_calls; /* whose grpc_call exists */
-    nk_server *servers;
-    nk_channel *channels;
+    LIST_HEAD(, nk_server) servers;
+    LIST_HEAD(, nk_channel) channels;
 
     /* net thread only */
     struct nk__inbox running;
     nk_timer **heap;
     size_t n_timers, heap_capacity;
-    nk_timer *free_timers;
+    uint64_t next_timer_number;
+    SLIST_HEAD(, nk_timer) free_timers;
     bool stop_begun, cq_shut;
 };
 
@@ -105,8 +109,8 @@ void nk__net_unref(nk_net *net);
 void nk__net_call_gone(nk_net *net, nk_call *c);
 /* nk_timer_start with the time itself. */
 nk_timer *nk__timer_at(nk_net *net, uint64_t at_ns, void (*fn)(void *arg), void *arg);
-/* When gRPC shall wake or end something that is due at at_ns of the net's clock. Never, where that clock does not run by
- * itself: then the net is woken when it is moved. */
+/* When gRPC shall wake or end something that is due at at_ns of the net's clock. Where that clock
+ * does not run by itself: at once or never; the net is woken when it is moved. */
 gpr_timespec nk__deadline(const nk_net *net, uint64_t at_ns);
 
 struct nk__call_out { /* messages waiting to be sent: a ring that grows */
@@ -117,11 +121,11 @@ struct nk__call_out { /* messages waiting to be sent: a ring that grows */
 
 struct nk_call {
     nk_net *net;
-    nk_call *prev, *next; /* net->calls; net->mu */
+    LIST_ENTRY(nk_call) link; /* net->calls; net->mu */
     grpc_call *g;
     _Atomic int refs; /* the handle's memory */
-    _Atomic int
-        g_refs; /* g: one until the end, one per thread that is inside gRPC with it; taken under mu */
+    /* g: one until the end, one per thread that is inside gRPC with it; taken under mu. */
+    _Atomic int g_refs;
     bool is_client;
     nk_channel *channel; /* client */
     nk_server *server;   /* server */
@@ -148,8 +152,8 @@ struct nk_call {
     bool ended;     /* no thread may begin to use g */
     bool cancelled; /* nk_call_cancel */
     int n_ops;      /* outstanding batches */
-    bool
-        has_status; /* status is the end's: server: what is sent; client: overrides what gRPC says */
+    /* status is the end's: on the server what is sent; on the client it overrides gRPC's. */
+    bool has_status;
     struct nk_error status;
 
     /* net thread only */
@@ -165,7 +169,8 @@ struct nk_call {
 };
 
 nk_call *nk__call_new(nk_net *net, bool is_client);
-/* Puts it on the net's list. False: the net is stopping (nothing was changed), unless that does not matter. */
+/* Puts it on the net's list. False: the net is stopping (nothing was changed), unless that does not
+ * matter. */
 bool nk__call_link(nk_call *c, bool always);
 /* One batch; the call must be alive (n_ops counted by it). */
 void nk__call_batch(nk_call *c, const grpc_op *ops, size_t n, struct nk__op *tag);
@@ -184,13 +189,18 @@ bool nk__reason_ok(const char *reason, size_t size);
 
 struct nk_channel {
     nk_net *net;
-    nk_channel *prev, *next; /* net->channels; net->mu */
+    LIST_ENTRY(nk_channel) link; /* net->channels; net->mu */
     grpc_channel *g;
     char *address;
     _Atomic int refs; /* the owner's, and one per call */
 };
 
-enum { NK__SERVER_REQUESTS = 16 }; /* calls that gRPC may hand over before we ask for more */
+enum {
+    NK__SERVER_REQUESTS = 16, /* calls that gRPC may hand over before we ask for more */
+    /* How long connections get to write out what is on its way when no call should be left; then
+     * they are cut. */
+    NK__LINGER_MS = 200,
+};
 
 struct nk__request {
     struct nk__op op;
@@ -205,7 +215,7 @@ struct nk__watch;
 
 struct nk_server {
     nk_net *net;
-    nk_server *prev, *next; /* net->servers; net->mu */
+    LIST_ENTRY(nk_server) link; /* net->servers; net->mu */
     grpc_server *g;
     int port;
     const struct nk_method *methods;
@@ -223,7 +233,7 @@ struct nk_server {
     uint32_t grace_ms;
     nk_timer *grace_timer, *linger_timer;
     struct nk__op op_shutdown;
-    struct nk__watch *watches;
+    LIST_HEAD(, nk__watch) watches;
 
     bool gone; /* net->mu */
 };
@@ -249,7 +259,8 @@ struct nk__args {
     grpc_arg items[32];
 };
 void nk__args_int(struct nk__args *a, const char *key, int value);
-void nk__args_common(struct nk__args *a, grpc_resource_quota *quota); /* the quota must live on */
+/* What channels and servers of this net have in common; the quota must live on. */
+void nk__args_common(struct nk__args *a, const nk_net *net, grpc_resource_quota *quota);
 #define NK__ADDRESS_MAX 272 /* a DNS name (253), brackets, a port */
 
 int nk__server_credentials(grpc_server_credentials **out, const struct nk_credentials *c,

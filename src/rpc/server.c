@@ -13,10 +13,8 @@
 
 enum {
     CALLS_MAX_DEFAULT = 1024,
-    INTERNAL_CALLS_MAX =
-        128, /* health and reflection: their streams may stay for good, and take nobody's place */
-    /* How long connections get to write out what is on its way when no call should be left; then they are cut. */
-    LINGER_MS = 200,
+    /* Health and reflection: their streams may stay for good, and take nobody's place. */
+    INTERNAL_CALLS_MAX = 128,
 };
 
 /* ---- methods ---- */
@@ -145,8 +143,8 @@ static void request_done(struct nk__op *op, bool ok)
         if (c->accepted)
             nk__call_read(c); /* unless it was paused at once */
         else
-            finish_with(c, NK_E_INTERNAL, "not_accepted",
-                        "the method did not take the call"); /* if not finished */
+            /* Unless it has finished it. */
+            finish_with(c, NK_E_INTERNAL, "not_accepted", "the method did not take the call");
     }
 }
 
@@ -262,7 +260,7 @@ int nk_server_start(nk_server **out, nk_net *net, const struct nk_server_opts *o
     if (rc)
         goto out;
 
-    nk__args_common(&args, net->server_quota);
+    nk__args_common(&args, net, net->server_quota);
     nk__args_int(&args, GRPC_ARG_ALLOW_REUSEPORT, 0); /* a taken port is taken */
     /* Over calls_max a status tells; far over it, gRPC holds the client back. */
     nk__args_int(&args, GRPC_ARG_MAX_CONCURRENT_STREAMS,
@@ -271,15 +269,13 @@ int nk_server_start(nk_server **out, nk_net *net, const struct nk_server_opts *o
                                          : 200000);
     /* Our own clients ping every 10 s; twice as often is no attack. */
     nk__args_int(&args, GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
-    nk__args_int(&args, GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 10000);
+    if (nk_clock_runs(net->clock)) /* else it is two minutes */
+        nk__args_int(&args, GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 10000);
     s->g = grpc_server_create(&args.args, NULL);
     grpc_server_register_completion_queue(s->g, net->cq, NULL);
     s->port = grpc_server_add_http2_port(s->g, opts->listen, creds);
     pthread_mutex_lock(&net->mu);
-    s->next = net->servers;
-    if (s->next)
-        s->next->prev = s;
-    net->servers = s;
+    LIST_INSERT_HEAD(&net->servers, s, link);
     pthread_mutex_unlock(&net->mu);
     if (!s->port) {
         rc = why_not(opts->listen, err);
@@ -321,14 +317,18 @@ static void cancel_all(nk_server *s)
     }
 }
 
-/* Ends the server's calls, but for those that have ended already: all, or only health's and reflection's, whose clients would
- * keep them open for ever. */
+/* Ends the server's calls, but for those that have ended already: all, or only health's and
+ * reflection's, whose clients would keep them open for ever. */
 static void finish_calls(nk_server *s, bool internal_only)
 {
+    nk_call *c;
+
     pthread_mutex_lock(&s->net->mu);
-    for (nk_call *c = s->net->calls; c; c = c->next)
+    LIST_FOREACH(c, &s->net->calls, link)
+    {
         if (c->server == s && (c->is_internal || !internal_only))
             finish_with(c, NK_E_UNAVAILABLE, "shutting_down", "this server is shutting down");
+    }
     pthread_mutex_unlock(&s->net->mu);
 }
 
@@ -340,11 +340,15 @@ static void linger_over(void *arg)
     cancel_all(s);
 }
 
-/* From here on connections get LINGER_MS to write out what is on its way. */
+/* From here on connections get NK__LINGER_MS to write out what is on its way. */
 static void linger(nk_server *s)
 {
-    if (!s->shut && !s->linger_timer && !s->all_cancelled)
-        s->linger_timer = nk_timer_start(s->net, LINGER_MS, linger_over, s);
+    if (s->shut || s->linger_timer || s->all_cancelled)
+        return;
+    if (s->net->stop_begun && !nk_clock_runs(s->net->clock))
+        cancel_all(s); /* nobody moves that clock for us any more */
+    else
+        s->linger_timer = nk_timer_start(s->net, NK__LINGER_MS, linger_over, s);
 }
 
 static void grace_over(void *arg)
@@ -408,12 +412,7 @@ void nk_server_stop(nk_server *s, uint32_t grace_ms)
     pthread_mutex_lock(&net->mu);
     while (!s->gone)
         pthread_cond_wait(&net->changed, &net->mu);
-    if (s->prev)
-        s->prev->next = s->next;
-    else
-        net->servers = s->next;
-    if (s->next)
-        s->next->prev = s->prev;
+    LIST_REMOVE(s, link);
     pthread_mutex_unlock(&net->mu);
     nk__server_free(s);
 }

@@ -1,4 +1,5 @@
-/* Chance with a seed. A test that draws takes its seed from seed_begin(), which prints it: NK_TEST_SEED=N runs it again. */
+/* Chance with a seed. A test that draws takes its seed from seed_begin(), which prints it:
+ * NK_TEST_SEED=N runs it again. */
 #ifndef NK_TESTS_SEED_H
 #define NK_TESTS_SEED_H
 

@@ -1,5 +1,6 @@
-/* A clock that stands still until the test moves it. Who waits on it wakes when the time it waits for has come, and not
- * before: "1 ms before the limit nothing, at the limit this" is then exact, and takes no time. */
+/* A clock that stands still until the test moves it. Who waits on it wakes when the time it waits
+ * for has come, and not before: "1 ms before the limit nothing, at the limit this" is then exact,
+ * and takes no time. */
 #ifndef NK_TESTS_VIRTUAL_CLOCK_H
 #define NK_TESTS_VIRTUAL_CLOCK_H
 
@@ -100,8 +101,8 @@ static inline void virtual_clock_release(struct virtual_clock *v)
     pthread_mutex_destroy(&v->mutex);
 }
 
-/* Moves the time and wakes everybody whose time has come. When it returns, those have been signalled; that they have done
- * something with it is for the test to wait for. */
+/* Moves the time and wakes everybody whose time has come. When it returns, those have been
+ * signalled; that they have done something with it is for the test to wait for. */
 static inline void virtual_clock_advance_ns(struct virtual_clock *v, uint64_t ns)
 {
     struct nk_clock_listener *l;
@@ -144,7 +145,8 @@ static inline void virtual_clock_advance_ms(struct virtual_clock *v, uint64_t ms
     virtual_clock_advance_ns(v, ms * 1000000u);
 }
 
-/* Waits until somebody waits on a condition for this very time (from now, in ms): it has then seen all that was before. */
+/* Waits until somebody waits on a condition for this very time (from now, in ms): it has then seen
+ * all that was before. */
 static inline void virtual_clock_wait_for_waiter(struct virtual_clock *v, uint64_t ms)
 {
     struct virtual_waiter *w;

@@ -36,7 +36,8 @@ static void *pin(void *arg)
     return NULL;
 }
 
-/* A worker that wakes up loads its stage on a pinned thread, and must get as many threads as before. */
+/* A worker that wakes up loads its stage on a pinned thread, and must get as many threads as
+ * before. */
 static void test_cpu__a_pinned_thread_still_counts_the_process_processors(void **state)
 {
     struct seen s = { 0, 0 };

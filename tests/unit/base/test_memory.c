@@ -30,7 +30,8 @@ static uint64_t meminfo(const char *key)
     return kib * 1024;
 }
 
-/* The page cache holds the models that were read: MemFree alone says that a machine is full which is not. */
+/* The page cache holds the models that were read: MemFree alone says that a machine is full which
+ * is not. */
 static void test_memory__what_the_page_cache_holds_is_available(void **state)
 {
     uint64_t available = nk_memory_available(), told = meminfo("MemAvailable");

@@ -1,5 +1,6 @@
-/* Workers that say whatever a test wants, for what a real one never says: the chain must not trust its peers. Each is a
- * server of its own; Info answers with `info`, Inference is answered by `script` once Open is there. */
+/* Workers that say whatever a test wants, for what a real one never says: the chain must not trust
+ * its peers. Each is a server of its own; Info answers with `info`, Inference is answered by
+ * `script` once Open is there. */
 #ifndef NK_TESTS_FAKE_WORKER_H
 #define NK_TESTS_FAKE_WORKER_H
 
@@ -42,8 +43,9 @@ static nk_net *fake_net;
 static struct fake fakes[FAKES];
 static atomic_int fake_turns;
 
-/* The test and the fakes take turns with what is above: what one wrote the other reads after a message came over TCP, which
- * ThreadSanitizer does not see. Called where a turn begins and where it ends. */
+/* The test and the fakes take turns with what is above: what one wrote the other reads after a
+ * message came over TCP, which ThreadSanitizer does not see. Called where a turn begins and where
+ * it ends. */
 static inline void fake_turn(void)
 {
     atomic_fetch_add(&fake_turns, 1);
@@ -89,7 +91,8 @@ static void fake_message(nk_call *c, void *user, struct nk_bytes msg)
     f->request = nakshatra__v1__inference_request__unpack(NULL, msg.size, msg.data);
     script = f->script;
     fake_turn();
-    /* A script that ends the call ends this turn: the test may go on before it returns, and write what was read here. */
+    /* A script that ends the call ends this turn: the test may go on before it returns, and write
+     * what was read here. */
     if (f->request && f->request->open && script)
         script(f, c);
     fake_turn();

@@ -1,4 +1,5 @@
-/* For the tests of this layer: a server with small methods, and a client that writes down what its handlers are told. */
+/* For the tests of this layer: a server with small methods, and a client that writes down what its
+ * handlers are told. */
 #ifndef NK_TESTS_RPC_TEST_H
 #define NK_TESTS_RPC_TEST_H
 
@@ -11,15 +12,60 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <cmocka.h>
 
 #include "base/clock.h"
 #include "rpc/proto.h"
-#include "rpc/rpc.h"
+#include "rpc/rpc_int.h"
+#include "unit/virtual_clock.h"
 
-enum { PATIENCE_MS = 120000 }; /* a test that waits so long has failed */
+enum { PATIENCE_MS = 240000 }; /* a test that waits so long, in real time, has failed */
+
+/* ---- the net thread ---- */
+
+struct run_on {
+    void (*fn)(void *arg);
+    void *arg;
+    pthread_mutex_t mu;
+    pthread_cond_t cond;
+    bool done;
+};
+
+static inline void run_on_posted(void *arg)
+{
+    struct run_on *r = arg;
+
+    if (r->fn)
+        r->fn(r->arg);
+    pthread_mutex_lock(&r->mu);
+    r->done = true;
+    pthread_cond_signal(&r->cond);
+    pthread_mutex_unlock(&r->mu);
+}
+
+/* fn(arg) on the net thread, and waits for it. */
+static inline void run_on(nk_net *net, void (*fn)(void *arg), void *arg)
+{
+    struct run_on r = { .fn = fn, .arg = arg, .mu = PTHREAD_MUTEX_INITIALIZER };
+
+    pthread_cond_init(&r.cond, NULL);
+    nk_net_post(net, run_on_posted, &r);
+    pthread_mutex_lock(&r.mu);
+    while (!r.done)
+        pthread_cond_wait(&r.cond, &r.mu);
+    pthread_mutex_unlock(&r.mu);
+    pthread_cond_destroy(&r.cond);
+    pthread_mutex_destroy(&r.mu);
+}
+
+/* Until the timers that are due have run: they come between what is posted and what is posted after
+ * that has run. */
+static inline void settle(nk_net *net)
+{
+    run_on(net, NULL, NULL);
+    run_on(net, NULL, NULL);
+}
 
 /* ---- what a call's handlers were told ---- */
 
@@ -40,12 +86,12 @@ static inline void record_init(struct record *r)
 {
     memset(r, 0, sizeof *r);
     pthread_mutex_init(&r->mu, NULL);
-    pthread_cond_init(&r->changed, NULL);
+    nk_cond_init(&r->changed);
     nk_buf_init(&r->last, 2 * (size_t)NK_RPC_MESSAGE_BYTES_MAX);
 }
 
-static inline void
-record_release(struct record *r) /* when nothing can call its handlers any more */
+/* When nothing can call its handlers any more. */
+static inline void record_release(struct record *r)
 {
     nk_call_unref(r->call);
     nk_buf_release(&r->last);
@@ -111,13 +157,12 @@ static const struct nk_call_handlers record_handlers = { record_message, record_
 /* Waits until *value >= at_least; false after PATIENCE_MS. */
 static inline bool record_wait(struct record *r, const int *value, int at_least)
 {
-    struct timespec until;
+    struct nk_clock *clock = nk_clock_system();
+    uint64_t until = nk_clock_now_ns(clock) + PATIENCE_MS * 1000000ull;
     bool ok;
 
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += PATIENCE_MS / 1000;
     pthread_mutex_lock(&r->mu);
-    while (*value < at_least && pthread_cond_timedwait(&r->changed, &r->mu, &until) == 0)
+    while (*value < at_least && nk_clock_wait_until(clock, &r->changed, &r->mu, until))
         ;
     ok = *value >= at_least;
     pthread_mutex_unlock(&r->mu);
@@ -157,9 +202,10 @@ static inline int record_start(struct record *r, nk_channel *ch, const char *pat
 
 enum { RECORDS_MAX = 4096 };
 
-/* Everything that handlers touch is in here and not on a test's stack: a test that fails is left by longjmp, and its calls
- * end in the teardown. */
+/* Everything that handlers touch is in here and not on a test's stack: a test that fails is left by
+ * longjmp, and its calls end in the teardown. The nets' time stands still until a test moves it. */
 struct fixture {
+    struct virtual_clock clock;
     nk_net *net, *client_net; /* the same, unless a test wants two */
     nk_server *server;
     nk_channel *channel;
@@ -169,7 +215,6 @@ struct fixture {
     int n_records;
     _Atomic int n_open; /* server calls whose end has not come */
     _Atomic int n_ends;
-    nk_call *last; /* net thread */
 };
 
 static inline struct record *fixture_record(struct fixture *f)
@@ -286,29 +331,30 @@ static inline void fixture_start(struct fixture *f, const struct nk_server_opts 
     fixture_connect(f, NULL);
 }
 
-static inline int fixture_setup(void **state)
-{
-    struct fixture *f = calloc(1, sizeof *f);
-    struct nk_server_opts opts = test_opts(f);
-
-    if (!f || nk_net_start(&f->net, nk_clock_system(), NULL))
-        return -1;
-    f->client_net = f->net;
-    f->seen = fixture_record(f);
-    fixture_start(f, &opts);
-    *state = f;
-    return 0;
-}
-
+/* A net, and no server yet. */
 static inline int fixture_setup_empty(void **state)
 {
     struct fixture *f = calloc(1, sizeof *f);
 
-    if (!f || nk_net_start(&f->net, nk_clock_system(), NULL))
+    if (!f)
+        return -1;
+    virtual_clock_init(&f->clock);
+    if (nk_net_start(&f->net, &f->clock.clock, NULL))
         return -1;
     f->client_net = f->net;
     f->seen = fixture_record(f);
     *state = f;
+    return 0;
+}
+
+static inline int fixture_setup(void **state)
+{
+    struct nk_server_opts opts;
+
+    if (fixture_setup_empty(state))
+        return -1;
+    opts = test_opts(*state);
+    fixture_start(*state, &opts);
     return 0;
 }
 
@@ -325,6 +371,7 @@ static inline int fixture_teardown(void **state)
         record_release(f->records[i]);
         free(f->records[i]);
     }
+    virtual_clock_release(&f->clock);
     free(f);
     return 0;
 }

@@ -22,8 +22,7 @@ static void test_call__echoes_messages_of_all_sizes_in_order(void **state)
     free(data);
 }
 
-static void
-test_call__a_message_of_the_greatest_size_passes_and_a_larger_one_is_refused(void **state)
+static void test_call__a_message_of_the_greatest_size_passes_and_a_larger_is_refused(void **state)
 {
     struct fixture *f = *state;
     struct nk_error e;
@@ -87,8 +86,7 @@ static void test_call__an_unknown_method_and_one_that_does_not_accept_are_answer
     assert_ended(b, NK_E_INTERNAL, "not_accepted");
 }
 
-static void
-test_call__half_closing_tells_the_server_and_leaves_the_other_direction_open(void **state)
+static void test_call__half_closing_tells_the_server_and_leaves_the_other_side_open(void **state)
 {
     struct fixture *f = *state;
     struct record *r = fixture_record(f);
@@ -107,8 +105,7 @@ test_call__half_closing_tells_the_server_and_leaves_the_other_direction_open(voi
     assert_int_equal(nk_call_send(f->seen->call, "late", 4, &r->status), NK_E_UNAVAILABLE);
     assert_string_equal(r->status.reason, "call_ended");
     assert_ended(r, 0, "");
-    assert_int_equal(r->n_messages,
-                     10); /* all that was queued before the end came before the end */
+    assert_int_equal(r->n_messages, 10); /* what was queued before the end came before it */
     assert_ended(f->seen, 0, "");
     assert_int_equal(f->seen->n_half_closed, 1);
 }
@@ -164,25 +161,91 @@ static void test_call__cancelling_on_the_server_ends_both_sides(void **state)
     assert_ended(r, NK_E_CANCELLED, "cancelled");
 }
 
-static void test_call__a_deadline_ends_both_sides(void **state)
+/* ---- deadlines ---- */
+
+static void count_timers(void *arg)
+{
+    struct fixture *f = arg;
+
+    f->seen->bytes = f->client_net->n_timers;
+}
+
+static void assert_timers(struct fixture *f, size_t n)
+{
+    run_on(f->client_net, count_timers, f);
+    assert_int_equal(f->seen->bytes, n);
+}
+
+/* A message there and back on this call. */
+static void echo(struct record *r)
+{
+    int n = r->n_messages;
+
+    assert_int_equal(nk_call_send(r->call, "echo", 4, NULL), 0);
+    assert_true(record_wait(r, &r->n_messages, n + 1));
+}
+
+static void test_call__a_deadline_ends_it_exactly_then_and_names_address_and_time(void **state)
 {
     struct fixture *f = *state;
-    struct record *connecting = fixture_record(f), *r = fixture_record(f);
-    uint64_t begin;
+    struct record *r = fixture_record(f), *s = fixture_record(f);
 
-    assert_int_equal(record_start(connecting, f->channel, "/t.T/Echo", 0), 0);
-    nk_call_send_done(connecting->call);
-    assert_ended(connecting, 0, "");
-    begin = nk_now_ns();
-    assert_int_equal(record_start(r, f->channel, "/t.T/Record", 1000), 0);
+    assert_int_equal(record_start(r, f->channel, "/t.T/Echo", 1000), 0);
+    assert_int_equal(record_start(s, f->channel, "/t.T/Record", 1001), 0);
+    assert_true(record_wait(f->seen, &f->seen->n_opens, 1));
+    virtual_clock_advance_ms(&f->clock, 999);
+    settle(f->net);
+    echo(r); /* it lives */
+    virtual_clock_advance_ms(&f->clock, 1);
     assert_ended(r, NK_E_DEADLINE, "deadline");
-    assert_in_range((nk_now_ns() - begin) / 1000000, 999, PATIENCE_MS);
     assert_non_null(strstr(r->status.msg, f->address));
     assert_non_null(strstr(r->status.msg, "1000 ms"));
-    /* There the time began a little later, and the client's end may come first. */
-    assert_true(record_wait(f->seen, &f->seen->n_ends, 1));
-    assert_false(f->seen->ok);
-    assert_true(f->seen->status.code == NK_E_DEADLINE || f->seen->status.code == NK_E_CANCELLED);
+    assert_int_equal(nk_call_send(s->call, "x", 1, NULL), 0); /* it has a millisecond left */
+    assert_true(record_wait(f->seen, &f->seen->n_messages, 1));
+    virtual_clock_advance_ms(&f->clock, 1);
+    assert_ended(s, NK_E_DEADLINE, "deadline");
+    assert_non_null(strstr(s->status.msg, "1001 ms"));
+    assert_ended(f->seen, NK_E_CANCELLED, "cancelled");
+}
+
+static void test_call__one_that_has_ended_leaves_no_deadline(void **state)
+{
+    struct fixture *f = *state;
+    struct record *r = fixture_record(f), *refused = fixture_record(f);
+
+    assert_int_equal(record_start(r, f->channel, "/t.T/Echo", 1000), 0);
+    echo(r);
+    assert_timers(f, 1);
+    nk_call_send_done(r->call);
+    assert_ended(r, 0, "");
+    assert_int_equal(record_start(refused, f->channel, "/t.T/Refuse", 1000), 0);
+    assert_ended(refused, NK_E_EXHAUSTED, "kv_full");
+    assert_timers(f, 0);
+    virtual_clock_advance_ms(&f->clock, 5000);
+    settle(f->net);
+    assert_int_equal(r->n_ends, 1);
+    assert_true(r->ok);
+}
+
+/* Whether a message waits for the reader to go on. */
+struct held {
+    nk_call *call;
+    bool yes;
+};
+
+static void look_at_held(void *arg)
+{
+    struct held *h = arg;
+
+    h->yes = h->call->held != NULL;
+}
+
+static void wait_held(nk_net *net, nk_call *call)
+{
+    struct held h = { .call = call };
+
+    while (!h.yes)
+        run_on(net, look_at_held, &h);
 }
 
 static void pause_call(void *call)
@@ -195,22 +258,112 @@ static void resume_call(void *call)
     nk_call_resume(call);
 }
 
+/* A call that reads on both sides: each has had a message ("a"), and waits for the next. */
+static struct record *start_reading(struct fixture *f, uint32_t deadline_ms)
+{
+    struct record *r = fixture_record(f);
+
+    assert_int_equal(record_start(r, f->channel, "/t.T/Record", deadline_ms), 0);
+    nk_call_send(r->call, "a", 1, NULL);
+    assert_true(record_wait(f->seen, &f->seen->n_messages, 1));
+    nk_call_send(f->seen->call, "a", 1, NULL);
+    assert_true(record_wait(r, &r->n_messages, 1));
+    return r;
+}
+
+static void test_call__a_deadline_ends_a_paused_call_too(void **state)
+{
+    struct fixture *f = *state;
+    struct record *r = start_reading(f, 50);
+
+    run_on(f->net, pause_call, r->call);
+    nk_call_send(f->seen->call, "x", 1, NULL);
+    wait_held(f->net, r->call);
+    virtual_clock_advance_ms(&f->clock, 49);
+    settle(f->net);
+    assert_int_equal(nk_call_send(r->call, "b", 1, NULL), 0);
+    assert_true(record_wait(f->seen, &f->seen->n_messages, 2));
+    virtual_clock_advance_ms(&f->clock, 1);
+    assert_ended(r, NK_E_DEADLINE, "deadline");
+    assert_int_equal(r->n_messages, 1);
+}
+
+/* The server learns the client's deadline from gRPC, as what is left of it; from there on its own
+ * clock tells. */
+static void test_call__the_server_tells_a_deadline_that_passed_from_a_cancellation(void **state)
+{
+    struct fixture *f = *state;
+    struct nk_server_opts opts = test_opts(f);
+    struct record *r = fixture_record(f), *late = fixture_record(f);
+
+    assert_int_equal(nk_net_start(&f->client_net, nk_clock_system(), NULL), 0);
+    fixture_start(f, &opts);
+    assert_int_equal(record_start(r, f->channel, "/t.T/Record", 3600000), 0);
+    assert_true(record_wait(f->seen, &f->seen->n_opens, 1));
+    nk_call_cancel(r->call);
+    assert_ended(f->seen, NK_E_CANCELLED, "cancelled");
+
+    f->seen = fixture_record(f);
+    assert_int_equal(record_start(late, f->channel, "/t.T/Record", 3600000), 0);
+    assert_true(record_wait(f->seen, &f->seen->n_opens, 1));
+    virtual_clock_advance_ms(&f->clock, 2 * 3600000); /* gRPC rounds up what it tells */
+    nk_call_cancel(late->call);
+    assert_ended(f->seen, NK_E_DEADLINE, "deadline");
+}
+
+/* The one in real time. */
+static void test_call__a_deadline_on_the_systems_clock_ends_both_sides(void **state)
+{
+    struct fixture *f = *state;
+    struct nk_server_opts opts = test_opts(f);
+    struct record *r = fixture_record(f);
+    uint64_t begin_ns;
+
+    assert_int_equal(nk_net_start(&f->client_net, nk_clock_system(), NULL), 0);
+    fixture_start(f, &opts);
+    begin_ns = nk_clock_now_ns(nk_clock_system());
+    assert_int_equal(record_start(r, f->channel, "/t.T/Paused", 100), 0);
+    assert_ended(r, NK_E_DEADLINE, "deadline");
+    assert_true(nk_clock_now_ns(nk_clock_system()) - begin_ns >= 100000000);
+    assert_non_null(strstr(r->status.msg, "100 ms"));
+    /* On a slow machine the time is over before the call has come to the server. */
+    nk_server_stop(f->server, 0);
+    f->server = NULL;
+    assert_int_equal(f->seen->n_ends, f->seen->n_opens);
+}
+
+/* ---- pausing ---- */
+
+/* Whether anything waits to be sent on this call. */
+static bool queued(nk_call *c)
+{
+    bool yes;
+
+    pthread_mutex_lock(&c->mu);
+    yes = c->out.n > 0;
+    pthread_mutex_unlock(&c->mu);
+    return yes;
+}
+
 static void test_call__pausing_stops_reading_and_the_sender_and_resuming_loses_nothing(void **state)
 {
     enum { N = 400, SIZE = 100000 }; /* 40 MB: more than any window */
     struct fixture *f = *state;
     char *data = calloc(1, SIZE);
-    struct record *r = fixture_record(f);
+    struct record *r = fixture_record(f), *other = fixture_record(f);
     int got;
 
+    assert_int_equal(record_start(other, f->channel, "/t.T/Echo", 0), 0);
     assert_int_equal(record_start(r, f->channel, "/t.T/Paused", 0), 0);
-    for (int i = 0; i < N; i++) {
+    assert_int_equal(nk_call_send(r->call, "", 0, NULL), 0);
+    for (int i = 1; i < N; i++) {
         memcpy(data, &i, sizeof i);
         assert_int_equal(nk_call_send(r->call, data, SIZE, NULL), 0);
     }
     nk_call_send_done(r->call);
     assert_true(record_wait(f->seen, &f->seen->n_opens, 1));
-    nk_sleep_ms(300);
+    /* What comes back over the same connection came after the first message, which is small. */
+    echo(other);
     pthread_mutex_lock(&f->seen->mu);
     assert_int_equal(f->seen->n_messages, 0);
     f->seen->pause = true; /* after each message from now on */
@@ -218,8 +371,9 @@ static void test_call__pausing_stops_reading_and_the_sender_and_resuming_loses_n
     for (got = 0; got < 3; got++) {
         nk_net_post(f->net, resume_call, f->seen->call);
         assert_true(record_wait(f->seen, &f->seen->n_messages, got + 1));
+        echo(other);
+        assert_true(queued(r->call));
     }
-    nk_sleep_ms(100);
     pthread_mutex_lock(&f->seen->mu);
     assert_int_equal(f->seen->n_messages, 3);
     assert_memory_equal(f->seen->last.data, (&(int){ 2 }), sizeof(int));
@@ -229,6 +383,7 @@ static void test_call__pausing_stops_reading_and_the_sender_and_resuming_loses_n
     assert_true(record_wait(f->seen, &f->seen->n_half_closed, 1));
     assert_int_equal(f->seen->n_messages, N);
     assert_memory_equal(f->seen->last.data, (&(int){ N - 1 }), sizeof(int));
+    assert_false(queued(r->call));
     nk_call_finish(f->seen->call, NULL);
     assert_ended(r, 0, "");
     free(data);
@@ -237,46 +392,41 @@ static void test_call__pausing_stops_reading_and_the_sender_and_resuming_loses_n
 static void test_call__a_message_that_was_being_read_when_paused_waits_for_resume(void **state)
 {
     struct fixture *f = *state;
-    struct record *r = fixture_record(f);
+    struct record *r = start_reading(f, 0);
 
-    assert_int_equal(record_start(r, f->channel, "/t.T/Record", 0), 0);
-    nk_call_send(r->call, "a", 1, NULL);
-    assert_true(record_wait(f->seen, &f->seen->n_messages, 1));
-    /* On the client: one message and the end wait. */
-    nk_net_post(f->net, pause_call, r->call);
-    nk_sleep_ms(50);
+    /* On the client: two messages and the end wait. */
+    run_on(f->net, pause_call, r->call);
     nk_call_send(f->seen->call, "x", 1, NULL);
     nk_call_send(f->seen->call, "y", 1, NULL);
     nk_call_finish(f->seen->call, NULL);
-    nk_sleep_ms(200);
+    wait_held(f->net, r->call);
+    assert_ended(f->seen, 0, "");
+    settle(f->net);
     pthread_mutex_lock(&r->mu);
-    assert_int_equal(r->n_messages, 0);
+    assert_int_equal(r->n_messages, 1);
     assert_int_equal(r->n_ends, 0);
     pthread_mutex_unlock(&r->mu);
     nk_net_post(f->net, resume_call, r->call);
     assert_ended(r, 0, "");
-    assert_int_equal(r->n_messages, 2);
+    assert_int_equal(r->n_messages, 3);
     assert_string_equal(r->last.data, "y");
 }
 
 static void test_call__cancelling_a_paused_call_ends_it_without_what_was_held(void **state)
 {
     struct fixture *f = *state;
-    struct record *r = fixture_record(f);
+    struct record *r = start_reading(f, 0);
 
-    assert_int_equal(record_start(r, f->channel, "/t.T/Record", 0), 0);
-    nk_call_send(r->call, "a", 1, NULL);
-    assert_true(record_wait(f->seen, &f->seen->n_messages, 1));
-    nk_net_post(f->net, pause_call, r->call);
-    nk_net_post(f->net, pause_call, f->seen->call);
-    nk_sleep_ms(50);
+    run_on(f->net, pause_call, r->call);
+    run_on(f->net, pause_call, f->seen->call);
     nk_call_send(f->seen->call, "x", 1, NULL);
     nk_call_send(r->call, "b", 1, NULL);
-    nk_sleep_ms(100);
+    wait_held(f->net, r->call);
+    wait_held(f->net, f->seen->call);
     nk_call_cancel(r->call);
     assert_ended(r, NK_E_CANCELLED, "cancelled");
     assert_ended(f->seen, NK_E_CANCELLED, "cancelled");
-    assert_int_equal(r->n_messages, 0);
+    assert_int_equal(r->n_messages, 1);
     assert_int_equal(f->seen->n_messages, 1);
 }
 
@@ -383,9 +533,11 @@ static void test_call__several_threads_may_send_and_each_ones_messages_stay_in_o
 static void *send_until_ended(void *arg)
 {
     struct nk_error e;
+    int rc;
 
-    while (nk_call_send(arg, "row", 3, &e) != NK_E_UNAVAILABLE)
-        ;
+    while ((rc = nk_call_send(arg, "row", 3, &e)) != NK_E_UNAVAILABLE)
+        if (rc) /* the queue is full: the others need the lock, too */
+            nk_sleep_ms(1);
     assert_string_equal(e.reason, "call_ended");
     nk_call_unref(arg);
     return NULL;
@@ -403,7 +555,8 @@ static void test_call__ending_while_other_threads_send_is_safe(void **state)
         assert_int_equal(record_start(r, f->channel, "/t.T/Echo", 0), 0);
         for (int i = 0; i < 2; i++)
             pthread_create(&threads[i], NULL, send_until_ended, nk_call_ref(r->call));
-        nk_sleep_ms((unsigned)round % 5);
+        for (int i = 0; i < round * 20; i++) /* another moment each time */
+            nk_call_send(r->call, "row", 3, NULL);
         nk_call_cancel(r->call);
         assert_ended(r, NK_E_CANCELLED, "cancelled");
         for (int i = 0; i < 2; i++)
@@ -451,10 +604,46 @@ static void test_call__unary_waits_for_the_reply_or_the_status(void **state)
     assert_int_equal(nk_call_unary(f->channel, "/t.T/Refuse", &stage.base, PATIENCE_MS, &reply, &e),
                      NK_E_EXHAUSTED);
     assert_string_equal(e.reason, "kv_full");
-    assert_int_equal(nk_call_unary(f->channel, "/t.T/Record", &stage.base, 200, &reply, &e),
-                     NK_E_DEADLINE);
-    assert_string_equal(e.reason, "deadline");
     nk_buf_release(&reply);
+}
+
+struct waiting_unary {
+    nk_channel *channel;
+    struct nk_error err;
+    int rc;
+};
+
+static void *wait_unary(void *arg)
+{
+    struct waiting_unary *w = arg;
+    Nakshatra__V1__Stage stage = NAKSHATRA__V1__STAGE__INIT;
+    struct nk_buf reply = NK_BUF_INIT(1000);
+
+    w->rc = nk_call_unary(w->channel, "/t.T/Record", &stage.base, 200, &reply, &w->err);
+    nk_buf_release(&reply);
+    return NULL;
+}
+
+static void test_call__unary_waits_no_longer_than_its_deadline(void **state)
+{
+    struct fixture *f = *state;
+    struct waiting_unary w = { .channel = f->channel };
+    struct record *other = fixture_record(f);
+    pthread_t thread;
+
+    assert_int_equal(record_start(other, f->channel, "/t.T/Echo", 0), 0);
+    assert_int_equal(pthread_create(&thread, NULL, wait_unary, &w), 0);
+    assert_true(record_wait(f->seen, &f->seen->n_messages, 1));
+    virtual_clock_advance_ms(&f->clock, 199);
+    settle(f->net);
+    echo(other); /* had it been given up, the server would know by now */
+    assert_int_equal(f->seen->n_ends, 0);
+    virtual_clock_advance_ms(&f->clock, 1);
+    pthread_join(thread, NULL);
+    assert_int_equal(w.rc, NK_E_DEADLINE);
+    assert_string_equal(w.err.reason, "deadline");
+    assert_non_null(strstr(w.err.msg, f->address));
+    assert_ended(f->seen, NK_E_CANCELLED, "cancelled");
 }
 
 static void test_call__unary_refuses_a_reply_over_the_buffers_ceiling(void **state)
@@ -511,15 +700,22 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         T(test_call__echoes_messages_of_all_sizes_in_order),
-        T(test_call__a_message_of_the_greatest_size_passes_and_a_larger_one_is_refused),
+        T(test_call__a_message_of_the_greatest_size_passes_and_a_larger_is_refused),
         T(test_call__packs_protobuf_messages),
         T(test_call__a_status_travels_with_code_reason_and_sentence),
         T(test_call__an_unknown_method_and_one_that_does_not_accept_are_answered),
-        T(test_call__half_closing_tells_the_server_and_leaves_the_other_direction_open),
+        T(test_call__half_closing_tells_the_server_and_leaves_the_other_side_open),
         T(test_call__finishing_twice_keeps_the_first_status),
         T(test_call__cancelling_on_the_client_ends_both_sides),
         T(test_call__cancelling_on_the_server_ends_both_sides),
-        T(test_call__a_deadline_ends_both_sides),
+        T(test_call__a_deadline_ends_it_exactly_then_and_names_address_and_time),
+        T(test_call__one_that_has_ended_leaves_no_deadline),
+        T(test_call__a_deadline_ends_a_paused_call_too),
+        cmocka_unit_test_setup_teardown(
+            test_call__the_server_tells_a_deadline_that_passed_from_a_cancellation,
+            fixture_setup_empty, fixture_teardown),
+        cmocka_unit_test_setup_teardown(test_call__a_deadline_on_the_systems_clock_ends_both_sides,
+                                        fixture_setup_empty, fixture_teardown),
         T(test_call__pausing_stops_reading_and_the_sender_and_resuming_loses_nothing),
         T(test_call__a_message_that_was_being_read_when_paused_waits_for_resume),
         T(test_call__cancelling_a_paused_call_ends_it_without_what_was_held),
@@ -528,6 +724,7 @@ int main(void)
         T(test_call__ending_while_other_threads_send_is_safe),
         T(test_call__knows_its_peer),
         T(test_call__unary_waits_for_the_reply_or_the_status),
+        T(test_call__unary_waits_no_longer_than_its_deadline),
         T(test_call__unary_refuses_a_reply_over_the_buffers_ceiling),
         cmocka_unit_test_setup_teardown(test_call__unary_wants_exactly_one_reply,
                                         fixture_setup_empty, fixture_teardown),

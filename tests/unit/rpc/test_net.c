@@ -92,85 +92,86 @@ static void test_net__what_runs_may_post(void **state)
 
 /* ---- timers ---- */
 
-enum { TIMERS = 200 };
+enum { TIMERS = 200, DELAYS = 97 };
 
 static struct {
+    struct virtual_clock clock;
     nk_net *net;
     nk_timer *timers[TIMERS];
-    uint64_t due_ns[TIMERS], latest_ns[TIMERS]; /* each began between the two */
-    int fired[TIMERS], order[TIMERS];
-    _Atomic int n;
-    _Atomic bool early, done;
+    uint64_t begin_ns, due_ns[TIMERS];
+    int order[TIMERS];
+    int n; /* that fired; net thread */
+    bool wrong, done;
 } t;
+
+static void timers_begin(void)
+{
+    memset(&t, 0, sizeof t);
+    virtual_clock_init(&t.clock);
+    t.begin_ns = nk_clock_now_ns(&t.clock.clock);
+    assert_int_equal(nk_net_start(&t.net, &t.clock.clock, NULL), 0);
+}
+
+static void timers_end(void)
+{
+    nk_net_stop(t.net);
+    virtual_clock_release(&t.clock);
+    assert_false(t.wrong);
+}
+
+static int delay_of(int i)
+{
+    return (i * 7919) % DELAYS; /* no order, with equal ones */
+}
 
 static void fire(void *arg)
 {
     int i = (int)(intptr_t)arg;
 
-    if (nk_now_ns() < t.due_ns[i])
-        t.early = true;
-    t.fired[i]++;
+    if (nk_clock_now_ns(&t.clock.clock) != t.begin_ns + (uint64_t)delay_of(i) * 1000000)
+        t.wrong = true;
     t.order[t.n++] = i;
-}
-
-static void set_done(void *arg)
-{
-    (void)arg;
-    t.done = true;
-}
-
-static int delay_of(int i)
-{
-    return (i * 7919) % 97; /* no order, with equal ones */
 }
 
 static void start_timers(void *arg)
 {
     (void)arg;
-    for (int i = 0; i < TIMERS; i++) {
-        uint32_t ms = (uint32_t)delay_of(i);
-
-        t.due_ns[i] = nk_now_ns() + (uint64_t)ms * 1000000;
-        t.timers[i] = nk_timer_start(t.net, ms, fire, (void *)(intptr_t)i);
-        t.latest_ns[i] = nk_now_ns() + (uint64_t)ms * 1000000;
-    }
+    for (int i = 0; i < TIMERS; i++)
+        t.timers[i] = nk_timer_start(t.net, (uint32_t)delay_of(i), fire, (void *)(intptr_t)i);
     for (int i = 0; i < TIMERS; i += 3)
         nk_timer_cancel(t.timers[i]);
     nk_timer_cancel(NULL);
-    nk_timer_start(t.net, 200, set_done, NULL);
 }
 
-static void wait_done(void)
-{
-    for (int i = 0; i < PATIENCE_MS && !t.done; i++)
-        nk_sleep_ms(1);
-    assert_true(t.done);
-}
-
-static void test_net__timers_fire_once_in_time_and_never_when_cancelled(void **state)
+static void test_net__timers_fire_at_their_time_in_order_and_never_when_cancelled(void **state)
 {
     int n = 0;
 
     (void)state;
-    memset(&t, 0, sizeof t);
-    assert_int_equal(nk_net_start(&t.net, nk_clock_system(), NULL), 0);
-    nk_net_post(t.net, start_timers, NULL);
-    wait_done();
-    for (int i = 0; i < TIMERS; i++) {
-        assert_int_equal(t.fired[i], i % 3 != 0);
-        n += i % 3 != 0;
+    timers_begin();
+    run_on(t.net, start_timers, NULL);
+    for (int ms = 0; ms < DELAYS; ms++) {
+        settle(t.net);
+        for (int i = 0; i < TIMERS; i++) { /* those of one time in the order of their starts */
+            if (i % 3 == 0 || delay_of(i) != ms)
+                continue;
+            assert_true(n < t.n);
+            assert_int_equal(t.order[n], i);
+            n++;
+        }
+        assert_int_equal(t.n, n); /* and no others */
+        virtual_clock_advance_ms(&t.clock, 1);
     }
+    settle(t.net);
     assert_int_equal(t.n, n);
-    assert_false(t.early);
-    for (int i = 1; i < t.n; i++)
-        assert_true(t.due_ns[t.order[i - 1]] <= t.latest_ns[t.order[i]]);
-    nk_net_stop(t.net);
+    assert_int_equal(n, TIMERS - (TIMERS + 2) / 3);
+    timers_end();
 }
 
 static void never(void *arg)
 {
     (void)arg;
-    t.early = true;
+    t.wrong = true;
 }
 
 static void restart(void *arg)
@@ -181,8 +182,6 @@ static void restart(void *arg)
     *other = NULL;
     if (++t.n < 5)
         nk_timer_start(t.net, 0, restart, arg);
-    else
-        t.done = true;
 }
 
 static void start_restart(void *arg)
@@ -198,13 +197,78 @@ static void start_restart(void *arg)
 static void test_net__a_timer_may_start_and_cancel_others(void **state)
 {
     (void)state;
-    memset(&t, 0, sizeof t);
-    assert_int_equal(nk_net_start(&t.net, nk_clock_system(), NULL), 0);
-    nk_net_post(t.net, start_restart, NULL);
-    wait_done();
-    nk_net_stop(t.net);
-    assert_false(t.early);
+    timers_begin();
+    run_on(t.net, start_restart, NULL);
+    virtual_clock_advance_ms(&t.clock, 5);
+    for (int i = 0; i < 5; i++)
+        settle(t.net);
     assert_int_equal(t.n, 5);
+    virtual_clock_advance_ms(&t.clock, 3599994);
+    settle(t.net);
+    timers_end();
+}
+
+static void again_at_once(void *arg)
+{
+    t.n++;
+    if (!t.done)
+        nk_timer_start(t.net, 0, again_at_once, arg);
+}
+
+static void set_done(void *arg)
+{
+    (void)arg;
+    t.done = true;
+}
+
+static void test_net__a_timer_that_starts_itself_again_at_once_holds_up_nobody(void **state)
+{
+    (void)state;
+    timers_begin();
+    run_on(t.net, again_at_once, NULL);
+    settle(t.net);
+    run_on(t.net, set_done, NULL);
+    settle(t.net);
+    assert_true(t.n >= 2);
+    timers_end();
+}
+
+struct real {
+    nk_net *net;
+    uint64_t due_ns;
+    bool early;
+    struct record *r; /* n_messages: how many fired */
+};
+
+static void fire_real(void *arg)
+{
+    struct real *real = arg;
+
+    record_enter(real->r);
+    real->early = real->early || nk_clock_now_ns(nk_clock_system()) < real->due_ns;
+    real->r->n_messages++;
+    record_leave(real->r);
+}
+
+static void start_real(void *arg)
+{
+    struct real *real = arg;
+
+    real->due_ns = nk_clock_now_ns(nk_clock_system()) + 20 * 1000000ull;
+    nk_timer_start(real->net, 20, fire_real, real);
+    nk_timer_start(real->net, 21, fire_real, real);
+}
+
+static void test_net__on_the_systems_clock_timers_fire_by_themselves_and_not_early(void **state)
+{
+    struct fixture *f = *state;
+    struct real real = { .r = fixture_record(f) };
+
+    assert_int_equal(nk_net_start(&real.net, nk_clock_system(), NULL), 0);
+    nk_net_post(real.net, start_real, &real);
+    assert_true(record_wait(real.r, &real.r->n_messages, 2));
+    nk_net_stop(real.net);
+    assert_false(real.early);
 }
 
 /* ---- stopping ---- */
@@ -294,7 +358,7 @@ static void test_net__two_nets_in_one_process_talk_to_each_other(void **state)
     struct nk_server_opts opts = test_opts(f);
     struct record *r = fixture_record(f);
 
-    assert_int_equal(nk_net_start(&f->client_net, nk_clock_system(), NULL), 0);
+    assert_int_equal(nk_net_start(&f->client_net, &f->clock.clock, NULL), 0);
     fixture_start(f, &opts);
     assert_int_equal(record_start(r, f->channel, "/t.T/Echo", 0), 0);
     for (int i = 0; i < 100; i++) {
@@ -310,8 +374,12 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_net__what_is_posted_runs_on_the_net_thread_in_the_order_of_posting),
         cmocka_unit_test(test_net__what_runs_may_post),
-        cmocka_unit_test(test_net__timers_fire_once_in_time_and_never_when_cancelled),
+        cmocka_unit_test(test_net__timers_fire_at_their_time_in_order_and_never_when_cancelled),
         cmocka_unit_test(test_net__a_timer_may_start_and_cancel_others),
+        cmocka_unit_test(test_net__a_timer_that_starts_itself_again_at_once_holds_up_nobody),
+        cmocka_unit_test_setup_teardown(
+            test_net__on_the_systems_clock_timers_fire_by_themselves_and_not_early,
+            fixture_setup_empty, fixture_teardown),
         cmocka_unit_test_setup_teardown(test_net__stops_with_everything_still_open, fixture_setup,
                                         fixture_teardown),
         cmocka_unit_test_setup_teardown(test_net__refuses_calls_while_it_stops, fixture_setup,
