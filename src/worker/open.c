@@ -1,5 +1,5 @@
-/* Open: what it asks is checked, and it travels along the route; Opened comes back the same way with what every stage is.
- * Everything here runs on the net thread. */
+/* Open: what it asks is checked, and it travels along the route; Opened comes back the same way
+ * with what every stage is. Everything here runs on the net thread. */
 #include "worker/session_int.h"
 
 #include <stdio.h>
@@ -12,9 +12,9 @@
 
 enum {
     STALL_MARGIN_MS_MAX = 500,
-    /* Open is kept as it came until it has gone to the next stage, and a session may wait for room before. Besides the
-     * prompt there are 16 stop strings of 256 bytes, 1,024 biases of 16, a grammar of 64 KiB and a route of 64 addresses:
-     * less than half of this. */
+    /* Open is kept as it came until it has gone to the next stage, and a session may wait for room
+     * before. Besides the prompt there are 16 stop strings of 256 bytes, 1,024 biases of 16, a
+     * grammar of 64 KiB and a route of 64 addresses: less than half of this. */
     OPEN_REST_BYTES_MAX = 256 << 10,
     PROMPT_ID_BYTES_MAX = 6, /* a tag, and a varint of 31 bits */
 };
@@ -87,7 +87,8 @@ static int parse_limits(session *s, const Nakshatra__V1__Open *m, struct nk_erro
                 m->n_prompt_ids, info->n_ctx_seq);
         s->n_prompt = (int)m->n_prompt_ids;
         room = info->n_ctx_seq - s->n_prompt;
-        /* Without a limit a session gets the share of one, or half as much for an answer to a long prompt. */
+        /* Without a limit a session gets the share of one, or half as much for an answer to a long
+         * prompt. */
         if (n_predict == 0)
             n_predict = (uint32_t)(share - s->n_prompt > share / 2 ? share - s->n_prompt
                                    : share / 2                     ? share / 2
@@ -106,8 +107,8 @@ static int parse_limits(session *s, const Nakshatra__V1__Open *m, struct nk_erro
             n_predict = m->n_tokens_max;
     }
     s->n_predict = (int)n_predict;
-    /* The stage nearest to the one that is silent gives up first, so that the right worker is named; all of them within
-     * stall_ms. */
+    /* The stage nearest to the one that is silent gives up first, so that the right worker is
+     * named; all of them within stall_ms. */
     margin = stall_ms / 10 < STALL_MARGIN_MS_MAX ? stall_ms / 10 : STALL_MARGIN_MS_MAX;
     s->stall_ms = stall_ms - margin * (m->stage_idx < 9 ? m->stage_idx : 9);
     if (l && l->deadline_ms)
@@ -129,7 +130,8 @@ static int check_stops(const Nakshatra__V1__Open *m, struct nk_error *err)
     return 0;
 }
 
-/* What only the last stage uses is held against its ceilings by every stage: it lies in the memory of each. */
+/* What only the last stage uses is held against its ceilings by every stage: it lies in the memory
+ * of each. */
 static bool same_host(const char *a, const char *b)
 {
     const char *colon = strrchr(a, ':'), *other = strrchr(b, ':');
@@ -139,8 +141,9 @@ static bool same_host(const char *a, const char *b)
     return colon && other && colon - a == other - b && !memcmp(a, b, (size_t)(colon - a));
 }
 
-/* How many stages of the route can compute at once. Where each of them has all cores of a machine, those that share it with
- * this one only take them from each other, and count as one: they take turns, each with the rows of all. */
+/* How many stages of the route can compute at once. Where each of them has all cores of a machine,
+ * those that share it with this one only take them from each other, and count as one: they take
+ * turns, each with the rows of all. */
 static int stages_at_once(const nk_worker *w, const Nakshatra__V1__Open *m)
 {
     int n = (int)m->n_route;
@@ -186,11 +189,25 @@ static int make_last_stage(session *s, const Nakshatra__V1__Open *m, struct nk_e
     }
     rc = nk__wire_sampling(&sampling, bias, m->sampling, err);
     if (!rc)
-        rc = nk_sampler_new(&s->sampler, nk_vocab_llama(vocab), &sampling,
-                            nk__stage_info(s->w)->n_ctx, nk_chance_system(), err);
+        rc = nk_sampler_new(&s->compute.sampler, nk_vocab_llama(vocab), &sampling,
+                            nk__stage_info(s->w)->n_ctx, s->w->opts.chance, err);
     if (!rc)
-        rc = nk_detok_new(&s->detok, vocab, stops, m->n_stop, s->special, err);
+        rc = nk_detok_new(&s->compute.detok, vocab, stops, m->n_stop, s->special, err);
     return rc;
+}
+
+/* Whether a session has this id; one that has not said Open has none. */
+static bool find_id(const nk_worker *w, const uint8_t *id)
+{
+    const session *s;
+
+    for (int i = 0; i < NK_SESSION_STATES; i++)
+        TAILQ_FOREACH(s, &w->sessions[i].head, link)
+        {
+            if (s->opened_ns && memcmp(s->id, id, NK_SESSION_ID_BYTES) == 0)
+                return true;
+        }
+    return false;
 }
 
 int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes bytes,
@@ -213,14 +230,11 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
     rc = check_route(w, m, err);
     if (rc)
         return rc;
-    s->opened_ns = nk_now_ns();
-    for (int i = 0; i < NK_SESSION_STATES; i++)
-        for (session *other = w->sessions[i].head; other; other = other->next)
-            if (other != s && other->opened_ns &&
-                memcmp(other->id, m->session.data, NK_SESSION_ID_BYTES) == 0)
-                return nk_fail(
-                    err, NK_E_EXISTS, "session_exists",
-                    "a session with this id is open or kept already; ids are random and used once");
+    if (find_id(w, m->session.data))
+        return nk_fail(
+            err, NK_E_EXISTS, "session_exists",
+            "a session with this id is open or kept already; ids are random and used once");
+    s->opened_ns = nk__worker_now_ns(w);
     memcpy(s->id, m->session.data, NK_SESSION_ID_BYTES);
     snprintf(s->name, sizeof s->name, "%02x%02x%02x%02x", s->id[0], s->id[1], s->id[2], s->id[3]);
     s->n_route = (int)m->n_route;
@@ -382,7 +396,7 @@ static int opened(session *s, const Nakshatra__V1__Opened *theirs, struct nk_err
     msg.resume_tokens = (uint32_t)s->n_resume;
     msg.stages = stages;
     msg.n_stages = n;
-    msg.seed = s->is_last ? nk_sampler_seed(s->sampler) : theirs->seed;
+    msg.seed = s->is_last ? nk_sampler_seed(s->compute.sampler) : theirs->seed;
     if (s->is_first) {
         s->n_reused = s->n_submitted = s->n_resume;
         s->w->n_tokens_reused += (uint64_t)s->n_reused;

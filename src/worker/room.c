@@ -1,8 +1,9 @@
 /* Room: sequences, KV tokens, and who gets them. Everything here runs on the net thread.
  *
- * A session reserves the most KV tokens it may come to need before it begins, so that none runs out on the way. Kept
- * sessions hold what they hold until somebody needs it: they yield, the least recently used one first. Who finds no room
- * waits in a queue (session.c's deadlines end the wait). */
+ * A session reserves the most KV tokens it may come to need before it begins, so that none runs
+ * out on the way. Kept sessions hold what they hold until somebody needs it: they yield, the
+ * least recently used one first. Who finds no room waits in a queue (session.c's deadlines end
+ * the wait). */
 #include "worker/session_int.h"
 
 #include <string.h>
@@ -15,16 +16,17 @@ typedef struct nk_session session;
 
 static void submit_clear(nk_worker *w, int seq)
 {
-    struct nk_job *j;
+    struct nk_compute_job *j;
     struct nk_error err;
 
     if (nk__engine_job(w->engine, &j, 0, false, &err)) {
-        /* Positions are authoritative: what is left in the sequence is forgotten when it is used again. */
+        /* Positions are authoritative: what is left in the sequence is forgotten when it is used
+         * again. */
         nk_log(NK_LOG_WORKER, NK_LOG_WARN,
                "seq=%d reason=%s msg=\"its KV is freed at its next use\"", seq, err.reason);
         return;
     }
-    j->kind = NK_JOB_CLEAR;
+    j->kind = NK_COMPUTE_CLEAR;
     j->seq = seq;
     nk__engine_submit(w->engine, j);
 }
@@ -56,7 +58,7 @@ void nk__room_forget_kept(session *k, bool clear)
 
     NK_ASSERT(k->state == NK_SESSION_KEPT);
     w->kv_kept -= k->n_ids;
-    nk__session_list_remove(&w->sessions[NK_SESSION_KEPT], k);
+    nk__session_list_remove(k);
     if (clear)
         nk__room_free_seq(w, k->seq);
     k->seq = -1;
@@ -65,11 +67,11 @@ void nk__room_forget_kept(session *k, bool clear)
 
 static bool evict_one(nk_worker *w, const session *but)
 {
-    session *k =
-        w->sessions[NK_SESSION_KEPT].head; /* the longest kept is the least recently used */
+    /* The longest kept is the least recently used. */
+    session *k = TAILQ_FIRST(&w->sessions[NK_SESSION_KEPT].head);
 
     if (k && k == but)
-        k = k->next;
+        k = TAILQ_NEXT(k, link);
     if (!k)
         return false;
     nk_log(NK_LOG_WORKER, NK_LOG_DEBUG, "session=%s tokens=%d msg=\"kept session evicted\"",
@@ -99,8 +101,8 @@ void nk__room_return_seq(nk_worker *w, int seq)
 
 /* ---- admission ---- */
 
-/* FNV-1a over the ids' bytes, little-endian (http://www.isthe.com/chongo/tech/comp/fnv/): both ends of a resumed session
- * must mean the same tokens. */
+/* FNV-1a over the ids' bytes, little-endian (http://www.isthe.com/chongo/tech/comp/fnv/): both ends
+ * of a resumed session must mean the same tokens. */
 uint64_t nk__room_ids_hash(const int32_t *ids, int n)
 {
     uint64_t h = 0xcbf29ce484222325u;
@@ -120,16 +122,18 @@ static int common_prefix(const session *k, const session *s)
     return n;
 }
 
-/* The kept session that s should continue, or NULL; *n_tokens: how many of its tokens are of use. */
+/* The kept session that s should continue, or NULL; *n_tokens: how many of its tokens are of
+ * use. */
 static session *find_kept(const session *s, int *n_tokens)
 {
-    session *best = NULL;
+    session *best = NULL, *k;
     bool can_rollback = nk__stage_info(s->w)->can_rollback;
 
     *n_tokens = 0;
     if (!s->reuse && s->is_first)
         return NULL;
-    for (session *k = s->w->sessions[NK_SESSION_KEPT].head; k; k = k->next) {
+    TAILQ_FOREACH(k, &s->w->sessions[NK_SESSION_KEPT].head, link)
+    {
         int n;
 
         if (!s->is_first) {
@@ -158,19 +162,20 @@ static session *find_kept(const session *s, int *n_tokens)
 
 static bool copy_seq(nk_worker *w, int from, int to)
 {
-    struct nk_job *j;
+    struct nk_compute_job *j;
 
     if (nk__engine_job(w->engine, &j, 0, false, NULL))
         return false;
-    j->kind = NK_JOB_COPY;
+    j->kind = NK_COMPUTE_COPY;
     j->seq = from;
     j->seq_to = to;
     nk__engine_submit(w->engine, j);
     return true;
 }
 
-/* Room for s, by evicting kept sessions if need be. A kept session with a common beginning is taken over when that is
- * most of it; else its beginning is copied (cells of a unified KV cache are shared, not copied) and it stays kept. */
+/* Room for s, by evicting kept sessions if need be. A kept session with a common beginning is taken
+ * over when that is most of it; else its beginning is copied (cells of a unified KV cache are
+ * shared, not copied) and it stays kept. */
 static bool make_room(session *s)
 {
     nk_worker *w = s->w;
@@ -179,7 +184,7 @@ static bool make_room(session *s)
 
     /* What runs yields to nobody; then kept sessions are not evicted in vain. */
     if (w->kv_reserved + s->n_tokens_max > n_ctx ||
-        (w->n_seq_free == 0 && !w->sessions[NK_SESSION_KEPT].head))
+        (w->n_seq_free == 0 && !w->sessions[NK_SESSION_KEPT].n))
         return false;
     k = find_kept(s, &n_resume);
     while (w->kv_reserved + s->n_tokens_max + w->kv_kept - (k ? k->n_ids : 0) > n_ctx)
@@ -222,8 +227,8 @@ void nk__room_admit(nk_worker *w)
     if (w->admitting) /* called again from below: the loop goes on anyway */
         return;
     w->admitting = true;
-    while ((s = w->sessions[NK_SESSION_WAITING].head) && w->state == NK_WORKER_SERVING &&
-           make_room(s)) {
+    while ((s = TAILQ_FIRST(&w->sessions[NK_SESSION_WAITING].head)) &&
+           w->state == NK_WORKER_SERVING && make_room(s)) {
         struct nk_error err;
 
         nk__session_set_state(s, NK_SESSION_OPENING);

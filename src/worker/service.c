@@ -8,7 +8,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 
-/* ---- a unary call: waits for its one message, for so long as a session's call does for Open ---- */
+/* ---- a unary call: waits for its one message, as long as a session's call does for Open ---- */
 
 struct unary {
     nk_worker *w;
@@ -185,7 +185,8 @@ static void info_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
     m.capabilities = capabilities;
     m.n_capabilities = n_capabilities;
     counters.sessions_opened = w->n_opened;
-    /* A stream whose Open has not come is none yet: whoever counts sessions must not be ahead of the queue. */
+    /* A stream whose Open has not come is none yet: whoever counts sessions must not be ahead of
+     * the queue. */
     counters.sessions_open = (uint64_t)(active - w->sessions[NK_SESSION_NEW].n);
     counters.sessions_kept = (uint64_t)kept;
     counters.sessions_failed = w->n_failed;
@@ -199,7 +200,7 @@ static void info_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
     counters.wire_steps = w->n_wire_steps;
     counters.compute_us = atomic_load(&n->compute_ns) / 1000;
     counters.queue_us = atomic_load(&n->queue_ns) / 1000;
-    counters.uptime_ms = (nk_now_ns() - w->started_ns) / 1000000;
+    counters.uptime_ms = (nk__worker_now_ns(w) - w->started_ns) / 1000000;
     counters.streams_open = (uint64_t)w->n_streams;
     counters.jobs_queued = (uint64_t)atomic_load(&n->jobs_queued);
     m.counters = &counters;
@@ -211,14 +212,39 @@ static void info_open(nk_call *c, void *worker)
     unary_open(c, worker, info_handle);
 }
 
+/* ---- what the compute thread does for a call ---- */
+
+/* Ends the call that asked for j with what came of it (reply NULL: it went already), and frees the
+ * job. */
+static void answer_job(struct nk_compute_job *j, const ProtobufCMessage *msg)
+{
+    nk_worker *w = j->worker;
+
+    if (j->rc) {
+        nk_wrap(j->rc, &j->err, "worker %s", w->id);
+        nk_call_finish(j->call, &j->err);
+    } else if (msg) {
+        reply(j->call, msg);
+    } else {
+        nk_call_finish(j->call, NULL);
+    }
+    nk__engine_job_free(w->engine, j);
+}
+
 /* ---- Forward ---- */
+
+static void forward_done(struct nk_compute_job *j)
+{
+    nk__room_return_seq(j->worker, j->seq);
+    answer_job(j, NULL);
+}
 
 static int forward(nk_worker *w, nk_call *c, const Nakshatra__V1__ForwardRequest *m,
                    struct nk_error *err)
 {
     const struct nk_stage_info *info = nk__engine_info(w->engine);
     uint64_t out_width = (uint64_t)(info->is_last ? info->n_vocab : info->n_embd);
-    struct nk_job *j;
+    struct nk_compute_job *j;
     int rc;
 
     if (w->state == NK_WORKER_ASLEEP || w->state == NK_WORKER_WAKING)
@@ -251,7 +277,8 @@ static int forward(nk_worker *w, nk_call *c, const Nakshatra__V1__ForwardRequest
         return rc;
     }
     memcpy(j->ids, m->ids, m->n_ids * sizeof *j->ids);
-    j->kind = NK_JOB_FORWARD;
+    j->kind = NK_COMPUTE_FORWARD;
+    j->done = forward_done;
     j->all_logits = m->all_logits;
     j->call = nk_call_ref(c);
     j->worker = w;
@@ -283,18 +310,45 @@ static void forward_open(nk_call *c, void *worker)
 
 /* ---- Sleep, Wake ---- */
 
-static int submit_control(nk_worker *w, nk_call *c, enum nk_job_kind kind, struct nk_error *err)
+static int submit_control(nk_worker *w, nk_call *c, enum nk_compute_kind kind,
+                          void (*done)(struct nk_compute_job *), struct nk_error *err)
 {
-    struct nk_job *j;
+    struct nk_compute_job *j;
     int rc = nk__engine_job(w->engine, &j, 0, false, err);
 
     if (rc)
         return rc;
     j->kind = kind;
+    j->done = done;
     j->worker = w;
     j->call = nk_call_ref(c);
     nk__engine_submit(w->engine, j);
     return 0;
+}
+
+static void sleep_done(struct nk_compute_job *j)
+{
+    const struct nk_stage_info *info = nk__engine_info(j->worker->engine);
+    Nakshatra__V1__SleepReply m = NAKSHATRA__V1__SLEEP_REPLY__INIT;
+
+    j->worker->unloaded = true;
+    m.freed_bytes = info->weights_bytes + info->kv_bytes;
+    answer_job(j, (ProtobufCMessage *)&m);
+}
+
+static void wake_done(struct nk_compute_job *j)
+{
+    nk_worker *w = j->worker;
+    Nakshatra__V1__WakeReply m = NAKSHATRA__V1__WAKE_REPLY__INIT;
+
+    if (!j->rc)
+        w->unloaded = false;
+    if (w->state == NK_WORKER_WAKING) {
+        w->state = j->rc ? NK_WORKER_ASLEEP : NK_WORKER_SERVING;
+        nk_server_set_serving(w->server, !j->rc);
+    }
+    m.load_ms = (j->end_ns - j->begin_ns) / 1000000;
+    answer_job(j, (ProtobufCMessage *)&m);
 }
 
 static void asleep_status(const nk_worker *w, struct nk_error *out)
@@ -315,7 +369,7 @@ static void go_to_sleep(void *worker)
         nk__session_end_all(w, &err, false);
     }
     nk__session_end_all(w, NULL, true);
-    if (submit_control(w, c, NK_JOB_SLEEP, &err))
+    if (submit_control(w, c, NK_COMPUTE_SLEEP, sleep_done, &err))
         nk_call_finish(c, &err);
     nk_call_unref(c);
 }
@@ -380,7 +434,7 @@ static void wake_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
         return;
     }
     w->state = NK_WORKER_WAKING;
-    if (submit_control(w, c, NK_JOB_WAKE, &err)) {
+    if (submit_control(w, c, NK_COMPUTE_WAKE, wake_done, &err)) {
         w->state = NK_WORKER_ASLEEP;
         nk_call_finish(c, &err);
     }
@@ -389,38 +443,6 @@ static void wake_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
 static void wake_open(nk_call *c, void *worker)
 {
     unary_open(c, worker, wake_handle);
-}
-
-void nk__service_result(struct nk_job *j)
-{
-    nk_worker *w = j->worker;
-    const struct nk_stage_info *info = nk__engine_info(w->engine);
-
-    if (j->kind == NK_JOB_FORWARD)
-        nk__room_return_seq(w, j->seq);
-    if (j->kind == NK_JOB_SLEEP || (j->kind == NK_JOB_WAKE && !j->rc))
-        w->unloaded = j->kind == NK_JOB_SLEEP;
-    if (j->kind == NK_JOB_WAKE && w->state == NK_WORKER_WAKING) {
-        w->state = j->rc ? NK_WORKER_ASLEEP : NK_WORKER_SERVING;
-        nk_server_set_serving(w->server, !j->rc);
-    }
-    if (j->rc) {
-        nk_wrap(j->rc, &j->err, "worker %s", w->id);
-        nk_call_finish(j->call, &j->err);
-    } else if (j->kind == NK_JOB_FORWARD) {
-        nk_call_finish(j->call, NULL);
-    } else if (j->kind == NK_JOB_SLEEP) {
-        Nakshatra__V1__SleepReply m = NAKSHATRA__V1__SLEEP_REPLY__INIT;
-
-        m.freed_bytes = info->weights_bytes + info->kv_bytes;
-        reply(j->call, (ProtobufCMessage *)&m);
-    } else {
-        Nakshatra__V1__WakeReply m = NAKSHATRA__V1__WAKE_REPLY__INIT;
-
-        m.load_ms = (j->end_ns - j->begin_ns) / 1000000;
-        reply(j->call, (ProtobufCMessage *)&m);
-    }
-    nk__engine_job_free(w->engine, j);
 }
 
 const struct nk_method *nk__service_methods(int *n)

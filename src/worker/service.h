@@ -1,4 +1,5 @@
-/* The methods of the service other than Inference, and what every method needs. Internal to the worker. */
+/* The methods of the service other than Inference, and what every method needs. Internal to the
+ * worker. */
 #ifndef NK_WORKER_SERVICE_H
 #define NK_WORKER_SERVICE_H
 
@@ -6,8 +7,6 @@
 
 /* The method table, for nk_server_opts. */
 const struct nk_method *nk__service_methods(int *n);
-/* A Forward, Sleep or Wake is through the engine; takes the job. [net thread] */
-void nk__service_result(struct nk_job *j);
 /* No session is active any more: a Sleep that waits for that goes on. [net thread] */
 void nk__service_idle(nk_worker *w);
 

@@ -2,12 +2,14 @@
  *
  *   NEW -> [WAITING] -> OPENING -> RUNNING -> FINISHING -> (KEPT) -> gone
  *
- * Here: a session's life, what its two calls say, and its deadlines. What Open asks and how it travels is open.c; steps,
- * and how the first stage drives them, step.c; sequences, KV room and kept sessions, room.c.
+ * Here: a session's life, what its two calls say, and its deadlines. What Open asks and how it
+ * travels is open.c; steps, and how the first stage drives them, step.c; sequences, KV room and
+ * kept sessions, room.c.
  *
- * Whatever ends a session (an error, a cancelled call, a lost connection) goes through session_close, which cancels the
- * next stage's call and forgets the sequence; the stage before learns it from its own call's status. So KV is freed along
- * the whole chain, in both directions, without a message of its own.
+ * Whatever ends a session (an error, a cancelled call, a lost connection) goes through
+ * session_close, which cancels the next stage's call and forgets the sequence; the stage before
+ * learns it from its own call's status. So KV is freed along the whole chain, in both directions,
+ * without a message of its own.
  *
  * References: the list that a session is in, its calls, and its jobs hold one each. */
 #include "worker/session_int.h"
@@ -23,6 +25,7 @@
 
 enum {
     TICK_MS = 25,
+    TOKEN_TEXT_MAX = 1 << 20,
     PAUSE_MS = 250, /* a tick that comes so much too late tells of a pause of this process */
 };
 
@@ -44,9 +47,9 @@ void nk__session_unref(session *s)
         nk_call_unref(s->down_ref);
     if (s->up_ref)
         nk_call_unref(s->up_ref);
-    nk_sampler_free(s->sampler);
-    nk_detok_free(s->detok);
-    nk_buf_release(&s->text);
+    nk_sampler_free(s->compute.sampler);
+    nk_detok_free(s->compute.detok);
+    nk_buf_release(&s->compute.text);
     free(s->next_address);
     free(s->ids);
     free(s->prompt);
@@ -54,38 +57,35 @@ void nk__session_unref(session *s)
     free(s);
 }
 
-void nk__session_list_remove(struct nk_session_list *l, session *s)
+/* ---- the states' lists ---- */
+
+static session *first_of(const nk_worker *w, enum nk_session_state state)
 {
-    if (s->prev)
-        s->prev->next = s->next;
-    else
-        l->head = s->next;
-    if (s->next)
-        s->next->prev = s->prev;
-    else
-        l->tail = s->prev;
-    s->prev = s->next = NULL;
-    l->n--;
+    return TAILQ_FIRST(&w->sessions[state].head);
 }
 
-static void list_push(struct nk_session_list *l, session *s)
+static void list_add(session *s, enum nk_session_state state)
 {
-    s->prev = l->tail;
-    s->next = NULL;
-    if (l->tail)
-        l->tail->next = s;
-    else
-        l->head = s;
-    l->tail = s;
+    struct nk_session_list *l = &s->w->sessions[state];
+
+    s->state = state;
+    s->state_ns = nk__worker_now_ns(s->w);
+    TAILQ_INSERT_TAIL(&l->head, s, link);
     l->n++;
+}
+
+void nk__session_list_remove(session *s)
+{
+    struct nk_session_list *l = &s->w->sessions[s->state];
+
+    TAILQ_REMOVE(&l->head, s, link);
+    l->n--;
 }
 
 void nk__session_set_state(session *s, enum nk_session_state state)
 {
-    nk__session_list_remove(&s->w->sessions[s->state], s);
-    s->state = state;
-    list_push(&s->w->sessions[state], s);
-    s->state_ns = nk_now_ns();
+    nk__session_list_remove(s);
+    list_add(s, state);
 }
 
 static const char *state_name(enum nk_session_state state)
@@ -138,18 +138,17 @@ static void session_close(session *s)
     if (s->closed)
         return;
     s->closed = true;
-    atomic_store(&s->dead, true);
     if (s->down)
         nk_call_cancel(s->down);
     nk__session_set_decoding(s, false);
-    nk__engine_leave_group(w->engine, s);
+    nk__engine_drop(w->engine, s);
     if (s->reserved) {
         w->kv_reserved -= s->n_tokens_max;
         s->reserved = false;
     }
     nk__room_free_seq(w, s->seq);
     s->seq = -1;
-    nk__session_list_remove(&w->sessions[s->state], s);
+    nk__session_list_remove(s);
     nk__room_admit(w);
     note_idle(w);
     nk__session_unref(s);
@@ -201,7 +200,7 @@ void nk__session_retire(session *s, int keep_tokens)
     nk_log(NK_LOG_WORKER, NK_LOG_INFO,
            "session=%s event=done prompt=%d reused=%d generated=%d tokens=%d ms=%" PRIu64, s->name,
            s->n_prompt, s->n_reused, s->n_generated, s->n_ids,
-           (nk_now_ns() - s->opened_ns) / 1000000);
+           (nk__worker_now_ns(w) - s->opened_ns) / 1000000);
     if (s->up)
         nk_call_finish(s->up, NULL);
     if (keep_tokens <= 0 || keep_tokens > s->n_ids || s->deterministic ||
@@ -226,19 +225,21 @@ void nk__session_retire(session *s, int keep_tokens)
 
 void nk__session_end_all(nk_worker *w, const struct nk_error *status, bool kept_only)
 {
-    while (w->sessions[NK_SESSION_KEPT].head)
-        nk__room_forget_kept(w->sessions[NK_SESSION_KEPT].head, true);
+    session *s;
+
+    while ((s = first_of(w, NK_SESSION_KEPT)))
+        nk__room_forget_kept(s, true);
     for (int i = 0; i < NK_SESSION_KEPT && !kept_only; i++)
-        while (w->sessions[i].head)
-            session_end(w->sessions[i].head, status);
+        while ((s = first_of(w, (enum nk_session_state)i)))
+            session_end(s, status);
 }
 
 void nk__session_end_waiting(nk_worker *w, const struct nk_error *status)
 {
-    while (w->sessions[NK_SESSION_NEW].head)
-        session_end(w->sessions[NK_SESSION_NEW].head, status);
-    while (w->sessions[NK_SESSION_WAITING].head)
-        session_end(w->sessions[NK_SESSION_WAITING].head, status);
+    session *s;
+
+    while ((s = first_of(w, NK_SESSION_NEW)) || (s = first_of(w, NK_SESSION_WAITING)))
+        session_end(s, status);
 }
 
 /* ---- what the next stage says ---- */
@@ -246,7 +247,7 @@ void nk__session_end_waiting(nk_worker *w, const struct nk_error *status)
 /* Counts the time that an answered step was neither here nor spent by those behind: on the wire. */
 static void count_wire(session *s, uint64_t step, uint64_t spent_us, uint64_t now)
 {
-    uint64_t sent = atomic_load(&s->sent_ns[step % NK_STEPS_OUT_MAX]);
+    uint64_t sent = atomic_load(&s->shared.sent_ns[step % NK_STEPS_OUT_MAX]);
     uint64_t wire_ns;
 
     if (!sent)
@@ -261,7 +262,7 @@ static void count_wire(session *s, uint64_t step, uint64_t spent_us, uint64_t no
 static int answered(session *s, uint64_t step, uint64_t spent_us, struct nk_step_out *out,
                     struct nk_error *err)
 {
-    uint64_t now = nk_now_ns();
+    uint64_t now = nk__worker_now_ns(s->w);
     int rc = nk__step_window_pop(s, step, out, err);
 
     if (!rc)
@@ -273,7 +274,7 @@ static int on_down(session *s, Nakshatra__V1__InferenceReply *m, struct nk_bytes
                    struct nk_error *err)
 {
     struct nk_step_out out;
-    uint64_t now = nk_now_ns();
+    uint64_t now = nk__worker_now_ns(s->w);
     int rc;
 
     switch (m->kind_case) {
@@ -290,7 +291,8 @@ static int on_down(session *s, Nakshatra__V1__InferenceReply *m, struct nk_bytes
             return s->up ? nk_call_send_pb(s->up, (ProtobufCMessage *)m, err) : 0;
         }
         count_wire(s, m->token->step, m->token->spent_us, now);
-        /* The client's copy goes first only when it is the last one: the next step waits for nobody. */
+        /* The client's copy goes first only when it is the last one: the next step waits for
+         * nobody. */
         if (m->token->finish && s->up)
             nk_call_send(s->up, bytes.data, bytes.size, NULL);
         rc = nk__step_drive(s, m->token->step, m->token->id, (int)m->token->finish, err);
@@ -333,7 +335,7 @@ static void down_message(nk_call *c, void *user, struct nk_bytes bytes)
     (void)c;
     if (s->closed)
         return;
-    s->heard_ns = nk_now_ns();
+    s->heard_ns = nk__worker_now_ns(s->w);
     nk_arena_reset(s->w->arena);
     m = nakshatra__v1__inference_reply__unpack(nk_arena_allocator(s->w->arena), bytes.size,
                                                bytes.data);
@@ -381,7 +383,7 @@ static void up_message(nk_call *c, void *user, struct nk_bytes bytes)
     (void)c;
     if (s->closed)
         return;
-    s->heard_ns = nk_now_ns();
+    s->heard_ns = nk__worker_now_ns(s->w);
     nk_arena_reset(s->w->arena);
     m = nakshatra__v1__inference_request__unpack(nk_arena_allocator(s->w->arena), bytes.size,
                                                  bytes.data);
@@ -443,12 +445,12 @@ void nk__session_open_call(nk_call *c, void *worker)
     s->w = w;
     s->seq = -1;
     s->n_logprobs = -1;
-    s->heard_ns = s->state_ns = nk_now_ns();
-    nk_buf_init(&s->text, 1 << 20);
+    s->heard_ns = nk__worker_now_ns(w);
+    nk_buf_init(&s->compute.text, TOKEN_TEXT_MAX);
     snprintf(s->name, sizeof s->name, "-");
     s->up = c;
     s->up_ref = nk_call_ref(c);
-    list_push(&w->sessions[NK_SESSION_NEW], s);
+    list_add(s, NK_SESSION_NEW);
     w->n_streams++;
     pthread_mutex_lock(&w->mutex);
     w->idle = false;
@@ -460,13 +462,13 @@ void nk__session_open_call(nk_call *c, void *worker)
 
 /* ---- deadlines ---- */
 
-/* A later stage with less room than those before it, or where a cancelled session has not ended yet: a wait that stays
- * well within the patience of the stages before. */
+/* A later stage with less room than those before it, or where a cancelled session has not ended
+ * yet: a wait that stays well within the patience of the stages before. */
 static bool waited_for_room(const session *s, uint64_t now, struct nk_error *err)
 {
     const struct nk_stage_info *info = nk__stage_info(s->w);
 
-    if (now - s->state_ns <= s->stall_ms * 1000000ull / 4)
+    if (now - s->state_ns < s->stall_ms * 1000000ull / 4)
         return false;
     nk_fail(
         err, NK_E_EXHAUSTED, "kv_full",
@@ -480,21 +482,21 @@ static bool overdue(const session *s, uint64_t now, struct nk_error *err)
 {
     uint64_t since = s->state_ns, ms = 0;
 
-    if (s->deadline_ns && now > s->deadline_ns) {
+    if (s->deadline_ns && now >= s->deadline_ns) {
         nk_fail(err, NK_E_DEADLINE, "deadline",
                 "the generation's deadline has passed after %d tokens", s->n_generated);
         return true;
     }
     switch (s->state) {
     case NK_SESSION_NEW:
-        if (now - since <= NK_OPEN_DEADLINE_MS * 1000000ull)
+        if (now - since < NK_OPEN_DEADLINE_MS * 1000000ull)
             return false;
         nk_fail(err, NK_E_DEADLINE, "no_open", "no Open came within %d ms", NK_OPEN_DEADLINE_MS);
         return true;
     case NK_SESSION_WAITING:
         if (!s->is_first)
             return waited_for_room(s, now, err);
-        if (now - since <= s->w->opts.queue_ms * 1000000ull)
+        if (now - since < s->w->opts.queue_ms * 1000000ull)
             return false;
         nk_fail(err, NK_E_EXHAUSTED, "queue_timeout", "no room came free within %u ms",
                 s->w->opts.queue_ms);
@@ -505,15 +507,16 @@ static bool overdue(const session *s, uint64_t now, struct nk_error *err)
     case NK_SESSION_RUNNING:
         if (nk__step_n_under_way(s) == 0) {
             if (s->is_first || now < s->heard_ns ||
-                now - s->heard_ns <= s->w->opts.idle_ms * 1000000ull)
+                now - s->heard_ns < s->w->opts.idle_ms * 1000000ull)
                 return false;
             nk_fail(err, NK_E_DEADLINE, "idle", "no step came for %u ms", s->w->opts.idle_ms);
             return true;
         }
         if (s->is_last)
             return false;
-        /* The oldest unanswered step counts from when its rows went out, so a busy queue here is nobody's stall. */
-        since = atomic_load(&s->sent_ns[s->steps_out[0].step % NK_STEPS_OUT_MAX]);
+        /* The oldest unanswered step counts from when its rows went out, so a busy queue here is
+         * nobody's stall. */
+        since = atomic_load(&s->shared.sent_ns[s->steps_out[0].step % NK_STEPS_OUT_MAX]);
         if (!since)
             return false;
         break;
@@ -521,7 +524,7 @@ static bool overdue(const session *s, uint64_t now, struct nk_error *err)
     case NK_SESSION_STATES:
         return false;
     }
-    if (s->is_last || now < since || now - since <= s->stall_ms * 1000000ull)
+    if (s->is_last || now < since || now - since < s->stall_ms * 1000000ull)
         return false;
     ms = (now - since) / 1000000;
     nk_fail(err, NK_E_DEADLINE, "stalled",
@@ -534,39 +537,44 @@ static bool overdue(const session *s, uint64_t now, struct nk_error *err)
 static void session_tick(nk_worker *w, uint64_t now)
 {
     for (int i = 0; i < NK_SESSION_KEPT; i++) {
-        for (session *s = w->sessions[i].head; s;) {
+        for (session *s = first_of(w, (enum nk_session_state)i); s;) {
             struct nk_error err;
 
             if (!overdue(s, now, &err)) {
-                s = s->next;
+                s = TAILQ_NEXT(s, link);
                 continue;
             }
             if (strcmp(err.reason, "stalled") == 0)
                 session_end(s, &err);
             else
                 nk__session_fail(s, &err);
-            s = w->sessions[i].head; /* ending one may have moved or ended others */
+            /* Ending one may have moved or ended others. */
+            s = first_of(w, (enum nk_session_state)i);
         }
     }
 }
 
-/* This process did not run for so long, or the whole machine did not: nobody else's silence. What was waited for before
- * may lie unread, or its sender was away as well, so every wait goes on from where it was. Moved rather than begun anew, so
- * that the stage nearest to a silent one is still the first to give up. */
+/* This process did not run for so long, or the whole machine did not: nobody else's silence. What
+ * was waited for before may lie unread, or its sender was away as well, so every wait goes on from
+ * where it was. Moved rather than begun anew, so that the stage nearest to a silent one is still
+ * the first to give up. */
 static void forgive_pause(nk_worker *w, uint64_t late_ns)
 {
     for (int i = 0; i < NK_SESSION_KEPT; i++) {
-        for (session *s = w->sessions[i].head; s; s = s->next) {
+        session *s;
+
+        TAILQ_FOREACH(s, &w->sessions[i].head, link)
+        {
             if (s->state_ns < w->tick_due_ns)
                 s->state_ns += late_ns;
             if (s->heard_ns < w->tick_due_ns)
                 s->heard_ns += late_ns;
             for (int k = 0; k < NK_STEPS_OUT_MAX; k++) {
-                unsigned long long sent = atomic_load(&s->sent_ns[k]);
+                unsigned long long sent = atomic_load(&s->shared.sent_ns[k]);
 
                 /* The compute thread may set it meanwhile: then it is of after the pause. */
                 if (sent && sent < w->tick_due_ns)
-                    atomic_compare_exchange_strong(&s->sent_ns[k], &sent, sent + late_ns);
+                    atomic_compare_exchange_strong(&s->shared.sent_ns[k], &sent, sent + late_ns);
             }
         }
     }
@@ -575,7 +583,7 @@ static void forgive_pause(nk_worker *w, uint64_t late_ns)
 static void tick(void *worker)
 {
     nk_worker *w = worker;
-    uint64_t now = nk_now_ns();
+    uint64_t now = nk__worker_now_ns(w);
 
     w->tick = NULL;
     if (now > w->tick_due_ns + PAUSE_MS * 1000000ull)
@@ -587,6 +595,6 @@ static void tick(void *worker)
 
 static void arm_tick(nk_worker *w)
 {
-    w->tick_due_ns = nk_now_ns() + TICK_MS * 1000000ull;
+    w->tick_due_ns = nk__worker_now_ns(w) + TICK_MS * 1000000ull;
     w->tick = nk_timer_start(w->net, TICK_MS, tick, w);
 }

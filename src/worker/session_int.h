@@ -1,5 +1,6 @@
-/* What the files of a session tell each other: session.c (life, calls, deadlines), open.c (Open along the route), step.c
- * (steps and the loop), room.c (sequences, KV, kept sessions). All of it is the net thread's. */
+/* What the files of a session tell each other: session.c (life, calls, deadlines), open.c (Open
+ * along the route), step.c (steps and the loop), room.c (sequences, KV, kept sessions). All of it
+ * is the net thread's. */
 #ifndef NK_WORKER_SESSION_INT_H
 #define NK_WORKER_SESSION_INT_H
 
@@ -18,7 +19,8 @@ static inline uint64_t nk__us(uint64_t ns)
 /* ---- session.c ---- */
 
 struct nk_session *nk__session_ref(struct nk_session *s);
-void nk__session_list_remove(struct nk_session_list *l, struct nk_session *s);
+/* Out of its state's list, and into none: it is over. */
+void nk__session_list_remove(struct nk_session *s);
 void nk__session_set_state(struct nk_session *s, enum nk_session_state state);
 /* First stage: whether it counts as one that decodes, for the size of groups. */
 void nk__session_set_decoding(struct nk_session *s, bool decoding);
@@ -42,8 +44,8 @@ int nk__open_receive_opened(struct nk_session *s, const Nakshatra__V1__Opened *m
 /* ---- step.c ---- */
 
 bool nk__step_ids_valid(const int32_t *ids, size_t n, int n_vocab, struct nk_error *err);
-/* Steps under way: those whose answer passes through this thread, or (last stage of several) those that the compute
- * thread has not answered. */
+/* Steps under way: those whose answer passes through this thread, or (last stage of several) those
+ * that the compute thread has not answered. */
 int nk__step_n_under_way(const struct nk_session *s);
 /* Takes the oldest step out of the window, which must be this one. */
 int nk__step_window_pop(struct nk_session *s, uint64_t step, struct nk_step_out *out,
@@ -58,13 +60,15 @@ int nk__step_pump_prompt(struct nk_session *s, struct nk_error *err);
 int nk__step_drive(struct nk_session *s, uint64_t step, int32_t id, int finish_reason,
                    struct nk_error *err);
 int nk__step_drive_chunk_done(struct nk_session *s, uint64_t step, struct nk_error *err);
-/* Sends Done up: this stage's timing before those of the later stages (theirs: NULL on the last). */
+/* Sends Done up: this stage's timing before those of the later stages (theirs: NULL on the
+ * last). */
 void nk__step_send_done(struct nk_session *s, const Nakshatra__V1__Done *theirs);
 
 /* ---- room.c ---- */
 
 void nk__room_free_seq(nk_worker *w, int seq); /* seq -1: nothing */
-/* A kept session out of all lists and books; the list's reference is dropped. clear: its KV as well. */
+/* A kept session out of all lists and books; the list's reference is dropped. clear: its KV as
+ * well. */
 void nk__room_forget_kept(struct nk_session *k, bool clear);
 /* Lets waiting sessions begin, as far as there is room. */
 void nk__room_admit(nk_worker *w);

@@ -1,7 +1,7 @@
 /* Steps of a session, from its position to its answer. Everything here runs on the net thread.
  *
- * The first stage drives: it cuts the prompt into chunks, at most NK_WINDOW of them under way, and starts the next step as
- * soon as a token is back. The other stages answer steps. */
+ * The first stage drives: it cuts the prompt into chunks, at most NK_WINDOW of them under way, and
+ * starts the next step as soon as a token is back. The other stages answer steps. */
 #include "worker/session_int.h"
 
 #include <inttypes.h>
@@ -13,11 +13,11 @@ typedef struct nk_session session;
 
 /* ---- steps ---- */
 
-/* Steps under way: those whose answer passes through this thread, or (last stage of several) those that the compute
- * thread has not answered. */
+/* Steps under way: those whose answer passes through this thread, or (last stage of several) those
+ * that the compute thread has not answered. */
 int nk__step_n_under_way(const session *s)
 {
-    return s->is_last && !s->is_first ? atomic_load(&s->n_unanswered) : s->n_steps_out;
+    return s->is_last && !s->is_first ? atomic_load(&s->shared.n_unanswered) : s->n_steps_out;
 }
 
 static int window_push(session *s, uint64_t step, struct nk_error *err)
@@ -27,11 +27,11 @@ static int window_push(session *s, uint64_t step, struct nk_error *err)
                        "step %" PRIu64 " came while %d steps are unanswered", step,
                        NK_STEPS_OUT_MAX);
     if (s->is_last && !s->is_first) {
-        atomic_fetch_add(&s->n_unanswered, 1);
+        atomic_fetch_add(&s->shared.n_unanswered, 1);
         return 0;
     }
-    s->steps_out[s->n_steps_out++] = (struct nk_step_out){ step, nk_now_ns() };
-    atomic_store(&s->sent_ns[step % NK_STEPS_OUT_MAX], 0);
+    s->steps_out[s->n_steps_out++] = (struct nk_step_out){ step, nk__worker_now_ns(s->w) };
+    atomic_store(&s->shared.sent_ns[step % NK_STEPS_OUT_MAX], 0);
     return 0;
 }
 
@@ -47,11 +47,29 @@ int nk__step_window_pop(session *s, uint64_t step, struct nk_step_out *out, stru
     return 0;
 }
 
+/* A step was run, or failed, and its result goes on from here. Takes the job. */
+static void step_done(struct nk_compute_job *j)
+{
+    session *s = j->session;
+    struct nk_error err;
+    int rc = 0;
+
+    if (!s->closed && j->rc) {
+        nk__session_fail(s, &j->err);
+    } else if (!s->closed) {
+        rc = j->sched.sample ? nk__step_drive(s, j->step, j->sampled.id, j->finish, &err)
+                             : nk__step_drive_chunk_done(s, j->step, &err);
+        if (rc)
+            nk__session_fail(s, &err);
+    }
+    nk__engine_job_free(s->w->engine, j);
+}
+
 /* Gives ids[pos .. pos + n) to the engine; with rows on a later stage. */
 static int submit_step(session *s, uint64_t step, int pos, int n, bool sample,
                        const Nakshatra__V1__Step *msg, struct nk_error *err)
 {
-    struct nk_job *j;
+    struct nk_compute_job *j;
     int rc;
 
     rc = window_push(s, step, err);
@@ -66,17 +84,18 @@ static int submit_step(session *s, uint64_t step, int pos, int n, bool sample,
             nk__engine_job_free(s->w->engine, j);
             return rc;
         }
-        j->group = msg->group;
-        j->group_size = msg->group_size;
+        j->sched.group = msg->group;
+        j->sched.group_size = msg->group_size;
     }
     memcpy(j->ids, s->ids + pos, (size_t)n * sizeof *j->ids);
+    j->done = step_done;
     j->session = nk__session_ref(s);
     j->seq = s->seq;
     j->step = step;
     j->pos = pos;
-    j->sample = sample;
-    j->solo = s->deterministic;
-    j->received_ns = nk_now_ns();
+    j->sched.sample = sample;
+    j->sched.solo = s->deterministic;
+    j->received_ns = nk__worker_now_ns(s->w);
     s->heard_ns = j->received_ns;
     nk_trace_event(s->w->trace, j->received_ns, "received", s->name, step, pos, n);
     nk__engine_submit(s->w->engine, j);
@@ -153,7 +172,8 @@ int nk__step_pump_prompt(session *s, struct nk_error *err)
 
 /* ---- Done ---- */
 
-/* Sends Done up: this stage's timing before those of the later stages (theirs: NULL on the last). */
+/* Sends Done up: this stage's timing before those of the later stages (theirs: NULL on the
+ * last). */
 void nk__step_send_done(session *s, const Nakshatra__V1__Done *theirs)
 {
     Nakshatra__V1__InferenceReply reply = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
@@ -162,17 +182,17 @@ void nk__step_send_done(session *s, const Nakshatra__V1__Done *theirs)
     size_t n = 0;
 
     own.worker_id = s->w->id;
-    own.compute_us = nk__us(atomic_load(&s->compute_ns));
-    own.queue_us = nk__us(atomic_load(&s->queue_ns));
+    own.compute_us = nk__us(atomic_load(&s->shared.compute_ns));
+    own.queue_us = nk__us(atomic_load(&s->shared.queue_ns));
     own.wire_us = nk__us(s->wire_ns);
-    own.runs = atomic_load(&s->runs);
+    own.runs = atomic_load(&s->shared.runs);
     stages[n++] = &own;
     for (size_t i = 0; theirs && i < theirs->n_stages && n < NK_ROUTE_MAX; i++)
         stages[n++] = theirs->stages[i];
     done.stages = stages;
     done.n_stages = n;
-    done.stop_string.data = (uint8_t *)s->stop_string;
-    done.stop_string.len = s->stop_string_size;
+    done.stop_string.data = (uint8_t *)s->compute.stop;
+    done.stop_string.len = s->compute.stop_size;
     if (theirs && theirs->stop_string.len)
         done.stop_string = theirs->stop_string;
     done.finish = s->finish;
@@ -252,7 +272,7 @@ static bool is_sampling_step(const session *s, uint64_t step)
 int nk__step_drive(session *s, uint64_t step, int32_t id, int finish_reason, struct nk_error *err)
 {
     struct nk_step_out out;
-    uint64_t now = nk_now_ns();
+    uint64_t now = nk__worker_now_ns(s->w);
     int rc = nk__step_window_pop(s, step, &out, err);
 
     if (!rc && !is_sampling_step(s, step))
@@ -288,21 +308,4 @@ int nk__step_drive_chunk_done(session *s, uint64_t step, struct nk_error *err)
         rc = nk_fail(err, NK_E_INTERNAL, "bad_peer",
                      "no token came for step %" PRIu64 ", which asked for one", step);
     return rc ? rc : nk__step_pump_prompt(s, err);
-}
-
-void nk__session_result(struct nk_job *j)
-{
-    session *s = j->session;
-    struct nk_error err;
-    int rc = 0;
-
-    if (!s->closed && j->rc) {
-        nk__session_fail(s, &j->err);
-    } else if (!s->closed) {
-        rc = j->sample ? nk__step_drive(s, j->step, j->sampled.id, j->finish, &err)
-                       : nk__step_drive_chunk_done(s, j->step, &err);
-        if (rc)
-            nk__session_fail(s, &err);
-    }
-    nk__engine_job_free(s->w->engine, j);
 }

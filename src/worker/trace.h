@@ -1,9 +1,10 @@
 /* --trace FILE: one JSON object per step event, for "where did the 40 ms go?".
  *
- *   {"t":123456789,"ev":"received","worker":"attic","session":"7f3a0b11","step":12,"pos":40,"rows":1}
+ *   {"t":1234567,"ev":"received","worker":"attic","session":"7f3a0b11","step":12,"pos":40,"rows":1}
  *
- * t: CLOCK_MONOTONIC nanoseconds (of one machine: comparable between its processes). ev: received, computing, computed,
- * sent, answered. An id's quotes, backslashes and control characters are left out. Thread-safe; a NULL trace does nothing. */
+ * t: CLOCK_MONOTONIC nanoseconds (of one machine: comparable between its processes). ev: received,
+ * computing, computed, sent, answered. An id's quotes, backslashes and control characters are left
+ * out. Thread-safe; a NULL trace does nothing. */
 #ifndef NK_WORKER_TRACE_H
 #define NK_WORKER_TRACE_H
 
@@ -13,7 +14,8 @@
 
 struct nk_trace;
 
-/* Writes to path, from its beginning. worker_id is borrowed until nk_trace_close, and may change until the first event.
+/* Writes to path, from its beginning. worker_id is borrowed until nk_trace_close, and may change
+ * until the first event.
  *   NOT_FOUND  no_file        its folder is not there
  *   DENIED     cannot_create */
 int nk_trace_open(struct nk_trace **out, const char *path, const char *worker_id,

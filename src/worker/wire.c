@@ -43,7 +43,7 @@ int nk__wire_sampling(struct nk_sampling *out, struct nk_logit_bias *bias,
     s.mirostat_tau = or_else(in->mirostat_tau, 5);
     s.mirostat_eta = or_else(in->mirostat_eta, 0.1f);
     s.seed =
-        in->seed_given_case == NAKSHATRA__V1__SAMPLING__SEED_GIVEN_SEED ? in->seed : 0xffffffffu;
+        in->seed_given_case == NAKSHATRA__V1__SAMPLING__SEED_GIVEN_SEED ? in->seed : NK_SEED_RANDOM;
     s.logit_bias = in->n_logit_bias ? bias : NULL;
     s.n_logit_bias = (int)in->n_logit_bias;
     s.grammar = in->grammar && in->grammar[0] ? in->grammar : NULL;
@@ -80,7 +80,8 @@ int nk__wire_rows(float *out, const Nakshatra__V1__Rows *in, int n_rows, int wid
         return nk_fail(err, NK_E_INVALID, "bad_rows", "%d rows of width %d are %zu bytes; %zu came",
                        n_rows, width, bytes, in->data.len);
     if (in->dtype == NAKSHATRA__V1__DTYPE__DTYPE_F16) {
-        /* The bytes may lie at any address; halves are copied to where they are aligned: the end of the output. */
+        /* The bytes may lie at any address; halves are copied to where they are aligned: the end of
+         * the output. */
         uint16_t *halves = (uint16_t *)(void *)out + n;
 
         memcpy(halves, in->data.data, bytes);

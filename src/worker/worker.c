@@ -1,11 +1,9 @@
 /* A worker's life: start, drain, stop. */
 #include "worker/worker.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -13,8 +11,8 @@
 #include "worker/service.h"
 #include "worker/worker_int.h"
 
-/* Small chunks let the stages of a chain begin soon after each other. Where they share their cores nothing is won by that,
- * and larger ones keep the cores busier (docs/performance.md). */
+/* Small chunks let the stages of a chain begin soon after each other. Where they share their cores
+ * nothing is won by that, and larger ones keep the cores busier (docs/performance.md). */
 enum { CHUNK_CPU = 64, CHUNK_CPU_SHARED = 128, CHUNK_GPU = 256 };
 
 struct nk_worker_opts nk_worker_opts_default(void)
@@ -26,6 +24,8 @@ struct nk_worker_opts nk_worker_opts_default(void)
         .queue_ms = 60000,
         .stall_ms = 30000,
         .idle_ms = 300000,
+        .clock = nk_clock_system(),
+        .chance = nk_chance_system(),
     };
 }
 
@@ -134,9 +134,11 @@ int nk_worker_start(nk_worker **out, const struct nk_worker_opts *opts, struct n
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
     pthread_mutex_init(&w->mutex, NULL);
     nk_cond_init(&w->cond);
-    w->started_ns = nk_now_ns();
+    for (int i = 0; i < NK_SESSION_STATES; i++)
+        TAILQ_INIT(&w->sessions[i].head);
     w->idle = true;
     rc = copy_opts(w, opts, err);
+    w->started_ns = nk__worker_now_ns(w);
     if (!rc && opts->trace_path)
         rc = nk_trace_open(&w->trace, opts->trace_path, w->id, err);
     if (rc)
@@ -147,7 +149,7 @@ int nk_worker_start(nk_worker **out, const struct nk_worker_opts *opts, struct n
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
         goto fail;
     }
-    rc = nk_net_start(&w->net, nk_clock_system(), err);
+    rc = nk_net_start(&w->net, w->opts.clock, err);
     if (!rc)
         rc = nk__engine_start(&w->engine, w, err);
     if (rc)
@@ -231,12 +233,12 @@ static void end_all(void *worker)
 
 static bool wait_idle(nk_worker *w, uint32_t ms)
 {
-    uint64_t until = nk_now_ns() + ms * 1000000ull;
+    uint64_t until = nk__worker_now_ns(w) + ms * 1000000ull;
     bool idle;
 
     pthread_mutex_lock(&w->mutex);
     while (!(w->drain_began && w->idle) &&
-           nk_clock_wait_until(nk_clock_system(), &w->cond, &w->mutex, until))
+           nk_clock_wait_until(w->opts.clock, &w->cond, &w->mutex, until))
         ;
     idle = w->drain_began && w->idle;
     pthread_mutex_unlock(&w->mutex);
@@ -257,7 +259,8 @@ void nk_worker_stop(nk_worker *w, uint32_t grace_ms)
     for (int i = 0; i < w->n_peers; i++)
         if (w->peers[i].channel)
             nk_channel_close(w->peers[i].channel);
-    /* The engine posts to the net thread: it ends first, and what it had posted is still handled. */
+    /* The engine posts to the net thread: it ends first, and what it had posted is still
+     * handled. */
     nk__engine_stop_thread(w->engine);
     nk_net_stop(w->net);
     nk__engine_stop(w->engine);

@@ -1,13 +1,17 @@
-/* A worker: one stage served over gRPC (proto/nakshatra.proto). Sessions, batching, forwarding to the next stage.
+/* A worker: one stage served over gRPC (proto/nakshatra.proto). Sessions, batching, forwarding to
+ * the next stage.
  *
- * Threads: the net thread (rpc) owns every call and every session's state; the compute thread owns the stage, and with
- * it the KV and the samplers. They talk through the engine's queues (worker_int.h). */
+ * Threads: the net thread (rpc) owns every call and every session's state; the compute thread owns
+ * the stage, and with it the KV and the samplers. They talk through the engine's queues
+ * (worker_int.h). */
 #ifndef NK_WORKER_WORKER_H
 #define NK_WORKER_WORKER_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/chance.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "rpc/rpc.h"
 #include "stage/stage.h"
@@ -21,15 +25,18 @@ struct nk_worker_opts {
     const char *id; /* NULL: "HOST:PORT" as it listens */
     const char *listen;
     struct nk_stage_opts stage;
-    const char *const *
-        peers; /* addresses that a route may name after this worker; borrowed for nk_worker_start */
+    /* Addresses that a route may name after this worker; borrowed for nk_worker_start. */
+    const char *const *peers;
     int n_peers;
-    /* Sessions do not touch each other: rows are never merged, each has KV cells of its own (a share of n_ctx), none is
-     * continued by another. What one computes is then the same to the bit whatever the load. */
+    /* Sessions do not touch each other: rows are never merged, each has KV cells of its own (a
+     * share of n_ctx), none is continued by another. What one computes is then the same to the bit
+     * whatever the load. */
     bool deterministic;
-    int chunk; /* rows of a prefill chunk; 0: 64 on the CPU, 128 on shared cores, 256 elsewhere; never over n_batch */
-    /* Workers of the same chain compute on the same cores: chunks are larger, and where stage.n_threads is all of them,
-     * decoding stages on this host take turns. */
+    /* Rows of a prefill chunk; 0: 64 on the CPU, 128 on shared cores, 256 elsewhere; never over
+     * n_batch. */
+    int chunk;
+    /* Workers of the same chain compute on the same cores: chunks are larger, and where
+     * stage.n_threads is all of them, decoding stages on this host take turns. */
     bool shared_cores;
     int queue_max;     /* sessions waiting for room; over it: EXHAUSTED queue_full */
     uint32_t queue_ms; /* how long one waits: then EXHAUSTED queue_timeout */
@@ -37,17 +44,23 @@ struct nk_worker_opts {
     uint32_t idle_ms;  /* a session that is sent nothing for so long ends */
     const char *trace_path; /* NULL: none */
     struct nk_credentials credentials;
+    /* Every time and deadline goes by this clock; random are seeds and what tells groups of several
+     * senders apart. Borrowed until nk_worker_stop has returned. */
+    struct nk_clock *clock;
+    struct nk_chance *chance;
 };
-/* n_ctx etc. as nk_stage_opts_default; queue 64 for 60 s, stall 30 s, idle 300 s. */
+/* n_ctx etc. as nk_stage_opts_default; queue 64 for 60 s, stall 30 s, idle 300 s; the system's
+ * clock and chance. */
 struct nk_worker_opts nk_worker_opts_default(void);
 
 /* Loads the slice, listens, serves. *out is owned by the caller. Not on a net thread.
  * Errors: nk_stage_open's and nk_server_start's; INVALID bad_option. */
 int nk_worker_start(nk_worker **out, const struct nk_worker_opts *opts, struct nk_error *err);
 int nk_worker_port(const nk_worker *w);
-const struct nk_stage_info *
-nk_worker_stage(const nk_worker *w); /* of the loaded slice; borrowed until stop */
-/* Takes no new sessions, lets running ones finish for at most grace_ms, then cancels them, unloads and frees. */
+/* Of the loaded slice; borrowed until stop. */
+const struct nk_stage_info *nk_worker_stage(const nk_worker *w);
+/* Takes no new sessions, lets running ones finish for at most grace_ms, then cancels them, unloads
+ * and frees. */
 void nk_worker_stop(nk_worker *w, uint32_t grace_ms);
 
 #endif

@@ -1,20 +1,25 @@
-/* The worker's inside: sessions (net thread), the engine (compute thread), and the jobs that cross between them.
+/* The worker's inside: sessions (net thread), the engine (compute thread), and the jobs that cross
+ * between them.
  *
- * A job has one owner at a time. The net thread fills it and gives it up with nk__engine_submit; the compute thread runs
- * it and either recycles it (its result went straight to a call) or posts it back (nk__session_result).
+ * A job has one owner at a time. The net thread fills it and gives it up with nk__engine_submit.
+ * The compute thread runs it and frees it when its result went straight to a call, or gives it
+ * back: then its `done` is called with it on the net thread.
  *
- * A session's fields belong to the net thread, but for those under "compute thread". Both hold references; the last one
- * frees. `dead` is set by the net thread and read by the compute thread, which then drops the session's jobs. */
+ * A session's fields belong to the net thread, but for `compute`, which is the compute thread's,
+ * and `shared`. What is set before the first job and stays as it is may be read by both. Both hold
+ * references; the last one frees. */
 #ifndef NK_WORKER_WORKER_INT_H
 #define NK_WORKER_WORKER_INT_H
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/queue.h>
 
 #include "nakshatra.pb-c.h"
 #include "rpc/arena.h"
 #include "text/detok.h"
 #include "text/sampler.h"
+#include "worker/schedule.h"
 #include "worker/trace.h"
 #include "worker/worker.h"
 
@@ -22,14 +27,12 @@ typedef struct nk_engine nk_engine;
 
 enum {
     NK_SESSION_ID_BYTES = 16,
-    NK_ROUTE_MAX = 64,
-    /* Steps of one session that a stage may have received and not answered: two prefill chunks in flight (the credit
-     * window), and two of slack for an answer that crosses with a new step. */
+    NK_ROUTE_MAX = NK_GROUPS_MAX,
+    /* Steps of one session that a stage may have received and not answered: two prefill chunks in
+     * flight (the credit window), and two of slack for an answer that crosses with a new step. */
     NK_WINDOW = 2,
     NK_STEPS_OUT_MAX = 4,
     NK_OPEN_DEADLINE_MS = 10000, /* a call that has not said Open by then is ended */
-    NK_GROUP_WAIT_MS =
-        20, /* a group whose rows do not all arrive (a session was cancelled) is run without them */
 };
 
 /* ---- sessions ---- */
@@ -45,25 +48,58 @@ enum nk_session_state {
     NK_SESSION_STATES
 };
 
-struct
-    nk_step_out { /* a step that was received (or, on the first stage, made) and is not answered yet */
+/* A step that was received (or, on the first stage, made) and is not answered yet. */
+struct nk_step_out {
     uint64_t step, received_ns;
+};
+
+/* The compute thread's part of a session, of use on the last stage. The net thread makes it before
+ * the first job, and reads `stop` when the last is answered. */
+struct nk_session_compute {
+    nk_sampler *sampler;
+    nk_detok *detok;
+    struct nk_buf text; /* of one token */
+    int n_prompt_seen;  /* ids that the sampler has been told of */
+    int n_sampled;
+    char stop[NK_STOP_BYTES_MAX + 1]; /* the stop string that ended it */
+    size_t stop_size;
+};
+
+/* What both threads touch while steps are under way. */
+struct nk_session_shared {
+    atomic_ullong compute_ns, queue_ns, runs;
+    atomic_int n_unanswered; /* last stage of several: steps received and not answered */
+    /* When a step's rows went to the next stage, by step modulo the window; 0: they have not. */
+    atomic_ullong sent_ns[NK_STEPS_OUT_MAX];
 };
 
 struct nk_session {
     atomic_int refs;
-    atomic_bool dead;
     nk_worker *w;
-    enum nk_session_state state;
-    struct nk_session *prev, *next; /* in the state's list */
+
+    /* ---- both threads: set before the first job ---- */
     uint8_t id[NK_SESSION_ID_BYTES];
     char name[9]; /* the id's first four bytes as hex, for logs */
+    /* References, which the compute thread may send to: valid as long as the session. */
+    nk_call *down_ref, *up_ref;
+    bool is_first, is_last, f16, special;
+    int n_tokens_max; /* KV tokens reserved */
+    int n_predict;    /* first and last stage: most tokens to generate */
+    int n_logprobs;   /* -1: none */
+    /* Tokens whose rows are in the KV (or on their way), n_tokens_max of room. Those of a step's
+     * rows and before it do not change while it is under way. */
+    int32_t *ids;
 
-    nk_call *up;       /* from the client or the stage before; NULL once ended */
-    nk_call *down;     /* to the next stage; NULL on the last one, or once ended */
-    nk_call *down_ref; /* a reference for the compute thread; valid as long as the session */
-    nk_call *up_ref;   /* likewise */
-    bool is_first, is_last;
+    struct nk_session_compute compute;
+    struct nk_session_shared shared;
+    struct nk_schedule_lane lane; /* the engine's */
+
+    /* ---- net thread ---- */
+    enum nk_session_state state;
+    uint64_t state_ns;            /* when it came into its state */
+    TAILQ_ENTRY(nk_session) link; /* the state's list's */
+    nk_call *up;                  /* from the client or the stage before; NULL once ended */
+    nk_call *down;                /* to the next stage; NULL on the last one, or once ended */
     int n_route, stage_idx;
     int n_at_once;      /* first stage: how many stages of the route can compute at once */
     char *next_address; /* owned */
@@ -71,91 +107,73 @@ struct nk_session {
     bool closed;        /* ended, or kept: its calls have no more say */
     bool reserved;      /* n_tokens_max counts in the worker's kv_reserved */
     bool decoding;      /* first stage: counts in the worker's n_decoding */
-    uint64_t state_ns;  /* when it came into its state */
-    int keep_tokens;    /* later stages: what Finish said */
-
-    bool deterministic, reuse, f16, special;
-    int n_tokens_max; /* KV tokens reserved */
-    int n_predict;    /* first and last stage: most tokens to generate */
+    bool deterministic, reuse;
+    int keep_tokens; /* later stages: what Finish said */
     int chunk; /* first stage: rows of a prefill chunk; every stage of the route takes so many */
-    int n_logprobs; /* -1: none */
     uint32_t stall_ms;
     uint64_t opened_ns, heard_ns, deadline_ns; /* deadline 0: none */
-
-    int32_t *ids; /* tokens whose rows are in the KV (or on their way), n_tokens_max of room */
-    int n_ids;
+    int n_ids;                                 /* of ids */
     struct nk_step_out steps_out[NK_STEPS_OUT_MAX];
     int n_steps_out;
     uint64_t last_step;
+    uint64_t wire_ns;
 
     /* first stage: the driver */
     int32_t *prompt;
     int n_prompt, n_submitted, n_reused, n_generated;
     uint64_t first_token_ns, last_token_ns;
     Nakshatra__V1__FinishReason finish;
-    char stop_string[NK_STOP_BYTES_MAX + 1];
-    size_t stop_string_size;
     uint8_t *open_bytes; /* the Open message as it came, until it has gone to the next stage */
     size_t open_size;
     uint8_t resume_id[NK_SESSION_ID_BYTES];
     int n_resume;
     uint64_t resume_hash;
-
-    /* compute thread */
-    nk_sampler *sampler; /* last stage */
-    nk_detok *detok;
-    struct nk_buf text; /* of one token */
-    int n_sampler_seen; /* ids that the sampler has been told of */
-    int n_sampled;
-    uint64_t group; /* first stage: the group in flight that a row of this session is in, or 0 */
-    atomic_ullong compute_ns, queue_ns, runs;
-    atomic_int n_unanswered; /* last stage of several: steps received and not answered */
-    atomic_ullong sent_ns
-        [NK_STEPS_OUT_MAX]; /* when a step's rows went to the next stage, by step modulo the window */
-
-    int n_decode_queued, n_prefill_queued; /* its jobs in the engine's queues; the engine's mutex */
-
-    uint64_t wire_ns; /* net thread */
 };
 
 struct nk_session_list {
-    struct nk_session *head, *tail;
+    TAILQ_HEAD(, nk_session) head;
     int n;
 };
 
 /* ---- jobs ---- */
-enum nk_job_kind {
-    NK_JOB_STEP,
-    NK_JOB_CLEAR,   /* forget a sequence */
-    NK_JOB_COPY,    /* make seq_to hold what seq holds */
-    NK_JOB_FORWARD, /* rpc Forward */
-    NK_JOB_SLEEP,   /* close the stage */
-    NK_JOB_WAKE,    /* open it again */
+
+/* What is to be done. */
+enum nk_compute_kind {
+    NK_COMPUTE_STEP,
+    NK_COMPUTE_CLEAR,   /* forget a sequence */
+    NK_COMPUTE_COPY,    /* make seq_to hold what seq holds */
+    NK_COMPUTE_FORWARD, /* rpc Forward */
+    NK_COMPUTE_SLEEP,   /* close the stage */
+    NK_COMPUTE_WAKE,    /* open it again */
 };
 
-struct nk_job {
-    struct nk_job *next;
-    enum nk_job_kind kind;
+/* A job for the compute thread. */
+struct nk_compute_job {
+    struct nk_schedule_job sched; /* first: its rows, and how it may be run */
+    enum nk_compute_kind kind;
     struct nk_session *session; /* a reference; STEP */
     int seq, seq_to;            /* seq_to: COPY */
-    uint64_t step, group;
-    uint32_t group_size;
-    bool sample, all_logits;
-    bool solo; /* never merged with another session's */
-    int pos, n;
-    int32_t *ids; /* n; owned, capacity below */
-    float *rows;  /* n x n_embd; owned; unused on the first stage */
+    uint64_t step;
+    int pos;
+    bool all_logits; /* FORWARD */
+    int32_t *ids;    /* of the rows; owned, capacity below */
+    float *rows;     /* rows x n_embd; owned; unused on the first stage */
     int ids_capacity;
     size_t rows_capacity;
     bool has_rows;
-    uint64_t received_ns, queued_ns, begin_ns, end_ns;
-    /* the result, for those that are posted back */
+    uint64_t received_ns, begin_ns, end_ns;
+
+    /* Takes the job when it has failed, or was run and its result did not go straight to a call.
+     * NULL (CLEAR, COPY): the engine frees it. [net thread] */
+    void (*done)(struct nk_compute_job *j);
+    nk_worker *worker; /* for done */
+    nk_call *call;     /* for done: a reference; FORWARD, SLEEP, WAKE */
+
+    /* the result */
     int rc;
     struct nk_error err;
     struct nk_sampled sampled;
     int index, finish; /* of the sampled token */
-    nk_worker *worker; /* FORWARD, SLEEP, WAKE */
-    nk_call *call;     /* FORWARD, SLEEP, WAKE: a reference; answered by the engine */
 };
 
 /* ---- engine ---- */
@@ -164,10 +182,10 @@ struct nk_engine_counters { /* any thread */
     atomic_int jobs_queued;
 };
 
-/* Opens the stage (on the calling thread) and starts the compute thread. */
+/* Opens the stage (on the thread that will run it) and starts to run jobs. */
 int nk__engine_start(nk_engine **out, nk_worker *w, struct nk_error *err);
-/* Ends the thread; what it gave back before may still come to the net thread. Then, when the net thread has ended: drops
- * what is queued, closes the stage, frees. */
+/* Ends the thread; what it gave back before may still come to the net thread. Then, when the net
+ * thread has ended: drops what is queued, closes the stage, frees. */
 void nk__engine_stop_thread(nk_engine *e);
 void nk__engine_stop(nk_engine *e);
 struct nk_engine_counters *nk__engine_counters(nk_engine *e);
@@ -175,14 +193,20 @@ struct nk_engine_counters *nk__engine_counters(nk_engine *e);
 const struct nk_stage_info *nk__engine_info(const nk_engine *e);
 /* Last stage: the vocabulary, while awake. */
 const nk_vocab *nk__engine_vocab(const nk_engine *e);
-/* A job from the pool with room for n ids and, if with_rows, their rows. EXHAUSTED `no_memory`. [net thread] */
-int nk__engine_job(nk_engine *e, struct nk_job **out, int n, bool with_rows, struct nk_error *err);
-void nk__engine_job_free(nk_engine *e,
-                         struct nk_job *j); /* back to the pool; drops its references [any] */
-void nk__engine_submit(nk_engine *e, struct nk_job *j); /* takes j [net thread] */
-/* First stage: the session's row is no longer under way (its token was handled, or it has ended). [net thread] */
+/* A job from the pool with room for n ids and, if with_rows, their rows. EXHAUSTED `no_memory`.
+ * [net thread] */
+int nk__engine_job(nk_engine *e, struct nk_compute_job **out, int n, bool with_rows,
+                   struct nk_error *err);
+/* Back to the pool; drops its references. [any] */
+void nk__engine_job_free(nk_engine *e, struct nk_compute_job *j);
+/* Takes j. [net thread] */
+void nk__engine_submit(nk_engine *e, struct nk_compute_job *j);
+/* First stage: the session's row is no longer under way: its token was handled. [net thread] */
 void nk__engine_leave_group(nk_engine *e, struct nk_session *s);
-/* First stage: how many sessions are in the decode phase, and how many stages their route has. [net thread] */
+/* The session has ended: what is queued of it is dropped. [net thread] */
+void nk__engine_drop(nk_engine *e, struct nk_session *s);
+/* First stage: how many sessions are in the decode phase, and how many stages of their route can
+ * compute at once. [net thread] */
 void nk__engine_set_decoding(nk_engine *e, int n_sessions, int n_at_once);
 
 /* ---- worker ---- */
@@ -228,29 +252,37 @@ struct nk_worker {
     bool idle; /* no active session */
 };
 
-/* session.c: the calls of rpc Inference. What its files (open.c, step.c, room.c) tell each other is session_int.h. */
+/* The time, by the worker's clock. [any] */
+static inline uint64_t nk__worker_now_ns(const nk_worker *w)
+{
+    return nk_clock_now_ns(w->opts.clock);
+}
+
+/* session.c: the calls of rpc Inference. What its files (open.c, step.c, room.c) tell each other is
+ * session_int.h. */
 void nk__session_open_call(nk_call *c, void *worker);
 void nk__session_unref(struct nk_session *s);
-/* A step's outcome that the compute thread could not answer itself (single-stage results and errors). Takes the job.
- * [net thread] */
-void nk__session_result(struct nk_job *j);
 /* Ends every session: those that run with status; kept ones are forgotten. */
 void nk__session_end_all(nk_worker *w, const struct nk_error *status, bool kept_only);
-/* Ends those that have not begun: no Open yet, or no room yet. For a worker that takes no new ones. */
+/* Ends those that have not begun: no Open yet, or no room yet. For a worker that takes no new
+ * ones. */
 void nk__session_end_waiting(nk_worker *w, const struct nk_error *status);
 int nk__session_n_active(const nk_worker *w); /* all but kept ones */
-/* room.c: a sequence for a moment (Forward): kept sessions yield to it and to its n_tokens; -1: none. */
+/* room.c: a sequence for a moment (Forward): kept sessions yield to it and to its n_tokens; -1:
+ * none. */
 int nk__room_borrow_seq(nk_worker *w, int n_tokens);
 void nk__room_return_seq(nk_worker *w, int seq);
 
 /* wire.c: between protobuf and ours */
 int nk__wire_sampling(struct nk_sampling *out, struct nk_logit_bias *bias,
                       const Nakshatra__V1__Sampling *in, struct nk_error *err);
-/* Rows of a message into f32. n_rows and width must be these; sizes are checked against each other first.
+/* Rows of a message into f32. n_rows and width must be these; sizes are checked against each other
+ * first.
  *   INVALID bad_rows; not_finite */
 int nk__wire_rows(float *out, const Nakshatra__V1__Rows *in, int n_rows, int width,
                   struct nk_error *err);
-/* The most rows that one Step can carry as f32: all of a message but the MiB for everything else in it (rpc.h). */
+/* The most rows that one Step can carry as f32: all of a message but the MiB for everything else in
+ * it (rpc.h). */
 int nk__wire_rows_max(int width);
 
 #endif

@@ -1,6 +1,6 @@
-/* Two workers in this process, a generation over both, and every malloc of our own code counted (the linker wraps them:
- * tests/CMakeLists.txt): a steady decode step makes none. gRPC's and ggml's own do not count: they are in shared
- * libraries, which the wrapping does not reach. */
+/* Two workers in this process, a generation over both, and every malloc of our own code counted
+ * (the linker wraps them: tests/CMakeLists.txt): a steady decode step makes none. gRPC's and ggml's
+ * own do not count: they are in shared libraries, which the wrapping does not reach. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -179,7 +179,8 @@ static void test_decode__a_steady_step_allocates_nothing_of_ours(void **state)
     for (int greedy = 0; greedy < 2; greedy++) {
         struct client cl;
 
-        /* A queue of messages grows, once, when a thread is held up: a step that allocates does so each time. */
+        /* A queue of messages grows, once, when a thread is held up: a step that allocates does so
+         * each time. */
         for (int attempt = 0; attempt < 5; attempt++) {
             cl = (struct client){ .mutex = PTHREAD_MUTEX_INITIALIZER,
                                   .cond = PTHREAD_COND_INITIALIZER };

@@ -1,4 +1,5 @@
-/* The trace file: one JSON object per line, whatever the worker is called and however many threads write. */
+/* The trace file: one JSON object per line, whatever the worker is called and however many threads
+ * write. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,0 +1,254 @@
+#include "worker/answer.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "rpc/rows.h"
+
+enum { TOKEN_TEXT_MAX = 1 << 20 };
+
+typedef struct nk_answering answering;
+typedef struct nk_compute_job job;
+
+int nk__answer_init(answering *a, struct nk_clock *clock, struct nk_trace *trace,
+                    const struct nk_stage_info *info, struct nk_error *err)
+{
+    a->clock = clock;
+    a->trace = trace;
+    a->info = info;
+    nk_buf_init(&a->pieces, TOKEN_TEXT_MAX);
+    if (info->is_last)
+        return 0;
+    a->f16 = calloc((size_t)info->n_batch * (size_t)info->n_embd, sizeof *a->f16);
+    return a->f16 ? 0
+                  : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for %d rows on their way",
+                            info->n_batch);
+}
+
+void nk__answer_release(answering *a)
+{
+    free(a->f16);
+    nk_buf_release(&a->pieces);
+}
+
+/* ---- to the next stage ---- */
+
+static int send_rows(answering *a, const job *j, const float *rows, struct nk_error *err)
+{
+    struct nk_session *s = j->session;
+    Nakshatra__V1__InferenceRequest req = NAKSHATRA__V1__INFERENCE_REQUEST__INIT;
+    Nakshatra__V1__Step step = NAKSHATRA__V1__STEP__INIT;
+    Nakshatra__V1__Rows r = NAKSHATRA__V1__ROWS__INIT;
+    size_t n_floats = (size_t)j->sched.n * (size_t)a->info->n_embd;
+    uint64_t now;
+    int rc;
+
+    r.n_rows = (uint32_t)j->sched.n;
+    r.width = (uint32_t)a->info->n_embd;
+    if (s->f16) {
+        nk_f16_from_f32(a->f16, rows, n_floats);
+        r.dtype = NAKSHATRA__V1__DTYPE__DTYPE_F16;
+        r.data.data = (uint8_t *)a->f16;
+        r.data.len = n_floats * 2;
+    } else {
+        r.dtype = NAKSHATRA__V1__DTYPE__DTYPE_F32;
+        r.data.data = (uint8_t *)(uintptr_t)rows;
+        r.data.len = n_floats * 4;
+    }
+    step.step = j->step;
+    step.pos = (uint32_t)j->pos;
+    step.n_ids = (size_t)j->sched.n;
+    step.ids = j->ids;
+    step.rows = &r;
+    step.sample = j->sched.sample;
+    step.group = j->sched.group;
+    step.group_size = j->sched.group_size;
+    req.kind_case = NAKSHATRA__V1__INFERENCE_REQUEST__KIND_STEP;
+    req.step = &step;
+    now = nk_clock_now_ns(a->clock);
+    atomic_store(&s->shared.sent_ns[j->step % NK_STEPS_OUT_MAX], now);
+    rc = nk_call_send_pb(s->down_ref, (ProtobufCMessage *)&req, err);
+    nk_trace_event(a->trace, now, "sent", s->name, j->step, j->pos, j->sched.n);
+    return rc == NK_E_UNAVAILABLE ? 0 : rc;
+}
+
+/* ---- to whoever opened the session ---- */
+
+static int send_step_done(answering *a, const job *j, struct nk_error *err)
+{
+    Nakshatra__V1__InferenceReply reply = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__StepDone done = NAKSHATRA__V1__STEP_DONE__INIT;
+    int rc;
+
+    done.step = j->step;
+    done.spent_us = (nk_clock_now_ns(a->clock) - j->received_ns) / 1000;
+    reply.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_STEP_DONE;
+    reply.step_done = &done;
+    rc = nk_call_send_pb(j->session->up_ref, (ProtobufCMessage *)&reply, err);
+    return rc == NK_E_UNAVAILABLE ? 0 : rc;
+}
+
+/* The bytes of a token, for log-probabilities; empty for one that has none. */
+static ProtobufCBinaryData piece(answering *a, int32_t id, size_t *offset)
+{
+    ProtobufCBinaryData out = { 0, NULL };
+
+    *offset = a->pieces.size;
+    if (nk_vocab_piece(a->vocab, id, true, &a->pieces, NULL) == 0)
+        out.len = a->pieces.size - *offset;
+    return out;
+}
+
+/* Sends the sampled token and its text. A client that does not read what is waiting for it must not
+ * be given a text with a hole. */
+static int send_token(answering *a, const job *j, uint64_t spent_us, struct nk_error *err)
+{
+    const struct nk_session *s = j->session;
+    const struct nk_sampled *t = &j->sampled;
+    Nakshatra__V1__InferenceReply reply = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__Token token = NAKSHATRA__V1__TOKEN__INIT;
+    Nakshatra__V1__TokenProb prob = NAKSHATRA__V1__TOKEN_PROB__INIT, tops[NK_LOGPROBS_MAX];
+    Nakshatra__V1__TokenProb *top_ptrs[NK_LOGPROBS_MAX];
+    size_t offset, offsets[NK_LOGPROBS_MAX];
+    int rc;
+
+    token.step = j->step;
+    token.id = t->id;
+    token.text.data = (uint8_t *)s->compute.text.data;
+    token.text.len = s->compute.text.size;
+    token.index = (uint32_t)j->index;
+    token.finish = (Nakshatra__V1__FinishReason)j->finish;
+    token.spent_us = spent_us;
+    if (s->n_logprobs >= 0) {
+        nk_buf_reset(&a->pieces);
+        prob.id = t->id;
+        prob.logprob = t->logprob;
+        prob.text = piece(a, t->id, &offset);
+        for (int i = 0; i < t->n_top; i++) {
+            nakshatra__v1__token_prob__init(&tops[i]);
+            tops[i].id = t->top[i].id;
+            tops[i].logprob = t->top[i].logprob;
+            tops[i].text = piece(a, t->top[i].id, &offsets[i]);
+            top_ptrs[i] = &tops[i];
+        }
+        /* The buffer may have moved while it grew: pointers are set last. */
+        prob.text.data = (uint8_t *)a->pieces.data + offset;
+        for (int i = 0; i < t->n_top; i++)
+            tops[i].text.data = (uint8_t *)a->pieces.data + offsets[i];
+        token.prob = &prob;
+        token.top = top_ptrs;
+        token.n_top = (size_t)t->n_top;
+    }
+    reply.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_TOKEN;
+    reply.token = &token;
+    rc = nk_call_send_pb(s->up_ref, (ProtobufCMessage *)&reply, err);
+    return rc == NK_E_UNAVAILABLE ? 0 : rc;
+}
+
+/* ---- sampling ---- */
+
+/* Last stage: logits to a token and its text; j's sampled, finish and index. */
+static int sample(const answering *a, job *j, const float *logits, struct nk_error *err)
+{
+    const struct nk_session *s = j->session;
+    struct nk_session_compute *c = &j->session->compute;
+    int end = j->pos + j->sched.n, rc;
+    bool stopped = false;
+
+    /* The penalties look at the whole text so far; generated tokens were accepted when they were
+     * chosen. */
+    if (c->n_sampled == 0) {
+        for (; c->n_prompt_seen < end; c->n_prompt_seen++)
+            nk_sampler_prompt(c->sampler, s->ids[c->n_prompt_seen]);
+    }
+    rc = nk_sampler_sample(c->sampler, logits, s->n_logprobs, &j->sampled, err);
+    if (rc)
+        return rc;
+    nk_buf_reset(&c->text);
+    j->finish = NAKSHATRA__V1__FINISH_REASON__FINISH_NONE;
+    j->index = c->n_sampled;
+    if (nk_vocab_is_eog(a->vocab, j->sampled.id)) {
+        j->finish = NAKSHATRA__V1__FINISH_REASON__FINISH_EOG;
+        if (s->special)
+            rc = nk_detok_add(c->detok, j->sampled.id, &c->text, &stopped, err);
+    } else {
+        rc = nk_detok_add(c->detok, j->sampled.id, &c->text, &stopped, err);
+        c->n_sampled++;
+        if (stopped)
+            j->finish = NAKSHATRA__V1__FINISH_REASON__FINISH_STOP;
+        else if (c->n_sampled >= s->n_predict || end >= s->n_tokens_max)
+            j->finish = NAKSHATRA__V1__FINISH_REASON__FINISH_LENGTH;
+    }
+    if (!rc && j->finish && !stopped)
+        rc = nk_detok_finish(c->detok, &c->text, err);
+    if (j->finish == NAKSHATRA__V1__FINISH_REASON__FINISH_STOP && nk_detok_stop(c->detok)) {
+        c->stop_size = strlen(nk_detok_stop(c->detok));
+        memcpy(c->stop, nk_detok_stop(c->detok), c->stop_size);
+    }
+    return rc;
+}
+
+/* ---- a job's answer ---- */
+
+int nk__answer_step(answering *a, job *j, nk_stage *stage, int row_idx, bool *back,
+                    struct nk_error *err)
+{
+    struct nk_session *s = j->session;
+    uint64_t now;
+    int rc;
+
+    *back = false;
+    if (!s->is_last)
+        return send_rows(a, j, nk_stage_rows(stage) + (size_t)row_idx * (size_t)a->info->n_embd,
+                         err);
+    if (j->sched.sample) {
+        rc = sample(a, j, nk_stage_logits(stage, row_idx + j->sched.n - 1), err);
+        if (rc)
+            return rc;
+    }
+    now = nk_clock_now_ns(a->clock);
+    nk_trace_event(a->trace, now, "answered", s->name, j->step, j->pos, j->sched.n);
+    if (s->is_first) {
+        /* The only stage: the client gets its token from here, the net thread queues the next
+         * step. */
+        *back = true;
+        return j->sched.sample ? send_token(a, j, 0, err) : 0;
+    }
+    /* Before the answer: the next step may be here at once. */
+    atomic_fetch_sub(&s->shared.n_unanswered, 1);
+    return j->sched.sample ? send_token(a, j, (now - j->received_ns) / 1000, err)
+                           : send_step_done(a, j, err);
+}
+
+int nk__answer_forward(answering *a, job *j, nk_stage *stage, uint64_t compute_ns,
+                       struct nk_error *err)
+{
+    Nakshatra__V1__ForwardReply reply = NAKSHATRA__V1__FORWARD_REPLY__INIT;
+    Nakshatra__V1__Rows r = NAKSHATRA__V1__ROWS__INIT;
+    int n = j->sched.n, n_out = !a->info->is_last || j->all_logits ? n : 1;
+    int width = a->info->is_last ? a->info->n_vocab : a->info->n_embd;
+    float *logits = NULL;
+    int rc;
+
+    reply.compute_us = compute_ns / 1000;
+    r.n_rows = (uint32_t)n_out;
+    r.width = (uint32_t)width;
+    r.dtype = NAKSHATRA__V1__DTYPE__DTYPE_F32;
+    r.data.len = (size_t)n_out * (size_t)width * sizeof(float);
+    if (a->info->is_last) {
+        logits = malloc(r.data.len);
+        if (!logits)
+            return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for %d rows of logits",
+                           n_out);
+        for (int i = 0; i < n_out; i++)
+            memcpy(logits + (size_t)i * (size_t)width, nk_stage_logits(stage, n - n_out + i),
+                   (size_t)width * sizeof(float));
+        r.data.data = (uint8_t *)logits;
+    } else {
+        r.data.data = (uint8_t *)(uintptr_t)nk_stage_rows(stage);
+    }
+    reply.rows = &r;
+    rc = nk_call_send_pb(j->call, (ProtobufCMessage *)&reply, err);
+    free(logits);
+    return rc;
+}

@@ -1,0 +1,37 @@
+/* What a stage's result becomes: rows go to the next stage as a Step, logits become a token
+ * (sampled, detokenised, looked at for stop strings) that goes to whoever opened the session.
+ * Messages are packed straight into the call (sending is thread-safe), so that a decode step
+ * allocates nothing. All of it is the compute thread's. */
+#ifndef NK_WORKER_ANSWER_H
+#define NK_WORKER_ANSWER_H
+
+#include "worker/worker_int.h"
+
+/* What answering needs, beside the job. */
+struct nk_answering {
+    struct nk_clock *clock;           /* borrowed */
+    struct nk_trace *trace;           /* borrowed; or NULL */
+    const struct nk_stage_info *info; /* borrowed */
+    nk_vocab *vocab;                  /* last stage, while the stage is open: set by the engine */
+    uint16_t *f16;        /* n_batch x n_embd: rows on their way out; not on the last stage */
+    struct nk_buf pieces; /* the bytes of a token and its alternatives */
+};
+
+/* a is all 0, but for vocab; info is final and stays where it is. EXHAUSTED `no_memory`: to be
+ * released all the same. */
+int nk__answer_init(struct nk_answering *a, struct nk_clock *clock, struct nk_trace *trace,
+                    const struct nk_stage_info *info, struct nk_error *err);
+void nk__answer_release(struct nk_answering *a); /* harmless on one that is all 0 */
+
+/* A step was run: its rows are row_idx and those behind in the stage's last run. Sends the answer.
+ * *back: the job has to go back to the net thread, which queues the next step (the only stage of a
+ * route); else it is through.
+ * Errors: nk_sampler_sample's and nk_detok_add's; EXHAUSTED `send_queue_full`. A call that has
+ * ended says so to the net thread itself and is no error. */
+int nk__answer_step(struct nk_answering *a, struct nk_compute_job *j, nk_stage *stage, int row_idx,
+                    bool *back, struct nk_error *err);
+/* A Forward was run, and took so long: sends its rows or logits to j->call. */
+int nk__answer_forward(struct nk_answering *a, struct nk_compute_job *j, nk_stage *stage,
+                       uint64_t compute_ns, struct nk_error *err);
+
+#endif
