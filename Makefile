@@ -44,7 +44,8 @@ conformance: test-deps build ## every architecture llama.cpp can generate, cut a
 fuzz: test-deps  ## run every fuzz target for FUZZ_SECONDS (60) each
 	@scripts/fuzz
 
-bench: test-deps build ## the figures, against peers; writes docs/benchmarks.md
+bench: test-deps build ## build/nakshatra-bench, and the figures against peers; writes docs/benchmarks.md
+	@MAKEFLAGS=--no-print-directory cmake --build "$(BUILD)" -j $(JOBS) --target nakshatra-bench
 	@BUILD="$(BUILD)" scripts/bench
 
 format:          ## clang-format over src, bench and tests

@@ -14,7 +14,6 @@
     XX(run,      "one generation, or a conversation, through a cluster")                           \
     XX(serve,    "the HTTP gateway: OpenAI's and Ollama's APIs, a page, metrics")                  \
     XX(up,       "all of it on this machine, in one command")                                      \
-    XX(bench,    "the figures, against peers; synthetic models")                                   \
     XX(help,     "this list, or a command's help")
 /* clang-format on */
 
@@ -109,8 +108,6 @@ void nk_cli_describe(nk_cli_described *f, void *user)
         struct description d = { f, user, commands[i].name, commands[i].summary };
         char name[16], *argv[] = { name, NULL };
 
-        if (!strcmp(commands[i].name, "bench")) /* it has subcommands of its own, and leaves */
-            continue;
         snprintf(name, sizeof name, "%s", commands[i].name);
         describing = &d;
         commands[i].run(1, argv);

@@ -28,6 +28,7 @@ SOURCE = os.environ.get("NK_SOURCE", os.path.dirname(os.path.dirname(HERE)))
 BUILD = os.environ.get("NK_BUILD", os.path.join(SOURCE, "build"))
 MODELS = os.environ.get("NK_MODELS", os.path.join(SOURCE, "models"))
 NAKSHATRA = os.path.join(BUILD, "nakshatra")
+BENCH = os.path.join(BUILD, "nakshatra-bench")
 KJV = os.path.join(MODELS, "kjv-tiny.gguf")
 # Five layers; F32 and Q8_0.
 STORIES = [os.path.join(os.path.dirname(HERE), "data", f"stories260K-{form}.gguf") for form in ("f32", "q8_0")]
@@ -83,11 +84,11 @@ def threads_that_take(pid, number):
     return found
 
 
-def run(*args, input=None, timeout=120, text=True, **more):
+def run(*args, input=None, timeout=120, text=True, program=NAKSHATRA, **more):
     """Runs a nakshatra command to its end: a CompletedProcess with stdout and stderr."""
     if input is None:
         more.setdefault("stdin", subprocess.DEVNULL)
-    return subprocess.run([NAKSHATRA, *map(str, args)], input=input, capture_output=True, text=text,
+    return subprocess.run([program, *map(str, args)], input=input, capture_output=True, text=text,
                           timeout=timeout * SLOW, env=more.pop("env", None) or env(), **more)
 
 
@@ -97,6 +98,21 @@ def out(*args, **more):
     if done.returncode:
         raise AssertionError(f"nakshatra {' '.join(map(str, args))}: exit code {done.returncode}\n{done.stderr}")
     return done.stdout
+
+
+def bench(*args, **more):
+    """Runs a nakshatra-bench command to its end."""
+    if not os.path.exists(BENCH):
+        missing(f"{BENCH}: libcurl's headers were not there when the build was configured")
+    return run(*args, program=BENCH, **more)
+
+
+def synth(path, *shape):
+    """Writes a synthetic model, with random weights. Returns path."""
+    done = bench("synth", "--out", path, *shape)
+    if done.returncode:
+        raise AssertionError(done.stderr)
+    return path
 
 
 def sha256(path):

@@ -106,8 +106,8 @@ class Check(unittest.TestCase):
     def test_check__a_worker_of_another_width_is_refused_with_both_widths(self):
         path = os.path.join(self.dir, "wide.gguf")
         if not os.path.exists(path):
-            nk.out("bench", "synth", "--layers", "8", "--width", "256", "--ff", "512", "--heads", "4", "--kv-heads", "2",
-                   "--vocab", "1024", "--ctx", "512", "--type", "Q8_0", "--out", path)
+            nk.synth(path, "--layers", "8", "--width", "256", "--ff", "512", "--heads", "4", "--kv-heads", "2",
+                     "--vocab", "1024", "--ctx", "512", "--type", "Q8_0")
         other = nk.Worker("--model", path, "--layers", "3-8", "--threads", "1", id="wide")
         try:
             # Its hash is another one too, which is said first; the width is compared where hashes would agree (unit tests).

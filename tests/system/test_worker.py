@@ -273,8 +273,8 @@ class Memory(unittest.TestCase):
         need_huge_pages()
         with tempfile.TemporaryDirectory() as folder:
             model = os.path.join(folder, "model.gguf")
-            nk.out("bench", "synth", "--layers", "2", "--width", "256", "--ff", "512", "--heads", "4", "--kv-heads", "2",
-                   "--vocab", "44000", "--type", "Q4_0", "--embedding-type", "Q6_K", "--out", model)
+            nk.synth(model, "--layers", "2", "--width", "256", "--ff", "512", "--heads", "4", "--kv-heads", "2",
+                     "--vocab", "44000", "--type", "Q4_0", "--embedding-type", "Q6_K")
 
             def mapped(w):
                 with open(f"/proc/{w.pid}/maps") as f:

@@ -57,7 +57,8 @@ static void test_growth__a_stage_more_costs_a_hop(void **state)
     (void)state;
     assert_int_equal(what_is_said("stages", &c), AS_EXPECTED);
     assert_int_equal(what_is_said("stages", &d), NOT_AS_EXPECTED);
-    /* 14 % a stage of runs that differ by 12 % is too much; 5 % a stage could be noise, and so could 1 %. */
+    /* 14 % a stage of runs that differ by 12 % is too much; 5 % a stage could be noise, and so
+     * could 1 %. */
     d = curve(3, x, dear, 0.12);
     assert_int_equal(what_is_said("stages", &d), NOT_AS_EXPECTED);
     d = curve(3, x, (const double[]){ 10, 9.5, 8.7 }, 0.12);

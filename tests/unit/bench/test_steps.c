@@ -25,7 +25,8 @@ static void parse(struct nk_steps *s, struct nk_buf *b)
     assert_int_equal(nk_steps_parse(s, text, "x", NULL), 0);
 }
 
-/* n steps of 1000 us each: 400 us at the first stage, 400 us at the last, and between them there us and back us. */
+/* n steps of 1000 us each: 400 us at the first stage, 400 us at the last, and between them there us
+ * and back us. */
 static void chain(struct nk_steps *first, struct nk_steps *last, int n, int there, int back)
 {
     struct nk_buf a = NK_BUF_INIT(1 << 20), b = NK_BUF_INIT(1 << 20);

@@ -1,4 +1,5 @@
-/* The slow link between two network namespaces, with real TCP over it. Skipped where namespaces are not allowed. */
+/* The slow link between two network namespaces, with real TCP over it. Skipped where namespaces are
+ * not allowed. */
 #include "bench/wan.h"
 
 #include <setjmp.h>
@@ -103,7 +104,7 @@ static void ask(nk_wan *w, int out)
     _exit(write(out, ms, sizeof ms) != sizeof ms);
 }
 
-static void test_wan__the_link_has_the_round_trip_and_the_rate_that_were_asked_for(void **state)
+static void test_wan__the_link_is_never_faster_than_was_asked_for(void **state)
 {
     struct nk_wan_shape shape = { .round_trip_ms = 40, .mbit = 8 };
     int ready[2], out[2], status;
@@ -132,8 +133,9 @@ static void test_wan__the_link_has_the_round_trip_and_the_rate_that_were_asked_f
     assert_int_equal(read(out[0], ms, sizeof ms), (int)sizeof ms);
     assert_int_equal(waitpid(server, &status, 0), server);
     assert_int_equal(status, 0);
-    /* Never faster than the link; how much slower is the machine's business. */
-    if (ms[0] < 40 || ms[0] > 140)
+    /* Never faster than the link; how much slower is the machine's business. When a packet is due
+     * is test_link.c's. */
+    if (ms[0] < 40)
         fail_msg("a round trip of 40 ms took %.2f ms", ms[0]);
     if (ms[1] < BULK_BYTES * 8 / 8e3)
         fail_msg("500,000 bytes at 8 Mbit/s took %.1f ms, not 500", ms[1]);
@@ -143,7 +145,7 @@ static void test_wan__the_link_has_the_round_trip_and_the_rate_that_were_asked_f
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_wan__the_link_has_the_round_trip_and_the_rate_that_were_asked_for),
+        cmocka_unit_test(test_wan__the_link_is_never_faster_than_was_asked_for),
     };
 
     signal(SIGPIPE, SIG_IGN);
