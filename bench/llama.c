@@ -26,6 +26,7 @@ enum {
     BODY_BYTES_MAX = 4 << 20,
     /* How often one place is asked for at most, for its answer to be printed. */
     SILENT_TIMES_MAX = 16,
+    PORTS_TRIED = 5,
     GAP_TOKENS = 192, /* of the measured session: the other one's prompt comes meanwhile */
 };
 
@@ -74,6 +75,35 @@ static int start_whole(nk_system **out, const struct nk_system_opts *opts, struc
     return new_system(out, opts, false, err);
 }
 
+/* A port that was free a moment ago may be another program's when a server binds it. Then the
+ * server ends, and is started again on another one. *attempt counts. */
+static bool is_port_taken(int rc, const struct nk_error *err, struct nk_process *process,
+                          int *attempt)
+{
+    if (!rc || strcmp(err->reason, "process_ended") != 0 || ++*attempt == PORTS_TRIED)
+        return false;
+    nk_process_stop(process, 0);
+    *process = (struct nk_process)NK_PROCESS_INIT;
+    return true;
+}
+
+static int start_rpc_server(nk_system *s, int i, struct nk_error *err)
+{
+    struct nk_peer_args args = { .n = 0 };
+    int rc = nk_port_find(&s->ports[i], err);
+
+    if (rc)
+        return rc;
+    nk_peer_arg(&args, "--threads");
+    nk_peer_arg(&args, "%d", s->opts.n_threads);
+    nk_peer_arg(&args, "--host");
+    nk_peer_arg(&args, "127.0.0.1");
+    nk_peer_arg(&args, "--port");
+    nk_peer_arg(&args, "%d", s->ports[i]);
+    rc = nk_peer_start(s->opts.peers, NK_PEER_RPC, &args, &s->servers[i], err);
+    return rc ? rc : nk_port_wait("127.0.0.1", s->ports[i], &s->servers[i], READY_MS_MAX, err);
+}
+
 static int start_rpc(nk_system **out, const struct nk_system_opts *opts, struct nk_error *err)
 {
     nk_system *s;
@@ -81,22 +111,12 @@ static int start_rpc(nk_system **out, const struct nk_system_opts *opts, struct 
 
     *out = NULL;
     for (int i = 0; !rc && i < opts->n_workers && i < SERVERS_MAX; i++) {
-        struct nk_peer_args args = { .n = 0 };
+        int attempt = 0;
 
-        rc = nk_port_find(&s->ports[i], err);
-        if (rc)
-            break;
-        nk_peer_arg(&args, "--threads");
-        nk_peer_arg(&args, "%d", opts->n_threads);
-        nk_peer_arg(&args, "--host");
-        nk_peer_arg(&args, "127.0.0.1");
-        nk_peer_arg(&args, "--port");
-        nk_peer_arg(&args, "%d", s->ports[i]);
-        rc = nk_peer_start(opts->peers, NK_PEER_RPC, &args, &s->servers[i], err);
-        if (rc)
-            break;
-        s->n_servers++;
-        rc = nk_port_wait("127.0.0.1", s->ports[i], &s->servers[i], READY_MS_MAX, err);
+        s->n_servers = i + 1;
+        do
+            rc = start_rpc_server(s, i, err);
+        while (is_port_taken(rc, err, &s->servers[i], &attempt));
     }
     if (rc)
         stop(s);
@@ -244,12 +264,11 @@ static void ignore_line(void *user, const char *line, uint64_t at_ns)
     (void)user, (void)line, (void)at_ns;
 }
 
-/* Starts llama-server and waits until it takes requests; *ready_ns: how long that took. */
-static int start_server(nk_system *s, struct nk_process *process, int *port, uint64_t *ready_ns,
-                        struct nk_error *err)
+/* Starts llama-server and waits until it takes requests. */
+static int start_server(nk_system *s, struct nk_process *process, int *port, struct nk_error *err)
 {
     struct nk_peer_args args = { .n = 0 };
-    uint64_t begin_ns, end_ns;
+    uint64_t end_ns = nk_now_ns() + (uint64_t)READY_MS_MAX * 1000000;
     char url[96], how[96];
     int rc = nk_port_find(port, err);
 
@@ -268,8 +287,6 @@ static int start_server(nk_system *s, struct nk_process *process, int *port, uin
     nk_peer_arg(&args, "--no-ui");
     nk_peer_arg(&args, "--cache-ram"); /* no copies of KV kept: it would count as memory */
     nk_peer_arg(&args, "0");
-    begin_ns = nk_now_ns();
-    end_ns = begin_ns + (uint64_t)READY_MS_MAX * 1000000;
     rc = nk_peer_start(s->opts.peers, NK_PEER_SERVER, &args, process, err);
     snprintf(url, sizeof url, "http://127.0.0.1:%d/health", *port);
     while (!rc && nk_http_lines(url, NULL, 10000, ignore_line, NULL, err)) {
@@ -280,19 +297,19 @@ static int start_server(nk_system *s, struct nk_process *process, int *port, uin
             rc = nk_fail(err, NK_E_DEADLINE, "not_ready", "llama-server is not ready after %d s",
                          READY_MS_MAX / 1000);
     }
-    *ready_ns = nk_now_ns() - begin_ns;
     return rc;
 }
 
 static int need_server(nk_system *s, struct nk_error *err)
 {
-    uint64_t ready_ns;
-    int port, rc = 0;
+    int port, attempt = 0, rc;
 
-    if (!s->http_port) {
-        rc = start_server(s, &s->llama_server, &port, &ready_ns, err);
-        s->http_port = rc ? 0 : port;
-    }
+    if (s->http_port)
+        return 0;
+    do
+        rc = start_server(s, &s->llama_server, &port, err);
+    while (is_port_taken(rc, err, &s->llama_server, &attempt));
+    s->http_port = rc ? 0 : port;
     return rc;
 }
 

@@ -323,8 +323,8 @@ static bool vocab_add(struct vocab *v, const char *text)
     return true;
 }
 
-/* A letter or an earlier merged string; earlier ones far more often, as in a BPE that was trained on
- * text. */
+/* A letter or an earlier merged string; earlier ones far more often, as in a BPE that was trained
+ * on text. */
 static int pick_word(const struct vocab *v, uint64_t *rng)
 {
     static const char letters[] =
