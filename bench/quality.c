@@ -10,6 +10,7 @@
 #include "bench/draw.h"
 #include "rpc/rows.h"
 #include "slice/slice.h"
+#include "stage/difference.h"
 #include "stage/stage.h"
 
 enum { CONTEXT_MAX = 2048, CHUNK = 64 };
@@ -61,30 +62,6 @@ static int open_stages(struct run *r, const char *path, const char *device, int 
     return r->rows && r->halves ? 0 : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
 }
 
-static int arg_max(const float *v, int n)
-{
-    int best = 0;
-
-    for (int i = 1; i < n; i++)
-        if (v[i] > v[best])
-            best = i;
-    return best;
-}
-
-static void compare(const struct run *r, const float *a, const float *b, struct nk_quality *out,
-                    int *n_same)
-{
-    double difference = 0, value = 0;
-
-    for (int i = 0; i < r->n_vocab; i++) {
-        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        value += (double)a[i] * a[i];
-    }
-    if (value > 0 && difference / value > out->nmse_max)
-        out->nmse_max = difference / value;
-    *n_same += arg_max(a, r->n_vocab) == arg_max(b, r->n_vocab);
-}
-
 /* A token at temperature 1: the greatest of the logits with Gumbel noise. */
 static int32_t draw(struct run *r, const float *logits)
 {
@@ -103,8 +80,8 @@ static int32_t draw(struct run *r, const float *logits)
 }
 
 /* n tokens from pos on through both chains. */
-static int run_chunk(struct run *r, const int32_t *ids, int pos, int n, struct nk_quality *out,
-                     int *n_same, struct nk_error *err)
+static int run_chunk(struct run *r, const int32_t *ids, int pos, int n, struct nk_difference *d,
+                     struct nk_error *err)
 {
     int32_t at[CHUNK], seq[CHUNK] = { 0 };
     size_t n_floats = (size_t)n * (size_t)r->n_embd;
@@ -125,7 +102,8 @@ static int run_chunk(struct run *r, const int32_t *ids, int pos, int n, struct n
     nk_f32_from_f16(r->rows, r->halves, n_floats);
     rc = nk_stage_run(r->halved, &b, err);
     for (int i = 0; !rc && i < n; i++)
-        compare(r, nk_stage_logits(r->exact, i), nk_stage_logits(r->halved, i), out, n_same);
+        nk_difference_add(d, nk_stage_logits(r->exact, i), nk_stage_logits(r->halved, i),
+                          r->n_vocab);
     return rc;
 }
 
@@ -133,8 +111,9 @@ int nk_quality_measure(const char *model, const char *device, int n_threads, boo
                        int n_tokens, struct nk_quality *out, struct nk_error *err)
 {
     struct run r = { .rng = 1 };
+    struct nk_difference d = { 0 };
     int32_t ids[CHUNK];
-    int n_ctx = 0, pos = 0, n_same = 0, rc = open_stages(&r, model, device, n_threads, &n_ctx, err);
+    int n_ctx = 0, pos = 0, rc = open_stages(&r, model, device, n_threads, &n_ctx, err);
 
     *out = (struct nk_quality){ 0 };
     while (!rc && out->n_tokens < n_tokens) {
@@ -150,13 +129,14 @@ int nk_quality_measure(const char *model, const char *device, int n_threads, boo
             ids[0] = llama_vocab_bos(nk_stage_vocab(r.exact));
         if (own_text && ids[0] < 0)
             ids[0] = 0; /* a vocabulary without a beginning */
-        rc = run_chunk(&r, ids, pos, n, out, &n_same, err);
+        rc = run_chunk(&r, ids, pos, n, &d, err);
         if (!rc && own_text)
             ids[0] = draw(&r, nk_stage_logits(r.exact, 0));
         pos += n;
         out->n_tokens += n;
     }
-    out->top1_same_pct = out->n_tokens ? 100.0 * n_same / out->n_tokens : 0;
+    out->nmse_max = d.worst_nmse;
+    out->top1_same_pct = d.n_rows ? 100.0 * (double)d.n_top1 / (double)d.n_rows : 0;
     if (r.halved)
         nk_stage_close(r.halved);
     if (r.exact)
