@@ -98,9 +98,9 @@ struct rows {
 static inline void add(struct rows *r, int seq, int pos, int n, unsigned seed)
 {
     for (int i = 0; i < n; i++, r->n++) {
-        r->ids[r->n] =
-            (int32_t)(((unsigned)(pos + i) * 7919u + (unsigned)seq * 104729u + seed * 31u) %
-                      120u); /* ids that every one of these models has */
+        unsigned id = (unsigned)(pos + i) * 7919u + (unsigned)seq * 104729u + seed * 31u;
+
+        r->ids[r->n] = (int32_t)(id % 120u); /* every one of these models has these ids */
         r->pos[r->n] = pos + i;
         r->seq[r->n] = seq;
     }
