@@ -1,5 +1,6 @@
 """What the program says of itself: help, man page, and what shells complete by, all from the tables that arguments are
 parsed by."""
+import functools
 import os
 import re
 import shutil
@@ -13,15 +14,17 @@ import nk
 LEAVES = {"bench"}
 
 
+@functools.cache
 def commands():
     listed = re.findall(r"^  (\w+) +\S", nk.out("help"), re.M)
     return [name for name in listed if name not in LEAVES]
 
 
+@functools.cache
 def options(command):
     """The long options that its help lists, --help itself among them."""
     found = re.findall(r"^ +(?:-\w, +)?--([\w-]+)", nk.out("help", command).split("\noptions:\n")[1], re.M)
-    return {"--" + name for name in found} | {"--help"}
+    return frozenset("--" + name for name in found) | {"--help"}
 
 
 class Help(unittest.TestCase):

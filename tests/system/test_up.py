@@ -104,12 +104,12 @@ class Up(unittest.TestCase):
     def test_up__ctrl_c_of_a_terminal_lets_streams_end(self):
         """A terminal's Ctrl-C goes to the whole process group; the workers must outlive the streams."""
         for n_signals in (1, 2):
-            with self.serve("--workers", "2", "--ctx", "16384", "--drain-ms", "600000") as up:
+            with self.serve("--workers", "2", "--ctx", "16384", "--drain-ms", "3600000") as up:
                 _, pids = self.wait_up(up, 2)
                 port = int(up.stdout.decode().split("listening on ")[1].split()[0].rsplit(":", 1)[1])
                 gateway = Connection(port)
                 gateway.send("POST", "/v1/completions", {"model": "kjv-tiny", "prompt": "In", "ignore_eos": True, "stream": True,
-                                                            "max_tokens": 1500 if n_signals == 1 else 15000})
+                                                            "max_tokens": 400 if n_signals == 1 else 15000})
                 self.assertEqual(gateway.head()[0], 200)
                 gateway.chunk()
                 for _ in range(n_signals):
@@ -122,7 +122,7 @@ class Up(unittest.TestCase):
                 gateway.close()
                 if n_signals == 1:
                     self.assertTrue(body.endswith(b"data: [DONE]\n\n"), body[-300:] + up.stderr)
-                    self.assertGreater(body.count(b"data: "), 1000)
+                    self.assertGreater(body.count(b"data: "), 300)
                 self.assertEqual(up.wait(30), 0 if n_signals == 1 else 130, up.stderr)
                 self.assert_gone(pids)
 
@@ -246,6 +246,7 @@ class Up(unittest.TestCase):
         self.assertEqual(os.listdir(self.dir), [])
 
 
+@unittest.skipIf(nk.SANITIZED, "what the demo shows is the plain build")
 class Demo(unittest.TestCase):
     """make demo: the text over two workers, held against llama.cpp's own program."""
 
