@@ -1,18 +1,19 @@
-/* HTTP over libmicrohttpd: one thread, epoll. Everything that takes long happens elsewhere; meanwhile the connection is
- * suspended.
+/* HTTP over libmicrohttpd: one thread, epoll. Everything that takes long happens elsewhere;
+ * meanwhile the connection is suspended.
  *
  * An exchange is one request and its reply. Its life:
  *
- *   begin     headers are there: route, key, origin, type and size are judged; what is wrong is kept and answered when the
- *             body was read, so that the client is not cut off while it still writes (a body that is far too large is
- *             answered at once)
+ *   begin     headers are there: route, key, origin, type and size are judged; what is wrong is
+ *             kept and answered when the body was read, so that the client is not cut off while it
+ *             still writes (a body that is far too large is answered at once)
  *   go        the body is there; called again after every resume, until a reply was queued
  *   read_*    the reply's bytes, when it is a stream
  *   completed libmicrohttpd is done with it, for whatever reason
  *
- * Safety: the exchange's mutex guards `woken`, `suspended` and `over`. wake() may be called on any thread: it resumes a
- * suspended connection, or is remembered for the next time the HTTP thread wants to suspend it. Once the gateway's presence
- * is closed nothing is suspended any more: what would have to wait ends. */
+ * Safety: the exchange's mutex guards `woken`, `suspended` and `over`. wake() may be called on any
+ * thread: it resumes a suspended connection, or is remembered for the next time the HTTP thread
+ * wants to suspend it. Once the gateway's presence is closed nothing is suspended any more: what
+ * would have to wait ends. */
 #include "gateway/http.h"
 
 #include <microhttpd.h>
@@ -33,8 +34,8 @@
 
 enum { BLOCK_BYTES = 16384, SHORT_REPLY_BYTES_MAX = 4 << 20, DRAIN_BYTES_MAX = 64 << 20 };
 
-/* Nothing inline, nothing from elsewhere, and no text ever parsed as markup or script (trusted types, where the browser has
- * them): whatever a model writes stays text. */
+/* Nothing inline, nothing from elsewhere, and no text ever parsed as markup or script (trusted
+ * types, where the browser has them): whatever a model writes stays text. */
 static const char content_security[] =
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -276,9 +277,8 @@ static ssize_t read_job(void *cls, uint64_t pos, char *out, size_t max)
         ssize_t n;
 
         forget_wake(x);
-        if (nk__presence_closed(
-                &x->g->presence)) /* it may have begun after the others were ended */
-            nk__job_shut_down(x->job);
+        if (nk__presence_closed(&x->g->presence))
+            nk__job_shut_down(x->job); /* it may have begun after the others were ended */
         nk__job_take_keepalive(x->job);
         n = nk__job_read(x->job, out, max);
         if (n > 0)
@@ -340,8 +340,9 @@ static bool go_job(nk_exchange *x, enum MHD_Result *result)
     case NK_JOB_WAIT:
         break;
     }
-    /* The client has closed its side: whether it is there at all shows when something is sent (watch.h). The reply begins
-     * now, so its status is 200 whatever comes. Or the stream was silent for long. */
+    /* The client has closed its side: whether it is there at all shows when something is sent
+     * (watch.h). The reply begins now, so its status is 200 whatever comes. Or the stream was
+     * silent for long. */
     if (!nk__job_take_keepalive(x->job))
         return false;
     *result = answer_stream(x);
@@ -715,7 +716,8 @@ static enum MHD_Result go(nk_exchange *x)
                 nk_job *j;
 
                 nk__snapshot_unref(s);
-                /* What is not known to be well is looked at again, half a second later at the soonest. */
+                /* What is not known to be well is looked at again, half a second later at the
+                 * soonest. */
                 if (!ok && !nk__api_is_text(x->route->api) && !look(x, 500, false))
                     break;
                 if (atomic_load(&g->stopping))
@@ -780,8 +782,9 @@ static enum MHD_Result on_access(void *cls, struct MHD_Connection *connection, c
         return answer_error(x);
     if (!strcmp(method, "OPTIONS"))
         return answer_options(x);
-    /* Suspended now, the connection would still count as one to be read from when it is resumed, and the end of a client
-     * that has said all (a half-closed connection) would be taken for its going. Asked once more, it no longer does. */
+    /* Suspended now, the connection would still count as one to be read from when it is resumed,
+     * and the end of a client that has said all (a half-closed connection) would be taken for its
+     * going. Asked once more, it no longer does. */
     if (!x->is_all_read) {
         x->is_all_read = true;
         return MHD_YES;
@@ -908,8 +911,8 @@ int nk__http_start(nk_gateway *g, struct nk_error *err)
 
 void nk__http_quiesce(nk_gateway *g)
 {
-    /* The daemon's thread may still use the socket (microhttpd.h), so it is closed after that has ended. Who connects
-     * meanwhile is refused at once. */
+    /* The daemon's thread may still use the socket (microhttpd.h), so it is closed after that has
+     * ended. Who connects meanwhile is refused at once. */
     g->quiesced_fd = g->daemon ? MHD_quiesce_daemon(g->daemon) : MHD_INVALID_SOCKET;
     if (g->quiesced_fd >= 0)
         shutdown(g->quiesced_fd, SHUT_RDWR);

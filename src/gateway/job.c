@@ -29,7 +29,8 @@ struct choice {
     size_t n_ids, ids_capacity;
 };
 
-/* What came from the chain and waits to be written. One block of memory each: texts behind the struct. */
+/* What came from the chain and waits to be written. One block of memory each: texts behind the
+ * struct. */
 struct event {
     STAILQ_ENTRY(event) link;
     int choice;
@@ -63,8 +64,8 @@ struct nk_job {
     bool prepared_ok, failed, began, overflowed, cancelled;
     struct nk_error err;
     char param[128];
-    nk_reply *
-        reply; /* streamed: used by the HTTP thread alone once events come; whole: under the mutex */
+    /* Streamed: the HTTP thread's alone once events come; whole: under the mutex. */
+    nk_reply *reply;
     STAILQ_HEAD(, event) events;
     size_t n_bytes; /* of events */
     int n_done, n_generated;
@@ -389,7 +390,8 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
 
     if (err) {
         ours = *err;
-        /* Whose fault it is is not known to gRPC's codes: a worker that does not fit is not this request's. */
+        /* Whose fault it is is not known to gRPC's codes: a worker that does not fit is not this
+         * request's. */
         if (ours.code == NK_E_PRECONDITION || ours.code == NK_E_NOT_FOUND ||
             ours.code == NK_E_DENIED || ours.code == NK_E_UNAUTHENTICATED ||
             ours.code == NK_E_UNIMPLEMENTED || ours.code == NK_E_ABORTED)
@@ -510,8 +512,8 @@ static void start_choice(struct nk_ticket *t)
     o.ids = prompt->ids;
     o.n_ids = prompt->n;
     left = left > 0 ? left : 1;
-    /* 0 is a session's share of the workers' context: a session reserves what it may come to need, and one that may need
-     * everything would let no other run beside it. */
+    /* 0 is a session's share of the workers' context: a session reserves what it may come to need,
+     * and one that may need everything would let no other run beside it. */
     o.n_predict = r->n_predict > 0 && r->n_predict < left ? r->n_predict
                   : r->n_predict || r->num_ctx            ? left
                                                           : 0;
@@ -536,8 +538,8 @@ static void start_choice(struct nk_ticket *t)
         on_done(c, &stats, &err);
         return;
     }
-    /* `done` may have come already: then nobody but us can free the handle. The choice is alive: the caller's reference is
-     * only given up by `done`, so the job is kept here. */
+    /* `done` may have come already: then nobody but us can free the handle. The choice is alive:
+     * the caller's reference is only given up by `done`, so the job is kept here. */
     pthread_mutex_lock(&j->mutex);
     cancelled = j->cancelled || j->failed || c->ended;
     if (!c->done) {
@@ -824,8 +826,8 @@ bool nk__job_take_keepalive(nk_job *j)
     bool ready;
 
     pthread_mutex_lock(&j->mutex);
-    ready =
-        j->prepared_ok; /* before that it is not known what kind of reply it will be; a wake follows */
+    /* Before that it is not known what kind of reply it will be; a wake follows. */
+    ready = j->prepared_ok;
     pthread_mutex_unlock(&j->mutex);
     if (!ready || !atomic_exchange(&j->keepalive, false))
         return false;
@@ -835,7 +837,8 @@ bool nk__job_take_keepalive(nk_job *j)
     return true;
 }
 
-/* An error as the reply's end, after its status was sent: it is counted here, the others where they are answered. */
+/* An error as the reply's end, after its status was sent: it is counted here, the others where they
+ * are answered. */
 static void write_error(nk_job *j, bool in_stream, const struct nk_error *err, const char *param)
 {
     nk__error_body(is_openai(j), in_stream, err, param, &j->out);
@@ -891,7 +894,8 @@ static struct event *pop(nk_job *j)
     return e;
 }
 
-/* After the reply began, a failure is the stream's last event; a reader that was too slow sees the connection's end. */
+/* After the reply began, a failure is the stream's last event; a reader that was too slow sees the
+ * connection's end. */
 static void write_failure(nk_job *j)
 {
     struct nk_error err;
@@ -987,7 +991,8 @@ int nk__jobs_info(nk_gateway *g, struct nk_job_info *out, int n_max)
     return n;
 }
 
-/* Server-sent events that were silent for long get a comment, so that nothing on the way gives the connection up. */
+/* Server-sent events that were silent for long get a comment, so that nothing on the way gives the
+ * connection up. */
 void nk__jobs_tick(nk_gateway *g)
 {
     uint64_t now = nk_clock_now_ns(g->clock), ms = g->opts.limits.keepalive_ms;

@@ -8,10 +8,10 @@
 
 typedef struct nk_keys nk_keys;
 
-/* From text: one key per line, white space around it dropped, empty lines and lines that begin with '#' skipped.
- * *out owned by the caller.
- *   INVALID  bad_key_file   no key, more than 4096, or one shorter than 8 or longer than 512 characters, or with spaces
- */
+/* From text: one key per line, white space around it dropped, empty lines and lines that begin with
+ * '#' skipped. *out owned by the caller.
+ *   INVALID  bad_key_file   no key, more than 4096, or one shorter than 8 or longer than 512
+ *                           characters, or with spaces */
 int nk__keys_new(nk_keys **out, const char *text, struct nk_error *err);
 void nk__keys_free(nk_keys *k);
 /* The value of an Authorization header ("Bearer KEY"), or NULL where there was none. */

@@ -46,7 +46,8 @@ static double mean_ms(uint64_t us, uint64_t us_then, uint64_t n, uint64_t n_then
                                        : before;
 }
 
-/* then: what the worker said before; zeros when it was started since, as its counters begin there too. */
+/* then: what the worker said before; zeros when it was started since, as its counters begin there
+ * too. */
 static void stage_rates(struct nk_stage_rates *r, const struct nk_worker_report *now,
                         const struct nk_worker_report *then)
 {
@@ -102,7 +103,8 @@ static struct nk_snapshot *look(nk_monitor *m, bool probe, const struct nk_snaps
         free(s);
         return NULL;
     }
-    /* Late is not gone: where all was well before, an answer that does not come is asked for once more. */
+    /* Late is not gone: where all was well before, an answer that does not come is asked for once
+     * more. */
     if (before && before->report->ok && !s->report->ok && s->report->err.code == NK_E_DEADLINE &&
         !m->handlers.check(m->handlers.user, &again)) {
         free(s->report);

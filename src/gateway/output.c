@@ -84,9 +84,8 @@ struct nk_think_marks nk__think_marks_detect(const char *t)
         { "<|START_THINKING|>", "<|END_THINKING|>", NULL, NULL },
     };
 
-    if (strstr(
-            t,
-            "<|channel|>analysis<|message|>")) /* gpt-oss; its closing mark alone is in many templates */
+    /* gpt-oss; its closing mark alone is in many templates. */
+    if (strstr(t, "<|channel|>analysis<|message|>"))
         return (struct nk_think_marks){ "<|channel|>analysis<|message|>", "<|end|>",
                                         "<|start|>assistant", "<|channel|>final<|message|>" };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)

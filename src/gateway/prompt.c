@@ -15,9 +15,9 @@ struct nk_prompter {
     struct nk_error broken;
     struct nk_think_marks marks;
     enum nk_tool_format tool_format;
-    const char *
-        think_switch; /* the template's variable that turns reasoning on and off; NULL: it has none */
-    bool effort;      /* it has reasoning_effort */
+    /* The template's variable that turns reasoning on and off; NULL: it has none. */
+    const char *think_switch;
+    bool effort;        /* it has reasoning_effort */
     bool control_marks; /* its marks are control tokens */
 };
 
@@ -33,7 +33,8 @@ static char *piece_of(const nk_vocab *v, int32_t id)
     return nk_buf_take(&b, NULL);
 }
 
-/* The mark's id when it is one control token, which text only shows when it is asked for; else -1. */
+/* The mark's id when it is one control token, which text only shows when it is asked for; -1:
+ * there is none. */
 static int32_t control_token(const void *user, const char *mark)
 {
     const nk_prompter *p = user;
@@ -267,7 +268,8 @@ static int render(const nk_prompter *p, const struct nk_request *r, const json_t
     if (rc) {
         snprintf(e->param, sizeof e->param, "%s", nk__api_input(r->api));
         if (!strcmp(e->err.reason, "bad_template")) {
-            /* What the template itself refuses (roles that must alternate ...) is the request's fault. */
+            /* What the template itself refuses (roles that must alternate ...) is the request's
+             * fault. */
             snprintf(e->err.reason, sizeof e->err.reason, "template_failed");
             nk_wrap(rc, &e->err, "the chat template cannot render this");
         }
@@ -303,7 +305,8 @@ static int tokens_of(const nk_prompter *p, const struct nk_request *r, const cha
         snprintf(e->param, sizeof e->param, "%s", nk__api_input(r->api));
         return rc;
     }
-    /* A template that writes the BOS token, or a prompt that begins with it: the tokenizer's own would be a second one. */
+    /* A template that writes the BOS token, or a prompt that begins with it: the tokenizer's own
+     * would be a second one. */
     if (t.n >= 2 && bos >= 0 && t.ids[0] == bos && t.ids[1] == bos)
         skip = 1;
     if (n_before && t.n && bos >= 0 && t.ids[0] == bos)
@@ -476,7 +479,8 @@ int nk__prepare(struct nk_prepared *out, const nk_prompter *p, const struct nk_r
                        "logit_bias: token id %d; this model has 0 to %d",
                        r->sampling.logit_bias[i].id, nk_vocab_size(p->vocab) - 1);
     rc = check_ids(p, "context", r->context, r->n_context, e);
-    /* As in Ollama, generate takes a model without a template for one whose template is the prompt itself. */
+    /* As in Ollama, generate takes a model without a template for one whose template is the prompt
+     * itself. */
     if (!rc && (chat || (r->api == NK_API_OLLAMA_GENERATE && !r->raw &&
                          (p->jinja || p->builtin || p->broken.code || r->system))))
         rc = prepare_chat(out, p, r, n_ctx, e);

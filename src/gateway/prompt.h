@@ -1,4 +1,5 @@
-/* From a request to token ids: chat templates, tokens, the grammar, and how the reply is to be read. */
+/* From a request to token ids: chat templates, tokens, the grammar, and how the reply is to be
+ * read. */
 #ifndef NK_GATEWAY_PROMPT_H
 #define NK_GATEWAY_PROMPT_H
 
@@ -8,8 +9,9 @@
 
 typedef struct nk_prompter nk_prompter; /* any thread, several at once */
 
-/* chat_template: Jinja text, or the name of one that libllama has built in; NULL: the model's own. A model's own template
- * that cannot be used is no error here but of every chat: other requests do not need it.
+/* chat_template: Jinja text, or the name of one that libllama has built in; NULL: the model's own.
+ * A model's own template that cannot be used is no error here but of every chat: other requests do
+ * not need it.
  *   INVALID  bad_template, unknown_template   of one that was given */
 int nk__prompter_new(nk_prompter **out, const nk_vocab *vocab, const char *chat_template,
                      struct nk_error *err);
@@ -36,8 +38,8 @@ struct nk_prepared {
     struct nk_output_opts output; /* tool_names is owned */
 };
 /* n_ctx: what a session holds. On failure *out is empty.
- *   INVALID  context_length_exceeded, no_template, no_tools, no_thinking, template_failed, unsupported_schema, bad_text,
- *            bad_value */
+ *   INVALID  context_length_exceeded, no_template, no_tools, no_thinking, template_failed,
+ *            unsupported_schema, bad_text, bad_value */
 int nk__prepare(struct nk_prepared *out, const nk_prompter *p, const struct nk_request *r,
                 int n_ctx, struct nk_request_error *e);
 void nk__prepared_release(struct nk_prepared *p);

@@ -45,8 +45,8 @@ static bool is_openai(const nk_reply *r)
     return nk__api_is_openai(r->opts.api);
 }
 
-/* Nine letters and digits: Mistral's templates refuse any other id when it comes back. Of 46 bits, so that the ids of a
- * conversation are different ones. */
+/* Nine letters and digits: Mistral's templates refuse any other id when it comes back. Of 46 bits,
+ * so that the ids of a conversation are different ones. */
 static const char *call_id(const struct choice *c, int idx, char out[10])
 {
     static const char digits[] = "0123456789abcdefghijklmnopqrstuvwxyz";

@@ -1,9 +1,10 @@
 /* A request for text, in OpenAI's or Ollama's words, read from its JSON and checked. Pure: no
  * model, no network.
  *
- * The bytes come from strangers. Every field that exists is in a table (nk__fields): what is not in
- * it, or is in it as refused, is answered by its name; what is in it has an effect. docs/api.md
- * shows the same tables, and a test compares. Strings of a request live in its own JSON values. */
+ * The bytes come from strangers. Every field that exists is in a table (nk__field_table): what is
+ * not in it, or is in it as refused, is answered by its name; what is in it has an effect.
+ * docs/api.md shows the same tables, and a test compares. Strings of a request live in its own JSON
+ * values. */
 #ifndef NK_GATEWAY_REQUEST_H
 #define NK_GATEWAY_REQUEST_H
 
@@ -44,8 +45,9 @@ struct nk_request {
     const char *model; /* all strings: borrowed from root */
     const char *user;  /* an identifier of the end user, for the log; or NULL */
     bool stream, include_usage;
-    int n;         /* choices per prompt */
-    int n_predict; /* 0: a session's share of the workers' context; -1: as many as the context holds */
+    int n; /* choices per prompt */
+    /* 0: a session's share of the workers' context; -1: as many as the context holds. */
+    int n_predict;
     int num_ctx; /* Ollama: prompt and reply together; 0: what the chain has */
     struct nk_sampling sampling;
     struct nk_logit_bias *logit_bias; /* owned; sampling points to it */
@@ -56,8 +58,8 @@ struct nk_request {
     const json_t *schema; /* borrowed from root; for NK_FORMAT_SCHEMA */
     bool no_reuse, deterministic;
     /* chats */
-    json_t *messages;  /* owned; OpenAI's shape, content always a string, tool calls' arguments
-                          always text */
+    /* Owned; OpenAI's shape, content always a string, tool calls' arguments always text. */
+    json_t *messages;
     json_t *tools;     /* owned; OpenAI's shape; NULL: none */
     bool tools_strict; /* a tool's arguments must keep to its schema */
     enum nk_tool_choice tool_choice;

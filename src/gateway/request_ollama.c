@@ -195,7 +195,8 @@ static int read_options(struct nk_parse *p, const struct nk_field_rule *f, const
 const struct nk_field_rule nk__rules_ollama_message[] = {
     { "role",       NK_FIELD_YES,   check_role,       0, 0, 0, "system, user, assistant, tool" },
     { "content",    NK_FIELD_YES,   check_string,     0, 0, 0, "" },
-    { "thinking",   NK_FIELD_YES,   check_string,     0, 0, 0, "of an assistant's message; given to the template" },
+    { "thinking",   NK_FIELD_YES,   check_string,     0, 0, 0,
+      "of an assistant's message; given to the template" },
     { "tool_calls", NK_FIELD_YES,   check_tool_calls, 0, 0, 0, "of an assistant's message" },
     { "tool_name",  NK_FIELD_YES,   check_string,     0, 0, 0, "of a tool's message" },
     { "tool_call_id", NK_FIELD_YES, check_string,     0, 0, 0, "of a tool's message" },
@@ -204,23 +205,33 @@ const struct nk_field_rule nk__rules_ollama_message[] = {
 };
 
 const struct nk_field_rule nk__rules_ollama_options[] = {
-    { "num_predict",       NK_FIELD_YES,     read_num_predict, 0, 0, 0, "-1 or -2: as many as the context holds; not given: a share of it, the workers' context by their sequences" },
-    { "num_ctx",           NK_FIELD_YES,     nk__read_int, OFFSET(num_ctx), 1, INT32_MAX, "prompt and reply together; more than the workers have is refused" },
-    { "temperature",       NK_FIELD_YES,     nk__read_float, SAMPLING(temperature), 0, 100, "default 0.8" },
-    { "top_k",             NK_FIELD_YES,     nk__read_int, SAMPLING(top_k), 0, INT32_MAX, "default 40" },
+    { "num_predict",       NK_FIELD_YES,     read_num_predict, 0, 0, 0,
+      "-1 or -2: as many as the context holds; not given: a share of it, the workers' context "
+      "by their sequences" },
+    { "num_ctx",           NK_FIELD_YES,     nk__read_int, OFFSET(num_ctx), 1, INT32_MAX,
+      "prompt and reply together; more than the workers have is refused" },
+    { "temperature",       NK_FIELD_YES,     nk__read_float, SAMPLING(temperature), 0, 100,
+      "default 0.8" },
+    { "top_k",             NK_FIELD_YES,     nk__read_int, SAMPLING(top_k), 0, INT32_MAX,
+      "default 40" },
     { "top_p",             NK_FIELD_YES,     nk__read_float, SAMPLING(top_p), 0, 1, "default 0.9" },
     { "min_p",             NK_FIELD_YES,     nk__read_float, SAMPLING(min_p), 0, 1, "default 0" },
     { "typical_p",         NK_FIELD_YES,     nk__read_float, SAMPLING(typical_p), 0, 1, "1: off" },
     { "seed",              NK_FIELD_YES,     nk__read_seed, 0, 0, 0, "-1: a random one" },
     { "stop",              NK_FIELD_YES,     nk__read_stop, 0, 0, 0, "a string, or up to 16" },
-    { "repeat_last_n",     NK_FIELD_YES,     nk__read_int, SAMPLING(penalty_last_n), -1, INT32_MAX, "default 64; -1: all" },
-    { "repeat_penalty",    NK_FIELD_YES,     nk__read_float, SAMPLING(repeat_penalty), 0.01, 100, "default 1.1" },
-    { "presence_penalty",  NK_FIELD_YES,     nk__read_float, SAMPLING(presence_penalty), -2, 2, "" },
-    { "frequency_penalty", NK_FIELD_YES,     nk__read_float, SAMPLING(frequency_penalty), -2, 2, "" },
+    { "repeat_last_n",     NK_FIELD_YES,     nk__read_int, SAMPLING(penalty_last_n), -1, INT32_MAX,
+      "default 64; -1: all" },
+    { "repeat_penalty",    NK_FIELD_YES,     nk__read_float, SAMPLING(repeat_penalty), 0.01, 100,
+      "default 1.1" },
+    { "presence_penalty",  NK_FIELD_YES,     nk__read_float, SAMPLING(presence_penalty), -2, 2,
+      "" },
+    { "frequency_penalty", NK_FIELD_YES,     nk__read_float, SAMPLING(frequency_penalty), -2, 2,
+      "" },
     { "mirostat",          NK_FIELD_YES,     nk__read_int, SAMPLING(mirostat), 0, 2, "" },
     { "mirostat_tau",      NK_FIELD_YES,     nk__read_float, SAMPLING(mirostat_tau), 0, 100, "" },
     { "mirostat_eta",      NK_FIELD_YES,     nk__read_float, SAMPLING(mirostat_eta), 0, 1, "" },
-    { "num_keep",          NK_FIELD_REFUSED, NULL, 0, 0, 0, "a full context ends the reply, it is not shifted" },
+    { "num_keep",          NK_FIELD_REFUSED, NULL, 0, 0, 0,
+      "a full context ends the reply, it is not shifted" },
     { "penalize_newline",  NK_FIELD_REFUSED, NULL, 0, 0, 0, "libllama has it no more" },
     { "tfs_z",             NK_FIELD_REFUSED, NULL, 0, 0, 0, "libllama has it no more" },
     { "num_batch",         NK_FIELD_REFUSED, NULL, 0, 0, 0, NO_LOADING },
@@ -235,40 +246,52 @@ const struct nk_field_rule nk__rules_ollama_options[] = {
 };
 
 #define SHARED_RULES \
-    { "model",        NK_FIELD_YES,   nk__read_string, OFFSET(model), 0, 0, "a name that /api/tags lists, with or without :latest" }, \
-    { "stream",       NK_FIELD_YES,   nk__read_bool, OFFSET(stream), 0, 0, "default true; one JSON object per line" }, \
+    { "model",        NK_FIELD_YES,   nk__read_string, OFFSET(model), 0, 0, \
+      "a name that /api/tags lists, with or without :latest" }, \
+    { "stream",       NK_FIELD_YES,   nk__read_bool, OFFSET(stream), 0, 0, \
+      "default true; one JSON object per line" }, \
     { "format",       NK_FIELD_YES,   read_format, 0, 0, 0, "\"json\" or a JSON schema" }, \
     { "options",      NK_FIELD_YES,   read_options, 0, 0, 0, "" }, \
-    { "think",        NK_FIELD_YES,   read_think, 0, 0, 0, "for templates that use enable_thinking or reasoning_effort" }, \
-    { "keep_alive",   NK_FIELD_YES,   read_keep_alive, 0, 0, 0, "the model is always there; 0: this session's KV is not kept for the next request" }, \
+    { "think",        NK_FIELD_YES,   read_think, 0, 0, 0, \
+      "for templates that use enable_thinking or reasoning_effort" }, \
+    { "keep_alive",   NK_FIELD_YES,   read_keep_alive, 0, 0, 0, \
+      "the model is always there; 0: this session's KV is not kept for the next request" }, \
     { "logprobs",     NK_FIELD_YES,   nk__read_want_logprobs, 0, 0, 0, "" }, \
     { "top_logprobs", NK_FIELD_YES,   nk__read_top_logprobs, 0, 0, 0, "0 to 20" }, \
-    { "truncate",     NK_FIELD_FIXED, nk__read_only_false, 0, 0, 0, "false; a prompt that does not fit is an error" }, \
-    { "shift",        NK_FIELD_FIXED, nk__read_only_false, 0, 0, 0, "false; a full context ends the reply" }
+    { "truncate",     NK_FIELD_FIXED, nk__read_only_false, 0, 0, 0, \
+      "false; a prompt that does not fit is an error" }, \
+    { "shift",        NK_FIELD_FIXED, nk__read_only_false, 0, 0, 0, \
+      "false; a full context ends the reply" }
 
 const struct nk_field_rule nk__rules_ollama_chat[] = {
-    { "messages", NK_FIELD_YES, nk__read_messages, 0, 0, 0, "none: asks whether the model is there" },
+    { "messages", NK_FIELD_YES, nk__read_messages, 0, 0, 0,
+      "none: asks whether the model is there" },
     { "tools",    NK_FIELD_YES, nk__read_tools, 0, 0, 0, "for templates that know tools" },
     SHARED_RULES,
     { NULL, 0, NULL, 0, 0, 0, NULL },
 };
 
 const struct nk_field_rule nk__rules_ollama_generate[] = {
-    { "prompt",   NK_FIELD_YES,     read_prompt, 0, 0, 0, "a user's message for the chat template; as it is where the model has none; none: asks whether the model is there" },
+    { "prompt",   NK_FIELD_YES,     read_prompt, 0, 0, 0,
+      "a user's message for the chat template; as it is where the model has none; none: asks "
+      "whether the model is there" },
     { "system",   NK_FIELD_YES,     read_system, 0, 0, 0, "needs a chat template" },
     { "raw",      NK_FIELD_YES,     nk__read_bool, OFFSET(raw), 0, 0, "the prompt as it is" },
-    { "context",  NK_FIELD_YES,     read_context, 0, 0, 0, "token ids that an earlier reply gave; the prompt follows them" },
+    { "context",  NK_FIELD_YES,     read_context, 0, 0, 0,
+      "token ids that an earlier reply gave; the prompt follows them" },
     SHARED_RULES,
     { "images",   NK_FIELD_FIXED,   check_no_images, 0, 0, 0, "null or []; only text" },
     { "suffix",   NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "\"\"; no insertion" },
-    { "template", NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "\"\"; the gateway's --chat-template decides" },
+    { "template", NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0,
+      "\"\"; the gateway's --chat-template decides" },
     { NULL, 0, NULL, 0, 0, 0, NULL },
 };
 
 const struct nk_field_rule nk__rules_ollama_show[] = {
     { "model",    NK_FIELD_YES,     nk__read_string, OFFSET(model), 0, 0, "" },
     { "name",     NK_FIELD_YES,     read_name, OFFSET(model), 0, 0, "the old word for model" },
-    { "verbose",  NK_FIELD_FIXED,   nk__read_only_false, 0, 0, 0, "false; the vocabulary is not listed" },
+    { "verbose",  NK_FIELD_FIXED,   nk__read_only_false, 0, 0, 0,
+      "false; the vocabulary is not listed" },
     { "system",   NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "\"\"; show changes nothing" },
     { "template", NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "\"\"; show changes nothing" },
     { "options",  NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "{}; show changes nothing" },

@@ -153,12 +153,16 @@ static int check_tool_calls(struct nk_parse *p, const struct nk_field_rule *f, c
 
 /* clang-format off */
 const struct nk_field_rule nk__rules_message[] = {
-    { "role",              NK_FIELD_YES,     check_role,       0, 0, 0, "system, developer (taken as system), user, assistant, tool" },
-    { "content",           NK_FIELD_YES,     check_content,    0, 0, 0, "text, or parts of type text, which are joined by a newline, as llama-server does" },
+    { "role",              NK_FIELD_YES,     check_role,       0, 0, 0,
+      "system, developer (taken as system), user, assistant, tool" },
+    { "content",           NK_FIELD_YES,     check_content,    0, 0, 0,
+      "text, or parts of type text, which are joined by a newline, as llama-server does" },
     { "name",              NK_FIELD_YES,     check_string,     0, 0, 0, "given to the template" },
-    { "tool_calls",        NK_FIELD_YES,     check_tool_calls, 0, 0, 0, "of an assistant's message" },
+    { "tool_calls",        NK_FIELD_YES,     check_tool_calls, 0, 0, 0,
+      "of an assistant's message" },
     { "tool_call_id",      NK_FIELD_YES,     check_string,     0, 0, 0, "of a tool's message" },
-    { "reasoning_content", NK_FIELD_YES,     check_string,     0, 0, 0, "of an assistant's message; given to the template" },
+    { "reasoning_content", NK_FIELD_YES,     check_string,     0, 0, 0,
+      "of an assistant's message; given to the template" },
     { "refusal",           NK_FIELD_FIXED,   check_empty,      0, 0, 0, "null" },
     { "annotations",       NK_FIELD_FIXED,   check_empty,      0, 0, 0, "null or []" },
     { "audio",             NK_FIELD_REFUSED, NULL,             0, 0, 0, "only text" },
@@ -319,8 +323,10 @@ static int read_strict(struct nk_parse *p, const struct nk_field_rule *f, const 
 const struct nk_field_rule nk__rules_tool_function[] = {
     { "name",        NK_FIELD_YES, check_tool_name, 0, 0, 0, "" },
     { "description", NK_FIELD_YES, check_string,    0, 0, 0, "given to the template" },
-    { "parameters",  NK_FIELD_YES, check_object,    0, 0, 0, "a JSON schema; given to the template, and kept to when the call is forced or strict" },
-    { "strict",      NK_FIELD_YES, read_strict,     0, 0, 0, "calls are held to the schema by a grammar" },
+    { "parameters",  NK_FIELD_YES, check_object,    0, 0, 0,
+      "a JSON schema; given to the template, and kept to when the call is forced or strict" },
+    { "strict",      NK_FIELD_YES, read_strict,     0, 0, 0,
+      "calls are held to the schema by a grammar" },
     { NULL, 0, NULL, 0, 0, 0, NULL },
 };
 /* clang-format on */
@@ -544,8 +550,10 @@ static int read_include_obfuscation(struct nk_parse *p, const struct nk_field_ru
 
 /* clang-format off */
 const struct nk_field_rule nk__rules_stream_options[] = {
-    { "include_usage",       NK_FIELD_YES,   nk__read_bool, OFFSET(include_usage), 0, 0, "a last chunk with the counts" },
-    { "include_obfuscation", NK_FIELD_FIXED, read_include_obfuscation, 0, 0, 0, "false; sizes are not padded" },
+    { "include_usage",       NK_FIELD_YES,   nk__read_bool, OFFSET(include_usage), 0, 0,
+      "a last chunk with the counts" },
+    { "include_obfuscation", NK_FIELD_FIXED, read_include_obfuscation, 0, 0, 0,
+      "false; sizes are not padded" },
     { NULL, 0, NULL, 0, 0, 0, NULL },
 };
 /* clang-format on */
@@ -677,57 +685,92 @@ static int read_prompt(struct nk_parse *p, const struct nk_field_rule *f, const 
 
 /* clang-format off */
 #define SHARED_RULES \
-    { "model",              NK_FIELD_YES, nk__read_string, OFFSET(model), 0, 0, "a name that /v1/models lists" }, \
-    { "stream",             NK_FIELD_YES, nk__read_bool, OFFSET(stream), 0, 0, "server-sent events, ended by [DONE]" }, \
+    { "model",              NK_FIELD_YES, nk__read_string, OFFSET(model), 0, 0, \
+      "a name that /v1/models lists" }, \
+    { "stream",             NK_FIELD_YES, nk__read_bool, OFFSET(stream), 0, 0, \
+      "server-sent events, ended by [DONE]" }, \
     { "stream_options",     NK_FIELD_YES, read_stream_options, 0, 0, 0, "" }, \
-    { "max_tokens",         NK_FIELD_YES, read_max_tokens, 0, 0, 0, "-1: as many as the context holds; not given: a share of it, the workers' context by their sequences" }, \
-    { "temperature",        NK_FIELD_YES, nk__read_float, SAMPLING(temperature), 0, 100, "0: greedy; default 0.8" }, \
+    { "max_tokens",         NK_FIELD_YES, read_max_tokens, 0, 0, 0, \
+      "-1: as many as the context holds; not given: a share of it, the workers' context by " \
+      "their sequences" }, \
+    { "temperature",        NK_FIELD_YES, nk__read_float, SAMPLING(temperature), 0, 100, \
+      "0: greedy; default 0.8" }, \
     { "top_p",              NK_FIELD_YES, nk__read_float, SAMPLING(top_p), 0, 1, "default 0.95" }, \
-    { "seed",               NK_FIELD_YES, nk__read_seed, 0, 0, 0, "the same seed gives the same text; choice i has seed + i; -1: a random one" }, \
+    { "seed",               NK_FIELD_YES, nk__read_seed, 0, 0, 0, \
+      "the same seed gives the same text; choice i has seed + i; -1: a random one" }, \
     { "stop",               NK_FIELD_YES, nk__read_stop, 0, 0, 0, "a string, or up to 16" }, \
-    { "n",                  NK_FIELD_YES, read_n, 0, 0, 0, "each choice is a generation of its own" }, \
+    { "n",                  NK_FIELD_YES, read_n, 0, 0, 0, \
+      "each choice is a generation of its own" }, \
     { "presence_penalty",   NK_FIELD_YES, nk__read_float, SAMPLING(presence_penalty), -2, 2, "" }, \
-    { "frequency_penalty",  NK_FIELD_YES, nk__read_float, SAMPLING(frequency_penalty), -2, 2, "" }, \
+    { "frequency_penalty",  NK_FIELD_YES, nk__read_float, SAMPLING(frequency_penalty), -2, 2, \
+      "" }, \
     { "logit_bias",         NK_FIELD_YES, read_logit_bias, 0, 0, 0, "by token id" }, \
-    { "user",               NK_FIELD_YES, nk__read_string, OFFSET(user), 0, 0, "goes to the log with the request" }, \
-    { "top_k",              NK_FIELD_YES, nk__read_int, SAMPLING(top_k), 0, INT32_MAX, "llama-server's; 0: off; default 40" }, \
-    { "min_p",              NK_FIELD_YES, nk__read_float, SAMPLING(min_p), 0, 1, "llama-server's; default 0.05" }, \
-    { "typical_p",          NK_FIELD_YES, nk__read_float, SAMPLING(typical_p), 0, 1, "llama-server's; 1: off" }, \
-    { "repeat_penalty",     NK_FIELD_YES, nk__read_float, SAMPLING(repeat_penalty), 0.01, 100, "llama-server's; 1: off" }, \
-    { "repeat_last_n",      NK_FIELD_YES, nk__read_int, SAMPLING(penalty_last_n), -1, INT32_MAX, "llama-server's; tokens that penalties look at; default 64; -1: all" }, \
-    { "dry_multiplier",     NK_FIELD_YES, nk__read_float, SAMPLING(dry_multiplier), 0, 100, "llama-server's; 0: off" }, \
-    { "dry_base",           NK_FIELD_YES, nk__read_float, SAMPLING(dry_base), 1, 100, "llama-server's; default 1.75" }, \
-    { "dry_allowed_length", NK_FIELD_YES, nk__read_int, SAMPLING(dry_allowed_length), 0, INT32_MAX, "llama-server's; default 2" }, \
-    { "dry_penalty_last_n", NK_FIELD_YES, nk__read_int, SAMPLING(dry_penalty_last_n), -1, INT32_MAX, "llama-server's; -1: all" }, \
-    { "mirostat",           NK_FIELD_YES, nk__read_int, SAMPLING(mirostat), 0, 2, "llama-server's; 0: off" }, \
-    { "mirostat_tau",       NK_FIELD_YES, nk__read_float, SAMPLING(mirostat_tau), 0, 100, "llama-server's" }, \
-    { "mirostat_eta",       NK_FIELD_YES, nk__read_float, SAMPLING(mirostat_eta), 0, 1, "llama-server's" }, \
-    { "grammar",            NK_FIELD_YES, nk__read_grammar, 0, 0, 0, "llama-server's; GBNF with the rule root" }, \
-    { "ignore_eos",         NK_FIELD_YES, nk__read_bool, SAMPLING(ignore_eos), 0, 0, "llama-server's" }, \
-    { "cache_prompt",       NK_FIELD_YES, read_cache_prompt, 0, 0, 0, "llama-server's; false: no kept session is used, and this one is not kept" }, \
-    { "deterministic",      NK_FIELD_YES, nk__read_bool, OFFSET(deterministic), 0, 0, "ours; rows of other requests are not computed in one batch with this one's" }
+    { "user",               NK_FIELD_YES, nk__read_string, OFFSET(user), 0, 0, \
+      "goes to the log with the request" }, \
+    { "top_k",              NK_FIELD_YES, nk__read_int, SAMPLING(top_k), 0, INT32_MAX, \
+      "llama-server's; 0: off; default 40" }, \
+    { "min_p",              NK_FIELD_YES, nk__read_float, SAMPLING(min_p), 0, 1, \
+      "llama-server's; default 0.05" }, \
+    { "typical_p",          NK_FIELD_YES, nk__read_float, SAMPLING(typical_p), 0, 1, \
+      "llama-server's; 1: off" }, \
+    { "repeat_penalty",     NK_FIELD_YES, nk__read_float, SAMPLING(repeat_penalty), 0.01, 100, \
+      "llama-server's; 1: off" }, \
+    { "repeat_last_n",      NK_FIELD_YES, nk__read_int, SAMPLING(penalty_last_n), -1, INT32_MAX, \
+      "llama-server's; tokens that penalties look at; default 64; -1: all" }, \
+    { "dry_multiplier",     NK_FIELD_YES, nk__read_float, SAMPLING(dry_multiplier), 0, 100, \
+      "llama-server's; 0: off" }, \
+    { "dry_base",           NK_FIELD_YES, nk__read_float, SAMPLING(dry_base), 1, 100, \
+      "llama-server's; default 1.75" }, \
+    { "dry_allowed_length", NK_FIELD_YES, nk__read_int, SAMPLING(dry_allowed_length), 0, \
+      INT32_MAX, "llama-server's; default 2" }, \
+    { "dry_penalty_last_n", NK_FIELD_YES, nk__read_int, SAMPLING(dry_penalty_last_n), -1, \
+      INT32_MAX, "llama-server's; -1: all" }, \
+    { "mirostat",           NK_FIELD_YES, nk__read_int, SAMPLING(mirostat), 0, 2, \
+      "llama-server's; 0: off" }, \
+    { "mirostat_tau",       NK_FIELD_YES, nk__read_float, SAMPLING(mirostat_tau), 0, 100, \
+      "llama-server's" }, \
+    { "mirostat_eta",       NK_FIELD_YES, nk__read_float, SAMPLING(mirostat_eta), 0, 1, \
+      "llama-server's" }, \
+    { "grammar",            NK_FIELD_YES, nk__read_grammar, 0, 0, 0, \
+      "llama-server's; GBNF with the rule root" }, \
+    { "ignore_eos",         NK_FIELD_YES, nk__read_bool, SAMPLING(ignore_eos), 0, 0, \
+      "llama-server's" }, \
+    { "cache_prompt",       NK_FIELD_YES, read_cache_prompt, 0, 0, 0, \
+      "llama-server's; false: no kept session is used, and this one is not kept" }, \
+    { "deterministic",      NK_FIELD_YES, nk__read_bool, OFFSET(deterministic), 0, 0, \
+      "ours; rows of other requests are not computed in one batch with this one's" }
 
 const struct nk_field_rule nk__rules_chat[] = {
     { "messages",              NK_FIELD_YES,     nk__read_messages, 0, 0, 0, "" },
     SHARED_RULES,
-    { "max_completion_tokens", NK_FIELD_YES,     read_max_tokens, 0, 0, 0, "the same as max_tokens" },
+    { "max_completion_tokens", NK_FIELD_YES,     read_max_tokens, 0, 0, 0,
+      "the same as max_tokens" },
     { "logprobs",              NK_FIELD_YES,     nk__read_want_logprobs, 0, 0, 0, "" },
     { "top_logprobs",          NK_FIELD_YES,     nk__read_top_logprobs, 0, 0, 0, "0 to 20" },
-    { "response_format",       NK_FIELD_YES,     read_response_format, 0, 0, 0, "text, json_object, json_schema (turned into a grammar; strict or not)" },
-    { "tools",                 NK_FIELD_YES,     nk__read_tools, 0, 0, 0, "for templates that know tools" },
-    { "tool_choice",           NK_FIELD_YES,     read_tool_choice, 0, 0, 0, "auto, none, required, or a function; the last two by a grammar" },
-    { "parallel_tool_calls",   NK_FIELD_YES,     nk__read_bool, OFFSET(parallel_tool_calls), 0, 0, "false: the reply ends after the first call" },
-    { "reasoning_effort",      NK_FIELD_YES,     read_reasoning_effort, 0, 0, 0, "for templates that use it, or enable_thinking (none: off)" },
-    { "chat_template_kwargs",  NK_FIELD_YES,     read_object_field, OFFSET(template_kwargs), 0, 0, "llama-server's; variables for the template" },
-    { "service_tier",          NK_FIELD_FIXED,   read_service_tier, 0, 0, 0, "auto or default; there is one tier" },
+    { "response_format",       NK_FIELD_YES,     read_response_format, 0, 0, 0,
+      "text, json_object, json_schema (turned into a grammar; strict or not)" },
+    { "tools",                 NK_FIELD_YES,     nk__read_tools, 0, 0, 0,
+      "for templates that know tools" },
+    { "tool_choice",           NK_FIELD_YES,     read_tool_choice, 0, 0, 0,
+      "auto, none, required, or a function; the last two by a grammar" },
+    { "parallel_tool_calls",   NK_FIELD_YES,     nk__read_bool, OFFSET(parallel_tool_calls), 0, 0,
+      "false: the reply ends after the first call" },
+    { "reasoning_effort",      NK_FIELD_YES,     read_reasoning_effort, 0, 0, 0,
+      "for templates that use it, or enable_thinking (none: off)" },
+    { "chat_template_kwargs",  NK_FIELD_YES,     read_object_field, OFFSET(template_kwargs), 0, 0,
+      "llama-server's; variables for the template" },
+    { "service_tier",          NK_FIELD_FIXED,   read_service_tier, 0, 0, 0,
+      "auto or default; there is one tier" },
     { "modalities",            NK_FIELD_FIXED,   read_modalities, 0, 0, 0, "[\"text\"]" },
-    { "store",                 NK_FIELD_FIXED,   nk__read_only_false, 0, 0, 0, "false; nothing is stored" },
+    { "store",                 NK_FIELD_FIXED,   nk__read_only_false, 0, 0, 0,
+      "false; nothing is stored" },
     { "metadata",              NK_FIELD_FIXED,   check_empty, 0, 0, 0, "{}; nothing is stored" },
     { "audio",                 NK_FIELD_REFUSED, NULL, 0, 0, 0, "only text" },
     { "functions",             NK_FIELD_REFUSED, NULL, 0, 0, 0, "replaced by tools" },
     { "function_call",         NK_FIELD_REFUSED, NULL, 0, 0, 0, "replaced by tool_choice" },
     { "prediction",            NK_FIELD_REFUSED, NULL, 0, 0, 0, "predicted outputs are not used" },
-    { "prompt_cache_key",      NK_FIELD_REFUSED, NULL, 0, 0, 0, "kept sessions are found by the prompt itself" },
+    { "prompt_cache_key",      NK_FIELD_REFUSED, NULL, 0, 0, 0,
+      "kept sessions are found by the prompt itself" },
     { "safety_identifier",     NK_FIELD_REFUSED, NULL, 0, 0, 0, "use user" },
     { "verbosity",             NK_FIELD_REFUSED, NULL, 0, 0, 0, "no template uses it" },
     { "web_search_options",    NK_FIELD_REFUSED, NULL, 0, 0, 0, "there is no search" },
@@ -735,23 +778,30 @@ const struct nk_field_rule nk__rules_chat[] = {
 };
 
 const struct nk_field_rule nk__rules_completion[] = {
-    { "prompt",   NK_FIELD_YES,     read_prompt, 0, 0, 0, "text, a list of texts, token ids, or a list of those" },
+    { "prompt",   NK_FIELD_YES,     read_prompt, 0, 0, 0,
+      "text, a list of texts, token ids, or a list of those" },
     SHARED_RULES,
     { "logprobs", NK_FIELD_YES,     read_completion_logprobs, 0, 0, 0, "0 to 20" },
-    { "echo",     NK_FIELD_FIXED,   nk__read_only_false, 0, 0, 0, "false; the prompt is not repeated" },
+    { "echo",     NK_FIELD_FIXED,   nk__read_only_false, 0, 0, 0,
+      "false; the prompt is not repeated" },
     { "best_of",  NK_FIELD_FIXED,   read_best_of, 0, 0, 0, "1; use n" },
     { "suffix",   NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "\"\"; no insertion" },
     { NULL, 0, NULL, 0, 0, 0, NULL },
 };
 
 /* llama-server's. */
-#define ANY_MODEL { "model", NK_FIELD_YES, nk__read_string, OFFSET(model), 0, 0, "a name that /v1/models lists; not needed" }
+#define ANY_MODEL \
+    { "model", NK_FIELD_YES, nk__read_string, OFFSET(model), 0, 0, \
+      "a name that /v1/models lists; not needed" }
 
 const struct nk_field_rule nk__rules_tokenize[] = {
     { "content",       NK_FIELD_YES, read_content, OFFSET(prompts[0].text), 0, 0, "the text" },
-    { "add_special",   NK_FIELD_YES, nk__read_bool, OFFSET(add_special), 0, 0, "with the BOS and EOS tokens that a prompt gets; default false" },
-    { "parse_special", NK_FIELD_YES, nk__read_bool, OFFSET(parse_special), 0, 0, "marks such as <|im_start|> are one token; default true" },
-    { "with_pieces",   NK_FIELD_YES, nk__read_bool, OFFSET(with_pieces), 0, 0, "each token's text too, or its bytes where they are no text" },
+    { "add_special",   NK_FIELD_YES, nk__read_bool, OFFSET(add_special), 0, 0,
+      "with the BOS and EOS tokens that a prompt gets; default false" },
+    { "parse_special", NK_FIELD_YES, nk__read_bool, OFFSET(parse_special), 0, 0,
+      "marks such as <|im_start|> are one token; default true" },
+    { "with_pieces",   NK_FIELD_YES, nk__read_bool, OFFSET(with_pieces), 0, 0,
+      "each token's text too, or its bytes where they are no text" },
     ANY_MODEL,
     { NULL, 0, NULL, 0, 0, 0, NULL },
 };
@@ -764,10 +814,14 @@ const struct nk_field_rule nk__rules_detokenize[] = {
 
 const struct nk_field_rule nk__rules_apply_template[] = {
     { "messages",             NK_FIELD_YES, nk__read_messages, 0, 0, 0, "" },
-    { "tools",                NK_FIELD_YES, nk__read_tools, 0, 0, 0, "for templates that know tools" },
-    { "tool_choice",          NK_FIELD_YES, read_tool_choice, 0, 0, 0, "none: the template does not see the tools" },
-    { "reasoning_effort",     NK_FIELD_YES, read_reasoning_effort, 0, 0, 0, "for templates that use it, or enable_thinking (none: off)" },
-    { "chat_template_kwargs", NK_FIELD_YES, read_object_field, OFFSET(template_kwargs), 0, 0, "variables for the template" },
+    { "tools",                NK_FIELD_YES, nk__read_tools, 0, 0, 0,
+      "for templates that know tools" },
+    { "tool_choice",          NK_FIELD_YES, read_tool_choice, 0, 0, 0,
+      "none: the template does not see the tools" },
+    { "reasoning_effort",     NK_FIELD_YES, read_reasoning_effort, 0, 0, 0,
+      "for templates that use it, or enable_thinking (none: off)" },
+    { "chat_template_kwargs", NK_FIELD_YES, read_object_field, OFFSET(template_kwargs), 0, 0,
+      "variables for the template" },
     ANY_MODEL,
     { NULL, 0, NULL, 0, 0, 0, NULL },
 };

@@ -36,8 +36,9 @@ static uint64_t sum_bytes(const struct nk_snapshot *s, bool kv)
     return sum;
 }
 
-/* ---- small pieces of JSON. Out of memory is found once, at the end: the buffer then lacks its last bytes. ---- */
+/* ---- small pieces of JSON ---- */
 
+/* Out of memory is found once, at the end: the buffer then lacks its last bytes. */
 struct out {
     struct nk_buf *b;
     int rc;
@@ -634,28 +635,48 @@ static void answer_bare(nk_gateway *g, const char *rest, const struct nk_buf *re
 /* ---- the table ---- */
 
 /* clang-format off */
-#define REFUSED(path, method, openai, what) { path, method, NK_ROUTE_REFUSED, openai, false, false, 0, 0, NULL, what }
+#define REFUSED(path, method, openai, what) \
+    { path, method, NK_ROUTE_REFUSED, openai, false, false, 0, 0, NULL, what }
 
 static const struct nk_route routes[] = {
-    { "/v1/chat/completions", "POST", NK_ROUTE_GENERATE, true,  false, false, 0, NK_API_CHAT, NULL, "OpenAI's chat" },
-    { "/v1/completions",      "POST", NK_ROUTE_GENERATE, true,  false, false, 0, NK_API_COMPLETION, NULL, "OpenAI's text continued" },
-    { "/v1/models",           "GET",  NK_ROUTE_SHORT,    true,  false, false, 0, 0, answer_models, "the model, under all its names" },
-    { "/v1/models/",          "GET",  NK_ROUTE_SHORT,    true,  false, false, 0, 0, answer_models, "one of its names" },
-    { "/api/chat",            "POST", NK_ROUTE_GENERATE, false, false, false, 0, NK_API_OLLAMA_CHAT, NULL, "Ollama's chat" },
-    { "/api/generate",        "POST", NK_ROUTE_GENERATE, false, false, false, 0, NK_API_OLLAMA_GENERATE, NULL, "Ollama's text" },
-    { "/api/tags",            "GET",  NK_ROUTE_LOOK,     false, false, false, 10000, 0, answer_tags, "Ollama's list of models" },
-    { "/api/ps",              "GET",  NK_ROUTE_LOOK,     false, false, false, 2000, 0, answer_ps, "Ollama's list of models in memory" },
-    { "/api/show",            "POST", NK_ROUTE_LOOK,     false, false, false, 10000, NK_API_OLLAMA_SHOW, answer_show, "Ollama's view of the model" },
-    { "/api/version",         "GET",  NK_ROUTE_SHORT,    false, false, false, 0, 0, answer_version, "the gateway's version" },
-    { "/tokenize",            "POST", NK_ROUTE_GENERATE, true,  false, false, 0, NK_API_TOKENIZE, NULL, "llama-server's: text to token ids" },
-    { "/detokenize",          "POST", NK_ROUTE_GENERATE, true,  false, false, 0, NK_API_DETOKENIZE, NULL, "llama-server's: token ids to text" },
-    { "/apply-template",      "POST", NK_ROUTE_GENERATE, true,  false, false, 0, NK_API_APPLY_TEMPLATE, NULL, "llama-server's: a chat as the prompt that it becomes" },
-    { "/cluster",             "GET",  NK_ROUTE_LOOK,     true,  false, false, 1000, 0, answer_cluster, "the cluster as it is, one JSON object" },
-    { "/cluster/events",      "GET",  NK_ROUTE_EVENTS,   true,  false, false, 0, 0, NULL, "the same, once a second, as server-sent events" },
-    { "/metrics",             "GET",  NK_ROUTE_LOOK,     true,  false, false, 2000, 0, answer_metrics, "Prometheus" },
-    { "/healthz",             "GET",  NK_ROUTE_SHORT,    true,  true,  false, 0, 0, answer_healthz, "200 while the process answers" },
-    { "/readyz",              "GET",  NK_ROUTE_LOOK,     true,  true,  true,  2000, 0, answer_readyz, "200 when a request would run, else 503 with the reason" },
-    { "/health",              "GET",  NK_ROUTE_LOOK,     true,  true,  true,  2000, 0, answer_health, "the same, by llama-server's name" },
+    { "/v1/chat/completions", "POST", NK_ROUTE_GENERATE, true, false, false, 0, NK_API_CHAT, NULL,
+      "OpenAI's chat" },
+    { "/v1/completions", "POST", NK_ROUTE_GENERATE, true, false, false, 0, NK_API_COMPLETION, NULL,
+      "OpenAI's text continued" },
+    { "/v1/models", "GET", NK_ROUTE_SHORT, true, false, false, 0, 0, answer_models,
+      "the model, under all its names" },
+    { "/v1/models/", "GET", NK_ROUTE_SHORT, true, false, false, 0, 0, answer_models,
+      "one of its names" },
+    { "/api/chat", "POST", NK_ROUTE_GENERATE, false, false, false, 0, NK_API_OLLAMA_CHAT, NULL,
+      "Ollama's chat" },
+    { "/api/generate", "POST", NK_ROUTE_GENERATE, false, false, false, 0, NK_API_OLLAMA_GENERATE,
+      NULL, "Ollama's text" },
+    { "/api/tags", "GET", NK_ROUTE_LOOK, false, false, false, 10000, 0, answer_tags,
+      "Ollama's list of models" },
+    { "/api/ps", "GET", NK_ROUTE_LOOK, false, false, false, 2000, 0, answer_ps,
+      "Ollama's list of models in memory" },
+    { "/api/show", "POST", NK_ROUTE_LOOK, false, false, false, 10000, NK_API_OLLAMA_SHOW,
+      answer_show, "Ollama's view of the model" },
+    { "/api/version", "GET", NK_ROUTE_SHORT, false, false, false, 0, 0, answer_version,
+      "the gateway's version" },
+    { "/tokenize", "POST", NK_ROUTE_GENERATE, true, false, false, 0, NK_API_TOKENIZE, NULL,
+      "llama-server's: text to token ids" },
+    { "/detokenize", "POST", NK_ROUTE_GENERATE, true, false, false, 0, NK_API_DETOKENIZE, NULL,
+      "llama-server's: token ids to text" },
+    { "/apply-template", "POST", NK_ROUTE_GENERATE, true, false, false, 0, NK_API_APPLY_TEMPLATE,
+      NULL, "llama-server's: a chat as the prompt that it becomes" },
+    { "/cluster", "GET", NK_ROUTE_LOOK, true, false, false, 1000, 0, answer_cluster,
+      "the cluster as it is, one JSON object" },
+    { "/cluster/events", "GET", NK_ROUTE_EVENTS, true, false, false, 0, 0, NULL,
+      "the same, once a second, as server-sent events" },
+    { "/metrics", "GET", NK_ROUTE_LOOK, true, false, false, 2000, 0, answer_metrics,
+      "Prometheus" },
+    { "/healthz", "GET", NK_ROUTE_SHORT, true, true, false, 0, 0, answer_healthz,
+      "200 while the process answers" },
+    { "/readyz", "GET", NK_ROUTE_LOOK, true, true, true, 2000, 0, answer_readyz,
+      "200 when a request would run, else 503 with the reason" },
+    { "/health", "GET", NK_ROUTE_LOOK, true, true, true, 2000, 0, answer_health,
+      "the same, by llama-server's name" },
     REFUSED("/v1/responses",    "POST", true,  "use /v1/chat/completions"),
     REFUSED("/v1/responses/",   "GET",  true,  "no response is stored"),
     REFUSED("/v1/embeddings",   "POST", true,  "the workers compute tokens, not embeddings"),
@@ -664,25 +685,35 @@ static const struct nk_route routes[] = {
     REFUSED("/v1/audio/",       "POST", true,  "only text"),
     REFUSED("/v1/images/",      "POST", true,  "only text"),
     REFUSED("/v1/files",        "POST", true,  "nothing is stored"),
-    REFUSED("/v1/batches",      "POST", true,  "send the requests themselves; they are computed together"),
+    REFUSED("/v1/batches",      "POST", true,
+      "send the requests themselves; they are computed together"),
     REFUSED("/v1/fine_tuning/", "POST", true,  "models are only read"),
     REFUSED("/api/embed",       "POST", false, "the workers compute tokens, not embeddings"),
     REFUSED("/api/embeddings",  "POST", false, "the workers compute tokens, not embeddings"),
-    REFUSED("/api/pull",        "POST", false, "the model is the one that the workers loaded; nakshatra split prepares another"),
+    REFUSED("/api/pull",        "POST", false,
+      "the model is the one that the workers loaded; nakshatra split prepares another"),
     REFUSED("/api/push",        "POST", false, "there is no registry"),
-    REFUSED("/api/create",      "POST", false, "the model is the one that the workers loaded; nakshatra split prepares another"),
+    REFUSED("/api/create",      "POST", false,
+      "the model is the one that the workers loaded; nakshatra split prepares another"),
     REFUSED("/api/copy",        "POST", false, "serve --name gives the model another name"),
     REFUSED("/api/delete",      "DELETE", false, "the model is the one that the workers loaded"),
     REFUSED("/api/blobs/",      "POST", false, "nothing is stored"),
     REFUSED("/completion",      "POST", true,  "llama-server's; use /v1/completions"),
     REFUSED("/infill",          "POST", true,  "llama-server's; there is no insertion"),
-    REFUSED("/embedding",       "POST", true,  "llama-server's; the workers compute tokens, not embeddings"),
-    REFUSED("/props",           "GET",  true,  "llama-server's; see /v1/models, /api/show and /cluster"),
+    REFUSED("/embedding",       "POST", true,
+      "llama-server's; the workers compute tokens, not embeddings"),
+    REFUSED("/props",           "GET",  true,
+      "llama-server's; see /v1/models, /api/show and /cluster"),
     REFUSED("/slots",           "GET",  true,  "llama-server's; see /cluster"),
 };
-static const struct nk_route asset_route = { "/", "GET", NK_ROUTE_ASSET, true, true, false, 0, 0, NULL, "the page and its files; where there is none, one line of text" };
+static const struct nk_route asset_route = {
+    "/", "GET", NK_ROUTE_ASSET, true, true, false, 0, 0, NULL,
+    "the page and its files; where there is none, one line of text"
+};
 /* Ollama's programs ask for it to see whether a server is there. */
-static const struct nk_route bare_route = { "/", "GET", NK_ROUTE_SHORT, true, true, false, 0, 0, answer_bare, NULL };
+static const struct nk_route bare_route = {
+    "/", "GET", NK_ROUTE_SHORT, true, true, false, 0, 0, answer_bare, NULL
+};
 /* clang-format on */
 
 const struct nk_route *nk__route_at(int idx)

@@ -40,8 +40,8 @@ struct nk_route {
 /* The routes one after the other, idx from 0; NULL past the last. */
 const struct nk_route *nk__route_at(int idx);
 
-/* The route of a path, whatever the method; NULL: there is none. page: with the page's files. *allowed: its methods, for
- * 405. When the method does not fit, *fits is false. */
+/* The route of a path, whatever the method; NULL: there is none. page: with the page's files.
+ * *allowed: its methods, for 405. When the method does not fit, *fits is false. */
 const struct nk_route *nk__route_find(const char *path, const char *method, bool page, bool *fits,
                                       const char **allowed);
 const struct nk_asset *nk__asset_find(const char *path);

@@ -1,5 +1,5 @@
-/* The answers that need the vocabulary and the chat template only: /tokenize, /detokenize and /apply-template, with the
- * shapes that llama-server gives them. */
+/* The answers that need the vocabulary and the chat template only: /tokenize, /detokenize and
+ * /apply-template, with the shapes that llama-server gives them. */
 #ifndef NK_GATEWAY_TEXT_H
 #define NK_GATEWAY_TEXT_H
 

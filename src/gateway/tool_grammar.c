@@ -12,7 +12,8 @@ static bool is_word(char c)
     return isalnum((unsigned char)c) || c == '-' || c == '_';
 }
 
-/* GBNF (text/gbnf.h): names stand outside of "literals", [classes], {counts}, <tokens> and # comments. */
+/* GBNF (text/gbnf.h): names stand outside of "literals", [classes], {counts}, <tokens> and #
+ * comments. */
 int nk__tool_grammar_prefix(const char *grammar, const char *prefix, struct nk_buf *out,
                             struct nk_error *err)
 {
@@ -85,7 +86,8 @@ static int add_sequence(const struct nk_tool_grammar_opts *o, struct nk_buf *out
     return rc;
 }
 
-/* How a call is written: the mark that begins it, up to the name, between name and arguments, after the arguments. */
+/* How a call is written: the mark that begins it, up to the name, between name and arguments, after
+ * the arguments. */
 #define DS(word)       "\1<\xef\xbd\x9ctool\xe2\x96\x81" word "\xef\xbd\x9c>\1"
 #define DS_CALLS(word) DS("calls\xe2\x96\x81" word)
 #define DS_CALL(word)  DS("call\xe2\x96\x81" word)
@@ -111,8 +113,8 @@ static size_t next_state(const char *mark, size_t n, char c)
     return 0;
 }
 
-/* Text in which the mark does not occur unless a call follows: an automaton that has seen n bytes of the mark, as one rule
- * per n. A mark that is a control token is in no text. */
+/* Text in which the mark does not occur unless a call follows: an automaton that has seen n bytes
+ * of the mark, as one rule per n. A mark that is a control token is in no text. */
 static int add_free_text(const struct nk_tool_grammar_opts *o, struct nk_buf *out, const char *mark,
                          struct nk_error *err)
 {

@@ -67,7 +67,8 @@ static void on_event(nk_watch *w, uint64_t id, uint32_t events)
         request = c->request;
         w->handlers.ref(request);
         c->half_closed = true;
-        /* Level-triggered: it would be told again and again. Resets are told whatever the mask is. */
+        /* Level-triggered: it would be told again and again. Resets are told whatever the mask
+         * is. */
         if (gone)
             epoll_ctl(w->epoll_fd, EPOLL_CTL_DEL, c->fd, NULL);
         else
@@ -110,7 +111,8 @@ static void end_late_ones(nk_watch *w, uint64_t now_ns)
     pthread_mutex_unlock(&w->mutex);
 }
 
-/* This process did not run for so long, or the whole machine did not: what clients sent meanwhile lies unread. */
+/* This process did not run for so long, or the whole machine did not: what clients sent meanwhile
+ * lies unread. */
 static void forgive_pause(nk_watch *w, uint64_t late_ns)
 {
     nk_watched *c;

@@ -1,4 +1,5 @@
-/* docs/api.md shows the tables that the program reads requests by. To write them anew: NK_DOCS_WRITE=1. */
+/* docs/api.md shows the tables that the program reads requests by. To write them anew:
+ * NK_DOCS_WRITE=1. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

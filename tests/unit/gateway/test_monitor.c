@@ -1,5 +1,5 @@
-/* The chain is asked by functions of the test's: what workers say, and when they are late, is the test's to say. That a real
- * chain is asked so is system.gateway's. */
+/* The chain is asked by functions of the test's: what workers say, and when they are late, is the
+ * test's to say. That a real chain is asked so is system.gateway's. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

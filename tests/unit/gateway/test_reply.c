@@ -291,7 +291,8 @@ static void test_reply__log_probabilities(void **state)
                         "\xc3\xa9");
     assert_int_equal(json_integer_value(get(v, "choices.0.logprobs.content.1.bytes.1")), 0xa9);
     assert_true(json_real_value(get(v, "choices.0.logprobs.content.0.logprob")) == -0.5);
-    /* Half a character is shown as U+FFFD, its bytes are true; what is impossible has OpenAI's number. */
+    /* Half a character is shown as U+FFFD, its bytes are true; what is impossible has OpenAI's
+     * number. */
     assert_string_equal(
         json_string_value(get(v, "choices.0.logprobs.content.0.top_logprobs.0.token")),
         "\xef\xbf\xbd");

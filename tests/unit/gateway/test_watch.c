@@ -1,5 +1,5 @@
-/* Connections are socket pairs. Time is the test's, and moves in steps in which the watch has its turn: what moved it on is
- * a connection of its own whose time is over (step). */
+/* Connections are socket pairs. Time is the test's, and moves in steps in which the watch has its
+ * turn: what moved it on is a connection of its own whose time is over (step). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
