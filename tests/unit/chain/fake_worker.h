@@ -16,13 +16,14 @@
 
 #include <cmocka.h>
 
-#include "base/clock.h"
-#include "chain/chain.h"
-#include "nakshatra.pb-c.h"
-#include "rpc/rpc.h"
+#include "chain/chain_int.h"
+#include "unit/seed.h"
+#include "unit/settle.h"
+#include "unit/virtual_clock.h"
 
 #define SHA "1f0e2d3c4b5a69788796a5b4c3d2e1f00112233445566778899aabbccddeeff0"
-enum { FAKES = 2, PATIENCE_MS = 120000 };
+/* The second: in real time; a test that waits so long has failed. */
+enum { FAKES = 2, PATIENCE_MS = 240000 };
 
 struct fake;
 typedef void (*fake_script)(struct fake *f, nk_call *c);
@@ -32,14 +33,23 @@ struct fake {
     Nakshatra__V1__InfoReply info;
     Nakshatra__V1__Dtype dtypes[2];
     const char *info_bytes; /* sent instead, when not NULL */
-    atomic_bool info_silent;
+    /* How far the clock moves while an Info is on its way: the first one, and each of the others. */
+    uint32_t info_first_ms, info_ms;
+    atomic_bool info_silent; /* Info waits until the test says fake_answer_info */
+    nk_call *info_held;      /* a reference */
     fake_script script;
     Nakshatra__V1__InferenceRequest *request; /* the last Open; owned */
-    atomic_int n_calls, n_ended, n_infos;
-    nk_call *held; /* by scripts that go on later; a reference */
+    atomic_int n_calls, n_ended, n_infos, n_held;
+    nk_call *held; /* by the script that leaves all to the test; a reference */
 };
 
+/* The fakes and the chains share a clock that stands still until a test moves it, and chance with a
+ * seed. */
+static struct virtual_clock fake_clock;
+static struct seeded fake_chance;
 static nk_net *fake_net;
+static pthread_mutex_t fake_mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t fake_changed; /* one of the counts rose */
 static struct fake fakes[FAKES];
 static atomic_int fake_turns;
 
@@ -49,6 +59,30 @@ static atomic_int fake_turns;
 static inline void fake_turn(void)
 {
     atomic_fetch_add(&fake_turns, 1);
+}
+
+static void fake_count(atomic_int *count)
+{
+    pthread_mutex_lock(&fake_mutex);
+    atomic_fetch_add(count, 1);
+    pthread_cond_broadcast(&fake_changed);
+    pthread_mutex_unlock(&fake_mutex);
+}
+
+/* Until a fake's count is n. */
+static inline void fake_wait(atomic_int *count, int n)
+{
+    struct nk_clock *clock = nk_clock_system();
+    uint64_t until = nk_clock_now_ns(clock) + PATIENCE_MS * 1000000ull;
+    bool ok = true;
+
+    pthread_mutex_lock(&fake_mutex);
+    while (*count < n && ok)
+        ok = nk_clock_wait_until(clock, &fake_changed, &fake_mutex, until);
+    pthread_mutex_unlock(&fake_mutex);
+    if (!ok)
+        fail_msg("%d came of %d", *count, n);
+    fake_turn();
 }
 
 static void fake_nothing(nk_call *c, void *user, struct nk_bytes msg)
@@ -61,6 +95,16 @@ static void fake_info_ended(nk_call *c, void *user, const struct nk_error *statu
     (void)c, (void)user, (void)status;
 }
 
+static void fake_send_info(struct fake *f, nk_call *c)
+{
+    if (f->info_bytes)
+        nk_call_send(c, f->info_bytes, strlen(f->info_bytes), NULL);
+    else
+        nk_call_send_pb(c, &f->info.base, NULL);
+    fake_turn();
+    nk_call_finish(c, NULL);
+}
+
 static void fake_info(nk_call *c, void *server_user)
 {
     static const struct nk_call_handlers handlers = { .message = fake_nothing,
@@ -69,15 +113,34 @@ static void fake_info(nk_call *c, void *server_user)
 
     fake_turn();
     nk_call_accept(c, &handlers, f);
-    atomic_fetch_add(&f->n_infos, 1);
-    if (f->info_silent)
-        return;
-    if (f->info_bytes)
-        nk_call_send(c, f->info_bytes, strlen(f->info_bytes), NULL);
-    else
-        nk_call_send_pb(c, &f->info.base, NULL);
+    if (f->info_silent) {
+        nk_call_unref(f->info_held);
+        f->info_held = nk_call_ref(c);
+        fake_count(&f->n_infos);
+    } else {
+        uint32_t ms = f->n_infos ? f->info_ms : f->info_first_ms;
+
+        fake_count(&f->n_infos);
+        if (ms)
+            virtual_clock_advance_ms(&fake_clock, ms);
+        fake_send_info(f, c);
+    }
+}
+
+static void fake_answer_info_now(void *arg)
+{
+    struct fake *f = arg;
+
     fake_turn();
-    nk_call_finish(c, NULL);
+    fake_send_info(f, f->info_held);
+}
+
+/* From here on Info is answered again, and the last one that was not is. */
+static inline void fake_answer_info(struct fake *f)
+{
+    f->info_silent = false;
+    fake_turn();
+    run_on(fake_net, fake_answer_info_now, f);
 }
 
 static void fake_message(nk_call *c, void *user, struct nk_bytes msg)
@@ -101,14 +164,14 @@ static void fake_message(nk_call *c, void *user, struct nk_bytes msg)
 static void fake_ended(nk_call *c, void *user, const struct nk_error *status)
 {
     (void)c, (void)status;
-    atomic_fetch_add(&((struct fake *)user)->n_ended, 1);
+    fake_count(&((struct fake *)user)->n_ended);
 }
 
 static void fake_inference(nk_call *c, void *server_user)
 {
     static const struct nk_call_handlers handlers = { .message = fake_message, .end = fake_ended };
 
-    atomic_fetch_add(&((struct fake *)server_user)->n_calls, 1);
+    fake_count(&((struct fake *)server_user)->n_calls);
     nk_call_accept(c, &handlers, server_user);
 }
 
@@ -199,13 +262,44 @@ static inline void send_done(nk_call *c, uint32_t n_generated,
     send_reply(c, &r);
 }
 
+/* ---- a script that leaves all to the test ---- */
+
+static inline void fake_hold(struct fake *f, nk_call *c)
+{
+    nk_call_unref(f->held);
+    f->held = nk_call_ref(c);
+    fake_count(&f->n_held);
+}
+
+struct fake_saying {
+    struct fake *f;
+    fake_script script;
+};
+
+static void fake_say_now(void *arg)
+{
+    struct fake_saying *s = arg;
+
+    fake_turn();
+    s->script(s->f, s->f->held);
+    fake_turn();
+}
+
+/* Says this on the call that is held. */
+static inline void fake_say(struct fake *f, fake_script script)
+{
+    struct fake_saying s = { f, script };
+
+    fake_turn();
+    run_on(fake_net, fake_say_now, &s);
+}
+
 /* ---- life ---- */
 
 static inline void fake_reset(void)
 {
     for (int i = 0; i < FAKES; i++) /* the test before may have left a call that ends */
-        for (int k = 0; k < PATIENCE_MS && fakes[i].n_ended < fakes[i].n_calls; k++)
-            nk_sleep_ms(1);
+        fake_wait(&fakes[i].n_ended, fakes[i].n_calls);
     fake_turn();
     for (int i = 0; i < FAKES; i++) {
         struct fake *f = &fakes[i];
@@ -230,8 +324,9 @@ static inline void fake_reset(void)
         f->info.state = (char *)(uintptr_t) "serving";
         f->info_bytes = NULL;
         f->info_silent = false;
+        f->info_first_ms = f->info_ms = 0;
         f->script = NULL;
-        f->n_calls = f->n_ended = f->n_infos = 0;
+        f->n_calls = f->n_ended = f->n_infos = f->n_held = 0;
     }
 }
 
@@ -243,7 +338,10 @@ static inline int fake_start(void **state)
     struct nk_error err;
 
     (void)state;
-    if (nk_net_start(&fake_net, nk_clock_system(), &err))
+    seeded_init(&fake_chance, seed_begin());
+    virtual_clock_init(&fake_clock);
+    nk_cond_init(&fake_changed);
+    if (nk_net_start(&fake_net, &fake_clock.clock, &err))
         return -1;
     for (int i = 0; i < FAKES; i++) {
         struct nk_server_opts o = {
@@ -261,11 +359,14 @@ static inline int fake_stop(void **state)
 {
     (void)state;
     for (int i = 0; i < FAKES; i++) {
+        nk_call_unref(fakes[i].held);
+        nk_call_unref(fakes[i].info_held);
         nk_server_stop(fakes[i].server, 0);
         if (fakes[i].request)
             nakshatra__v1__inference_request__free_unpacked(fakes[i].request, NULL);
     }
     nk_net_stop(fake_net);
+    virtual_clock_release(&fake_clock);
     return 0;
 }
 
@@ -287,15 +388,28 @@ static inline struct nk_cluster *fake_cluster(void)
     return &c;
 }
 
-static inline nk_chain *fake_chain(void)
+static inline nk_chain *fake_chain_of(const struct nk_cluster *cluster)
 {
-    nk_chain *c;
+    struct nk_chain_opts opts = { .clock = &fake_clock.clock, .chance = &fake_chance.chance };
     struct nk_error err;
+    nk_chain *c;
 
     fake_turn();
-    if (nk_chain_open(&c, fake_cluster(), NULL, &err))
+    if (nk_chain_open(&c, cluster, &opts, &err))
         fail_msg("%s", err.msg);
     return c;
+}
+
+static inline nk_chain *fake_chain(void)
+{
+    return fake_chain_of(fake_cluster());
+}
+
+/* The time goes on, and what the chain does of itself by then is begun. */
+static inline void fake_pass_ms(nk_chain *c, uint64_t ms)
+{
+    virtual_clock_advance_ms(&fake_clock, ms);
+    settle(c->net);
 }
 
 #endif

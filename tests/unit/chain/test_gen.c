@@ -57,19 +57,18 @@ static void heard_init(struct heard *h)
     fake_turn();
     memset(h, 0, sizeof *h);
     pthread_mutex_init(&h->mutex, NULL);
-    pthread_cond_init(&h->cond, NULL);
+    nk_cond_init(&h->cond);
 }
 
 /* Until n tokens came and (if done) the end. */
 static void heard_wait(struct heard *h, int n, bool done)
 {
-    struct timespec until;
+    struct nk_clock *clock = nk_clock_system();
+    uint64_t until = nk_clock_now_ns(clock) + PATIENCE_MS * 1000000ull;
 
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += PATIENCE_MS / 1000;
     pthread_mutex_lock(&h->mutex);
     while (h->n_tokens < n || (done && !h->n_done))
-        if (pthread_cond_timedwait(&h->cond, &h->mutex, &until)) {
+        if (!nk_clock_wait_until(clock, &h->cond, &h->mutex, until)) {
             pthread_mutex_unlock(&h->mutex);
             fail_msg("%d tokens and %d ends came", h->n_tokens, h->n_done);
         }
@@ -94,11 +93,8 @@ static void start(nk_chain *c, struct heard *h, const struct nk_gen_opts *o)
     struct nk_error err;
 
     heard_init(h);
-    /* The handlers may need h->g before nk_gen_start has returned. */
-    pthread_mutex_lock(&h->mutex);
     if (nk_gen_start(&h->g, c, o, &handlers, h, &err))
         fail_msg("%s", err.msg);
-    pthread_mutex_unlock(&h->mutex);
 }
 
 static void finish(struct heard *h)
@@ -118,8 +114,7 @@ static void generate(fake_script script, const struct nk_gen_opts *o, struct hea
     finish(h);
     nk_chain_close(c);
     assert_int_equal(h->n_done, 1);
-    for (int i = 0; i < PATIENCE_MS && fakes[0].n_ended < fakes[0].n_calls; i++)
-        nk_sleep_ms(1);
+    fake_wait(&fakes[0].n_ended, fakes[0].n_calls);
 }
 
 /* It fails with this code and reason, and the message names the worker. */
@@ -195,10 +190,72 @@ static void test_gen__hands_out_tokens_then_the_stats_once(void **state)
     assert_int_equal(h.stats.seed, 5);
     assert_int_equal(h.stats.n_stages, 2);
     assert_int_equal(h.stats.prefill_us, 1000);
-    assert_true(h.stats.ttft_us > 0 && h.stats.total_us >= h.stats.ttft_us);
     /* A peer's name for itself does not reach the terminal as it is. */
     assert_string_equal(h.stats.stages[0].worker_id, "attic?[2J");
     assert_int_equal(h.stats.stages[1].compute_us, 7);
+}
+
+static void say_opened(struct fake *f, nk_call *c)
+{
+    send_opened(f, c, NULL);
+}
+
+static void say_step_done(struct fake *f, nk_call *c)
+{
+    Nakshatra__V1__InferenceReply r = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__StepDone s = NAKSHATRA__V1__STEP_DONE__INIT;
+
+    (void)f;
+    r.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_STEP_DONE;
+    r.step_done = &s;
+    send_reply(c, &r);
+}
+
+static uint32_t said; /* tokens, on the call that is held */
+
+static void say_token(struct fake *f, nk_call *c)
+{
+    (void)f;
+    send_token(c, said++, "a");
+}
+
+static void say_done(struct fake *f, nk_call *c)
+{
+    (void)f;
+    send_done(c, said, NULL);
+    nk_call_finish(c, NULL);
+}
+
+/* A generation whose worker says what the test lets it say. */
+static void start_held(nk_chain *c, struct heard *h, const struct nk_gen_opts *o)
+{
+    int n = fakes[0].n_held;
+
+    said = 0;
+    fakes[0].script = fake_hold;
+    start(c, h, o);
+    fake_wait(&fakes[0].n_held, n + 1);
+}
+
+static void test_gen__times_are_those_of_the_clock(void **state)
+{
+    struct nk_gen_opts o = options();
+    nk_chain *c = fake_chain();
+    struct heard h;
+
+    (void)state;
+    start_held(c, &h, &o);
+    fake_say(&fakes[0], say_opened);
+    fake_pass_ms(c, 7);
+    fake_say(&fakes[0], say_token);
+    heard_wait(&h, 1, false);
+    fake_pass_ms(c, 5);
+    fake_say(&fakes[0], say_done);
+    finish(&h);
+    assert_true(h.ok);
+    assert_int_equal(h.stats.ttft_us, 7000);
+    assert_int_equal(h.stats.total_us, 12000);
+    nk_chain_close(c);
 }
 
 static void done_eog(Nakshatra__V1__Done *d)
@@ -376,6 +433,7 @@ static void test_gen__refuses_options_out_of_range(void **state)
     nk_gen *g = (void *)1;
 
     (void)state;
+    heard_init(&h);
     for (int i = 0; i < 17; i++)
         many[i] = "x";
 #define REFUSED(reason_, change)                                                                   \
@@ -398,14 +456,51 @@ static void test_gen__refuses_options_out_of_range(void **state)
     REFUSED("bad_sampling", (o.sampling.dry_multiplier = 1, o.sampling.dry_allowed_length = 0));
 #undef REFUSED
     nk_chain_close(c);
+    /* What was refused never began: no handler was called. */
+    assert_int_equal(h.n_done + h.n_tokens, 0);
+}
+
+static void test_gen__once_started_done_alone_tells_how_it_ends(void **state)
+{
+    struct nk_cluster cluster = *fake_cluster();
+    struct nk_error err = { .code = 1, .msg = "as it was" };
+    struct nk_gen_opts o = options();
+    struct heard h;
+    nk_chain *c;
+
+    (void)state;
+    strcpy(cluster.workers[0].address, "127.0.0.1:1"); /* it fails at once */
+    c = fake_chain_of(&cluster);
+    heard_init(&h);
+    assert_int_equal(nk_gen_start(&h.g, c, &o, &handlers, &h, &err), 0);
+    finish(&h);
+    assert_false(h.ok);
+    assert_int_equal(h.err.code, NK_E_UNAVAILABLE);
+    assert_int_equal(err.code, 1);
+    assert_string_equal(err.msg, "as it was");
+    nk_chain_close(c);
+    assert_int_equal(h.n_done, 1);
+}
+
+static void test_gen__a_sessions_name_is_drawn_from_the_chance_that_was_given(void **state)
+{
+    struct nk_gen_opts o = options();
+    uint64_t seed = fake_chance.state;
+    uint8_t names[2][16];
+    struct heard h;
+
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        generate(three_tokens, &o, &h);
+        memcpy(names[i], fakes[0].request->open->session.data, 16);
+    }
+    assert_memory_not_equal(names[0], names[1], 16);
+    fake_chance.state = seed;
+    generate(three_tokens, &o, &h);
+    assert_memory_equal(fakes[0].request->open->session.data, names[0], 16);
 }
 
 /* ---- peers that do not keep to the protocol ---- */
-
-SCRIPT(says_nothing)
-{
-    (void)f, (void)c;
-}
 
 SCRIPT(token_first)
 {
@@ -722,7 +817,6 @@ static void test_gen__an_address_within_a_longer_one_blames_nobody(void **state)
 {
     struct nk_cluster cluster = *fake_cluster();
     struct nk_gen_opts o = options();
-    struct nk_error err;
     struct heard h;
     nk_chain *c;
 
@@ -730,7 +824,7 @@ static void test_gen__an_address_within_a_longer_one_blames_nobody(void **state)
     snprintf(cluster.workers[1].address, sizeof cluster.workers[1].address, "inside.%.200s",
              cluster.workers[0].address);
     fakes[0].script = longer_neighbour_is_gone;
-    assert_int_equal(nk_chain_open(&c, &cluster, NULL, &err), 0);
+    c = fake_chain_of(&cluster);
     start(c, &h, &o);
     finish(&h);
     assert_string_equal(h.err.reason, "peer_gone");
@@ -743,13 +837,12 @@ static void test_gen__a_worker_that_is_not_there_is_unavailable_and_named(void *
 {
     struct nk_cluster cluster = *fake_cluster();
     struct nk_gen_opts o = options();
-    struct nk_error err;
     struct heard h;
     nk_chain *c;
 
     (void)state;
     strcpy(cluster.workers[0].address, "127.0.0.1:1");
-    assert_int_equal(nk_chain_open(&c, &cluster, NULL, &err), 0);
+    c = fake_chain_of(&cluster);
     start(c, &h, &o);
     finish(&h);
     assert_int_equal(h.err.code, NK_E_UNAVAILABLE);
@@ -769,7 +862,6 @@ static void test_gen__cancelled_it_ends_once_with_cancelled_and_the_stream_is_go
     struct nk_gen_opts o = options();
     nk_chain *c = fake_chain();
     struct heard h;
-    int n_ended = fakes[0].n_ended;
 
     (void)state;
     fakes[0].script = two_tokens_and_no_more;
@@ -782,9 +874,7 @@ static void test_gen__cancelled_it_ends_once_with_cancelled_and_the_stream_is_go
     assert_int_equal(h.stats.n_generated, 2);
     nk_gen_cancel(h.g); /* after the end: nothing happens */
     nk_gen_free(h.g);
-    for (int i = 0; i < PATIENCE_MS && fakes[0].n_ended == n_ended; i++)
-        nk_sleep_ms(1);
-    assert_int_equal(fakes[0].n_ended, n_ended + 1);
+    fake_wait(&fakes[0].n_ended, 1);
     /* Cancelled at once, perhaps before it began. */
     start(c, &h, &o);
     nk_gen_cancel(h.g);
@@ -803,9 +893,7 @@ static void test_gen__handlers_may_cancel_and_free(void **state)
     fakes[0].script = two_tokens_and_no_more;
     heard_init(&h);
     h.free_in_done = h.cancel_in_token = true;
-    pthread_mutex_lock(&h.mutex);
     assert_int_equal(nk_gen_start(&h.g, c, &o, &handlers, &h, NULL), 0);
-    pthread_mutex_unlock(&h.mutex);
     heard_wait(&h, 1, true);
     assert_int_equal(h.err.code, NK_E_CANCELLED);
     nk_chain_close(c);
@@ -834,83 +922,179 @@ static void test_gen__closing_the_chain_cancels_what_runs(void **state)
     free(h);
 }
 
-static void test_gen__a_deadline_ends_it(void **state)
-{
-    struct nk_gen_opts o = options();
-    uint64_t begin = nk_now_ns();
-    struct heard h;
-    char says[64];
+/* ---- deadlines and silence ---- */
 
-    (void)state;
-    o.deadline_ms = 1000;
-    generate(two_tokens_and_no_more, &o, &h);
-    assert_true(nk_now_ns() - begin > 990000000);
-    assert_int_equal(h.err.code, NK_E_DEADLINE);
-    assert_string_equal(h.err.reason, "deadline");
-    snprintf(says, sizeof says, "within 1000 ms; %d tokens", h.n_tokens); /* two, in time */
-    assert_non_null(strstr(h.err.msg, says));
-    assert_int_equal(h.stats.n_generated, h.n_tokens);
+/* It ends with DEADLINE and this reason and sentence. */
+static void times_out(struct heard *h, const char *reason, const char *says)
+{
+    finish(h);
+    assert_int_equal(h->err.code, NK_E_DEADLINE);
+    if (strcmp(h->err.reason, reason) || !strstr(h->err.msg, says) ||
+        !strstr(h->err.msg, "worker attic"))
+        fail_msg("%s '%s' where %s '%s' was expected", h->err.reason, h->err.msg, reason, says);
 }
 
-static void held_goes_on(void *arg)
-{
-    struct fake *f = arg;
-
-    send_opened(f, f->held, NULL);
-    send_token(f->held, 0, "late");
-    send_done(f->held, 1, NULL);
-    nk_call_finish(f->held, NULL);
-    nk_call_unref(f->held);
-}
-
-static void held_goes_on_when_asked(void *arg)
-{
-    struct fake *f = arg;
-
-    if (!f->n_infos)
-        nk_timer_start(fake_net, 50, held_goes_on_when_asked, f);
-    else
-        held_goes_on(f);
-}
-
-SCRIPT(answers_when_asked)
-{
-    f->held = nk_call_ref(c);
-    nk_timer_start(fake_net, 50, held_goes_on_when_asked, f);
-}
-
-static void test_gen__silence_after_tokens_is_a_stall_and_before_them_may_be_a_queue(void **state)
+static void test_gen__a_deadline_ends_it_exactly_then(void **state)
 {
     struct nk_gen_opts o = options();
     nk_chain *c = fake_chain();
-    struct heard stalled, queued;
+    struct heard h;
 
     (void)state;
-    o.stall_ms = 1;
-    fakes[0].script = two_tokens_and_no_more;
-    start(c, &stalled, &o);
-    heard_wait(&stalled, 2, false);
-    /* It waits for room: it answers Info, and is not given up. */
-    fakes[0].n_infos = 0;
-    fakes[0].script = answers_when_asked;
-    start(c, &queued, &o);
-    finish(&stalled);
-    assert_int_equal(stalled.err.code, NK_E_DEADLINE);
-    assert_string_equal(stalled.err.reason, "stalled");
-    assert_non_null(strstr(stalled.err.msg, "worker attic"));
-    finish(&queued);
-    assert_true(queued.ok);
-    assert_string_equal(queued.text, "late");
-    assert_true(fakes[0].n_infos >= 1);
-    /* One that answers neither is given up. */
+    o.deadline_ms = 1000;
+    start_held(c, &h, &o);
+    fake_say(&fakes[0], say_opened);
+    fake_say(&fakes[0], say_token);
+    heard_wait(&h, 1, false);
+    fake_pass_ms(c, 999);
+    fake_say(&fakes[0], say_token);
+    heard_wait(&h, 2, false); /* it lives */
+    fake_pass_ms(c, 1);
+    times_out(&h, "deadline", "within 1000 ms; 2 tokens");
+    assert_int_equal(h.stats.n_generated, 2);
+    assert_int_equal(h.stats.total_us, 1000000);
+    nk_chain_close(c);
+}
+
+enum {
+    STALL_MS = 1000,
+    LIMIT_MS = STALL_MS + 2000
+}; /* what is asked for, and what is waited for */
+
+/* How many Infos the first worker was asked for by now: what was asked before a check has come
+ * when the check's own have. */
+static int infos_of_checks;
+
+static int infos(nk_chain *c)
+{
+    struct nk_chain_report *r;
+
+    fake_turn();
+    assert_int_equal(nk_chain_check(c, PATIENCE_MS, &r, NULL), 0);
+    free(r);
+    infos_of_checks += 5;
+    return fakes[0].n_infos - infos_of_checks;
+}
+
+static void test_gen__silence_after_tokens_is_a_stall_exactly_at_its_limit(void **state)
+{
+    struct nk_gen_opts o = options();
+    nk_chain *c = fake_chain();
+    struct heard h;
+
+    (void)state;
+    o.stall_ms = STALL_MS;
+    start_held(c, &h, &o);
+    fake_say(&fakes[0], say_opened);
+    fake_say(&fakes[0], say_token);
+    heard_wait(&h, 1, false);
+    for (int i = 0; i < 3; i++) { /* a millisecond before it, each time */
+        fake_pass_ms(c, LIMIT_MS - 1);
+        fake_say(&fakes[0], say_token);
+        heard_wait(&h, i + 2, false);
+    }
+    fake_pass_ms(c, LIMIT_MS - 1);
+    assert_int_equal(infos(c), 0); /* after tokens nobody is asked */
+    fake_pass_ms(c, 1);
+    times_out(&h, "stalled", "silent for 3000 ms after 4 tokens");
+    nk_chain_close(c);
+}
+
+static void test_gen__silence_before_tokens_may_be_a_queue_and_the_stage_is_asked(void **state)
+{
+    struct nk_gen_opts o = options();
+    nk_chain *c = fake_chain();
+    struct heard h;
+
+    (void)state;
+    o.stall_ms = STALL_MS;
+    start_held(c, &h, &o);
+    for (int i = 0; i < 5; i++) { /* it answers each time, and is not given up */
+        fake_pass_ms(c, LIMIT_MS - 1);
+        assert_int_equal(infos(c), i);
+        fake_pass_ms(c, 1);
+        assert_int_equal(infos(c), i + 1);
+    }
+    fake_say(&fakes[0], say_opened);
+    fake_say(&fakes[0], say_token);
+    fake_say(&fakes[0], say_done);
+    finish(&h);
+    assert_true(h.ok);
+    nk_chain_close(c);
+}
+
+static void test_gen__a_step_that_was_done_is_a_sign_of_life(void **state)
+{
+    struct nk_gen_opts o = options();
+    nk_chain *c = fake_chain();
+    struct heard h;
+
+    (void)state;
+    o.stall_ms = STALL_MS;
+    start_held(c, &h, &o);
+    fake_say(&fakes[0], say_opened);
+    for (int i = 0; i < 3; i++) {
+        fake_pass_ms(c, LIMIT_MS - 1);
+        fake_say(&fakes[0], say_step_done);
+        assert_int_equal(infos(c), 0); /* whose answers came after it */
+    }
+    fake_pass_ms(c, LIMIT_MS - 1);
+    assert_int_equal(infos(c), 0);
+    fake_pass_ms(c, 1);
+    assert_int_equal(infos(c), 1);
+    nk_gen_cancel(h.g);
+    finish(&h);
+    nk_chain_close(c);
+}
+
+static void test_gen__a_stage_that_answers_is_given_up_when_no_queue_can_be_that_long(void **state)
+{
+    struct nk_gen_opts o = options();
+    nk_chain *c = fake_chain();
+    struct heard h;
+
+    (void)state;
+    o.stall_ms = 598000; /* with the margin 600 s: a room's wait, and two of these for the prompt */
+    start_held(c, &h, &o);
+    fake_pass_ms(c, 600000);
+    assert_int_equal(infos(c), 1);
+    fake_pass_ms(c, 600000);
+    assert_int_equal(infos(c), 2);
+    fake_pass_ms(c, 599999);
+    assert_int_equal(infos(c), 2);
+    fake_pass_ms(c, 1);
+    times_out(&h, "stalled", "silent for 1800000 ms after 0 tokens");
+    nk_chain_close(c);
+}
+
+static void test_gen__a_stage_that_does_not_answer_info_is_given_up(void **state)
+{
+    struct nk_gen_opts o = options();
+    nk_chain *c = fake_chain();
+    struct heard h;
+
+    (void)state;
+    o.stall_ms = STALL_MS;
     fakes[0].info_silent = true;
-    fakes[0].script = says_nothing;
-    start(c, &stalled, &o);
-    finish(&stalled);
-    assert_int_equal(stalled.err.code, NK_E_DEADLINE);
-    assert_string_equal(stalled.err.reason, "stalled");
-    assert_non_null(strstr(stalled.err.msg, "does not answer Info"));
-    fakes[0].info_silent = false;
+    start_held(c, &h, &o);
+    fake_pass_ms(c, LIMIT_MS);
+    fake_wait(&fakes[0].n_infos, 1);
+    fake_pass_ms(c, 5000);
+    times_out(&h, "stalled", "silent for 8000 ms, and it does not answer Info: ");
+    /* A token that comes a millisecond before that counts more than the answer. */
+    start_held(c, &h, &o);
+    fake_pass_ms(c, LIMIT_MS);
+    fake_wait(&fakes[0].n_infos, 2);
+    fake_pass_ms(c, 4999);
+    fake_say(&fakes[0], say_opened);
+    fake_say(&fakes[0], say_token);
+    heard_wait(&h, 1, false);
+    fake_pass_ms(c, 1);
+    fake_say(&fakes[0], say_token);
+    heard_wait(&h, 2, false);
+    fake_say(&fakes[0], say_done);
+    finish(&h);
+    assert_true(h.ok);
     nk_chain_close(c);
 }
 
@@ -918,34 +1102,38 @@ static int reset(void **state)
 {
     (void)state;
     fake_reset();
+    infos_of_checks = 0;
     return 0;
 }
+
+#define T(name) cmocka_unit_test_setup(name, reset)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup(test_gen__hands_out_tokens_then_the_stats_once, reset),
-        cmocka_unit_test_setup(
-            test_gen__the_end_of_generation_token_is_not_handed_out_but_its_text_is, reset),
-        cmocka_unit_test_setup(test_gen__what_was_done_stays_done_however_the_stream_ends, reset),
-        cmocka_unit_test_setup(test_gen__log_probabilities_come_when_asked_for, reset),
-        cmocka_unit_test_setup(test_gen__open_says_what_was_asked_for, reset),
-        cmocka_unit_test_setup(test_gen__refuses_options_out_of_range, reset),
-        cmocka_unit_test_setup(test_gen__a_peer_that_breaks_the_protocol_is_given_up, reset),
-        cmocka_unit_test_setup(
-            test_gen__a_chain_that_is_not_the_files_is_refused_before_the_first_token, reset),
-        cmocka_unit_test_setup(
-            test_gen__a_workers_status_comes_through_and_the_right_worker_is_named, reset),
-        cmocka_unit_test_setup(test_gen__an_address_within_a_longer_one_blames_nobody, reset),
-        cmocka_unit_test_setup(test_gen__a_worker_that_is_not_there_is_unavailable_and_named,
-                               reset),
-        cmocka_unit_test_setup(
-            test_gen__cancelled_it_ends_once_with_cancelled_and_the_stream_is_gone, reset),
-        cmocka_unit_test_setup(test_gen__handlers_may_cancel_and_free, reset),
-        cmocka_unit_test_setup(test_gen__closing_the_chain_cancels_what_runs, reset),
-        cmocka_unit_test_setup(test_gen__a_deadline_ends_it, reset),
-        cmocka_unit_test_setup(
-            test_gen__silence_after_tokens_is_a_stall_and_before_them_may_be_a_queue, reset),
+        T(test_gen__hands_out_tokens_then_the_stats_once),
+        T(test_gen__times_are_those_of_the_clock),
+        T(test_gen__the_end_of_generation_token_is_not_handed_out_but_its_text_is),
+        T(test_gen__what_was_done_stays_done_however_the_stream_ends),
+        T(test_gen__log_probabilities_come_when_asked_for),
+        T(test_gen__open_says_what_was_asked_for),
+        T(test_gen__refuses_options_out_of_range),
+        T(test_gen__once_started_done_alone_tells_how_it_ends),
+        T(test_gen__a_sessions_name_is_drawn_from_the_chance_that_was_given),
+        T(test_gen__a_peer_that_breaks_the_protocol_is_given_up),
+        T(test_gen__a_chain_that_is_not_the_files_is_refused_before_the_first_token),
+        T(test_gen__a_workers_status_comes_through_and_the_right_worker_is_named),
+        T(test_gen__an_address_within_a_longer_one_blames_nobody),
+        T(test_gen__a_worker_that_is_not_there_is_unavailable_and_named),
+        T(test_gen__cancelled_it_ends_once_with_cancelled_and_the_stream_is_gone),
+        T(test_gen__handlers_may_cancel_and_free),
+        T(test_gen__closing_the_chain_cancels_what_runs),
+        T(test_gen__a_deadline_ends_it_exactly_then),
+        T(test_gen__silence_after_tokens_is_a_stall_exactly_at_its_limit),
+        T(test_gen__silence_before_tokens_may_be_a_queue_and_the_stage_is_asked),
+        T(test_gen__a_step_that_was_done_is_a_sign_of_life),
+        T(test_gen__a_stage_that_answers_is_given_up_when_no_queue_can_be_that_long),
+        T(test_gen__a_stage_that_does_not_answer_info_is_given_up),
     };
 
     return cmocka_run_group_tests(tests, fake_start, fake_stop);

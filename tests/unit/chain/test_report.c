@@ -26,10 +26,10 @@ static void test_report__workers_that_fit_are_ok_and_told_as_they_are(void **sta
     assert_string_equal(r->workers[1].worker_id, "me");
     assert_int_equal(r->workers[1].has_begin, 4);
     assert_int_equal(r->workers[1].n_ctx, 513);
-    assert_true(r->workers[0].answered && !r->workers[0].rc && r->workers[0].rtt_us > 0);
+    assert_true(r->workers[0].answered && !r->workers[0].rc);
     assert_int_equal(fakes[0].n_infos, 5);
-    assert_string_equal(r->workers[0].cache_type_k,
-                        "f16"); /* as an older worker, which does not say */
+    /* As an older worker, which does not say. */
+    assert_string_equal(r->workers[0].cache_type_k, "f16");
     free(r);
     fakes[0].info.cache_type_k = fakes[0].info.cache_type_v = (char[]){ "q8_0" };
     r = check(PATIENCE_MS);
@@ -108,7 +108,7 @@ static void test_report__f16_rows_need_workers_that_take_them(void **state)
     (void)state;
     cluster.f16 = true;
     fakes[1].info.n_dtypes = 1;
-    assert_int_equal(nk_chain_open(&c, &cluster, NULL, &err), 0);
+    c = fake_chain_of(&cluster);
     assert_int_equal(nk_chain_check(c, PATIENCE_MS, &r, &err), 0);
     assert_false(r->ok);
     assert_string_equal(r->err.reason, "dtype_mismatch");
@@ -147,30 +147,109 @@ static void test_report__a_peers_text_and_counts_are_bounded(void **state)
     free(name);
 }
 
-static void
-test_report__a_worker_that_does_not_answer_is_waited_for_no_longer_than_said(void **state)
+static void test_report__the_round_trip_is_the_best_but_for_the_first(void **state)
 {
-    uint64_t begin = nk_now_ns();
+    struct nk_cluster cluster = *fake_cluster();
     struct nk_chain_report *r;
+    struct nk_error err;
+    nk_chain *c;
+
+    (void)state;
+    cluster.n_workers = 1;
+    fakes[0].info.layer_count = 4;
+    fakes[0].info_first_ms = 50; /* the connection is in it */
+    fakes[0].info_ms = 3;
+    c = fake_chain_of(&cluster);
+    assert_int_equal(nk_chain_check(c, PATIENCE_MS, &r, &err), 0);
+    nk_chain_close(c);
+    fake_turn();
+    assert_true(r->ok);
+    assert_true(r->workers[0].rtt_us == 3000);
+    free(r);
+}
+
+/* Another thread that asks, while the test moves the clock. */
+struct asker {
+    nk_chain *c;
+    pthread_t thread;
+    uint32_t timeout_ms;
+    struct nk_chain_report *report;
+    double us;
+    bool no_err;
+    struct nk_error err;
+    int rc;
+};
+
+static void *ask_check(void *arg)
+{
+    struct asker *a = arg;
+
+    a->rc = nk_chain_check(a->c, a->timeout_ms, &a->report, &a->err);
+    return NULL;
+}
+
+static void *ask_probe(void *arg)
+{
+    struct asker *a = arg;
+
+    a->rc = nk_chain_probe(a->c, a->timeout_ms, &a->us, a->no_err ? NULL : &a->err);
+    return NULL;
+}
+
+static void ask(struct asker *a, void *(*fn)(void *))
+{
+    fake_turn();
+    assert_int_equal(pthread_create(&a->thread, NULL, fn, a), 0);
+}
+
+static void asked(struct asker *a)
+{
+    pthread_join(a->thread, NULL);
+    fake_turn();
+}
+
+static void test_report__a_worker_is_waited_for_as_long_as_said_and_no_longer(void **state)
+{
+    struct asker a = { .c = fake_chain(), .timeout_ms = 300 };
 
     (void)state;
     fakes[1].info_silent = true;
-    for (uint32_t ms = 300;; ms *= 4) { /* the other one has to be quicker */
-        r = check(ms);
-        if (r->workers[0].answered || ms > PATIENCE_MS)
-            break;
-        free(r);
-    }
-    assert_true(nk_now_ns() - begin > 250000000);
-    assert_false(r->ok);
-    assert_true(r->workers[0].answered && !r->workers[1].answered);
-    assert_int_equal(r->workers[1].rc, NK_E_DEADLINE);
-    assert_non_null(strstr(r->err.msg, "worker cellar"));
-    free(r);
-    fakes[1].info_silent = false;
+    ask(&a, ask_check);
+    fake_wait(&fakes[0].n_infos, 5);
+    fake_wait(&fakes[1].n_infos, 1);
+    fake_pass_ms(a.c, 299);
+    fake_answer_info(&fakes[1]);
+    asked(&a);
+    assert_true(a.report->ok);
+    assert_true(a.report->workers[1].answered);
+    free(a.report);
+
+    fake_reset();
+    fakes[1].info_silent = true;
+    ask(&a, ask_check);
+    fake_wait(&fakes[0].n_infos, 5);
+    fake_wait(&fakes[1].n_infos, 1);
+    fake_pass_ms(a.c, 300);
+    asked(&a);
+    assert_false(a.report->ok);
+    assert_true(a.report->workers[0].answered && !a.report->workers[1].answered);
+    assert_int_equal(a.report->workers[1].rc, NK_E_DEADLINE);
+    assert_non_null(strstr(a.report->err.msg, "worker cellar"));
+    assert_non_null(strstr(a.report->err.msg, "300 ms"));
+    free(a.report);
+    nk_chain_close(a.c);
 }
 
 static void one_token(struct fake *f, nk_call *c)
+{
+    send_opened(f, c, NULL);
+    virtual_clock_advance_ms(&fake_clock, 4);
+    send_token(c, 0, "a");
+    send_done(c, 1, NULL);
+    nk_call_finish(c, NULL);
+}
+
+static void one_token_at_once(struct fake *f, nk_call *c)
 {
     send_opened(f, c, NULL);
     send_token(c, 0, "a");
@@ -187,40 +266,47 @@ static void no_room(struct fake *f, nk_call *c)
     nk_call_finish(c, &e);
 }
 
-static void silence(struct fake *f, nk_call *c)
-{
-    (void)f, (void)c;
-}
-
-static int probe(nk_chain *c, uint32_t timeout_ms, double *us, struct nk_error *err)
-{
-    int rc;
-
-    fake_turn();
-    rc = nk_chain_probe(c, timeout_ms, us, err);
-    fake_turn();
-    return rc;
-}
-
 static void test_report__the_probe_times_one_token_or_says_what_is_in_the_way(void **state)
 {
-    nk_chain *c = fake_chain();
-    struct nk_error err;
-    double us;
+    struct asker a = { .c = fake_chain(), .timeout_ms = 100 };
 
     (void)state;
     fakes[0].script = one_token;
-    assert_int_equal(probe(c, PATIENCE_MS, &us, &err), 0);
-    assert_true(us > 0);
+    ask(&a, ask_probe);
+    asked(&a);
+    assert_int_equal(a.rc, 0);
+    assert_true(a.us == 4000);
     assert_int_equal(fakes[0].request->open->limits->n_predict, 1);
     assert_false(fakes[0].request->open->reuse);
     fakes[0].script = no_room;
-    assert_int_equal(probe(c, PATIENCE_MS, &us, &err), NK_E_EXHAUSTED);
-    assert_string_equal(err.reason, "kv_full");
-    fakes[0].script = silence;
-    assert_int_equal(probe(c, 100, &us, &err), NK_E_DEADLINE);
-    assert_int_equal(probe(c, 100, &us, NULL), NK_E_DEADLINE);
-    nk_chain_close(c);
+    ask(&a, ask_probe);
+    asked(&a);
+    assert_int_equal(a.rc, NK_E_EXHAUSTED);
+    assert_string_equal(a.err.reason, "kv_full");
+    nk_chain_close(a.c);
+}
+
+static void test_report__the_probe_waits_as_long_as_said_and_no_longer(void **state)
+{
+    struct asker a = { .c = fake_chain(), .timeout_ms = 100 };
+
+    (void)state;
+    fakes[0].script = fake_hold;
+    ask(&a, ask_probe);
+    fake_wait(&fakes[0].n_held, 1);
+    fake_pass_ms(a.c, 99);
+    fake_say(&fakes[0], one_token_at_once);
+    asked(&a);
+    assert_int_equal(a.rc, 0);
+    for (int i = 0; i < 2; i++) {
+        a.no_err = i == 1;
+        ask(&a, ask_probe);
+        fake_wait(&fakes[0].n_held, 2 + i);
+        fake_pass_ms(a.c, 100);
+        asked(&a);
+        assert_int_equal(a.rc, NK_E_DEADLINE);
+    }
+    nk_chain_close(a.c);
 }
 
 static int reset(void **state)
@@ -239,10 +325,12 @@ int main(void)
         cmocka_unit_test_setup(test_report__f16_rows_need_workers_that_take_them, reset),
         cmocka_unit_test_setup(test_report__an_answer_that_is_none_is_a_bad_peer, reset),
         cmocka_unit_test_setup(test_report__a_peers_text_and_counts_are_bounded, reset),
-        cmocka_unit_test_setup(
-            test_report__a_worker_that_does_not_answer_is_waited_for_no_longer_than_said, reset),
+        cmocka_unit_test_setup(test_report__the_round_trip_is_the_best_but_for_the_first, reset),
+        cmocka_unit_test_setup(test_report__a_worker_is_waited_for_as_long_as_said_and_no_longer,
+                               reset),
         cmocka_unit_test_setup(test_report__the_probe_times_one_token_or_says_what_is_in_the_way,
                                reset),
+        cmocka_unit_test_setup(test_report__the_probe_waits_as_long_as_said_and_no_longer, reset),
     };
 
     return cmocka_run_group_tests(tests, fake_start, fake_stop);
