@@ -31,8 +31,7 @@ static void test_cond__waits_until_a_time_of_the_monotonic_clock(void **state)
     (void)state;
     nk_cond_init(&cond);
     pthread_mutex_lock(&mutex);
-    while (
-        nk_clock_wait_until(nk_clock_system(), &cond, &mutex, until)) /* true: woken for nothing */
+    while (nk_clock_wait_until(nk_clock_system(), &cond, &mutex, until)) /* woken for nothing */
         ;
     assert_true(nk_now_ns() >= until);
     assert_false(nk_clock_wait_until(nk_clock_system(), &cond, &mutex, 0)); /* long past */

@@ -106,8 +106,7 @@ static void test_process__a_program_that_is_not_there_is_named(void **state)
     assert_int_equal(errno, ECHILD);
 }
 
-static void
-test_process__inherits_the_named_files_the_environment_and_no_ignored_signal(void **state)
+static void test_process__inherits_named_files_environment_and_no_ignored_signal(void **state)
 {
     const char *argv[] = { "/bin/sh", "-c",
                            "read x <&$FD; echo \"$x $HOME $NEW\"; kill -PIPE $$; echo survived",
@@ -247,8 +246,7 @@ int main(void)
         cmocka_unit_test(test_process__a_line_too_long_is_refused),
         cmocka_unit_test(test_process__one_that_ignores_sigterm_is_killed),
         cmocka_unit_test(test_process__a_program_that_is_not_there_is_named),
-        cmocka_unit_test(
-            test_process__inherits_the_named_files_the_environment_and_no_ignored_signal),
+        cmocka_unit_test(test_process__inherits_named_files_environment_and_no_ignored_signal),
         cmocka_unit_test(test_process__dies_with_its_parent),
         cmocka_unit_test(test_process__knows_its_own_path),
         cmocka_unit_test(test_process__output_goes_to_a_file_and_the_working_folder_is_set),

@@ -33,7 +33,7 @@ struct fake {
     Nakshatra__V1__InfoReply info;
     Nakshatra__V1__Dtype dtypes[2];
     const char *info_bytes; /* sent instead, when not NULL */
-    /* How far the clock moves while an Info is on its way: the first one, and each of the others. */
+    /* How far the clock moves while an Info is on its way: the first, and each of the others. */
     uint32_t info_first_ms, info_ms;
     atomic_bool info_silent; /* Info waits until the test says fake_answer_info */
     nk_call *info_held;      /* a reference */

@@ -140,6 +140,15 @@ static inline int record_start(struct record *r, nk_channel *ch, const char *pat
     return rc;
 }
 
+/* A message there and back on a call to Echo. */
+static inline void echo(struct record *r)
+{
+    int n = r->n_messages;
+
+    assert_int_equal(nk_call_send(r->call, "echo", 4, NULL), 0);
+    assert_true(record_wait(r, &r->n_messages, n + 1));
+}
+
 /* The end came, once and last, with this code and reason ("" and 0: OK). */
 #define assert_ended(r, code_, reason_)                                                            \
     do {                                                                                           \

@@ -176,15 +176,6 @@ static void assert_timers(struct fixture *f, size_t n)
     assert_int_equal(f->seen->bytes, n);
 }
 
-/* A message there and back on this call. */
-static void echo(struct record *r)
-{
-    int n = r->n_messages;
-
-    assert_int_equal(nk_call_send(r->call, "echo", 4, NULL), 0);
-    assert_true(record_wait(r, &r->n_messages, n + 1));
-}
-
 static void test_call__a_deadline_ends_it_exactly_then_and_names_address_and_time(void **state)
 {
     struct fixture *f = *state;
