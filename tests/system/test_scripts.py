@@ -135,12 +135,6 @@ class Test(Project):
         self.assertEqual({name for name, word in ends.items() if word != "passed"}, {"plain", "asan", "tsan", "again"})
         self.assertNotIn("all stages passed", text)
 
-    def test_who_failed_in_an_earlier_run_is_forgotten(self):
-        self.add_tests("passes", "once")
-        self.assertEqual(self.call("--stages", "plain")[0], 0)
-        code, text = self.call("--stages", "plain")
-        self.assertEqual((code, self.closing(text)), (0, ({"build": "passed", "plain": "passed"}, [], [])), text)
-
     def test_a_build_that_fails_fails_the_run_and_nothing_runs_on_it(self):
         self.add_tests("passes")
         self.write("broken", "")
@@ -162,9 +156,12 @@ class Test(Project):
         self.assertIn("scripts/check-style: No such file or directory", text)
 
     def test_no_tests_at_all_is_no_success(self):
-        os.makedirs(self.path("tests"), exist_ok=True)
+        """And those that failed in an earlier run are not the ones that failed now."""
+        self.add_tests("fails")
+        self.assertEqual(self.closing(self.call("--stages", "plain")[1])[2], ["FAILED: plain fails"])
+        os.unlink(self.path("tests/fails.sh"))
         code, text = self.call("--stages", "plain")
-        self.assertEqual((code, self.closing(text)[2]), (1, ["FAILED: plain"]), text)
+        self.assertEqual((code, self.closing(text)), (1, ({"build": "passed", "plain": "FAILED"}, [], ["FAILED: plain"])), text)
 
     def test_some(self):
         self.add_tests("passes", "fails")
