@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/array.h"
 #include "base/file.h"
 #include "bench/stats.h"
 
@@ -46,16 +47,10 @@ void nk_table_release(struct nk_table *t)
 
 int nk_table_add(struct nk_table *t, const struct nk_row *row, struct nk_error *err)
 {
-    if (t->n == t->capacity) {
-        size_t capacity = t->capacity ? 2 * t->capacity : 64;
-        struct nk_row *rows =
-            capacity <= ROWS_MAX ? realloc(t->rows, capacity * sizeof *rows) : NULL;
+    int rc = nk_array_grow(t->rows, t->capacity, t->n + 1, ROWS_MAX, err);
 
-        if (!rows)
-            return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for %zu rows", capacity);
-        t->rows = rows;
-        t->capacity = capacity;
-    }
+    if (rc)
+        return nk_wrap(rc, err, "the table of rows");
     t->rows[t->n++] = *row;
     return 0;
 }

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/utf8.h"
+#include "base/array.h"
 #include "cli/cli.h"
 #include "cli/generate.h"
 #include "cli/interrupt.h"
@@ -19,6 +19,7 @@ enum {
     /* What may wait for a reader that does not read, and all that is kept of a text. */
     PENDING_BYTES_MAX = 64 << 20,
     TEXT_BYTES_MAX = 1 << 30,
+    IDS_MAX = 1 << 28,
 };
 
 /* Between the net thread, which appends, and the main thread, which writes. */
@@ -99,17 +100,8 @@ static void on_token(void *user, const struct nk_gen_token *t)
     struct nk_answer *a = s->a;
 
     pthread_mutex_lock(&s->mutex);
-    if ((size_t)a->n_ids == s->ids_capacity) {
-        size_t capacity = s->ids_capacity ? 2 * s->ids_capacity : 256;
-        int32_t *ids = realloc(a->ids, capacity * sizeof *ids);
-
-        if (ids) {
-            a->ids = ids;
-            s->ids_capacity = capacity;
-        } else if (!s->rc) {
-            s->rc = nk_fail(&s->err, NK_E_EXHAUSTED, "no_memory", "no memory");
-        }
-    }
+    if (!s->rc)
+        s->rc = nk_array_grow(a->ids, s->ids_capacity, (size_t)a->n_ids + 1, IDS_MAX, &s->err);
     if ((size_t)a->n_ids < s->ids_capacity)
         a->ids[a->n_ids++] = t->id;
     if (s->want_logprobs)

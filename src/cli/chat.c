@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include <wchar.h>
 
+#include "base/array.h"
 #include "base/file.h"
 #include "cli/answer.h"
 #include "cli/cli.h"
@@ -21,6 +22,7 @@
 enum {
     HISTORY_LINES = 1000,
     MESSAGE_BYTES_MAX = 1 << 20,
+    MESSAGES_MAX = 1 << 20,
     /* A conversation is cut to leave a quarter of the context, or what -n asks for, to the
      * answer. */
     ANSWER_SHARE = 4,
@@ -214,15 +216,10 @@ static bool read_message(struct chat *k, struct nk_buf *out)
 
 static int add_message(struct chat *k, const char *role, const char *text)
 {
-    if (k->n_messages == k->capacity) {
-        size_t capacity = k->capacity ? 2 * k->capacity : 16;
-        struct nk_chat_message *m = realloc(k->messages, capacity * sizeof *m);
+    int rc = nk_array_grow(k->messages, k->capacity, k->n_messages + 1, MESSAGES_MAX, NULL);
 
-        if (!m)
-            return NK_E_EXHAUSTED;
-        k->messages = m;
-        k->capacity = capacity;
-    }
+    if (rc)
+        return rc;
     k->messages[k->n_messages].role = role;
     k->messages[k->n_messages].content = strdup(text);
     return k->messages[k->n_messages].content ? (k->n_messages++, 0) : NK_E_EXHAUSTED;

@@ -6,6 +6,8 @@
 
 #include <ggml-backend.h>
 
+#include "base/array.h"
+
 enum { NODES_MAX = 1 << 20, NONE = -1 };
 
 /* Nodes and leaves in one array: leaves (weights, inputs, caches) have op NONE and come first, so
@@ -29,7 +31,8 @@ struct node {
 
 struct nk__graph {
     const struct ggml_tensor **asked;
-    int n_asked, asked_capacity;
+    int n_asked;
+    size_t asked_capacity;
     bool failed;
     struct node *nodes;
     int n_nodes, n_leaves, n_tokens;
@@ -60,19 +63,11 @@ void nk__graph_reset(nk__graph *g)
 
 void nk__graph_add(nk__graph *g, const struct ggml_tensor *t)
 {
-    if (g->n_asked == g->asked_capacity) {
-        int capacity = g->asked_capacity ? g->asked_capacity * 2 : 1024;
-        const struct ggml_tensor **asked =
-            capacity > NODES_MAX ? NULL : realloc(g->asked, sizeof *asked * (size_t)capacity);
+    size_t n = (size_t)g->n_asked + 1;
 
-        if (!asked) {
-            g->failed = true;
-            return;
-        }
-        g->asked = asked;
-        g->asked_capacity = capacity;
-    }
-    g->asked[g->n_asked++] = t;
+    g->failed = g->failed || nk_array_grow(g->asked, g->asked_capacity, n, NODES_MAX, NULL);
+    if (!g->failed)
+        g->asked[g->n_asked++] = t;
 }
 
 static bool is_view_op(enum ggml_op op)

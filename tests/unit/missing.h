@@ -1,5 +1,5 @@
-/* Something that a test needs is not on this machine: it fails where CI=true, and is skipped by name elsewhere. After
- * cmocka.h and what that needs. */
+/* Something that a test needs is not on this machine: it fails where CI=true, and is skipped by
+ * name elsewhere. After cmocka.h and what that needs. */
 #ifndef NK_TEST_MISSING_H
 #define NK_TEST_MISSING_H
 

@@ -1,9 +1,10 @@
-/* Memory that runs out: an operation is done again and again with its 1st, 2nd, 3rd ... allocation refused, until none is
- * left to refuse. Each time it must fail with EXHAUSTED `no_memory` (or with what the test says), and give back all that it
- * had by then. After nghttp2's failmalloc_test.
+/* Memory that runs out: an operation is done again and again with its 1st, 2nd, 3rd ... allocation
+ * refused, until none is left to refuse. Each time it must fail with EXHAUSTED `no_memory` (or with
+ * what the test says), and give back all that it had by then. After nghttp2's failmalloc_test.
  *
- * The linker wraps the allocator for our own code (tests/CMakeLists.txt: every test_no_memory.c); what shared libraries
- * allocate is neither refused nor counted. The operation may start threads, if it joins them. */
+ * The linker wraps the allocator for our own code (tests/CMakeLists.txt: every test_no_memory.c);
+ * what shared libraries allocate is neither refused nor counted. The operation may start threads,
+ * if it joins them. */
 #ifndef NK_TEST_NO_MEMORY_H
 #define NK_TEST_NO_MEMORY_H
 
