@@ -60,19 +60,20 @@ static void heard_init(struct heard *h)
     nk_cond_init(&h->cond);
 }
 
-/* Until n tokens came and (if done) the end. */
+/* Until n tokens came and (if done) the end. An end before them fails at once. */
 static void heard_wait(struct heard *h, int n, bool done)
 {
     struct nk_clock *clock = nk_clock_system();
     uint64_t until = nk_clock_now_ns(clock) + PATIENCE_MS * 1000000ull;
+    bool ok = true;
 
     pthread_mutex_lock(&h->mutex);
-    while (h->n_tokens < n || (done && !h->n_done))
-        if (!nk_clock_wait_until(clock, &h->cond, &h->mutex, until)) {
-            pthread_mutex_unlock(&h->mutex);
-            fail_msg("%d tokens and %d ends came", h->n_tokens, h->n_done);
-        }
+    while (ok && !h->n_done && (done || h->n_tokens < n))
+        ok = nk_clock_wait_until(clock, &h->cond, &h->mutex, until);
+    ok = h->n_tokens >= n && (h->n_done || !done);
     pthread_mutex_unlock(&h->mutex);
+    if (!ok)
+        fail_msg("%d tokens and %d ends came: %s", h->n_tokens, h->n_done, h->err.msg);
     fake_turn();
 }
 
