@@ -214,7 +214,7 @@ static void info_open(nk_call *c, void *worker)
 
 /* ---- what the compute thread does for a call ---- */
 
-/* Ends the call that asked for j with what came of it (reply NULL: it went already), and frees the
+/* Ends the call that asked for j with what came of it (msg NULL: it went already), and frees the
  * job. */
 static void answer_job(struct nk_compute_job *j, const ProtobufCMessage *msg)
 {

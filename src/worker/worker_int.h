@@ -92,7 +92,7 @@ struct nk_session {
 
     struct nk_session_compute compute;
     struct nk_session_shared shared;
-    struct nk_schedule_lane lane; /* the engine's */
+    struct nk_schedule_lane lane; /* under the engine's mutex */
 
     /* ---- net thread ---- */
     enum nk_session_state state;

@@ -272,7 +272,17 @@ static void worker_stop(void)
     sides_release();
     nk_channel_close(channel);
     nk_worker_stop(w, 0);
+    w = NULL;
     virtual_clock_release(&v);
+}
+
+/* After a test that failed. */
+static int clean_up(void **state)
+{
+    (void)state;
+    if (w)
+        worker_stop();
+    return 0;
 }
 
 static void note(void *arg)
@@ -733,6 +743,7 @@ static void test_worker__shutting_down_lets_sessions_go_on_for_its_grace(void **
     sides_release();
     nk_channel_close(channel);
     pthread_join(thread, NULL);
+    w = NULL;
     virtual_clock_release(&v);
 }
 
@@ -748,6 +759,7 @@ static void test_worker__shutting_down_does_not_wait_for_nobody(void **state)
     sides_release();
     nk_channel_close(channel);
     pthread_join(thread, NULL); /* the last session has ended */
+    w = NULL;
     virtual_clock_release(&v);
 }
 
@@ -857,29 +869,31 @@ static int end(void **state)
     return 0;
 }
 
+#define TEST(function) cmocka_unit_test_teardown(function, clean_up)
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_worker__a_call_without_open_is_ended_in_time),
-        cmocka_unit_test(test_worker__a_call_without_its_request_is_ended_in_time),
-        cmocka_unit_test(test_worker__a_neighbour_that_does_not_open_is_given_up_in_time),
-        cmocka_unit_test(test_worker__a_neighbour_that_does_not_answer_is_given_up_in_time),
-        cmocka_unit_test(test_worker__a_neighbour_that_is_not_done_is_given_up_in_time),
-        cmocka_unit_test(test_worker__who_is_given_up_is_named),
-        cmocka_unit_test(test_worker__a_generation_ends_at_its_deadline),
-        cmocka_unit_test(test_worker__a_wait_for_room_ends_in_time),
-        cmocka_unit_test(test_worker__who_waits_for_room_gets_it_when_it_comes_free),
-        cmocka_unit_test(test_worker__a_later_stage_does_not_wait_for_room_for_long),
-        cmocka_unit_test(test_worker__a_session_that_is_sent_nothing_ends_in_time),
-        cmocka_unit_test(test_worker__a_pause_does_not_count),
-        cmocka_unit_test(test_worker__a_short_delay_counts),
-        cmocka_unit_test(test_worker__sleep_lets_sessions_go_on_for_its_grace),
-        cmocka_unit_test(test_worker__sleep_does_not_wait_for_nobody),
-        cmocka_unit_test(test_worker__shutting_down_lets_sessions_go_on_for_its_grace),
-        cmocka_unit_test(test_worker__shutting_down_does_not_wait_for_nobody),
-        cmocka_unit_test(test_worker__a_group_with_a_row_missing_is_run_in_time),
-        cmocka_unit_test(test_worker__a_group_whose_rows_are_there_waits_for_nothing),
-        cmocka_unit_test(test_worker__draws_from_the_chance_that_it_is_given),
+        TEST(test_worker__a_call_without_open_is_ended_in_time),
+        TEST(test_worker__a_call_without_its_request_is_ended_in_time),
+        TEST(test_worker__a_neighbour_that_does_not_open_is_given_up_in_time),
+        TEST(test_worker__a_neighbour_that_does_not_answer_is_given_up_in_time),
+        TEST(test_worker__a_neighbour_that_is_not_done_is_given_up_in_time),
+        TEST(test_worker__who_is_given_up_is_named),
+        TEST(test_worker__a_generation_ends_at_its_deadline),
+        TEST(test_worker__a_wait_for_room_ends_in_time),
+        TEST(test_worker__who_waits_for_room_gets_it_when_it_comes_free),
+        TEST(test_worker__a_later_stage_does_not_wait_for_room_for_long),
+        TEST(test_worker__a_session_that_is_sent_nothing_ends_in_time),
+        TEST(test_worker__a_pause_does_not_count),
+        TEST(test_worker__a_short_delay_counts),
+        TEST(test_worker__sleep_lets_sessions_go_on_for_its_grace),
+        TEST(test_worker__sleep_does_not_wait_for_nobody),
+        TEST(test_worker__shutting_down_lets_sessions_go_on_for_its_grace),
+        TEST(test_worker__shutting_down_does_not_wait_for_nobody),
+        TEST(test_worker__a_group_with_a_row_missing_is_run_in_time),
+        TEST(test_worker__a_group_whose_rows_are_there_waits_for_nothing),
+        TEST(test_worker__draws_from_the_chance_that_it_is_given),
     };
 
     return cmocka_run_group_tests_name("deadlines", tests, begin, end);
