@@ -22,7 +22,7 @@ typedef struct nk_job nk_job;
 typedef struct nk_exchange nk_exchange;
 
 struct nk_gateway {
-    struct nk_gateway_opts opts; /* its strings are not kept but those below */
+    struct nk_gateway_opts opts; /* its strings: only while it starts; copies are below */
     char *names[NK_GATEWAY_NAMES_MAX + 1];
     int n_names;
     char *origins[NK_GATEWAY_ORIGINS_MAX];

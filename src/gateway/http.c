@@ -378,7 +378,7 @@ static bool look(nk_exchange *x, uint32_t age_ms, bool probe)
 static enum MHD_Result answer_short(nk_exchange *x)
 {
     struct nk_buf body = NK_BUF_INIT(SHORT_REPLY_BYTES_MAX);
-    struct nk_answer a = { .status = 200, .type = "application/json", .body = &body };
+    struct nk_route_answer a = { .status = 200, .type = "application/json", .body = &body };
     struct nk_snapshot *s = nk__monitor_peek(x->g->monitor);
 
     x->route->answer(x->g, x->rest, &x->body, s, &a);

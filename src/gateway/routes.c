@@ -113,7 +113,7 @@ static void write_model(struct out *o, nk_gateway *g, const char *name, const st
 }
 
 static void answer_models(nk_gateway *g, const char *rest, const struct nk_buf *request,
-                          const struct nk_snapshot *s, struct nk_answer *a)
+                          const struct nk_snapshot *s, struct nk_route_answer *a)
 {
     struct out o = { a->body, 0 };
 
@@ -180,7 +180,7 @@ static void write_tag(struct out *o, nk_gateway *g, const char *name, const stru
 }
 
 static void answer_tags(nk_gateway *g, const char *rest, const struct nk_buf *request,
-                        const struct nk_snapshot *s, struct nk_answer *a)
+                        const struct nk_snapshot *s, struct nk_route_answer *a)
 {
     struct out o = { a->body, 0 };
     char when[32];
@@ -199,7 +199,7 @@ static void answer_tags(nk_gateway *g, const char *rest, const struct nk_buf *re
 
 /* The model is there as long as its workers: there is no time at which it would go. */
 static void answer_ps(nk_gateway *g, const char *rest, const struct nk_buf *request,
-                      const struct nk_snapshot *s, struct nk_answer *a)
+                      const struct nk_snapshot *s, struct nk_route_answer *a)
 {
     struct out o = { a->body, 0 };
 
@@ -222,7 +222,7 @@ static void answer_ps(nk_gateway *g, const char *rest, const struct nk_buf *requ
 }
 
 static void answer_version(nk_gateway *g, const char *rest, const struct nk_buf *request,
-                           const struct nk_snapshot *s, struct nk_answer *a)
+                           const struct nk_snapshot *s, struct nk_route_answer *a)
 {
     struct out o = { a->body, 0 };
 
@@ -241,7 +241,7 @@ static void info(struct out *o, const char *architecture, const char *name, doub
 }
 
 static void answer_show(nk_gateway *g, const char *rest, const struct nk_buf *request,
-                        const struct nk_snapshot *s, struct nk_answer *a)
+                        const struct nk_snapshot *s, struct nk_route_answer *a)
 {
     const struct nk_request_limits limits = { .messages_max = 1, .n_max = 1 };
     const struct nk_prompter_caps caps = nk__prompter_caps(g->prompter);
@@ -295,14 +295,14 @@ static void answer_show(nk_gateway *g, const char *rest, const struct nk_buf *re
 /* ---- health ---- */
 
 static void answer_healthz(nk_gateway *g, const char *rest, const struct nk_buf *request,
-                           const struct nk_snapshot *s, struct nk_answer *a)
+                           const struct nk_snapshot *s, struct nk_route_answer *a)
 {
     (void)g, (void)rest, (void)request, (void)s;
     nk_buf_adds(a->body, "{\"status\":\"ok\"}", NULL);
 }
 
 static void answer_readyz(nk_gateway *g, const char *rest, const struct nk_buf *request,
-                          const struct nk_snapshot *s, struct nk_answer *a)
+                          const struct nk_snapshot *s, struct nk_route_answer *a)
 {
     (void)g, (void)rest, (void)request;
     if (s && s->ready) {
@@ -314,7 +314,7 @@ static void answer_readyz(nk_gateway *g, const char *rest, const struct nk_buf *
 }
 
 static void answer_health(nk_gateway *g, const char *rest, const struct nk_buf *request,
-                          const struct nk_snapshot *s, struct nk_answer *a)
+                          const struct nk_snapshot *s, struct nk_route_answer *a)
 {
     answer_readyz(g, rest, request, s, a);
     nk_buf_reset(a->body);
@@ -492,7 +492,7 @@ int nk__cluster_json(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *
 }
 
 static void answer_cluster(nk_gateway *g, const char *rest, const struct nk_buf *request,
-                           const struct nk_snapshot *s, struct nk_answer *a)
+                           const struct nk_snapshot *s, struct nk_route_answer *a)
 {
     (void)rest, (void)request;
     nk__cluster_json(g, s, a->body, &a->err);
@@ -616,7 +616,7 @@ static int write_live_metrics(nk_gateway *g, const struct nk_snapshot *s, struct
 }
 
 static void answer_metrics(nk_gateway *g, const char *rest, const struct nk_buf *request,
-                           const struct nk_snapshot *s, struct nk_answer *a)
+                           const struct nk_snapshot *s, struct nk_route_answer *a)
 {
     (void)rest, (void)request;
     a->type = "text/plain; version=0.0.4; charset=utf-8";
@@ -625,7 +625,7 @@ static void answer_metrics(nk_gateway *g, const char *rest, const struct nk_buf 
 }
 
 static void answer_bare(nk_gateway *g, const char *rest, const struct nk_buf *request,
-                        const struct nk_snapshot *s, struct nk_answer *a)
+                        const struct nk_snapshot *s, struct nk_route_answer *a)
 {
     (void)g, (void)rest, (void)request, (void)s;
     a->type = "text/plain; charset=utf-8";

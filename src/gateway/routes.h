@@ -15,7 +15,7 @@ enum nk_route_kind {
     NK_ROUTE_REFUSED,  /* known from elsewhere; 501, and `what` says why or what to use */
 };
 
-struct nk_answer { /* of a short route; body is filled, status 200 is there already */
+struct nk_route_answer { /* of a short route; body is filled, status 200 is there already */
     int status;
     const char *type;
     struct nk_buf *body;
@@ -33,7 +33,7 @@ struct nk_route {
     uint32_t age_ms; /* LOOK: how old what is known may be */
     enum nk_api api; /* GENERATE, and SHORT ones with a request */
     void (*answer)(nk_gateway *g, const char *rest, const struct nk_buf *request,
-                   const struct nk_snapshot *s, struct nk_answer *a);
+                   const struct nk_snapshot *s, struct nk_route_answer *a);
     const char *what; /* for docs/api.md, and for a refusal */
 };
 
