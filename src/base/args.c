@@ -290,38 +290,6 @@ int nk_args_parse(int argc, char **argv, const struct nk_command *cmd, int *firs
 
 /* ---- sizes ---- */
 
-int nk_size_parse(const char *text, uint64_t *bytes, struct nk_error *err)
-{
-    char *end;
-    double v = strtod(text, &end), scale = 1;
-
-    if (end == text || !isfinite(v) || v < 0)
-        goto bad;
-    if (*end) {
-        static const char units[] = "kmgt";
-        const char *unit = strchr(units, tolower((unsigned char)*end));
-
-        if (!unit)
-            goto bad;
-        for (const char *u = units; u <= unit; u++)
-            scale *= 1024;
-        end++;
-        if (*end == 'i')
-            end++;
-        if (*end == 'B' || *end == 'b')
-            end++;
-        if (*end)
-            goto bad;
-    }
-    if (v * scale >= 9.2e18)
-        goto bad;
-    *bytes = (uint64_t)(v * scale);
-    return 0;
-bad:
-    return nk_fail(err, NK_E_INVALID, "bad_size",
-                   "'%s' is not a size; 4096, 64K, 300M and 1.5G are", text);
-}
-
 const char *nk_size_format(char out[24], uint64_t bytes)
 {
     static const char *const units[] = { "B", "KiB", "MiB", "GiB", "TiB" };

@@ -88,8 +88,6 @@ const char *nk_word_nearer(const char *word, const char *best, const char *candi
  * it. */
 void nk_print_wrapped(const char *text, int column, int indent);
 
-/* "64Ki", "1.5G", "300M", "4096" as bytes. INVALID bad_size. */
-int nk_size_parse(const char *text, uint64_t *bytes, struct nk_error *err);
 /* "1.5 GiB", "12.3 MiB", "17 B" */
 const char *nk_size_format(char out[24], uint64_t bytes);
 

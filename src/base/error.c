@@ -45,7 +45,7 @@ int nk_wrap(int code, struct nk_error *err, const char *fmt, ...)
 const char *nk_code_text(int code)
 {
     switch (code) {
-#define XX(name, value, http, elsewhere, text)                                                     \
+#define XX(name, value, http, text)                                                                \
     case value:                                                                                    \
         return text;
         NK_CODE_MAP(XX)
@@ -57,25 +57,13 @@ const char *nk_code_text(int code)
 int nk_code_http(int code)
 {
     switch (code) {
-#define XX(name, value, http, elsewhere, text)                                                     \
+#define XX(name, value, http, text)                                                                \
     case value:                                                                                    \
         return http;
         NK_CODE_MAP(XX)
 #undef XX
     }
     return 500;
-}
-
-bool nk_code_elsewhere(int code)
-{
-    switch (code) {
-#define XX(name, value, http, elsewhere, text)                                                     \
-    case value:                                                                                    \
-        return elsewhere;
-        NK_CODE_MAP(XX)
-#undef XX
-    }
-    return false;
 }
 
 _Noreturn void nk_assert_failed(const char *cond, const char *file, int line)

@@ -16,30 +16,29 @@
 #include <stdbool.h>
 
 /* clang-format off */
-/* elsewhere: worth trying on another worker.
- *     name             value HTTP elsewhere text */
-#define NK_CODE_MAP(XX)                                            \
-    XX(OK,                 0,  200, false, "ok")                   \
-    XX(CANCELLED,         -1,  499, false, "cancelled")            \
-    XX(UNKNOWN,           -2,  500, false, "unknown")              \
-    XX(INVALID,           -3,  400, false, "invalid argument")     \
-    XX(DEADLINE,          -4,  504, false, "deadline exceeded")    \
-    XX(NOT_FOUND,         -5,  404, false, "not found")            \
-    XX(EXISTS,            -6,  409, false, "already exists")       \
-    XX(DENIED,            -7,  403, false, "permission denied")    \
-    XX(EXHAUSTED,         -8,  429, true,  "resource exhausted")   \
-    XX(PRECONDITION,      -9,  400, false, "failed precondition")  \
-    XX(ABORTED,          -10,  409, true,  "aborted")              \
-    XX(OUT_OF_RANGE,     -11,  400, false, "out of range")         \
-    XX(UNIMPLEMENTED,    -12,  501, false, "unimplemented")        \
-    XX(INTERNAL,         -13,  500, false, "internal error")       \
-    XX(UNAVAILABLE,      -14,  503, true,  "unavailable")          \
-    XX(DATA_LOSS,        -15,  500, false, "data loss")            \
-    XX(UNAUTHENTICATED,  -16,  401, false, "unauthenticated")
+/*     name             value HTTP  text */
+#define NK_CODE_MAP(XX)                                     \
+    XX(OK,                 0,  200, "ok")                   \
+    XX(CANCELLED,         -1,  499, "cancelled")            \
+    XX(UNKNOWN,           -2,  500, "unknown")              \
+    XX(INVALID,           -3,  400, "invalid argument")     \
+    XX(DEADLINE,          -4,  504, "deadline exceeded")    \
+    XX(NOT_FOUND,         -5,  404, "not found")            \
+    XX(EXISTS,            -6,  409, "already exists")       \
+    XX(DENIED,            -7,  403, "permission denied")    \
+    XX(EXHAUSTED,         -8,  429, "resource exhausted")   \
+    XX(PRECONDITION,      -9,  400, "failed precondition")  \
+    XX(ABORTED,          -10,  409, "aborted")              \
+    XX(OUT_OF_RANGE,     -11,  400, "out of range")         \
+    XX(UNIMPLEMENTED,    -12,  501, "unimplemented")        \
+    XX(INTERNAL,         -13,  500, "internal error")       \
+    XX(UNAVAILABLE,      -14,  503, "unavailable")          \
+    XX(DATA_LOSS,        -15,  500, "data loss")            \
+    XX(UNAUTHENTICATED,  -16,  401, "unauthenticated")
 /* clang-format on */
 
 enum nk_code {
-#define XX(name, value, http, elsewhere, text) NK_E_##name = value,
+#define XX(name, value, http, text) NK_E_##name = value,
     NK_CODE_MAP(XX)
 #undef XX
 };
@@ -65,11 +64,9 @@ int nk_fail_at(struct nk_error *err, int code, const char *file, int line, const
 int nk_wrap(int code, struct nk_error *err, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* The code's text ("deadline exceeded"), HTTP status, and whether another worker may succeed. Any
- * int is accepted. */
+/* The code's text ("deadline exceeded") and HTTP status. Any int is accepted. */
 const char *nk_code_text(int code);
 int nk_code_http(int code);
-bool nk_code_elsewhere(int code);
 
 /* For our own mistakes, also in release builds; never for input. */
 #define NK_ASSERT(cond)                                                                            \

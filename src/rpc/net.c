@@ -340,11 +340,6 @@ static void release_grpc(nk_net *net)
     grpc_shutdown_blocking();
 }
 
-struct nk_clock *nk_net_clock(const nk_net *net)
-{
-    return net->clock;
-}
-
 int nk_net_start(nk_net **out, struct nk_clock *clock, struct nk_error *err)
 {
     nk_net *net = nk__alloc(1, sizeof *net);

@@ -45,7 +45,6 @@ typedef struct nk_timer nk_timer;
  * limits of connecting, which are there only where `clock` runs by itself.
  *   EXHAUSTED  no_thread */
 int nk_net_start(nk_net **out, struct nk_clock *clock, struct nk_error *err);
-struct nk_clock *nk_net_clock(const nk_net *net); /* [any] */
 /* [any but the net thread] Ends the thread after everything on it has ended: the owner stops
  * servers, cancels calls and closes channels first; what is left is cancelled. Frees. */
 void nk_net_stop(nk_net *net);
@@ -164,9 +163,5 @@ int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t dead
                   const struct nk_call_handlers *handlers, void *user, struct nk_error *err);
 /* Server: gives an opened call its handlers; must be called inside `open`. */
 void nk_call_accept(nk_call *c, const struct nk_call_handlers *handlers, void *user);
-/* One request, one reply, waiting for it. [any but the net thread] *reply is appended to.
- * Errors: the status. */
-int nk_call_unary(nk_channel *ch, const char *path, const ProtobufCMessage *request,
-                  uint32_t deadline_ms, struct nk_buf *reply, struct nk_error *err);
 
 #endif

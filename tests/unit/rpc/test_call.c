@@ -580,112 +580,6 @@ static void test_call__knows_its_peer(void **state)
     assert_int_equal(strncmp(peer, "ipv4:127.0.0.1:", 15) && peer[0], 0);
 }
 
-/* ---- unary ---- */
-
-static void test_call__unary_waits_for_the_reply_or_the_status(void **state)
-{
-    struct fixture *f = *state;
-    Nakshatra__V1__Stage stage = NAKSHATRA__V1__STAGE__INIT;
-    struct nk_buf reply = NK_BUF_INIT(1000);
-    struct nk_error e;
-
-    stage.address = (char *)"x:1";
-    assert_int_equal(nk_call_unary(f->channel, "/t.T/Echo", &stage.base, PATIENCE_MS, &reply, &e),
-                     0);
-    assert_int_equal(reply.size, protobuf_c_message_get_packed_size(&stage.base));
-    assert_int_equal(nk_call_unary(f->channel, "/t.T/Refuse", &stage.base, PATIENCE_MS, &reply, &e),
-                     NK_E_EXHAUSTED);
-    assert_string_equal(e.reason, "kv_full");
-    nk_buf_release(&reply);
-}
-
-struct waiting_unary {
-    nk_channel *channel;
-    struct nk_error err;
-    int rc;
-};
-
-static void *wait_unary(void *arg)
-{
-    struct waiting_unary *w = arg;
-    Nakshatra__V1__Stage stage = NAKSHATRA__V1__STAGE__INIT;
-    struct nk_buf reply = NK_BUF_INIT(1000);
-
-    w->rc = nk_call_unary(w->channel, "/t.T/Record", &stage.base, 200, &reply, &w->err);
-    nk_buf_release(&reply);
-    return NULL;
-}
-
-static void test_call__unary_waits_no_longer_than_its_deadline(void **state)
-{
-    struct fixture *f = *state;
-    struct waiting_unary w = { .channel = f->channel };
-    struct record *other = fixture_record(f);
-    pthread_t thread;
-
-    assert_int_equal(record_start(other, f->channel, "/t.T/Echo", 0), 0);
-    assert_int_equal(pthread_create(&thread, NULL, wait_unary, &w), 0);
-    assert_true(record_wait(f->seen, &f->seen->n_messages, 1));
-    virtual_clock_advance_ms(&f->clock, 199);
-    settle(f->net);
-    echo(other); /* had it been given up, the server would know by now */
-    assert_int_equal(f->seen->n_ends, 0);
-    virtual_clock_advance_ms(&f->clock, 1);
-    pthread_join(thread, NULL);
-    assert_int_equal(w.rc, NK_E_DEADLINE);
-    assert_string_equal(w.err.reason, "deadline");
-    assert_non_null(strstr(w.err.msg, f->address));
-    assert_ended(f->seen, NK_E_CANCELLED, "cancelled");
-}
-
-static void test_call__unary_refuses_a_reply_over_the_buffers_ceiling(void **state)
-{
-    struct fixture *f = *state;
-    Nakshatra__V1__Stage stage = NAKSHATRA__V1__STAGE__INIT;
-    struct nk_buf reply = NK_BUF_INIT(4);
-    struct nk_error e;
-
-    stage.address = (char *)"longer than four bytes";
-    assert_int_equal(nk_call_unary(f->channel, "/t.T/Echo", &stage.base, PATIENCE_MS, &reply, &e),
-                     NK_E_EXHAUSTED);
-    assert_string_equal(e.reason, "too_large");
-    nk_buf_release(&reply);
-}
-
-static void two_replies(nk_call *c, void *user)
-{
-    (void)user;
-    nk_call_send(c, "a", 1, NULL);
-    nk_call_send(c, "b", 1, NULL);
-    nk_call_finish(c, NULL);
-}
-
-static void no_reply(nk_call *c, void *user)
-{
-    (void)user;
-    nk_call_finish(c, NULL);
-}
-
-static void test_call__unary_wants_exactly_one_reply(void **state)
-{
-    static const struct nk_method methods[] = { { "/t.T/Two", two_replies },
-                                                { "/t.T/None", no_reply } };
-    struct fixture *f = *state;
-    struct nk_server_opts opts = { .listen = "127.0.0.1:0", .methods = methods, .n_methods = 2 };
-    Nakshatra__V1__InfoRequest request = NAKSHATRA__V1__INFO_REQUEST__INIT;
-    struct nk_buf reply = NK_BUF_INIT(100);
-    struct nk_error e;
-
-    fixture_start(f, &opts);
-    assert_int_equal(nk_call_unary(f->channel, "/t.T/Two", &request.base, PATIENCE_MS, &reply, &e),
-                     NK_E_INTERNAL);
-    assert_string_equal(e.reason, "bad_reply");
-    assert_int_equal(nk_call_unary(f->channel, "/t.T/None", &request.base, PATIENCE_MS, &reply, &e),
-                     NK_E_INTERNAL);
-    assert_string_equal(e.reason, "bad_reply");
-    nk_buf_release(&reply);
-}
-
 #define T(name) cmocka_unit_test_setup_teardown(name, fixture_setup, fixture_teardown)
 
 int main(void)
@@ -715,11 +609,6 @@ int main(void)
         T(test_call__several_threads_may_send_and_each_ones_messages_stay_in_order),
         T(test_call__ending_while_other_threads_send_is_safe),
         T(test_call__knows_its_peer),
-        T(test_call__unary_waits_for_the_reply_or_the_status),
-        T(test_call__unary_waits_no_longer_than_its_deadline),
-        T(test_call__unary_refuses_a_reply_over_the_buffers_ceiling),
-        cmocka_unit_test_setup_teardown(test_call__unary_wants_exactly_one_reply,
-                                        fixture_setup_empty, fixture_teardown),
     };
 
     return cmocka_run_group_tests_name("call", tests, NULL, NULL);
