@@ -171,19 +171,20 @@ static void renew(nk_monitor *m)
                    s->not_ready.reason, nk_log_quote(quoted, sizeof quoted, s->not_ready.msg));
     }
     nk__snapshot_unref(before);
-    if (s) {
-        pthread_mutex_lock(&m->mutex);
-        before = m->latest;
-        m->latest = s;
-        atomic_fetch_add(&s->refs, 1);
-        pthread_mutex_unlock(&m->mutex);
-        nk__snapshot_unref(before);
-        m->handlers.published(m->handlers.user, s);
-        nk__snapshot_unref(s);
-    }
-    wake_all(&waiters);
     pthread_mutex_lock(&m->mutex);
     m->next_ns = nk_clock_now_ns(m->clock) + EVERY_MS * 1000000ull;
+    before = s ? m->latest : NULL;
+    if (s) {
+        m->latest = s;
+        atomic_fetch_add(&s->refs, 1);
+    }
+    pthread_mutex_unlock(&m->mutex);
+    nk__snapshot_unref(before);
+    if (s)
+        m->handlers.published(m->handlers.user, s);
+    nk__snapshot_unref(s);
+    wake_all(&waiters);
+    pthread_mutex_lock(&m->mutex);
 }
 
 static void *loop(void *arg)
