@@ -13,6 +13,7 @@
 #include <wchar.h>
 
 #include "base/array.h"
+#include "base/clock.h"
 #include "base/file.h"
 #include "cli/answer.h"
 #include "cli/cli.h"
@@ -265,12 +266,14 @@ static int render(const struct chat *k, const struct nk_chat_message *messages, 
         json_array_append_new(list, json_pack("{s:s, s:s}", "role", messages[i].role, "content",
                                               messages[i].content));
     text = json_dumps(list, JSON_COMPACT);
-    rc = text && json_array_size(list) == n
-             ? nk_jinja_render(
-                   k->jinja,
-                   &(struct nk_jinja_input){ .messages = text, .add_generation_prompt = true }, out,
-                   err)
-             : nk_fail(err, NK_E_INVALID, "bad_text", "the message is not UTF-8");
+    rc =
+        text && json_array_size(list) == n
+            ? nk_jinja_render(k->jinja,
+                              &(struct nk_jinja_input){ .messages = text,
+                                                        .add_generation_prompt = true,
+                                                        .now = nk_clock_unix_s(nk_clock_system()) },
+                              out, err)
+            : nk_fail(err, NK_E_INVALID, "bad_text", "the message is not UTF-8");
     free(text);
     json_decref(list);
     return rc;

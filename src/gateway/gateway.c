@@ -191,7 +191,7 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     if (!rc && opts->api_keys)
         rc = nk__keys_new(&g->keys, opts->api_keys, err);
     if (!rc)
-        rc = nk__prompter_new(&g->prompter, opts->vocab, opts->chat_template, err);
+        rc = nk__prompter_new(&g->prompter, g->clock, opts->vocab, opts->chat_template, err);
     if (!rc && !(g->metrics = nk__metrics_new()))
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the gateway");
     if (!rc)

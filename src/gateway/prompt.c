@@ -8,6 +8,7 @@
 #include "text/json_schema.h"
 
 struct nk_prompter {
+    struct nk_clock *clock;
     const nk_vocab *vocab;
     nk_jinja *jinja; /* or */
     char *builtin;   /* a built-in one's name, or neither */
@@ -71,8 +72,8 @@ static int open_jinja(nk_prompter *p, const char *text, struct nk_error *err)
     return 0;
 }
 
-int nk__prompter_new(nk_prompter **out, const nk_vocab *vocab, const char *given,
-                     struct nk_error *err)
+int nk__prompter_new(nk_prompter **out, struct nk_clock *clock, const nk_vocab *vocab,
+                     const char *given, struct nk_error *err)
 {
     const char *text = given ? given : nk_vocab_chat_template(vocab);
     nk_prompter *p = calloc(1, sizeof *p);
@@ -83,6 +84,7 @@ int nk__prompter_new(nk_prompter **out, const nk_vocab *vocab, const char *given
         free(p);
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the chat template");
     }
+    p->clock = clock;
     p->vocab = vocab;
     if (text && (strstr(text, "{%") || strstr(text, "{{"))) {
         rc = open_jinja(p, text, &p->broken);
@@ -257,7 +259,8 @@ static int render(const nk_prompter *p, const struct nk_request *r, const json_t
             struct nk_jinja_input input = { .messages = messages_text,
                                             .tools = tools_text,
                                             .extra = extra,
-                                            .add_generation_prompt = true };
+                                            .add_generation_prompt = true,
+                                            .now = nk_clock_unix_s(p->clock) };
 
             rc = nk_jinja_render(p->jinja, &input, out, &e->err);
         }

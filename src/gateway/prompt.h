@@ -3,18 +3,20 @@
 #ifndef NK_GATEWAY_PROMPT_H
 #define NK_GATEWAY_PROMPT_H
 
+#include "base/clock.h"
 #include "gateway/output.h"
 #include "gateway/request.h"
 #include "text/vocab.h"
 
 typedef struct nk_prompter nk_prompter; /* any thread, several at once */
 
-/* chat_template: Jinja text, or the name of one that libllama has built in; NULL: the model's own.
+/* clock: what a template is told the date by; borrowed, as vocab, until nk__prompter_free.
+ * chat_template: Jinja text, or the name of one that libllama has built in; NULL: the model's own.
  * A model's own template that cannot be used is no error here but of every chat: other requests do
  * not need it.
  *   INVALID  bad_template, unknown_template   of one that was given */
-int nk__prompter_new(nk_prompter **out, const nk_vocab *vocab, const char *chat_template,
-                     struct nk_error *err);
+int nk__prompter_new(nk_prompter **out, struct nk_clock *clock, const nk_vocab *vocab,
+                     const char *chat_template, struct nk_error *err);
 void nk__prompter_free(nk_prompter *p);
 
 struct nk_prompter_caps {

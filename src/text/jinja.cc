@@ -617,7 +617,7 @@ int read_input(const nk_jinja &j, const nk_jinja_input *in, Request &r, nk_error
     if (r.tools.is_array() && r.tools.empty())
         r.tools = Json(); /* no tools: templates ask `tools is not none` */
     r.add_generation_prompt = in->add_generation_prompt;
-    r.now = in->now ? in->now : static_cast<int64_t>(time(nullptr));
+    r.now = in->now;
     return 0;
 }
 

@@ -58,7 +58,7 @@ struct nk_jinja_input {
     /* JSON: an object of further variables ({"enable_thinking": false}); NULL: none. */
     const char *extra;
     bool add_generation_prompt;
-    int64_t now; /* seconds since 1970, for strftime_now(); 0: the present */
+    int64_t now; /* seconds since 1970, UTC, for strftime_now() */
 };
 
 /* Renders into out (appended; its ceiling is the output's).
