@@ -172,11 +172,14 @@ class Test(Project):
         self.assertEqual(code, 2)
         self.assertIn("there is no stage 'none'; there are style, build,", text)
 
-    def test_skipped_are_counted(self):
-        self.add_tests(one="echo 'test_a (test_x.A.test_a) ... skipped \"no such device\"'", two="echo '[  SKIPPED ] test_b'")
+    def test_skipped_are_named_and_counted(self):
+        self.add_tests(one="""echo 'test_a (test_x.A.test_a) ... skipped "no such device"'
+                              printf 'test_c (test_x.A.test_c)\\nWhat it shows. ... skipped "too small"\\n'""",
+                       two="echo '[  SKIPPED ] test_b'")
         code, text = self.call("--stages", "plain,asan")
         self.assertEqual(code, 0)
-        self.assertRegex(text, r"skipped \(in how many builds\):\n +2 test_a \(test_x.A.test_a\): \"no such device\"\n +2 test_b\n")
+        self.assertRegex(text, r"skipped \(in how many builds\):\n +2 test_a \(test_x.A.test_a\): \"no such device\"\n"
+                               r" +2 test_b\n +2 test_c \(test_x.A.test_c\): \"too small\"\n")
 
     def test_stopped__it_ends_what_it_began(self):
         for number in signal.SIGINT, signal.SIGTERM:
