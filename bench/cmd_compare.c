@@ -9,7 +9,7 @@ enum { TEXT_BYTES_MAX = 4 << 20 };
 
 int nk_cmd_compare(int argc, char **argv)
 {
-    const struct nk_arg args[] = { { NULL, 0, NK_ARG_FLAG, NULL, NULL, NULL, 0, 0 } };
+    const struct nk_arg args[] = { { 0 } };
     const struct nk_command cmd = { "compare BEFORE.csv AFTER.csv",
                                     "Says what became better, what became worse and what is within "
                                     "the noise of the runs. Exit code 1 when something\n"

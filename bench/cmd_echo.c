@@ -14,7 +14,7 @@ static void print_port(int port, void *arg)
 
 int nk_cmd_echo(int argc, char **argv)
 {
-    const struct nk_arg args[] = { { NULL, 0, NK_ARG_FLAG, NULL, NULL, NULL, 0, 0 } };
+    const struct nk_arg args[] = { { 0 } };
     const struct nk_command cmd = { "echo",
                                     "Answers gRPC messages with one of a token's size until it is "
                                     "ended: the other side of the\n"

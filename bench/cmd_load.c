@@ -16,9 +16,9 @@ int nk_cmd_load(int argc, char **argv)
 {
     int64_t threads = 1, ctx = 4096;
     const struct nk_arg args[] = {
-        { "threads", 't', NK_ARG_INT, &threads, "N", "threads (1)", 1, 1024 },
-        { "ctx", 'c', NK_ARG_INT, &ctx, "N", "KV cells (4096)", 1, 16777216 },
-        { NULL, 0, NK_ARG_FLAG, NULL, NULL, NULL, 0, 0 },
+        NK_OPT_INT("threads", 't', &threads, "N", 1, 1024, "threads"),
+        NK_OPT_INT("ctx", 'c', &ctx, "N", 1, 16777216, "KV cells"),
+        { 0 },
     };
     const struct nk_command cmd = {
         "load FILE.gguf",

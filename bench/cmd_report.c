@@ -7,8 +7,8 @@ int nk_cmd_report(int argc, char **argv)
 {
     const char *out = "docs/benchmarks.md";
     const struct nk_arg args[] = {
-        { "page", 'p', NK_ARG_STRING, &out, "FILE", "the page (docs/benchmarks.md)", 0, 0 },
-        { NULL, 0, NK_ARG_FLAG, NULL, NULL, NULL, 0, 0 },
+        NK_OPT_STRING("page", 'p', &out, "FILE", "the page"),
+        { 0 },
     };
     const struct nk_command cmd = { "report FILE.csv [--page FILE.md]",
                                     "Makes the page with its plots from a table that was kept.",
