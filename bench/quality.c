@@ -135,6 +135,9 @@ int nk_quality_measure(const char *model, const char *device, int n_threads, boo
         pos += n;
         out->n_tokens += n;
     }
+    if (!rc && !isfinite(d.worst_nmse))
+        rc = nk_fail(err, NK_E_OUT_OF_RANGE, "not_finite",
+                     "%s: logits that are no numbers: its rows do not fit f16", model);
     out->nmse_max = d.worst_nmse;
     out->top1_same_pct = d.n_rows ? 100.0 * (double)d.n_top1 / (double)d.n_rows : 0;
     if (r.halved)

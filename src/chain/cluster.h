@@ -1,12 +1,12 @@
 /* clang-format off */
 /* cluster.yaml: which workers hold which layers of which model. Read and validated with line
- * numbers.
+ * numbers. Paths are relative to that file.
  *
  *   model:
- *     id: kjv-tiny sha256: 1f0e...            # of the source model vocab: kjv-tiny.vocab.gguf #
- *     tokenizer, for whoever has text (run, serve); relative to this file
- *   tls:                         # where the workers take mutual TLS only; PEM files, relative to
- *   this file
+ *     id: kjv-tiny
+ *     sha256: 1f0e...            # of the source model
+ *     vocab: kjv-tiny.vocab.gguf # tokenizer, for whoever has text (run, serve)
+ *   tls:                         # where the workers take mutual TLS only; PEM files
  *     ca: ca.pem                 # whom to trust
  *     certificate: me.pem        # own
  *     key: me.key.pem

@@ -59,6 +59,7 @@ struct nk_gen {
     uint8_t *open_bytes; /* the packed request until it is sent; owned */
     size_t open_size;
     nk_call *call, *ping;
+    bool ping_answered;
     nk_timer *deadline_timer, *silence_timer;
     uint32_t deadline_ms, stall_ms;
     uint64_t start_ns, heard_ns, first_token_ns, last_alive_ns;
@@ -497,6 +498,7 @@ static void ping_message(nk_call *call, void *user, struct nk_bytes msg)
 
     (void)call, (void)msg;
     g->last_alive_ns = now_ns(g);
+    g->ping_answered = true;
 }
 
 static void ping_ended(nk_call *call, void *user, const struct nk_error *status)
@@ -507,7 +509,8 @@ static void ping_ended(nk_call *call, void *user, const struct nk_error *status)
     g->ping = NULL;
     if (!g->call)
         finish_when_quiet(g, g->state == GEN_CLOSING ? NULL : &g->failure);
-    else if (status && g->state != GEN_FAILING && g->state != GEN_CLOSING && !g->n_tokens)
+    else if (status && !g->ping_answered && g->state != GEN_FAILING && g->state != GEN_CLOSING &&
+             !g->n_tokens)
         fail_with(g, NK_E_DEADLINE, "stalled",
                   "silent for %llu ms, and it does not answer Info: %s",
                   (unsigned long long)((now_ns(g) - g->heard_ns) / 1000000), status->msg);
@@ -534,6 +537,7 @@ static void silence_due(void *arg)
         return;
     }
     if (!g->ping) {
+        g->ping_answered = false;
         Nakshatra__V1__InfoRequest request = NAKSHATRA__V1__INFO_REQUEST__INIT;
         struct nk_error err;
 

@@ -1,5 +1,7 @@
 #include "cli/cli.h"
 
+#include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -62,6 +64,10 @@ int nk_cli_flush(int exit_code)
 
     if (!fflush(stdout) && !ferror(stdout))
         return exit_code;
+    if (errno == EPIPE) { /* nobody reads any more */
+        signal(SIGPIPE, SIG_DFL);
+        raise(SIGPIPE);
+    }
     nk_fail(&err, NK_E_DATA_LOSS, "write_failed", "standard output cannot be written");
     return nk_cli_report(&err);
 }

@@ -9,15 +9,16 @@
 
 /* Exit codes. 0: done. 1: it could not be done, or the answer is no. 2: the command line or a file
  * given is unusable. Beside these, 128 + N: signal N ended it; as filters do, a command whose
- * output nobody reads any more is ended by SIGPIPE (cli/generate.h). */
+ * output nobody reads any more is ended by SIGPIPE (nk_cli_flush, cli/generate.h). */
 enum { NK_EXIT_OK = 0, NK_EXIT_FAILED = 1, NK_EXIT_USAGE = 2 };
 
 /* Prints "nakshatra: MESSAGE" on standard error and returns the exit code for it: 2 for INVALID,
  * NOT_FOUND and OUT_OF_RANGE, else 1. */
 int nk_cli_report(const struct nk_error *err);
 
-/* The last thing of a command that prints: exit_code, but when standard output could not be written
- * that is reported, and it is NK_EXIT_FAILED. */
+/* The last thing of a command that prints: exit_code. When nobody reads standard output any more,
+ * SIGPIPE ends the process; when it could not be written otherwise, that is reported and it is
+ * NK_EXIT_FAILED. */
 int nk_cli_flush(int exit_code);
 
 /* The first thing that a subcommand does: parses its arguments; what is wrong with them was

@@ -245,5 +245,5 @@ int nk_cmd_check(int argc, char **argv)
         return nk_cli_report(&err);
     }
     nk_vocab_global_init();
-    return check(path, (uint32_t)timeout_ms, json);
+    return nk_cli_flush(check(path, (uint32_t)timeout_ms, json));
 }

@@ -342,5 +342,5 @@ int nk_cmd_verify(int argc, char **argv)
         print_json(argv[first], &o, &out, rc ? &err : NULL);
     if (rc)
         return nk_cli_report(&err);
-    return out.ok ? NK_EXIT_OK : NK_EXIT_FAILED;
+    return nk_cli_flush(out.ok ? NK_EXIT_OK : NK_EXIT_FAILED);
 }

@@ -153,7 +153,7 @@ static int find_slice(const struct options *o, char **path, struct nk_error *err
  * millisecond. Barriers within a run are microseconds apart, and a thread that sleeps there is late
  * for the next ones, too. But they wait for the next run in the same way, on cores that another
  * worker may need as soon as this one has run; libgomp's own 300000 are several milliseconds of
- * them (docs/performance.md has the measurements). */
+ * them (docs/performance.md has the measurements; docs/internals/llama.md, "Threads that spin"). */
 #define SPINS "20000"
 
 /* A second start with OpenMP's spinning bounded, which libgomp reads only while it is loaded.

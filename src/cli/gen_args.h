@@ -76,7 +76,7 @@ void nk_gen_args_release(struct nk_gen_args *a);
         NK_OPT_INT("timeout-ms", 0, &(a).timeout_ms, "MS", 0, 4e9,                                 \
                    "of the whole generation; 0: none"),                                            \
         NK_OPT_INT("stall-ms", 0, &(a).stall_ms, "MS", 0, 4e9,                                     \
-                   "give up a worker that does not answer a step for so long; 0: as --stall-ms "   \
-                   "of the workers")
+                   "give up a worker that does not answer a step for so long; 0: 30000 here, and " \
+                   "--stall-ms of the workers between them")
 
 #endif

@@ -193,7 +193,8 @@ static void *loop(void *arg)
     struct waiters last;
 
     pthread_mutex_lock(&m->mutex);
-    renew(m);
+    if (!m->stop)
+        renew(m);
     while (!m->stop) {
         if (is_wanted(m))
             renew(m);

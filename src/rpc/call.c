@@ -327,7 +327,7 @@ void nk_call_cancel(nk_call *c)
 void nk__call_give_up(nk_call *c, const struct nk_error *e)
 {
     pthread_mutex_lock(&c->mu);
-    if (!c->has_status) {
+    if (!c->has_status && !c->cancelled) {
         c->has_status = true;
         c->status = *e;
     }

@@ -165,12 +165,15 @@ int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t dead
     atomic_fetch_add(&c->g_refs, 1);
     pthread_mutex_unlock(&c->mu);
     *out = c;
+    /* From the first batch on the call may end, and with it the reference that it was made with. */
+    nk_call_ref(c);
     nk__call_batch(c, &status, 1, &c->op_status);
     nk__call_batch(c, &recv_headers, 1, &c->op_headers);
     nk__call_batch(c, &send_headers, 1, &c->op_send);
     if (deadline_ms)
         nk_net_post(ch->net, arm_deadline, nk_call_ref(c));
     nk__call_unpin(c);
+    nk_call_unref(c);
     return 0;
 }
 

@@ -10,8 +10,8 @@
 
 enum { REQUEST_BYTES_MAX = 4096, SERVICE_MAX = 200 };
 
-struct nk__watch {              /* an open call, Check or Watch */
-    LIST_ENTRY(nk__watch) link; /* server->watches, once it watches */
+struct nk__health_watch {              /* an open call, Check or Watch */
+    LIST_ENTRY(nk__health_watch) link; /* server->watches, once it watches */
     nk_server *server;
     nk_call *call;
     bool is_watch, listed, has_request;
@@ -19,7 +19,7 @@ struct nk__watch {              /* an open call, Check or Watch */
     int sent; /* status; -1: none yet */
 };
 
-static int status_of(const struct nk__watch *w)
+static int status_of(const struct nk__health_watch *w)
 {
     if (w->service[0] && !nk__server_has_service(w->server, w->service))
         return GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVICE_UNKNOWN;
@@ -28,7 +28,7 @@ static int status_of(const struct nk__watch *w)
                : GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__NOT_SERVING;
 }
 
-static void send_status(struct nk__watch *w)
+static void send_status(struct nk__health_watch *w)
 {
     Grpc__Health__V1__HealthCheckResponse reply = GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__INIT;
     int status = status_of(w);
@@ -44,7 +44,7 @@ static void send_status(struct nk__watch *w)
 void nk__health_notify(void *server)
 {
     nk_server *s = server;
-    struct nk__watch *w;
+    struct nk__health_watch *w;
 
     LIST_FOREACH(w, &s->watches, link)
     {
@@ -62,7 +62,7 @@ static void fail(nk_call *c, int code, const char *reason, const char *text)
 
 static void on_message(nk_call *c, void *user, struct nk_bytes msg)
 {
-    struct nk__watch *w = user;
+    struct nk__health_watch *w = user;
     Grpc__Health__V1__HealthCheckRequest *request = NULL;
 
     if (w->has_request) {
@@ -97,7 +97,7 @@ static void on_message(nk_call *c, void *user, struct nk_bytes msg)
 
 static void on_half_closed(nk_call *c, void *user)
 {
-    struct nk__watch *w = user;
+    struct nk__health_watch *w = user;
 
     if (!w->has_request)
         fail(c, NK_E_INVALID, "bad_request", "a request is expected");
@@ -105,7 +105,7 @@ static void on_half_closed(nk_call *c, void *user)
 
 static void on_end(nk_call *c, void *user, const struct nk_error *status)
 {
-    struct nk__watch *w = user;
+    struct nk__health_watch *w = user;
 
     (void)c;
     (void)status;
@@ -117,7 +117,7 @@ static void on_end(nk_call *c, void *user, const struct nk_error *status)
 static void open_call(nk_call *c, nk_server *s, bool is_watch)
 {
     static const struct nk_call_handlers handlers = { on_message, on_half_closed, on_end };
-    struct nk__watch *w = nk__alloc(1, sizeof *w);
+    struct nk__health_watch *w = nk__alloc(1, sizeof *w);
 
     w->server = s;
     w->call = c;

@@ -175,7 +175,7 @@ bool nk__call_link(nk_call *c, bool always);
 /* One batch; the call must be alive (n_ops counted by it). */
 void nk__call_batch(nk_call *c, const grpc_op *ops, size_t n, struct nk__op *tag);
 void nk__call_read(nk_call *c);
-/* Client: ends the call with this side's own verdict. [any] */
+/* Client: ends the call with this side's own verdict, unless it was cancelled. Net thread. */
 void nk__call_give_up(nk_call *c, const struct nk_error *e);
 void nk__call_unpin(nk_call *c);
 void nk__call_maybe_end(nk_call *c);
@@ -202,7 +202,7 @@ enum {
     NK__LINGER_MS = 200,
 };
 
-struct nk__request {
+struct nk__incoming {
     struct nk__op op;
     nk_server *server;
     grpc_call *g;
@@ -211,7 +211,7 @@ struct nk__request {
 };
 
 struct nk__reflection;
-struct nk__watch;
+struct nk__health_watch;
 
 struct nk_server {
     nk_net *net;
@@ -226,14 +226,14 @@ struct nk_server {
     struct nk__reflection *reflection;
 
     /* net thread only */
-    struct nk__request requests[NK__SERVER_REQUESTS];
+    struct nk__incoming requests[NK__SERVER_REQUESTS];
     int n_requests;                     /* outstanding */
     int n_calls, n_counted, n_internal; /* counted: of the methods' own calls */
     bool stopping, shut, all_cancelled;
     uint32_t grace_ms;
     nk_timer *grace_timer, *linger_timer;
     struct nk__op op_shutdown;
-    LIST_HEAD(, nk__watch) watches;
+    LIST_HEAD(, nk__health_watch) watches;
 
     bool gone; /* net->mu */
 };

@@ -50,7 +50,7 @@ bool nk__server_has_service(const nk_server *s, const char *service)
 
 /* ---- accepting ---- */
 
-static void request_next(struct nk__request *r)
+static void request_next(struct nk__incoming *r)
 {
     grpc_call_error e;
 
@@ -75,7 +75,7 @@ static void finish_with(nk_call *c, int code, const char *reason, const char *te
 
 static void request_done(struct nk__op *op, bool ok)
 {
-    struct nk__request *r = nk__container(op, struct nk__request, op);
+    struct nk__incoming *r = nk__container(op, struct nk__incoming, op);
     nk_server *s = r->server;
     const struct nk_method *m;
     grpc_op close = { .op = GRPC_OP_RECV_CLOSE_ON_SERVER };
@@ -250,7 +250,7 @@ int nk_server_start(nk_server **out, nk_net *net, const struct nk_server_opts *o
     s->op_shutdown.done = shutdown_done;
     atomic_init(&s->serving, true);
     for (int i = 0; i < NK__SERVER_REQUESTS; i++)
-        s->requests[i] = (struct nk__request){ .op.done = request_done, .server = s };
+        s->requests[i] = (struct nk__incoming){ .op.done = request_done, .server = s };
 
     rc = nk_address_check(opts->listen, 0, err);
     if (!rc)

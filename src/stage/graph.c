@@ -679,7 +679,7 @@ static bool is_read_whole(const nk__graph *g, int leaf)
     return false;
 }
 
-int nk__graph_mapped_weights(const nk__graph *g, struct nk__range *out, int max)
+int nk__graph_mapped_weights(const nk__graph *g, struct nk__span *out, int max)
 {
     int n = 0;
 
@@ -688,7 +688,7 @@ int nk__graph_mapped_weights(const nk__graph *g, struct nk__range *out, int max)
 
         if (leaf->buffer && leaf->data && ggml_backend_buffer_is_host(leaf->buffer) &&
             strstr(ggml_backend_buffer_name(leaf->buffer), NK__MAPPED) && is_read_whole(g, i))
-            out[n++] = (struct nk__range){ leaf->data, leaf->size_bytes };
+            out[n++] = (struct nk__span){ leaf->data, leaf->size_bytes };
     }
     return n;
 }

@@ -85,13 +85,13 @@ struct ggml_backend_buffer *nk__graph_output_buffer(const nk__graph *g);
 int nk__graph_leaf_buffers(const nk__graph *g, struct ggml_backend_buffer **out, int max);
 /* In the name of a buffer of weights that llama.cpp uses where the file is mapped: CPU_Mapped. */
 #define NK__MAPPED "Mapped"
-struct nk__range {
+struct nk__span {
     void *data;
     size_t size_bytes;
 };
 /* The weights that the CPU reads from the mapping of the file with every run; not a table of which
  * a run looks up some rows. Fills up to max, returns how many. */
-int nk__graph_mapped_weights(const nk__graph *g, struct nk__range *out, int max);
+int nk__graph_mapped_weights(const nk__graph *g, struct nk__span *out, int max);
 /* Do both end with the same node? A graph whose decode was cut off may lack its end. */
 bool nk__graph_same_end(const nk__graph *a, const nk__graph *b);
 

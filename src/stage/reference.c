@@ -3,9 +3,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/array.h"
+
 enum {
     SEQUENCES_MAX = NK_SCRIPT_SEQUENCES_MAX,
     BURST = 3,
+    RUNS_MAX = 1 << 20,
     RUN_LOGITS_MAX = 1 << 22, /* floats; a run with more wants what serving wants, */
     ALL_LOGITS_MAX = 1 << 28, /* and so do all once so many are kept */
 };
@@ -22,6 +25,7 @@ struct nk_reference {
     int n_rows, n_vocab;
     struct run *runs;
     int n_runs;
+    size_t runs_capacity;
 };
 
 /* While the script is written: each run of it is made once the one before was answered. */
@@ -64,12 +68,11 @@ static int add_run(struct writer *w, int begin, int end, struct nk_error *err)
     /* Every second run asks for less than all, as serving does. */
     bool all = r->n_runs % 2 == 0 && (int64_t)r->n_vocab * (end - begin) <= RUN_LOGITS_MAX &&
                w->n_logits <= ALL_LOGITS_MAX;
-    struct run *run = realloc(r->runs, ((size_t)r->n_runs + 1) * sizeof *run);
-    int rc;
+    struct run *run;
+    int rc = nk_array_grow(r->runs, r->runs_capacity, (size_t)r->n_runs + 1, RUNS_MAX, err);
 
-    if (!run)
-        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "out of memory");
-    r->runs = run;
+    if (rc)
+        return rc;
     for (int i = begin; i < end; i++) {
         r->want[i] = all || r->pos[i] == w->target[r->seq[i]] - 1;
         n_wanted += (size_t)r->want[i];

@@ -174,7 +174,8 @@ static int check_rollback(const nk_stage *s, int seq, int pos, struct nk_error *
     return 0;
 }
 
-/* Forgets seq from pos on; a state that cannot be cut is forgotten whole. */
+/* Forgets seq from pos on; a state that cannot be cut is forgotten whole. So a step's position is
+ * what counts (docs/internals/llama.md, "Positions"). */
 static void forget(nk_stage *s, int seq, int pos)
 {
     if (!llama_memory_seq_rm(llama_get_memory(s->ctx), seq, pos, -1))

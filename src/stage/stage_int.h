@@ -37,8 +37,8 @@ struct nk_stage {
     /* Weights and caches in the CPU's memory, for nk_stage_use_huge_pages. */
     struct ggml_backend_buffer *buffers[NK__BUFFERS_MAX];
     int n_buffers;
-    bool keeps_mapping;       /* there is not memory enough for more than that */
-    struct nk__range *mapped; /* weights that are read from the mapping of the file */
+    bool keeps_mapping;      /* there is not memory enough for more than that */
+    struct nk__span *mapped; /* weights that are read from the mapping of the file */
     int n_mapped;
 
     /* Of the decode in progress, for the callbacks. */

@@ -36,11 +36,11 @@ const char *nk_json_object_grammar(void)
     return "root ::= object\n" BASE_RULES;
 }
 
-static int convert(struct nk__conversion *c, const json_t *schema, struct nk__rule *rule);
+static int convert(struct nk__conversion *c, const json_t *schema, struct nk__schema_rule *rule);
 
 /* Converts a part of a schema, whose place is c->path followed by the given steps. */
 static int convert_part(struct nk__conversion *c, const json_t *schema, const char *key,
-                        const char *sub, struct nk__rule *rule)
+                        const char *sub, struct nk__schema_rule *rule)
 {
     size_t size = strlen(c->path);
     int rc;
@@ -52,7 +52,7 @@ static int convert_part(struct nk__conversion *c, const json_t *schema, const ch
 }
 
 static int convert_element(struct nk__conversion *c, const json_t *schema, const char *key,
-                           size_t i, struct nk__rule *rule)
+                           size_t i, struct nk__schema_rule *rule)
 {
     char sub[24];
 
@@ -66,7 +66,7 @@ static int add_array(struct nk__conversion *c, struct nk_buf *b, const json_t *s
 {
     const json_t *items = json_object_get(schema, "items"),
                  *prefix = json_object_get(schema, "prefixItems");
-    struct nk__rule item = { "value" };
+    struct nk__schema_rule item = { "value" };
     bool closed = json_is_false(items);
     size_t n_prefix = json_array_size(prefix);
     int64_t min, max;
@@ -92,7 +92,7 @@ static int add_array(struct nk__conversion *c, struct nk_buf *b, const json_t *s
     /* Prefix items beyond min may be left out from the right: each opens a group that may be
      * missing. */
     for (size_t i = 0; !rc && i < n_prefix; i++) {
-        struct nk__rule one;
+        struct nk__schema_rule one;
 
         rc = convert_element(c, json_array_get(prefix, i), "prefixItems", i, &one);
         if (!rc)
@@ -133,7 +133,7 @@ static bool is_required(const json_t *required, const char *name)
 
 /* The properties one after the other, from the last one on. */
 static int add_properties(struct nk__conversion *c, struct nk_buf *b, const json_t *properties,
-                          const json_t *required, const struct nk__rule *other)
+                          const json_t *required, const struct nk__schema_rule *other)
 {
     size_t n = json_object_size(properties), i = 0;
     struct property {
@@ -153,7 +153,7 @@ static int add_properties(struct nk__conversion *c, struct nk_buf *b, const json
     }
     rc = nk__schema_begin_members(c, &members, other);
     while (!rc && i-- > 0) {
-        struct nk__rule rule;
+        struct nk__schema_rule rule;
 
         rc = convert_part(c, list[i].schema, "properties", list[i].name, &rule);
         if (!rc)
@@ -170,7 +170,7 @@ static int add_object(struct nk__conversion *c, struct nk_buf *b, const json_t *
                  *required = json_object_get(schema, "required");
     const json_t *additional = json_object_get(schema, "additionalProperties");
     struct nk_buf body = NK_BUF_INIT(NK__SCHEMA_BODY_MAX);
-    struct nk__rule other, value = { "value" };
+    struct nk__schema_rule other, value = { "value" };
     bool open = additional ? !json_is_false(additional) : !json_object_size(properties);
     int rc = nk__schema_check_required(c, properties, required);
 
@@ -197,11 +197,11 @@ static int add_object(struct nk__conversion *c, struct nk_buf *b, const json_t *
 /* ---- references and combinations ---- */
 
 /* The rule of a schema that may be referred to several times, or by itself. */
-static int convert_ref(struct nk__conversion *c, const json_t *schema, struct nk__rule *rule)
+static int convert_ref(struct nk__conversion *c, const json_t *schema, struct nk__schema_rule *rule)
 {
     const json_t *target = NULL;
     struct nk_buf body = NK_BUF_INIT(NK__SCHEMA_BODY_MAX);
-    struct nk__rule inner;
+    struct nk__schema_rule inner;
     int rc = nk__schema_follow(c, schema, &target);
 
     if (rc)
@@ -232,7 +232,7 @@ static int add_all_of(struct nk__conversion *c, struct nk_buf *b, const json_t *
 {
     const json_t *parts = json_object_get(schema, "allOf");
     json_t *merged;
-    struct nk__rule rule;
+    struct nk__schema_rule rule;
     int rc;
 
     if (!json_is_array(parts) || !json_array_size(parts))
@@ -265,7 +265,7 @@ static int add_any_of(struct nk__conversion *c, struct nk_buf *b, const json_t *
         (json_object_get(schema, "anyOf") && json_object_get(schema, "oneOf")))
         return nk__schema_refuse(c, key, "not together with other keywords");
     for (size_t i = 0; !rc && i < json_array_size(parts); i++) {
-        struct nk__rule rule;
+        struct nk__schema_rule rule;
 
         rc = convert_element(c, json_array_get(parts, i), key, i, &rule);
         if (!rc)
@@ -402,13 +402,13 @@ static int add_types(struct nk__conversion *c, struct nk_buf *b, const json_t *s
     }
 }
 
-static int convert(struct nk__conversion *c, const json_t *schema, struct nk__rule *rule)
+static int convert(struct nk__conversion *c, const json_t *schema, struct nk__schema_rule *rule)
 {
     struct nk_buf body = NK_BUF_INIT(NK__SCHEMA_BODY_MAX);
     int rc = 0;
 
     if (json_is_true(schema)) {
-        *rule = (struct nk__rule){ "value" };
+        *rule = (struct nk__schema_rule){ "value" };
         return 0;
     }
     if (!json_is_object(schema))
@@ -449,7 +449,7 @@ int nk_json_schema_to_grammar(const json_t *schema, struct nk_buf *out, struct n
 {
     struct nk__conversion c = { .root = schema, .out = out, .err = err, .path = "#" };
     size_t before = out->size;
-    struct nk__rule rule;
+    struct nk__schema_rule rule;
     int rc = nk_buf_adds(out, BASE_RULES, err);
 
     if (!rc)

@@ -28,7 +28,7 @@ enum {
     NK__SCHEMA_REPEAT_MAX = 65536,
 };
 
-struct nk__rule {
+struct nk__schema_rule {
     char text[16]; /* its name */
 };
 
@@ -42,7 +42,7 @@ struct nk__conversion {
     /* What was referred to, and the rule that it became or is about to become. */
     struct nk__target {
         const json_t *schema;
-        struct nk__rule rule;
+        struct nk__schema_rule rule;
     } * targets;
     size_t n_targets, targets_capacity;
 };
@@ -53,8 +53,8 @@ struct nk__conversion {
 int nk__schema_refuse(struct nk__conversion *c, const char *what, const char *why);
 
 /* A new rule's name, and a line of the grammar for it. An empty body matches the empty text. */
-int nk__schema_new_rule(struct nk__conversion *c, struct nk__rule *rule);
-int nk__schema_add_rule(struct nk__conversion *c, const struct nk__rule *rule,
+int nk__schema_new_rule(struct nk__conversion *c, struct nk__schema_rule *rule);
+int nk__schema_add_rule(struct nk__conversion *c, const struct nk__schema_rule *rule,
                         const struct nk_buf *body);
 
 /* Bytes of text, in quotes. */
@@ -106,15 +106,16 @@ int nk__schema_join(struct nk__conversion *c, const json_t *schema, json_t *merg
 
 /* An object's members, written from the last one backwards, so that what may follow is known. */
 struct nk__members {
-    struct nk__rule first, more; /* what may come: when nothing was written yet; after a member */
+    struct nk__schema_rule first,
+        more; /* what may come: when nothing was written yet; after a member */
 };
 
 /* other: the rule of members that may follow the named ones; NULL: none. */
 int nk__schema_begin_members(struct nk__conversion *c, struct nk__members *m,
-                             const struct nk__rule *other);
+                             const struct nk__schema_rule *other);
 /* One more before those that are there. value: its rule. */
 int nk__schema_add_member(struct nk__conversion *c, struct nk__members *m, const char *name,
-                          const struct nk__rule *value, bool required);
+                          const struct nk__schema_rule *value, bool required);
 /* The whole object. */
 int nk__schema_end_members(struct nk__conversion *c, struct nk_buf *b, const struct nk__members *m);
 

@@ -100,7 +100,7 @@ int nk__schema_check_required(struct nk__conversion *c, const json_t *properties
 /* ---- members ---- */
 
 int nk__schema_begin_members(struct nk__conversion *c, struct nk__members *m,
-                             const struct nk__rule *other)
+                             const struct nk__schema_rule *other)
 {
     struct nk_buf body = NK_BUF_INIT(NK__SCHEMA_BODY_MAX);
     int rc = nk__schema_new_rule(c, &m->first);
@@ -121,10 +121,10 @@ int nk__schema_begin_members(struct nk__conversion *c, struct nk__members *m,
 }
 
 int nk__schema_add_member(struct nk__conversion *c, struct nk__members *m, const char *name,
-                          const struct nk__rule *value, bool required)
+                          const struct nk__schema_rule *value, bool required)
 {
     struct nk_buf body = NK_BUF_INIT(NK__SCHEMA_BODY_MAX);
-    struct nk__rule pair, first, more;
+    struct nk__schema_rule pair, first, more;
     json_t *key = json_string(name);
     int rc = key ? 0 : nk_fail(c->err, NK_E_EXHAUSTED, "no_memory", "no memory");
 

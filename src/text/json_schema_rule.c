@@ -11,7 +11,7 @@ int nk__schema_refuse(struct nk__conversion *c, const char *what, const char *wh
                    c->path, what, why ? ": " : "", why ? why : "");
 }
 
-int nk__schema_new_rule(struct nk__conversion *c, struct nk__rule *rule)
+int nk__schema_new_rule(struct nk__conversion *c, struct nk__schema_rule *rule)
 {
     if (c->n_rules >= NK__SCHEMA_RULES_MAX)
         return nk_fail(c->err, NK_E_EXHAUSTED, "too_large",
@@ -20,7 +20,7 @@ int nk__schema_new_rule(struct nk__conversion *c, struct nk__rule *rule)
     return 0;
 }
 
-int nk__schema_add_rule(struct nk__conversion *c, const struct nk__rule *rule,
+int nk__schema_add_rule(struct nk__conversion *c, const struct nk__schema_rule *rule,
                         const struct nk_buf *body)
 {
     return nk_buf_addf(c->out, c->err, "%s ::= %s\n", rule->text,

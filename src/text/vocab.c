@@ -18,8 +18,8 @@ struct nk_vocab {
     const struct llama_vocab *llama;
     int n_tokens;
     enum llama_vocab_type type;
-    bool may_lose_bytes; /* a BPE vocabulary without a token for every byte: libllama drops the rest
-                            in silence */
+    /* A BPE vocabulary without a token for every byte: libllama drops the rest in silence. */
+    bool may_lose_bytes;
     char model_sha256[65];
 };
 

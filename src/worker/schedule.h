@@ -6,16 +6,16 @@
  * prompt delays other people's tokens by one chunk at most, and tokens do not starve a prompt. Each
  * queue is first come, first served, and the steps of one session are run in their order.
  *
- * Which decode rows run together decides the speed: ggml's CPU kernels are worth little under four
- * rows, and a stage that waits for rows of a half-filled pipeline is idle. So the *first* stage
- * forms groups: as many groups in flight as stages of the route can compute at once (all of them,
- * but for those that share cores: open.c) and no more, each at most ceil(sessions / groups) rows,
- * on a CPU four where that is between four and 16, and under 64. A group is in flight until every
- * one of its sessions has its token (and has queued its next row) or has ended; so a group that
- * comes back leaves again together. Later stages run a group as the first one formed it: they wait
- * until all its rows are there, for NK_GROUP_WAIT_MS at most. Rows that belong to no group (clients
- * that drive a stage themselves) are merged as they come. Deterministic sessions ("solo") always
- * run alone, and count in no group.
+ * Which decode rows run together decides the speed (docs/internals/llama.md, "Rows per run"). CPU
+ * kernels are worth little under four rows, and a stage that waits for rows of a half-filled
+ * pipeline is idle. So the *first* stage forms groups: as many groups in flight as stages of the
+ * route can compute at once (all of them, but for those that share cores: open.c) and no more, each
+ * at most ceil(sessions / groups) rows, on a CPU four where that is between four and 16, and under
+ * 64. A group is in flight until every one of its sessions has its token (and has queued its next
+ * row) or has ended; so a group that comes back leaves again together. Later stages run a group as
+ * the first one formed it: they wait until all its rows are there, for NK_GROUP_WAIT_MS at most.
+ * Rows that belong to no group (clients that drive a stage themselves) are merged as they come.
+ * Deterministic sessions ("solo") always run alone, and count in no group.
  *
  * One thread at a time: the engine's mutex. Nothing here allocates; jobs and lanes are the
  * caller's. */

@@ -2,8 +2,8 @@
  * between them.
  *
  * A job has one owner at a time. The net thread fills it and gives it up with nk__engine_submit.
- * The compute thread runs it and frees it when its result went straight to a call, or gives it
- * back: then its `done` is called with it on the net thread.
+ * The compute thread runs it, and frees a step whose result went straight to a call. Else it gives
+ * it back: then its `done` is called with it on the net thread.
  *
  * A session's fields belong to the net thread, but for `compute`, which is the compute thread's,
  * and `shared`. What is set before the first job and stays as it is may be read by both. Both hold
@@ -163,8 +163,8 @@ struct nk_compute_job {
     bool has_rows;
     uint64_t received_ns, begin_ns, end_ns;
 
-    /* Takes the job when it has failed, or was run and its result did not go straight to a call.
-     * NULL (CLEAR, COPY): the engine frees it. [net thread] */
+    /* Takes the job: a STEP that has failed, or whose result did not go straight to a call; the
+     * others when they are through. NULL (CLEAR, COPY): the engine frees it. [net thread] */
     void (*done)(struct nk_compute_job *j);
     nk_worker *worker; /* for done */
     nk_call *call;     /* for done: a reference; FORWARD, SLEEP, WAKE */

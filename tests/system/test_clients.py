@@ -55,14 +55,14 @@ class Clients(unittest.TestCase):
                 self.assertRegex(done.stdout, r"(?m)^(# |\u2139 )pass [1-9]\d?$")
             chain.assert_idle()
 
-    def test_readme(self):
-        """The README's blocks for curl and for OpenAI's SDK, as they stand there."""
+    def test_document(self):
+        """The blocks of docs/clients.md for curl, OpenAI's SDK and Ollama's client, as they stand there."""
         folder = install(CLIENTS, os.path.join(nk.BUILD, "tests", "clients"))
-        with open(os.path.join(nk.SOURCE, "README.md")) as f:
-            section = f.read().split("## From the programs you have\n")[1].split("\n## ")[0]
-        blocks = [textwrap.dedent(b) for b in re.findall(r"(?m)(?:^    .*\n)+", section)]
+        with open(os.path.join(nk.SOURCE, "docs", "clients.md")) as f:
+            blocks = [textwrap.dedent(b) for b in re.findall(r"(?m)(?:^    .*\n)+", f.read())]
         curl = next(b for b in blocks if b.startswith("curl"))
-        sdk = next(b for b in blocks if b.startswith("import"))
+        scripts = [b for b in blocks if b.startswith("import")]
+        self.assertEqual(len(scripts), 2)
         with nk.Chain(nk.KJV, "0-4,4-8") as chain, Gateway(chain.file, "--chat-template", "chatml") as gateway:
             gateway.wait_ready()
 
@@ -70,12 +70,13 @@ class Clients(unittest.TestCase):
                 return text.replace("http://127.0.0.1:8080", gateway.url).replace("NAME", os.path.basename(nk.KJV))
             done = subprocess.run(["sh", "-c", here(curl)], capture_output=True, text=True, timeout=2 * nk.LONG_S)
             self.assertTrue(done.stdout.endswith("data: [DONE]\n\n"), done)
-            script = os.path.join(folder, "readme.mjs")
-            with open(script, "w") as f:
-                f.write(here(sdk))
-            done = subprocess.run(["node", script], capture_output=True, text=True, timeout=2 * nk.LONG_S)
-            self.assertEqual((done.returncode, done.stderr), (0, ""))
-            self.assertTrue(done.stdout.strip())
+            for text in scripts:
+                script = os.path.join(folder, "document.mjs")
+                with open(script, "w") as f:
+                    f.write(here(text))
+                done = subprocess.run(["node", script], capture_output=True, text=True, timeout=2 * nk.LONG_S)
+                self.assertEqual((done.returncode, done.stderr), (0, ""))
+                self.assertTrue(done.stdout.strip())
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ static void test_reference__the_script(void **state)
     (void)state;
     use_kjv();
     whole = open_whole();
-    each_allocation_refused(make_reference, whole, 15);
+    each_allocation_refused(make_reference, whole, 12);
     nk_stage_close(whole);
 }
 

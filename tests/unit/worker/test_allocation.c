@@ -124,10 +124,14 @@ static void generate(struct client *cl, nk_net *net, int *ports, float temperatu
     req.kind_case = NAKSHATRA__V1__INFERENCE_REQUEST__KIND_OPEN;
     req.open = &open;
     assert_int_equal(nk_channel_open(&channel, net, addresses[0], NULL, NULL), 0);
+    pthread_mutex_lock(&cl->mutex); /* its end waits for this, so the handle is there */
     assert_int_equal(nk_call_start(&call, channel, "/nakshatra.v1.Nakshatra/Inference", 120000,
                                    &handlers, cl, NULL),
                      0);
+    nk_call_ref(call);
+    pthread_mutex_unlock(&cl->mutex);
     assert_int_equal(nk_call_send_pb(call, (ProtobufCMessage *)&req, NULL), 0);
+    nk_call_unref(call);
     pthread_mutex_lock(&cl->mutex);
     while (!cl->ended)
         pthread_cond_wait(&cl->cond, &cl->mutex);
