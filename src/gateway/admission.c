@@ -12,7 +12,7 @@ struct nk_admission {
     pthread_t thread;
     pthread_mutex_t mutex; /* what follows */
     pthread_cond_t changed;
-    bool stop;
+    bool stop, closed;
     int capacity, running, waiting;
     TAILQ_HEAD(, nk_ticket) queue; /* who came first is first */
     uint64_t next_tick_ns;
@@ -43,7 +43,7 @@ static void *loop(void *arg)
             if (a->opts.tick)
                 a->opts.tick(a->opts.user);
             pthread_mutex_lock(&a->mutex);
-        } else if (t && a->running < a->capacity) {
+        } else if (t && !a->closed && a->running < a->capacity) {
             unlink_ticket(a, t);
             t->state = NK_TICKET_RUNNING;
             t->started_ns = now;
@@ -114,6 +114,13 @@ void nk__admission_set_capacity(nk_admission *a, int capacity)
     pthread_mutex_lock(&a->mutex);
     a->capacity = capacity;
     pthread_cond_signal(&a->changed);
+    pthread_mutex_unlock(&a->mutex);
+}
+
+void nk__admission_close(nk_admission *a)
+{
+    pthread_mutex_lock(&a->mutex);
+    a->closed = true;
     pthread_mutex_unlock(&a->mutex);
 }
 

@@ -43,6 +43,8 @@ void nk__admission_stop(nk_admission *a); /* when all tickets are out */
 
 /* How many may run. Until it is first set, nothing starts. [any thread, as all below] */
 void nk__admission_set_capacity(nk_admission *a, int capacity);
+/* For the end: nothing starts any more, whatever comes free. Who waits is withdrawn, or expires. */
+void nk__admission_close(nk_admission *a);
 /* All of them wait, or none: EXHAUSTED `queue_full`. */
 int nk__admission_enter(nk_admission *a, struct nk_ticket *const *tickets, int n,
                         struct nk_error *err);

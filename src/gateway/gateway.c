@@ -236,6 +236,7 @@ void nk_gateway_stop(nk_gateway *g, uint32_t grace_ms)
     /* What is left ends now: who reads is told, and nobody is suspended any more. The monitor's
      * last look, which somebody may wait for, has deadlines of its own. */
     nk__presence_close(&g->presence);
+    nk__admission_close(g->admission); /* what is cancelled leaves room for nobody */
     nk__jobs_cancel(g);
     nk__http_wake_listeners(g);
     nk__presence_wait(&g->presence, NK_PRESENT_JOB, g->clock, UINT64_MAX);

@@ -130,6 +130,24 @@ static void test_admission__starts_nothing_before_the_capacity_is_known(void **s
     end(a);
 }
 
+static void test_admission__once_closed_starts_nothing_though_room_comes_free(void **state)
+{
+    struct nk_error err;
+    nk_admission *a = begin(2, 60000);
+
+    (void)state;
+    nk__admission_set_capacity(a, 1);
+    assert_int_equal(enter(a, 0, 2, &err), 0);
+    wait_for(&seen.n_started, 1);
+    nk__admission_close(a);
+    nk__admission_leave(a, &tickets[0]);
+    nk__admission_set_capacity(a, 2);
+    settle();
+    assert_int_equal(now_seen(&seen.n_started), 1);
+    assert_true(nk__admission_withdraw(a, &tickets[1]));
+    end(a);
+}
+
 static void test_admission__starts_in_order_and_only_as_many_as_fit(void **state)
 {
     struct nk_error err;
@@ -402,6 +420,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_admission__starts_nothing_before_the_capacity_is_known),
+        cmocka_unit_test(test_admission__once_closed_starts_nothing_though_room_comes_free),
         cmocka_unit_test(test_admission__starts_in_order_and_only_as_many_as_fit),
         cmocka_unit_test(test_admission__a_full_queue_takes_all_of_a_request_or_none),
         cmocka_unit_test(test_admission__who_withdraws_is_not_started),
