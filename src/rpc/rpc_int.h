@@ -235,7 +235,7 @@ struct nk_server {
     struct nk__op op_shutdown;
     LIST_HEAD(, nk__health_watch) watches;
 
-    bool gone; /* net->mu */
+    bool gone, stop_asked; /* net->mu */
 };
 /* Net thread: begins to stop; `gone` follows. */
 void nk__server_begin_stop(void *server);

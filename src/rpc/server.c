@@ -399,6 +399,19 @@ void nk__server_begin_stop(void *server)
     check_gone(s);
 }
 
+/* What was posted with the server has run: it may be freed. The net may have stopped it before. */
+static void stop_asked(void *arg)
+{
+    nk_server *s = arg;
+    nk_net *net = s->net;
+
+    nk__server_begin_stop(s);
+    pthread_mutex_lock(&net->mu);
+    s->stop_asked = true;
+    pthread_cond_broadcast(&net->changed);
+    pthread_mutex_unlock(&net->mu);
+}
+
 void nk_server_stop(nk_server *s, uint32_t grace_ms)
 {
     nk_net *net;
@@ -408,9 +421,9 @@ void nk_server_stop(nk_server *s, uint32_t grace_ms)
     net = s->net;
     NK_ASSERT(!nk_net_is_current(net));
     s->grace_ms = grace_ms;
-    nk_net_post(net, nk__server_begin_stop, s);
+    nk_net_post(net, stop_asked, s);
     pthread_mutex_lock(&net->mu);
-    while (!s->gone)
+    while (!s->gone || !s->stop_asked)
         pthread_cond_wait(&net->changed, &net->mu);
     LIST_REMOVE(s, link);
     pthread_mutex_unlock(&net->mu);

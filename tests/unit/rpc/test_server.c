@@ -123,6 +123,60 @@ static void test_server__cuts_a_connection_that_does_not_close_when_its_time_is_
     f->server = NULL;
 }
 
+struct held_stop {
+    nk_server *server;
+    pthread_t thread;
+    _Atomic bool returned, early;
+};
+
+static void *stop_and_say(void *arg)
+{
+    struct held_stop *h = arg;
+
+    nk_server_stop(h->server, 0);
+    atomic_store(&h->returned, true);
+    return NULL;
+}
+
+/* Holds the net thread, so that what another thread posts meanwhile waits. A pause that is too short
+ * for a slow machine sees nothing; it never fails for that. */
+static void hold(void *arg)
+{
+    struct held_stop *h = arg;
+
+    pthread_create(&h->thread, NULL, stop_and_say, h);
+    for (int i = 0; i < 100 && !atomic_load(&h->returned); i++)
+        usleep(1000);
+    atomic_store(&h->early, atomic_load(&h->returned));
+}
+
+static bool is_gone(struct fixture *f)
+{
+    bool gone;
+
+    pthread_mutex_lock(&f->net->mu);
+    gone = f->server->gone;
+    pthread_mutex_unlock(&f->net->mu);
+    return gone;
+}
+
+/* A server that has stopped already (its net began it) is freed by its owner: not before the net
+ * thread has done what was posted with it. */
+static void test_server__that_is_gone_is_freed_after_what_was_posted_with_it(void **state)
+{
+    struct fixture *f = *state;
+    struct held_stop h = { .server = f->server };
+
+    run_on(f->net, begin_stop, f);
+    virtual_clock_advance_ms(&f->clock, NK__LINGER_MS);
+    while (!is_gone(f))
+        settle(f->net);
+    run_on(f->net, hold, &h);
+    pthread_join(h.thread, NULL);
+    f->server = NULL;
+    assert_false(atomic_load(&h.early));
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, fixture_setup, fixture_teardown)
 
 int main(void)
@@ -131,6 +185,7 @@ int main(void)
         T(test_server__its_calls_have_exactly_the_grace_and_are_told_then),
         T(test_server__whose_last_call_ends_within_the_grace_waits_for_no_more),
         T(test_server__cuts_a_connection_that_does_not_close_when_its_time_is_over),
+        T(test_server__that_is_gone_is_freed_after_what_was_posted_with_it),
     };
 
     return cmocka_run_group_tests_name("server", tests, NULL, NULL);
