@@ -441,13 +441,15 @@ class Wire(OverOneCluster):
             self.assertEqual(replies[0].json["choices"], replies[2].json["choices"])
 
     def test_garbage(self):
-        for garbage in (b"\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 100000 + b" HTTP/1.1\r\n\r\n", os.urandom(2000)):
-            with self.gateway.connect() as c:
-                try:
+        with contextlib.ExitStack() as stack:
+            waiting = []
+            for garbage in (b"\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 100000 + b" HTTP/1.1\r\n\r\n", os.urandom(2000)):
+                c = stack.enter_context(self.gateway.connect())
+                with contextlib.suppress(OSError):
                     c.socket.sendall(garbage)
                     c.socket.shutdown(socket.SHUT_WR)
-                except OSError:
-                    pass
+                waiting.append(c)
+            for c in waiting:  # some only when their time is over
                 self.assertTrue(c.ended())
         self.ok(self.gateway.get("/healthz"))
 

@@ -169,7 +169,7 @@ class Merging(Workers):
             before = [w.info().counters for w in wire.workers]
 
             def in_company():  # of each worker, the decode rows that shared a run; sessions that never meet are no proof
-                together(wire, [dict(prompt=talk.ids(4, seed=i), n=400) for i in range(8)])
+                together(wire, [dict(prompt=talk.ids(4, seed=i), n=100) for i in range(8)])
                 after = [w.info().counters for w in wire.workers]
                 return all(a.tokens_decoded - b.tokens_decoded > a.runs - b.runs for a, b in zip(after, before))
             self.assertTrue(nk.wait_for(in_company), f"over {len(wire.workers)} stages no rows were run together")
@@ -337,15 +337,15 @@ class Reuse(unittest.TestCase):
     def test_predecessor__that_still_runs_is_not_waited_for_nor_touched(self):
         """The same conversation asked again before its first answer is through."""
         with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", 32768) as chain, talk.Wire(chain.workers) as wire:
-            alone = wire.generate(PROMPT, 1500, n_logprobs=5)
+            alone = wire.generate(PROMPT, 300, n_logprobs=5)
             running = wire.start(PROMPT, 30000, reuse=True, n_logprobs=5).until_tokens(10)
             longer = PROMPT + running.result.ids[:10]
             r = wire.generate(longer, 20, reuse=True, n_logprobs=5)
             self.assertEqual((r.code, r.done.n_reused), ("OK", 0), r.error)
             self.assertFalse(running.ended, "the test came too late")
-            running.until_tokens(1500).cancel()
+            running.until_tokens(300).cancel()
             got = running.wait()
-            got.tokens, got.error, got.done = got.tokens[:1500], None, alone.done
+            got.tokens, got.error, got.done = got.tokens[:300], None, alone.done
             same_tokens(self, got, alone)
             same_tokens(self, r, wire.generate(longer, 20, n_logprobs=5))
 
