@@ -133,9 +133,10 @@ class Processes(unittest.TestCase):
     def test_paused__a_worker_that_did_not_run_blames_nobody(self):
         """For longer than the stall time, as when its machine slept: what the others sent meanwhile lies unread."""
         trio = Trio(self)
-        alone = trio.wire.generate(PROMPT, 2000)
-        running = trio.wire.start(PROMPT, 2000).until_tokens(5)
+        alone = trio.wire.generate(PROMPT, 800)
+        running = trio.wire.start(PROMPT, 800).until_tokens(5)
         trio.workers[0].halt()
+        self.assertFalse(running.ended, "the test came too late")
         time.sleep(STALL_MS / 1000 + 1)  # there is nothing to wait for but that this time goes by
         trio.workers[0].signal(signal.SIGCONT)
         r = running.wait()
