@@ -95,7 +95,7 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
 static int watch_start(struct watch *w, nk_system *s, int n_prompt, int n_predict,
                        struct nk_error *err)
 {
-    const struct nk_gen_handlers handlers = { on_token, on_done };
+    const struct nk_gen_handlers handlers = { .token = on_token, .done = on_done };
     struct nk_gen_opts opts = nk_gen_opts_default();
     int32_t *ids = malloc((size_t)n_prompt * sizeof *ids);
     int rc;

@@ -134,6 +134,8 @@ struct nk_gen_stats {
     struct nk_stage_timing stages[NK_CLUSTER_WORKERS_MAX];
 };
 struct nk_gen_handlers { /* on the net thread */
+    /* Every stage has room for it, and the prompt begins: until then it waits. May be NULL. */
+    void (*opened)(void *user);
     void (*token)(void *user, const struct nk_gen_token *t);
     /* Exactly once, the last call. err NULL: stats are whole. Else the generation failed or was
      * cancelled (CANCELLED); stats has what is known (n_generated, times); the message names the

@@ -327,6 +327,8 @@ static void opened(nk_gen *g, const Nakshatra__V1__Opened *o)
     g->stats.n_reused = (int)o->n_reused;
     g->stats.seed = o->seed;
     g->state = GEN_RUNNING;
+    if (g->handlers.opened)
+        g->handlers.opened(g->user);
 }
 
 static void token(nk_gen *g, const Nakshatra__V1__Token *t)

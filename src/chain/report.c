@@ -353,7 +353,7 @@ static void probe_done(void *user, const struct nk_gen_stats *stats, const struc
 
 int nk_chain_probe(nk_chain *c, uint32_t timeout_ms, double *us, struct nk_error *err)
 {
-    static const struct nk_gen_handlers handlers = { probe_token, probe_done };
+    static const struct nk_gen_handlers handlers = { .token = probe_token, .done = probe_done };
     static const int32_t id = 0; /* every vocabulary has one */
     struct probe p = { .err = err };
     struct nk_gen_opts o = nk_gen_opts_default();

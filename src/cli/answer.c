@@ -209,7 +209,7 @@ static void pump(struct stream *s, nk_gen *g, int out_fd)
 
 int nk_answer_run(struct nk_answer *a, nk_chain *c, const struct nk_gen_opts *opts, int out_fd)
 {
-    static const struct nk_gen_handlers handlers = { on_token, on_done };
+    static const struct nk_gen_handlers handlers = { .token = on_token, .done = on_done };
     struct stream s = { .a = a, .want_logprobs = opts->n_logprobs >= 0 };
     nk_gen *g = NULL;
 

@@ -12,7 +12,8 @@ struct nk_admission {
     pthread_t thread;
     pthread_mutex_t mutex; /* what follows */
     pthread_cond_t changed;
-    bool stop, closed;
+    bool stop, closed, paused;
+    struct nk_error why; /* it is paused */
     int capacity, running, waiting;
     TAILQ_HEAD(, nk_ticket) queue; /* who came first is first */
     uint64_t next_tick_ns;
@@ -26,6 +27,20 @@ static void unlink_ticket(nk_admission *a, struct nk_ticket *t)
     a->waiting--;
 }
 
+/* The one whose wait ends first: who came back has more time than those behind it. Under the
+ * mutex. */
+static struct nk_ticket *next_late(nk_admission *a)
+{
+    struct nk_ticket *t, *next = NULL;
+
+    TAILQ_FOREACH(t, &a->queue, link)
+    {
+        if (!next || t->late_ns < next->late_ns)
+            next = t;
+    }
+    return next;
+}
+
 static void *loop(void *arg)
 {
     nk_admission *a = arg;
@@ -33,9 +48,8 @@ static void *loop(void *arg)
 
     pthread_mutex_lock(&a->mutex);
     while (!a->stop) {
-        struct nk_ticket *t = TAILQ_FIRST(&a->queue);
-        uint64_t now = nk_clock_now_ns(clock),
-                 late = t ? t->entered_ns + a->opts.waiting_ms * 1000000ull : UINT64_MAX;
+        struct nk_ticket *t = TAILQ_FIRST(&a->queue), *last = next_late(a);
+        uint64_t now = nk_clock_now_ns(clock), late = last ? last->late_ns : UINT64_MAX;
 
         if (now >= a->next_tick_ns) {
             a->next_tick_ns = now + TICK_MS * 1000000ull;
@@ -43,7 +57,7 @@ static void *loop(void *arg)
             if (a->opts.tick)
                 a->opts.tick(a->opts.user);
             pthread_mutex_lock(&a->mutex);
-        } else if (t && !a->closed && a->running < a->capacity) {
+        } else if (t && !a->closed && !a->paused && a->running < a->capacity) {
             unlink_ticket(a, t);
             t->state = NK_TICKET_RUNNING;
             t->started_ns = now;
@@ -51,14 +65,20 @@ static void *loop(void *arg)
             pthread_mutex_unlock(&a->mutex);
             t->start(t);
             pthread_mutex_lock(&a->mutex);
-        } else if (t && now >= late) {
+        } else if (now >= late) {
             struct nk_error err;
 
+            t = last;
             unlink_ticket(a, t);
             t->state = NK_TICKET_OUT;
-            nk_fail(&err, NK_E_EXHAUSTED, "queue_timeout",
-                    "no sequence came free within %u ms: %d generations run, %d wait",
-                    a->opts.waiting_ms, a->running, a->waiting);
+            if (a->paused)
+                nk_fail(&err, NK_E_UNAVAILABLE, "not_ready",
+                        "the workers were not ready within %u ms: %s", a->opts.waiting_ms,
+                        a->why.msg);
+            else
+                nk_fail(&err, NK_E_EXHAUSTED, "queue_timeout",
+                        "no sequence came free within %u ms: %d generations run, %d wait",
+                        a->opts.waiting_ms, a->running, a->waiting);
             pthread_mutex_unlock(&a->mutex);
             t->expire(t, &err);
             pthread_mutex_lock(&a->mutex);
@@ -113,7 +133,16 @@ void nk__admission_set_capacity(nk_admission *a, int capacity)
 {
     pthread_mutex_lock(&a->mutex);
     a->capacity = capacity;
+    a->paused = false;
     pthread_cond_signal(&a->changed);
+    pthread_mutex_unlock(&a->mutex);
+}
+
+void nk__admission_pause(nk_admission *a, const struct nk_error *why)
+{
+    pthread_mutex_lock(&a->mutex);
+    a->paused = true;
+    a->why = *why;
     pthread_mutex_unlock(&a->mutex);
 }
 
@@ -141,6 +170,7 @@ int nk__admission_enter(nk_admission *a, struct nk_ticket *const *tickets, int n
 
         t->state = NK_TICKET_WAITING;
         t->entered_ns = nk_clock_now_ns(a->opts.clock);
+        t->late_ns = t->entered_ns + a->opts.waiting_ms * 1000000ull;
         TAILQ_INSERT_TAIL(&a->queue, t, link);
         a->waiting++;
     }
@@ -172,6 +202,25 @@ void nk__admission_leave(nk_admission *a, struct nk_ticket *t)
     a->mean_s += 0.1 * ((double)(nk_clock_now_ns(a->opts.clock) - t->started_ns) / 1e9 - a->mean_s);
     pthread_cond_signal(&a->changed);
     pthread_mutex_unlock(&a->mutex);
+}
+
+bool nk__admission_return(nk_admission *a, struct nk_ticket *t)
+{
+    bool back;
+
+    pthread_mutex_lock(&a->mutex);
+    NK_ASSERT(t->state == NK_TICKET_RUNNING);
+    back = !a->closed;
+    if (back) {
+        t->state = NK_TICKET_WAITING;
+        t->late_ns += nk_clock_now_ns(a->opts.clock) - t->started_ns;
+        TAILQ_INSERT_HEAD(&a->queue, t, link);
+        a->waiting++;
+        a->running--;
+        pthread_cond_signal(&a->changed);
+    }
+    pthread_mutex_unlock(&a->mutex);
+    return back;
 }
 
 struct nk_admission_counts nk__admission_counts(nk_admission *a)

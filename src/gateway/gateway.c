@@ -59,14 +59,7 @@ static void on_published(void *user, const struct nk_snapshot *s)
 {
     nk_gateway *g = user;
 
-    if (s->report->ok) {
-        int capacity = g->opts.limits.running_max;
-
-        for (int i = 0; i < s->report->n_workers && !g->opts.limits.running_max; i++)
-            if (!capacity || s->report->workers[i].n_seq_max < capacity)
-                capacity = s->report->workers[i].n_seq_max;
-        nk__admission_set_capacity(g->admission, capacity);
-    }
+    nk__readiness_seen(&g->readiness, s);
     nk__http_publish(g, s);
 }
 
@@ -142,6 +135,7 @@ static void free_gateway(nk_gateway *g)
     nk__monitor_stop(g->monitor);
     nk__pool_stop(g->pool);
     nk__admission_stop(g->admission);
+    nk__readiness_release(&g->readiness);
     nk__prompter_free(g->prompter);
     nk__keys_free(g->keys);
     nk__metrics_free(g->metrics);
@@ -177,6 +171,7 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     pthread_mutex_init(&g->mutex, NULL);
     g->quiesced_fd = -1;
     nk__presence_init(&g->presence);
+    nk__readiness_init(&g->readiness);
     TAILQ_INIT(&g->jobs);
     LIST_INIT(&g->listeners);
     g->clock = admission.clock = opts->clock ? opts->clock : nk_clock_system();
@@ -196,10 +191,15 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the gateway");
     if (!rc)
         rc = nk__admission_start(&g->admission, &admission, err);
+    g->readiness.clock = g->clock;
+    g->readiness.admission = g->admission;
+    g->readiness.waiting_ms = opts->limits.waiting_ms;
+    g->readiness.running_max = opts->limits.running_max;
     if (!rc)
         rc = nk__pool_start(&g->pool, HELPERS, err);
     if (!rc)
         rc = nk__monitor_start(&g->monitor, g->clock, &handlers, err);
+    g->readiness.monitor = g->monitor; /* nobody asks for a second look before it listens */
     if (!rc)
         rc = nk__http_start(g, err);
     if (rc) {

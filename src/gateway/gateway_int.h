@@ -15,6 +15,7 @@
 #include "gateway/pool.h"
 #include "gateway/presence.h"
 #include "gateway/prompt.h"
+#include "gateway/readiness.h"
 #include "gateway/watch.h"
 
 struct MHD_Daemon;
@@ -42,6 +43,7 @@ struct nk_gateway {
     nk_metrics *metrics;
     nk_monitor *monitor;
     nk_admission *admission;
+    struct nk_readiness readiness;
     nk_pool *pool;
     nk_watch *watch;
     struct MHD_Daemon *daemon;

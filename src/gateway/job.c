@@ -14,6 +14,8 @@
 
 /* Of Ollama's context: more than any model's context holds. */
 enum { CONTEXT_IDS_MAX = 1 << 24 };
+/* Losses of a worker that a request without a token may be in: it may be what they die of. */
+enum { LOST_MAX = 3 };
 
 struct choice {
     nk_job *j;
@@ -21,6 +23,9 @@ struct choice {
     struct nk_ticket ticket;
     nk_gen *gen; /* while it runs and the handle is known */
     bool done;   /* no token comes any more */
+    bool opened; /* it has its place on every stage */
+    bool over;   /* the generation that was begun last is; set back when the next one begins */
+    int n_lost;  /* generations that were lost with a worker, without a token */
     bool ended;  /* was ended because its one tool call is complete: the cancellation is no error */
     int n_generated;
     uint64_t started_ns; /* under the job's mutex, as gen to n_generated */
@@ -298,6 +303,15 @@ static void keep_id(struct choice *c, int32_t id)
         c->ids[c->n_ids++] = id;
 }
 
+static void on_opened(void *user)
+{
+    struct choice *c = user;
+
+    pthread_mutex_lock(&c->j->mutex);
+    c->opened = true;
+    pthread_mutex_unlock(&c->j->mutex);
+}
+
 static void on_token(void *user, const struct nk_gen_token *t)
 {
     struct choice *c = user;
@@ -377,6 +391,49 @@ static bool is_workers_fault(int code)
            code == NK_E_INTERNAL;
 }
 
+/* A worker went away before the first token, and it is not this request's fault as far as is known:
+ * nobody has seen anything of it, so it begins anew when the worker is back. False: it ends with
+ * err. The job may be gone after true. */
+static bool try_again(struct choice *c, const struct nk_error *err)
+{
+    nk_job *j = c->j;
+    nk_gateway *g = j->g;
+    bool unreached = !strcmp(err->reason, "unreachable"), again, ended;
+    nk_gen *gen;
+
+    if (err->code != NK_E_UNAVAILABLE && strcmp(err->reason, "stalled") != 0)
+        return false;
+    if (!strcmp(err->reason, "asleep")) /* somebody wanted that, and it may last */
+        return false;
+    pthread_mutex_lock(&j->mutex);
+    again = !c->n_generated && !j->failed && !j->ending && !j->cancelled &&
+            (unreached || ++c->n_lost < LOST_MAX);
+    gen = again ? c->gen : NULL;
+    if (again) {
+        c->gen = NULL;
+        c->over = true;
+        c->opened = false;
+        c->started_ns = 0;
+    }
+    pthread_mutex_unlock(&j->mutex);
+    if (!again)
+        return false;
+    nk__readiness_lost(&g->readiness, err);
+    nk_log(NK_LOG_GATEWAY, NK_LOG_DEBUG, "request=%s choice=%d msg=\"tried again\" reason=%s",
+           j->id, c->index, err->reason);
+    nk__job_ref(j);
+    again = nk__admission_return(g->admission, &c->ticket);
+    if (gen)
+        nk_gen_free(gen);
+    pthread_mutex_lock(&j->mutex);
+    ended = j->failed || j->ending || j->cancelled;
+    pthread_mutex_unlock(&j->mutex);
+    if (again && ended) /* meanwhile: who ended it saw no ticket in the queue */
+        cancel_choices(j);
+    nk__job_unref(j);
+    return again;
+}
+
 static void on_done(void *user, const struct nk_gen_stats *stats, const struct nk_error *err)
 {
     struct choice *c = user;
@@ -388,6 +445,10 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
     struct nk_error ours;
     bool aborted;
 
+    if (err && try_again(c, err)) {
+        free(e);
+        return;
+    }
     if (err) {
         ours = *err;
         /* Whose fault it is is not known to gRPC's codes: a worker that does not fit is not this
@@ -398,17 +459,18 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
             ours.code = NK_E_UNAVAILABLE;
         err = &ours;
     }
+    /* Before there is room: the next one would be lost as well. */
+    if (err && is_workers_fault(err->code))
+        nk__readiness_lost(&g->readiness, err);
     nk__admission_leave(g->admission, &c->ticket);
     /* All that is counted and doubted is so before anybody can see that it is over. */
     note_stages(g, stats);
     nk__metrics_add(g->metrics, NK_METRIC_PROMPT, NULL, stats->n_prompt);
     nk__metrics_add(g->metrics, NK_METRIC_REUSED, NULL, stats->n_reused);
-    if (err && is_workers_fault(err->code))
-        nk__monitor_doubt(g->monitor);
     pthread_mutex_lock(&j->mutex);
     gen = c->gen;
     c->gen = NULL;
-    c->done = true;
+    c->done = c->over = true;
     j->n_done++;
     if (err && c->ended && err->code == NK_E_CANCELLED)
         err = NULL; /* it was we who had enough */
@@ -491,22 +553,23 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
 /* [admission's thread] */
 static void start_choice(struct nk_ticket *t)
 {
-    static const struct nk_gen_handlers handlers = { .token = on_token, .done = on_done };
+    static const struct nk_gen_handlers handlers = { .opened = on_opened,
+                                                     .token = on_token,
+                                                     .done = on_done };
     struct choice *c = t->user;
     nk_job *j = c->j;
     const struct nk_request *r = &j->request;
     const struct nk_tokens *prompt = &j->prepared.prompts[c->index / r->n];
-    struct nk_snapshot *s = nk__monitor_peek(j->g->monitor);
-    int n_ctx = s ? s->report->n_ctx : 0, left;
+    int n_ctx, left;
     struct nk_gen_opts o = nk_gen_opts_default();
     struct nk_error err;
     bool cancelled;
     nk_gen *gen = NULL;
     int rc;
 
-    nk__snapshot_unref(s);
     nk__metrics_observe(j->g->metrics, NK_METRIC_WAIT, NULL,
                         (double)(t->started_ns - t->entered_ns) / 1e9, 1);
+    nk__readiness_n_ctx(&j->g->readiness, &n_ctx, NULL);
     n_ctx = r->num_ctx && r->num_ctx < n_ctx ? r->num_ctx : n_ctx;
     left = n_ctx - (int)prompt->n;
     o.ids = prompt->ids;
@@ -530,6 +593,7 @@ static void start_choice(struct nk_ticket *t)
     o.special = j->prepared.special;
     pthread_mutex_lock(&j->mutex);
     c->started_ns = nk_clock_now_ns(j->g->clock);
+    c->over = false;
     pthread_mutex_unlock(&j->mutex);
     rc = nk_gen_start(&gen, j->g->chain, &o, &handlers, c, &err);
     if (rc) {
@@ -542,7 +606,7 @@ static void start_choice(struct nk_ticket *t)
      * the caller's reference is only given up by `done`, so the job is kept here. */
     pthread_mutex_lock(&j->mutex);
     cancelled = j->cancelled || j->failed || c->ended;
-    if (!c->done) {
+    if (!c->over) {
         c->gen = gen;
         if (cancelled)
             nk_gen_cancel(gen);
@@ -629,7 +693,6 @@ static int prepare(nk_job *j, struct nk_request_error *e)
     nk_gateway *g = j->g;
     const struct nk_request_limits limits = { .messages_max = g->opts.limits.messages_max,
                                               .n_max = g->opts.limits.n_max };
-    struct nk_snapshot *s;
     struct nk_reply_opts o;
     struct nk_ticket **tickets;
     int n_ctx,
@@ -645,19 +708,11 @@ static int prepare(nk_job *j, struct nk_request_error *e)
     }
     if (nk__api_is_text(j->api))
         return 0;
-    s = nk__monitor_peek(g->monitor);
-    if (!s || !s->report->ok) {
-        rc = s ? nk_fail(&e->err,
-                         nk_code_http(s->report->err.code) >= 500 ? s->report->err.code
-                                                                  : NK_E_UNAVAILABLE,
-                         s->report->err.reason, "%s", s->report->err.msg)
-               : nk_fail(&e->err, NK_E_UNAVAILABLE, "not_ready", "the workers were not asked yet");
-        nk__snapshot_unref(s);
+    rc = nk__readiness_n_ctx(&g->readiness, &n_ctx, &e->err);
+    if (rc) {
         e->param[0] = '\0';
         return rc;
     }
-    n_ctx = s->report->n_ctx;
-    nk__snapshot_unref(s);
     if (j->request.only_load) {
         j->request.stream = false;
         return 0;
@@ -991,6 +1046,18 @@ int nk__jobs_info(nk_gateway *g, struct nk_job_info *out, int n_max)
     return n;
 }
 
+/* One of its generations has its place. Until then its status may still be 429 or 503. */
+static bool is_opened(nk_job *j)
+{
+    bool opened = false;
+
+    pthread_mutex_lock(&j->mutex);
+    for (int i = 0; j->prepared_ok && i < j->n_choices; i++)
+        opened = opened || j->choices[i].opened;
+    pthread_mutex_unlock(&j->mutex);
+    return opened;
+}
+
 /* Server-sent events that were silent for long get a comment, so that nothing on the way gives the
  * connection up. */
 void nk__jobs_tick(nk_gateway *g)
@@ -1004,7 +1071,8 @@ void nk__jobs_tick(nk_gateway *g)
     {
         if (n == 64) /* the others a second later */
             break;
-        if (is_openai(j) && streams(j) && now - atomic_load(&j->last_read_ns) >= ms * 1000000ull) {
+        if (is_openai(j) && streams(j) && is_opened(j) &&
+            now - atomic_load(&j->last_read_ns) >= ms * 1000000ull) {
             atomic_store(&j->last_read_ns, now);
             nk__job_ref(j);
             due[n++] = j;

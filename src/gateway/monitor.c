@@ -7,7 +7,9 @@
 #include "base/log.h"
 #include "base/thread.h"
 
-enum { EVERY_MS = 1000, PROBE_AGE_MS = 2000 };
+/* After a doubt not at once: who fails again and again must not make the workers busy with
+ * questions. */
+enum { EVERY_MS = 1000, AGAIN_MS = 250, PROBE_AGE_MS = 2000 };
 
 SLIST_HEAD(waiters, nk_waiter);
 
@@ -98,6 +100,7 @@ static struct nk_snapshot *look(nk_monitor *m, bool probe, const struct nk_snaps
 {
     struct nk_snapshot *s = calloc(1, sizeof *s);
     struct nk_chain_report *again;
+    uint64_t begun_ns = nk_clock_now_ns(m->clock);
 
     if (!s || m->handlers.check(m->handlers.user, &s->report)) {
         free(s);
@@ -111,6 +114,7 @@ static struct nk_snapshot *look(nk_monitor *m, bool probe, const struct nk_snaps
         s->report = again;
     }
     atomic_init(&s->refs, 1);
+    s->begun_ns = begun_ns;
     s->time_ns = nk_clock_now_ns(m->clock);
     s->ready = s->report->ok;
     s->not_ready = s->report->err;
@@ -172,7 +176,7 @@ static void renew(nk_monitor *m)
     }
     nk__snapshot_unref(before);
     pthread_mutex_lock(&m->mutex);
-    m->next_ns = nk_clock_now_ns(m->clock) + EVERY_MS * 1000000ull;
+    m->next_ns = nk_clock_now_ns(m->clock) + (m->doubted ? AGAIN_MS : EVERY_MS) * 1000000ull;
     before = s ? m->latest : NULL;
     if (s) {
         m->latest = s;
@@ -290,7 +294,12 @@ void nk__monitor_progress(nk_monitor *m)
 
 void nk__monitor_doubt(nk_monitor *m)
 {
+    uint64_t again_ns = nk_clock_now_ns(m->clock) + AGAIN_MS * 1000000ull;
+
     pthread_mutex_lock(&m->mutex);
     m->doubted = true;
+    if (m->next_ns > again_ns)
+        m->next_ns = again_ns;
+    pthread_cond_signal(&m->changed);
     pthread_mutex_unlock(&m->mutex);
 }

@@ -22,7 +22,7 @@ struct nk_stage_rates {
 
 struct nk_snapshot { /* counted, constant */
     atomic_int refs;
-    uint64_t time_ns;
+    uint64_t begun_ns, time_ns; /* when the workers were asked, and when they had answered */
     struct nk_chain_report *report;
     bool ready; /* a request would run */
     struct nk_error not_ready;
@@ -64,7 +64,7 @@ struct nk_snapshot *nk__monitor_peek(nk_monitor *m);
  * longer ago). False: w is called when there is one. */
 bool nk__monitor_want(nk_monitor *m, struct nk_waiter *w, uint32_t max_age_ms, bool probe);
 /* Somebody listens (1), or no more (-1): meanwhile a snapshot is made a second after the one
- * before. */
+ * before, or a quarter of one after a doubt. */
 void nk__monitor_listen(nk_monitor *m, int change);
 /* A token went through the chain just now. */
 void nk__monitor_progress(nk_monitor *m);

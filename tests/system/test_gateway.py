@@ -846,7 +846,7 @@ class Queue(unittest.TestCase):
 
 class Failing(unittest.TestCase):
     def test_worker_that_goes_and_returns(self):
-        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000") as chain, Gateway(chain.file) as gateway:
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000") as chain, Gateway(chain.file, "--waiting-ms", "1000") as gateway:
             gateway.wait_ready()
             port = chain.workers[1].port
             with gateway.connect() as c:
@@ -875,6 +875,39 @@ class Failing(unittest.TestCase):
             chain.start(1, listen=f"127.0.0.1:{port}")
             gateway.wait_ready()
             self.assertEqual(gateway.post("/v1/completions", completion()).status, 200)
+
+    def test_restarts_fail_nobody_who_has_no_token_yet(self):
+        """Two generations run and six wait, some streamed, whenever the second worker is killed and started again."""
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000", "--sequences", "2") as chain, \
+                Gateway(chain.file, "--waiting-ms", "600000", "--output-kib", "65536") as gateway:
+            gateway.wait_ready()
+            for i in range(3):
+                running = [gateway.connect() for _ in range(2)]
+                for c in running:
+                    c.send("POST", "/v1/completions", completion(stream=True, **{**Going.LONG, "max_tokens": 15000}))
+                    self.assertEqual(c.head()[0], 200)
+                waiting = [gateway.connect() for _ in range(6)]
+                for k, c in enumerate(waiting):
+                    c.send("POST", "/v1/completions", completion(stream=k % 2 == 0))
+                self.assertTrue(nk.wait_for(lambda: gateway.get("/cluster").json["gateway"]["waiting"] == 6))
+                port = chain.workers[1].port
+                chain.workers[1].kill()
+                for c in running:
+                    body = b""
+                    while data := c.chunk():
+                        body = data
+                    self.assertIn(b'"error"', body)
+                    c.close()
+                late = gateway.connect()  # it comes while the worker is away
+                late.send("POST", "/v1/completions", completion())
+                chain.start(1, listen=f"127.0.0.1:{port}")
+                for k, c in enumerate(waiting + [late]):
+                    reply = c.reply()
+                    self.assertEqual(reply.status, 200, reply)
+                    if k < 6 and k % 2 == 0:
+                        self.assertEqual(len(reply.chunks()), 9)
+                    c.close()
+            chain.assert_idle()
 
     def test_error_after_a_stream_began_is_counted(self):
         with nk.Chain(nk.KJV, "0-8", "--ctx", "40000") as chain, Gateway(chain.file) as gateway:

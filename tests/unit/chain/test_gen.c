@@ -50,7 +50,7 @@ static void heard_done(void *user, const struct nk_gen_stats *stats, const struc
     pthread_mutex_unlock(&h->mutex);
 }
 
-static const struct nk_gen_handlers handlers = { heard_token, heard_done };
+static const struct nk_gen_handlers handlers = { .token = heard_token, .done = heard_done };
 
 static void heard_init(struct heard *h)
 {

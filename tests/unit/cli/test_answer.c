@@ -34,7 +34,7 @@ static void pass_done(void *user, const struct nk_gen_stats *stats, const struct
 int __wrap_nk_gen_start(nk_gen **out, nk_chain *c, const struct nk_gen_opts *opts,
                         const struct nk_gen_handlers *handlers, void *user, struct nk_error *err)
 {
-    static const struct nk_gen_handlers passing = { pass_token, pass_done };
+    static const struct nk_gen_handlers passing = { .token = pass_token, .done = pass_done };
     int rc;
 
     real_handlers = handlers;

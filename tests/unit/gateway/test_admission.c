@@ -280,6 +280,79 @@ static void test_admission__room_that_comes_at_the_limit_is_given(void **state)
     end(a);
 }
 
+static const struct nk_error away = { .code = NK_E_UNAVAILABLE, .msg = "the attic is away" };
+
+static void test_admission__paused_starts_nothing_and_goes_on_with_the_capacity(void **state)
+{
+    struct nk_error err;
+    nk_admission *a = begin(2, 60000);
+
+    (void)state;
+    nk__admission_set_capacity(a, 2);
+    nk__admission_pause(a, &away);
+    assert_int_equal(enter(a, 0, 2, &err), 0);
+    settle();
+    assert_int_equal(now_seen(&seen.n_started), 0);
+    assert_int_equal(nk__admission_counts(a).waiting, 2);
+    nk__admission_set_capacity(a, 1);
+    wait_for(&seen.n_started, 1);
+    nk__admission_leave(a, &tickets[0]);
+    wait_for(&seen.n_started, 2);
+    nk__admission_leave(a, &tickets[1]);
+    end(a);
+}
+
+/* One runs for 500 ms of the 700 that each may wait, and comes back. */
+static void test_admission__who_comes_back_is_first_and_has_not_waited_while_it_ran(void **state)
+{
+    struct nk_error err;
+    nk_admission *a = begin(1, 700);
+
+    (void)state;
+    nk__admission_set_capacity(a, 1);
+    assert_int_equal(enter(a, 0, 2, &err), 0);
+    wait_for(&seen.n_started, 1);
+    virtual_clock_advance_ms(&v, 500);
+    nk__admission_pause(a, &away);
+    assert_true(nk__admission_return(a, &tickets[0]));
+    assert_int_equal(nk__admission_counts(a).waiting, 2);
+    nk__admission_set_capacity(a, 1);
+    wait_for(&seen.n_started, 2);
+    assert_int_equal(seen.order[1], 0);
+    nk__admission_pause(a, &away);
+    assert_true(nk__admission_return(a, &tickets[0]));
+    virtual_clock_wait_for_waiter(&v, 200);
+    virtual_clock_advance_ms(&v, 200);
+    wait_for(&seen.n_expired, 1);
+    assert_int_equal(tickets[1].state, NK_TICKET_OUT);
+    assert_int_equal(seen.err.code, NK_E_UNAVAILABLE);
+    assert_string_equal(seen.err.reason, "not_ready");
+    assert_non_null(strstr(seen.err.msg, "within 700 ms: the attic is away"));
+    virtual_clock_wait_for_waiter(&v, 300); /* the tick */
+    virtual_clock_advance_ms(&v, 499);
+    virtual_clock_wait_for_waiter(&v, 1);
+    assert_int_equal(now_seen(&seen.n_expired), 1);
+    virtual_clock_advance_ms(&v, 1);
+    wait_for(&seen.n_expired, 2);
+    end(a);
+}
+
+static void test_admission__once_closed_nobody_comes_back(void **state)
+{
+    struct nk_error err;
+    nk_admission *a = begin(1, 700);
+
+    (void)state;
+    nk__admission_set_capacity(a, 1);
+    assert_int_equal(enter(a, 0, 1, &err), 0);
+    wait_for(&seen.n_started, 1);
+    nk__admission_close(a);
+    assert_false(nk__admission_return(a, &tickets[0]));
+    assert_int_equal(nk__admission_counts(a).running, 1);
+    nk__admission_leave(a, &tickets[0]);
+    end(a);
+}
+
 static void test_admission__ticks_every_second(void **state)
 {
     nk_admission *a = begin(1, 60000);
@@ -426,6 +499,9 @@ int main(void)
         cmocka_unit_test(test_admission__who_withdraws_is_not_started),
         cmocka_unit_test(test_admission__waiting_ends_at_the_limit_and_not_before),
         cmocka_unit_test(test_admission__room_that_comes_at_the_limit_is_given),
+        cmocka_unit_test(test_admission__paused_starts_nothing_and_goes_on_with_the_capacity),
+        cmocka_unit_test(test_admission__who_comes_back_is_first_and_has_not_waited_while_it_ran),
+        cmocka_unit_test(test_admission__once_closed_nobody_comes_back),
         cmocka_unit_test(test_admission__ticks_every_second),
         cmocka_unit_test(test_admission__says_when_to_come_again_by_the_mean_of_those_that_ended),
         cmocka_unit_test(test_admission__does_by_chance_what_its_rules_say),

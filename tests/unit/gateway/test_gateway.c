@@ -50,6 +50,16 @@ static nk_call *wait_for_call(int idx)
     return c;
 }
 
+static int n_begun(void)
+{
+    int n;
+
+    pthread_mutex_lock(&begun.mutex);
+    n = begun.n;
+    pthread_mutex_unlock(&begun.mutex);
+    return n;
+}
+
 static void say(nk_call *c, uint32_t index, const char *text)
 {
     fake_turn();
@@ -299,7 +309,8 @@ static void test_gateway__a_silent_stream_gets_a_keepalive_at_the_limit_and_not_
     end();
 }
 
-static void test_gateway__a_request_that_waits_gets_a_keepalive_before_its_first_token(void **state)
+/* It may still get a 429, or a 503. */
+static void test_gateway__a_stream_that_waits_for_a_place_has_no_status_yet(void **state)
 {
     struct nk_gateway_opts o = options(1);
     struct client first, second;
@@ -311,20 +322,134 @@ static void test_gateway__a_request_that_waits_gets_a_keepalive_before_its_first
     wait_for_call(0);
     second = stream(STREAM);
     wait_until_one_waits();
-    tick();
-    tick();
+    for (int i = 0; i < 8; i++)
+        tick();
     http_turn();
     assert_int_equal(recv(second.fd, (char[1]){ 0 }, 1, MSG_DONTWAIT), -1);
-    tick();
+    end_call(wait_for_call(0), 0);
+    wait_for_call(1); /* from here on it is about its first token, and there is none for long */
+    for (int i = 0; i < 4; i++)
+        tick();
     read_to(&second, "HTTP/1.1 200 OK\r\n");
     read_to(&second, ":\n\n");
-    end_call(wait_for_call(0), 0);
     say(wait_for_call(1), 0, "its own");
     read_to(&second, "its own");
     end_call(wait_for_call(1), 1);
     read_to(&second, "data: [DONE]\n\n");
     close_client(&first);
     close_client(&second);
+    end();
+}
+
+/* ---- a worker that goes and returns ---- */
+
+static void lose(nk_call *c)
+{
+    const struct nk_error gone = { .code = NK_E_UNAVAILABLE, .reason = "peer_gone", .msg = "gone" };
+
+    fake_turn();
+    nk_call_finish(c, &gone);
+}
+
+static void set_state(const char *state)
+{
+    fake_turn();
+    fakes[1].info.state = (char *)(uintptr_t)state;
+    fake_turn();
+}
+
+/* The workers are asked again, a quarter of a second after the loss. */
+static void look_again(void)
+{
+    virtual_clock_wait_for_waiter(&v, 250);
+    virtual_clock_advance_ms(&v, 250);
+}
+
+static void
+test_gateway__a_request_without_a_token_begins_again_when_its_worker_is_back(void **state)
+{
+    struct nk_gateway_opts o = options(1);
+    struct client c;
+
+    (void)state;
+    begin(&o);
+    c = stream(STREAM);
+    for (int i = 0; i < 2; i++) {
+        lose(wait_for_call(i));
+        look_again();
+    }
+    say(wait_for_call(2), 0, "at last");
+    assert_non_null(strstr(read_to(&c, "at last"), "HTTP/1.1 200 "));
+    end_call(wait_for_call(2), 1);
+    read_to(&c, "data: [DONE]\n\n");
+    close_client(&c);
+    end();
+}
+
+/* It may be what they die of. */
+static void test_gateway__the_third_loss_is_the_requests_own(void **state)
+{
+    struct nk_gateway_opts o = options(1);
+    struct client c;
+
+    (void)state;
+    begin(&o);
+    c = stream(STREAM);
+    for (int i = 0; i < 3; i++) {
+        lose(wait_for_call(i));
+        if (i < 2)
+            look_again();
+    }
+    read_to(&c, "HTTP/1.1 503 ");
+    read_to(&c, "\"code\":\"peer_gone\"");
+    close_client(&c);
+    end();
+}
+
+static void test_gateway__who_waits_outlasts_a_worker_that_goes_and_returns(void **state)
+{
+    struct nk_gateway_opts o = options(1);
+    struct client runs, waits, comes, late;
+
+    (void)state;
+    o.limits.waiting_ms = 3600 * TICK_MS;
+    begin(&o);
+    runs = stream(STREAM);
+    say(wait_for_call(0), 0, "one");
+    read_to(&runs, "one");
+    waits = stream(STREAM);
+    wait_until_one_waits();
+    set_state("loading");
+    lose(wait_for_call(0));
+    read_to(&runs, "\"code\":\"peer_gone\""); /* it had a token */
+    comes = stream(STREAM); /* it is known that it is away: waits with the other */
+    for (int i = 0; i < 20; i++) {
+        virtual_clock_advance_ms(&v, TICK_MS);
+        http_turn();
+    }
+    assert_int_equal(n_begun(), 1);
+    set_state("serving");
+    while (n_begun() < 2) { /* until the next look */
+        virtual_clock_advance_ms(&v, 250);
+        http_turn();
+    }
+    say(wait_for_call(1), 0, "two");
+    read_to(&waits, "two");
+    end_call(wait_for_call(1), 1);
+    read_to(&waits, "data: [DONE]\n\n");
+    say(wait_for_call(2), 0, "three");
+    read_to(&comes, "three");
+    /* Away for longer than a request may wait: who comes then is told at once. */
+    set_state("loading");
+    lose(wait_for_call(2));
+    read_to(&comes, "\"code\":\"peer_gone\"");
+    virtual_clock_advance_ms(&v, 3600 * TICK_MS);
+    late = stream(STREAM);
+    read_to(&late, "HTTP/1.1 503 ");
+    close_client(&runs);
+    close_client(&waits);
+    close_client(&comes);
+    close_client(&late);
     end();
 }
 
@@ -498,8 +623,11 @@ int main(void)
         cmocka_unit_test(test_gateway__ids_and_times_are_what_was_handed_in),
         cmocka_unit_test(
             test_gateway__a_silent_stream_gets_a_keepalive_at_the_limit_and_not_before),
+        cmocka_unit_test(test_gateway__a_stream_that_waits_for_a_place_has_no_status_yet),
         cmocka_unit_test(
-            test_gateway__a_request_that_waits_gets_a_keepalive_before_its_first_token),
+            test_gateway__a_request_without_a_token_begins_again_when_its_worker_is_back),
+        cmocka_unit_test(test_gateway__the_third_loss_is_the_requests_own),
+        cmocka_unit_test(test_gateway__who_waits_outlasts_a_worker_that_goes_and_returns),
         cmocka_unit_test(test_gateway__waiting_ends_with_429_at_the_limit),
         cmocka_unit_test(test_gateway__a_client_that_does_not_read_ends_its_own_generation_only),
         cmocka_unit_test(test_gateway__what_ends_within_the_grace_is_whole_and_nobody_waits_longer),

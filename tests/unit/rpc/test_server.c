@@ -138,8 +138,8 @@ static void *stop_and_say(void *arg)
     return NULL;
 }
 
-/* Holds the net thread, so that what another thread posts meanwhile waits. A pause that is too short
- * for a slow machine sees nothing; it never fails for that. */
+/* Holds the net thread, so that what another thread posts meanwhile waits. A pause that is too
+ * short for a slow machine sees nothing; it never fails for that. */
 static void hold(void *arg)
 {
     struct held_stop *h = arg;
