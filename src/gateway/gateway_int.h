@@ -47,7 +47,8 @@ struct nk_gateway {
     nk_pool *pool;
     nk_watch *watch;
     struct MHD_Daemon *daemon;
-    int quiesced_fd; /* the socket that listened, until the daemon's thread has ended; or -1 */
+    bool lenient_lines; /* of the daemon: head.h */
+    int quiesced_fd;    /* the socket that listened, until the daemon's thread has ended; or -1 */
 
     atomic_bool stopping; /* what is new is refused */
     struct nk_presence presence;

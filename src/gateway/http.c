@@ -28,6 +28,7 @@
 
 #include "base/log.h"
 #include "base/thread.h"
+#include "gateway/head.h"
 #include "gateway/job.h"
 #include "gateway/reply.h"
 #include "gateway/routes.h"
@@ -63,6 +64,8 @@ struct nk_exchange {
     uint64_t n_body;
     bool is_all_read; /* the daemon knows that there is no more of the request to come */
     bool failed;      /* err is the answer */
+    bool at_once;     /* ... before any body, whose length is not known */
+    bool closes;      /* the connection ends with the reply */
     struct nk_error err;
     char param[128];
     char origin[256]; /* that is allowed; "" for none */
@@ -200,6 +203,8 @@ static enum MHD_Result answer(nk_exchange *x, int status, const char *type, stru
     if (type)
         header(r, MHD_HTTP_HEADER_CONTENT_TYPE, type);
     header(r, "X-Content-Type-Options", "nosniff");
+    if (x->closes)
+        header(r, MHD_HTTP_HEADER_CONNECTION, "close");
     if (!x->asset)
         header(r, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
     if (x->origin[0]) {
@@ -572,6 +577,32 @@ static enum MHD_Result answer_options(nk_exchange *x)
     return answer(x, 204, NULL, r);
 }
 
+static enum MHD_Result add_header(void *cls, enum MHD_ValueKind kind, const char *name,
+                                  size_t n_name, const char *value, size_t n_value)
+{
+    (void)kind;
+    nk__head_add(cls, name, n_name, value ? value : "", value ? n_value : 0);
+    return MHD_YES;
+}
+
+/* Can the request be read in one way only? */
+static int judge_head(nk_exchange *x, const char *method, const char *target, const char *version,
+                      struct nk_error *err)
+{
+    const union MHD_ConnectionInfo *size =
+        MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
+    struct nk_head h;
+    int rc;
+
+    nk__head_begin(&h, method, target, version, x->g->lenient_lines && size);
+    MHD_get_connection_values_n(x->connection, MHD_HEADER_KIND, add_header, &h);
+    rc = nk__head_end(&h, size ? size->header_size : 0, err);
+    /* libmicrohttpd ends a chunk's first line at whatever resembles a line's end. So what follows
+     * a body in chunks is not read at all. */
+    x->closes = rc || h.chunked;
+    return rc;
+}
+
 static bool is_json_type(const char *type)
 {
     size_t n = type ? strcspn(type, "; \t") : 0;
@@ -653,7 +684,7 @@ static void judge(nk_exchange *x, const char *method, bool fits)
 }
 
 static nk_exchange *begin(nk_gateway *g, struct MHD_Connection *connection, const char *path,
-                          const char *method)
+                          const char *method, const char *version)
 {
     const union MHD_ConnectionInfo *socket_context =
         MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
@@ -680,7 +711,10 @@ static nk_exchange *begin(nk_gateway *g, struct MHD_Connection *connection, cons
         snprintf(x->rest, sizeof x->rest, "%s",
                  strlen(path) > strlen(x->route->path) ? path + strlen(x->route->path) : "");
     nk__watch_deadline(x->watched, g->opts.limits.body_ms, true);
-    judge(x, method, fits);
+    if (judge_head(x, method, path, version, &x->err))
+        x->failed = x->at_once = true;
+    else
+        judge(x, method, fits);
     return x;
 }
 
@@ -749,16 +783,15 @@ static enum MHD_Result on_access(void *cls, struct MHD_Connection *connection, c
 {
     nk_exchange *x = *con_cls;
 
-    (void)version;
     if (!x) {
         const char *length;
 
-        *con_cls = x = begin(cls, connection, path, method);
+        *con_cls = x = begin(cls, connection, path, method, version);
         if (!x)
             return MHD_NO;
         length = header_of(x, MHD_HTTP_HEADER_CONTENT_LENGTH);
         /* Who waits for 100 Continue, or would send very much, is told before the body. */
-        if (x->failed && (header_of(x, MHD_HTTP_HEADER_EXPECT) ||
+        if (x->failed && (x->at_once || header_of(x, MHD_HTTP_HEADER_EXPECT) ||
                           (length && strtoull(length, NULL, 10) > DRAIN_BYTES_MAX)))
             return answer_error(x);
         return MHD_YES;
@@ -865,6 +898,16 @@ static void on_log(void *cls, const char *fmt, va_list ap)
            nk_log_quote(quoted, sizeof quoted, text));
 }
 
+/* Before 0.9.77 libmicrohttpd takes lines as head.h says. It would then say nothing to a request
+ * without Host, or twice, when it is asked to be strict: what it is strict about is in head.c. */
+static bool is_lenient(const char *version)
+{
+    int major, minor, patch;
+
+    return sscanf(version, "%d.%d.%d", &major, &minor, &patch) == 3 && !major && minor == 9 &&
+           patch < 77;
+}
+
 int nk__http_start(nk_gateway *g, struct nk_error *err)
 {
     static const struct nk_watch_handlers handlers = {
@@ -886,13 +929,15 @@ int nk__http_start(nk_gateway *g, struct nk_error *err)
 
     if (rc)
         return rc;
+    g->lenient_lines = is_lenient(MHD_get_version());
     nk_signals_hold(&old);
     g->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, on_access, g, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
         MHD_OPTION_SOCK_ADDR, &g->listen.address, MHD_OPTION_NOTIFY_COMPLETED, on_completed, g,
         MHD_OPTION_NOTIFY_CONNECTION, on_connection, g, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
         l->header_bytes_max, MHD_OPTION_CONNECTION_LIMIT, (unsigned)l->connections_max,
-        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)(l->idle_ms + 999) / 1000, MHD_OPTION_ARRAY,
+        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)(l->idle_ms + 999) / 1000,
+        MHD_OPTION_STRICT_FOR_CLIENT, g->lenient_lines ? 0 : 1, MHD_OPTION_ARRAY,
         g->tls_certificate ? tls : tls + 3, MHD_OPTION_END);
     nk_signals_release(&old);
     if (!g->daemon) {
