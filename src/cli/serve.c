@@ -60,13 +60,17 @@ int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, cons
     o.limits.body_ms = (uint32_t)s->body_ms;
     o.limits.idle_ms = (uint32_t)s->idle_ms;
     o.limits.connections_max = (int)s->connections;
-    if (s->names.n > NK_GATEWAY_NAMES_MAX || s->origins.n > NK_GATEWAY_ORIGINS_MAX)
+    if (s->names.n > NK_GATEWAY_NAMES_MAX || s->origins.n > NK_GATEWAY_ORIGINS_MAX ||
+        s->hosts.n > NK_GATEWAY_HOSTS_MAX)
         return nk_fail(err, NK_E_INVALID, "bad_argument",
-                       "--name and --cors-origin can be given %d times each", NK_GATEWAY_NAMES_MAX);
+                       "--name, --cors-origin and --allowed-host can be given %d times each",
+                       NK_GATEWAY_NAMES_MAX);
     for (int i = 0; i < s->names.n; i++)
         o.names[o.n_names++] = s->names.items[i];
     for (int i = 0; i < s->origins.n; i++)
         o.origins[o.n_origins++] = s->origins.items[i];
+    for (int i = 0; i < s->hosts.n; i++)
+        o.hosts[o.n_hosts++] = s->hosts.items[i];
     rc = read_file(s->api_key_file, &keys, &o.api_keys, err);
     if (!rc)
         rc = read_file(s->tls_cert, &cert, &o.tls_certificate, err);

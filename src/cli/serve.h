@@ -7,7 +7,7 @@
 
 struct nk_serve { /* strings: borrowed from argv */
     const char *listen, *api_key_file, *tls_cert, *tls_key, *chat_template;
-    struct nk_arg_list names, origins;
+    struct nk_arg_list names, origins, hosts;
     int64_t running, waiting, waiting_ms, body_kib, output_kib, connections, drain_ms, header_ms,
         body_ms, idle_ms;
     bool insecure, no_page;
@@ -27,6 +27,8 @@ struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
                     "listen beyond this machine without TLS or key"),                              \
         NK_OPT_LIST("cors-origin", 0, &(s).origins, "ORIGIN",                                      \
                     "pages from there may call it; *: all; repeatable"),                           \
+        NK_OPT_LIST("allowed-host", 0, &(s).hosts, "NAME",                                         \
+                    "it may be called by this name, too; *: by all; repeatable"),                  \
         NK_OPT_STRING("chat-template", 0, &(s).chat_template, "NAME|FILE",                         \
                       "a built-in template, or a file with Jinja"),                                \
         NK_OPT_LIST("name", 0, &(s).names, "NAME", "one more name of the model; repeatable"),      \

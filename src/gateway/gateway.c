@@ -122,6 +122,8 @@ static int copy_opts(nk_gateway *g, const struct nk_gateway_opts *o, struct nk_e
             ok = (g->names[g->n_names++] = strdup(o->names[i])) && ok;
     for (int i = 0; i < o->n_origins; i++)
         ok = (g->origins[i] = strdup(o->origins[i])) && ok;
+    for (int i = 0; i < o->n_hosts; i++)
+        ok = (g->hosts[i] = strdup(o->hosts[i])) && ok;
     if (o->tls_certificate) {
         g->tls_certificate = strdup(o->tls_certificate);
         g->tls_key = strdup(o->tls_key);
@@ -143,6 +145,8 @@ static void free_gateway(nk_gateway *g)
         free(g->names[i]);
     for (int i = 0; i < g->opts.n_origins; i++)
         free(g->origins[i]);
+    for (int i = 0; i < g->opts.n_hosts; i++)
+        free(g->hosts[i]);
     free(g->tls_certificate);
     free(g->tls_key);
     nk__presence_release(&g->presence);

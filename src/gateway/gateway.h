@@ -19,7 +19,7 @@
 #include "chain/chain.h"
 #include "text/vocab.h"
 
-enum { NK_GATEWAY_NAMES_MAX = 16, NK_GATEWAY_ORIGINS_MAX = 16 };
+enum { NK_GATEWAY_NAMES_MAX = 16, NK_GATEWAY_ORIGINS_MAX = 16, NK_GATEWAY_HOSTS_MAX = 16 };
 
 struct nk_gateway_limits {
     size_t body_bytes_max;   /* of a request; 413 over it */
@@ -53,6 +53,8 @@ struct nk_gateway_opts {
     const char *tls_certificate, *tls_key;       /* PEM texts; both or none */
     const char *origins[NK_GATEWAY_ORIGINS_MAX]; /* pages from there may call (CORS); "*": all */
     int n_origins;
+    const char *hosts[NK_GATEWAY_HOSTS_MAX]; /* it may be called by these, too (origin.h) */
+    int n_hosts;
     bool insecure;      /* listen beyond this machine although there is no TLS or no key */
     bool deterministic; /* rows of different requests are never merged */
     bool no_page;       /* "/" answers one line of text */

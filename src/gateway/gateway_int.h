@@ -27,6 +27,7 @@ struct nk_gateway {
     char *names[NK_GATEWAY_NAMES_MAX + 1];
     int n_names;
     char *origins[NK_GATEWAY_ORIGINS_MAX];
+    char *hosts[NK_GATEWAY_HOSTS_MAX];
     char *tls_certificate, *tls_key; /* libmicrohttpd borrows them */
     struct nk_listen listen;
     char url[300];

@@ -621,9 +621,14 @@ static void judge(nk_exchange *x, const char *method, bool fits)
     bool post = !strcmp(method, "POST"), guarded = g->keys || g->tls_certificate;
 
     x->failed = true; /* until the end */
-    if (g->listen.loopback && !guarded && host && !nk__host_is_own(host)) {
+    /* A page that got the gateway's address under another name has no key, and no certificate for
+     * that name. */
+    if ((!guarded || g->opts.n_hosts) && host &&
+        !nk__host_allowed(host, (const char *const *)g->hosts, g->opts.n_hosts)) {
         nk_fail(&x->err, NK_E_DENIED, "foreign_host",
-                "the Host \"%.100s\" is not this machine; use its address or localhost", host);
+                "the Host \"%.100s\" is not this machine; use its address or localhost "
+                "(--allowed-host allows a name)",
+                host);
         return;
     }
     if (origin &&

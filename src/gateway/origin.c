@@ -75,21 +75,29 @@ static bool ends_with(const char *s, const char *tail)
     return n >= m && !strcasecmp(s + n - m, tail);
 }
 
-bool nk__host_is_own(const char *host)
+bool nk__host_allowed(const char *host, const char *const *allowed, int n_allowed)
 {
     char name[256], own[256];
     unsigned char address[16];
 
     if (!host_of(name, host))
         return false;
+    for (int i = 0; i < n_allowed; i++) {
+        char one[256];
+
+        if (!strcmp(allowed[i], "*") || (host_of(one, allowed[i]) && !strcasecmp(one, name)))
+            return true;
+    }
     if (inet_pton(AF_INET, name, address) == 1 || inet_pton(AF_INET6, name, address) == 1)
         return true;
-    if (!strcasecmp(name, "localhost") || ends_with(name, ".localhost") ||
-        ends_with(name, ".local") || ends_with(name, ".internal"))
+    if (!strcasecmp(name, "localhost") || ends_with(name, ".localhost"))
         return true;
-    if (gethostname(own, sizeof own))
+    if (!name[0] || gethostname(own, sizeof own))
         return false;
     own[sizeof own - 1] = '\0';
+    if (!strcasecmp(name, own))
+        return true;
+    own[strcspn(own, ".")] = '\0';
     return !strcasecmp(name, own);
 }
 

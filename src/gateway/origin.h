@@ -18,10 +18,18 @@ struct nk_listen {
  *   INVALID  bad_listen */
 int nk__listen_parse(struct nk_listen *out, const char *text, struct nk_error *err);
 
-/* Is this Host (with or without a port) this machine's own? An address, localhost, the machine's
- * name, or a name that is never anybody else's on the internet (.localhost, .local, .internal). DNS
- * rebinding ends here: a foreign page's name that resolves to 127.0.0.1 is none of these. */
-bool nk__host_is_own(const char *host);
+/* May a request with this Host (with or without a port) be for this gateway? DNS rebinding ends
+ * here: a foreign page whose name is made to resolve to the gateway's address is of the gateway's
+ * own origin for the browser, but its Host is none of these:
+ *
+ *   an address           no name was resolved, so none was rebound
+ *   localhost, .localhost    browsers and resolvers keep them to the machine (RFC 6761)
+ *   the machine's own name, whole or its first label
+ *   one of the allowed, or "*" among them
+ *
+ * Names under .local and .internal belong to whoever announces them on the network, so they must be
+ * allowed. */
+bool nk__host_allowed(const char *host, const char *const *allowed, int n_allowed);
 
 /* May a page from this origin call? It may when its host and port are the request's own (host: the
  * Host header), or when one of the allowed is "*" or equal. */

@@ -776,6 +776,33 @@ static void test_gateway__what_follows_a_body_in_chunks_is_not_read(void **state
     end();
 }
 
+static void host_is(const char *host, const char *status)
+{
+    struct client c = open_client();
+    char text[300];
+    int n = snprintf(text, sizeof text, "GET /v1/models HTTP/1.1\r\nHost: %s\r\n\r\n", host);
+
+    send_all(&c, text, (size_t)n);
+    read_to(&c, status);
+    close_client(&c);
+}
+
+static void test_gateway__beyond_loopback_a_rebound_name_is_foreign_too(void **state)
+{
+    struct nk_gateway_opts o = options(1);
+
+    (void)state;
+    o.listen = "0.0.0.0:0";
+    o.insecure = true;
+    o.hosts[o.n_hosts++] = "gpu.lan";
+    begin(&o);
+    host_is("evil.example:8080", "HTTP/1.1 403 ");
+    host_is("nas.local", "HTTP/1.1 403 ");
+    host_is("gpu.lan:8080", "HTTP/1.1 200 ");
+    host_is("192.0.2.1:8080", "HTTP/1.1 200 ");
+    end();
+}
+
 static int open_all(void **state)
 {
     char path[500];
@@ -810,6 +837,7 @@ int main(void)
         cmocka_unit_test(test_gateway__a_head_that_can_be_read_in_two_ways_is_400_and_the_end),
         cmocka_unit_test(test_gateway__a_head_that_is_only_unusual_is_answered),
         cmocka_unit_test(test_gateway__what_follows_a_body_in_chunks_is_not_read),
+        cmocka_unit_test(test_gateway__beyond_loopback_a_rebound_name_is_foreign_too),
     };
 
     return cmocka_run_group_tests(tests, open_all, close_all);

@@ -2,7 +2,9 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include "gateway/origin.h"
@@ -37,23 +39,37 @@ static void test_origin__addresses_to_listen_at(void **state)
 
 static void test_origin__hosts_that_are_this_machine(void **state)
 {
-    static const char *const own[] = { "localhost",    "LOCALHOST:8080",
-                                       "127.0.0.1:80", "10.1.2.3",
-                                       "[::1]:80",     "a.localhost:1",
-                                       "nas.local",    "host.docker.internal:8080",
-                                       "localhost." };
+    static const char *const own[] = { "localhost", "LOCALHOST:8080", "127.0.0.1:80", "10.1.2.3",
+                                       "[::1]:80",  "a.localhost:1",  "localhost.",   "[fe80::1]" };
+    static const char *const allowed[] = { "nas.local", "Gw.example:8080", "host.docker.internal" };
+    static const char *const all[] = { "*" };
+    char machine[256], first_label[256];
     static const char *const foreign[] = {
-        "example.com", "localhost.example.com:80", "127.0.0.1.example.com", "", "xlocalhost",
-        "1.2.3"
+        "example.com",
+        "localhost.example.com:80",
+        "127.0.0.1.example.com",
+        "",
+        "xlocalhost",
+        "1.2.3",
+        "nas.local",
+        "gw.example",
     };
 
     (void)state;
     for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
-        if (!nk__host_is_own(own[i]))
+        if (!nk__host_allowed(own[i], NULL, 0))
             fail_msg("%s", own[i]);
     for (size_t i = 0; i < sizeof foreign / sizeof foreign[0]; i++)
-        if (nk__host_is_own(foreign[i]))
+        if (nk__host_allowed(foreign[i], NULL, 0) || !nk__host_allowed(foreign[i], all, 1))
             fail_msg("%s", foreign[i]);
+    assert_true(nk__host_allowed("NAS.local:80", allowed, 3));
+    assert_true(nk__host_allowed("gw.example", allowed, 3));
+    assert_false(nk__host_allowed("x.nas.local", allowed, 3));
+    assert_false(nk__host_allowed("example.com", allowed, 3));
+    assert_false(gethostname(machine, sizeof machine));
+    snprintf(first_label, sizeof first_label, "%.*s", (int)strcspn(machine, "."), machine);
+    assert_true(nk__host_allowed(machine, NULL, 0));
+    assert_true(nk__host_allowed(first_label, NULL, 0));
 }
 
 static void test_origin__pages_that_may_call(void **state)
