@@ -32,6 +32,7 @@ struct nk_serve nk_serve_default(void)
         .body_ms = o.limits.body_ms,
         .idle_ms = o.limits.idle_ms,
         .connections = o.limits.connections_max,
+        .per_address = o.limits.connections_per_address,
         .drain_ms = 30000,
     };
 }
@@ -60,6 +61,7 @@ int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, cons
     o.limits.body_ms = (uint32_t)s->body_ms;
     o.limits.idle_ms = (uint32_t)s->idle_ms;
     o.limits.connections_max = (int)s->connections;
+    o.limits.connections_per_address = (int)s->per_address;
     if (s->names.n > NK_GATEWAY_NAMES_MAX || s->origins.n > NK_GATEWAY_ORIGINS_MAX ||
         s->hosts.n > NK_GATEWAY_HOSTS_MAX)
         return nk_fail(err, NK_E_INVALID, "bad_argument",

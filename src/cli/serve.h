@@ -8,8 +8,8 @@
 struct nk_serve { /* strings: borrowed from argv */
     const char *listen, *api_key_file, *tls_cert, *tls_key, *chat_template;
     struct nk_arg_list names, origins, hosts;
-    int64_t running, waiting, waiting_ms, body_kib, output_kib, connections, drain_ms, header_ms,
-        body_ms, idle_ms;
+    int64_t running, waiting, waiting_ms, body_kib, output_kib, connections, per_address, drain_ms,
+        header_ms, body_ms, idle_ms;
     bool insecure, no_page;
 };
 struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
@@ -49,6 +49,8 @@ struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
             "idle-ms", 0, &(s).idle_ms, "N", 1, 3600000,                                           \
             "a connection without a request, or that reads nothing, is kept for so many ms"),      \
         NK_OPT_INT("connections", 0, &(s).connections, "N", 1, 100000, "connections at once"),     \
+        NK_OPT_INT("connections-per-address", 0, &(s).per_address, "N", 0, 100000,                 \
+                   "of them from one address; 0: half"),                                           \
         NK_OPT_INT("drain-ms", 0, &(s).drain_ms, "N", 0, 3600000,                                  \
                    "after a signal running requests have so many ms"),                             \
         NK_OPT_FLAG("no-page", 0, &(s).no_page, "no page at /")

@@ -93,8 +93,8 @@ static int check_opts(nk_gateway *g, const struct nk_gateway_opts *o, struct nk_
 
     if (!l->body_bytes_max || l->header_bytes_max < 1024 || l->output_bytes_max < 4096 ||
         !l->reply_bytes_max || l->messages_max < 1 || l->n_max < 1 || l->connections_max < 1 ||
-        l->running_max < 0 || l->waiting_max < 0 || !l->waiting_ms || !l->header_ms ||
-        !l->body_ms || !l->idle_ms || !l->keepalive_ms)
+        l->connections_per_address < 0 || l->running_max < 0 || l->waiting_max < 0 ||
+        !l->waiting_ms || !l->header_ms || !l->body_ms || !l->idle_ms || !l->keepalive_ms)
         return nk_fail(err, NK_E_INVALID, "bad_limit",
                        "a limit of the gateway is zero or negative");
     if (!o->tls_certificate != !o->tls_key)

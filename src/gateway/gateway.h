@@ -29,14 +29,16 @@ struct nk_gateway_limits {
     size_t reply_bytes_max; /* of a reply that is not streamed */
     int messages_max;       /* of a chat */
     int n_max;              /* choices of one request */
-    int connections_max;    /* open at one time */
-    int running_max;        /* generations at one time; 0: as many as the workers have sequences */
-    int waiting_max;        /* generations that wait for a sequence; 429 over it */
-    uint32_t waiting_ms;    /* a generation waits for so long; then 429 */
-    uint32_t header_ms;     /* a new connection sends its first request's headers within this ... */
-    uint32_t body_ms;       /* ... and each body within this; then 408 */
-    uint32_t idle_ms;       /* a connection between requests, or a reader that reads nothing */
-    uint32_t keepalive_ms;  /* a stream that has nothing to say for so long sends a comment */
+    int connections_max;    /* open at one time; a few more for probes */
+    /* Of one address (door.h); 0: half of them. */
+    int connections_per_address;
+    int running_max;       /* generations at one time; 0: as many as the workers have sequences */
+    int waiting_max;       /* generations that wait for a sequence; 429 over it */
+    uint32_t waiting_ms;   /* a generation waits for so long; then 429 */
+    uint32_t header_ms;    /* a new connection sends its first request's headers within this ... */
+    uint32_t body_ms;      /* ... and each body within this; then 408 */
+    uint32_t idle_ms;      /* a connection between requests, or a reader that reads nothing */
+    uint32_t keepalive_ms; /* a stream that has nothing to say for so long sends a comment */
 };
 
 struct nk_gateway_opts {

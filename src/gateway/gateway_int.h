@@ -7,6 +7,7 @@
 #include <sys/queue.h>
 
 #include "gateway/admission.h"
+#include "gateway/door.h"
 #include "gateway/gateway.h"
 #include "gateway/keys.h"
 #include "gateway/metrics.h"
@@ -48,6 +49,7 @@ struct nk_gateway {
     nk_pool *pool;
     nk_watch *watch;
     struct MHD_Daemon *daemon;
+    nk_door *door;      /* the daemon's thread's alone */
     bool lenient_lines; /* of the daemon: head.h */
     int quiesced_fd;    /* the socket that listened, until the daemon's thread has ended; or -1 */
 

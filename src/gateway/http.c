@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -33,6 +34,9 @@
 #include "gateway/reply.h"
 #include "gateway/routes.h"
 
+/* Beside the places for connections: spare ones for probes, those that close (they are counted
+ * until libmicrohttpd has seen their end), and files that are not connections. */
+enum { SPARE_PLACES = 16, CLOSING_MAX = 64, OTHER_FILES = 128 };
 enum { BLOCK_BYTES = 16384, SHORT_REPLY_BYTES_MAX = 4 << 20, DRAIN_BYTES_MAX = 64 << 20 };
 
 /* Nothing inline, nothing from elsewhere, and no text ever parsed as markup or script (trusted
@@ -48,11 +52,17 @@ struct blob { /* one event for all listeners */
     char *data;
 };
 
+struct connection { /* libmicrohttpd's "socket context" */
+    nk_watched *watched;
+    nk_guest *guest;
+};
+
 struct nk_exchange {
     atomic_int refs;
     nk_gateway *g;
     struct MHD_Connection *connection;
     nk_watched *watched;
+    nk_guest *guest;
     const struct nk_route *route; /* NULL: none was found */
     const struct nk_asset *asset;
     char rest[200]; /* of the path, behind the route's */
@@ -603,6 +613,26 @@ static int judge_head(nk_exchange *x, const char *method, const char *target, co
     return rc;
 }
 
+/* Beyond its address's places, or all, a connection may only ask how the gateway is. */
+static int judge_place(nk_exchange *x, struct nk_error *err)
+{
+    enum nk_door_place place = nk__door_place(x->guest);
+
+    if (place == NK_DOOR_PLACE)
+        return 0;
+    x->closes = true;
+    if (x->route && x->route->open && x->route->kind != NK_ROUTE_ASSET)
+        return 0;
+    return place == NK_DOOR_ADDRESS
+               ? nk_fail(err, NK_E_EXHAUSTED, "too_many_connections",
+                         "this address has all %d connections that one may have "
+                         "(--connections-per-address); end one first",
+                         nk__connections_per_address(&x->g->opts.limits))
+               : nk_fail(err, NK_E_UNAVAILABLE, "too_many_connections",
+                         "all %d connections are taken (--connections); try again later",
+                         x->g->opts.limits.connections_max);
+}
+
 static bool is_json_type(const char *type)
 {
     size_t n = type ? strcspn(type, "; \t") : 0;
@@ -696,7 +726,9 @@ static nk_exchange *begin(nk_gateway *g, struct MHD_Connection *connection, cons
     nk_exchange *x = calloc(1, sizeof *x);
     bool fits = true;
 
-    if (!x || !socket_context || !socket_context->socket_context) {
+    const struct connection *c = socket_context ? socket_context->socket_context : NULL;
+
+    if (!x || !c) {
         free(x);
         return NULL;
     }
@@ -704,7 +736,8 @@ static nk_exchange *begin(nk_gateway *g, struct MHD_Connection *connection, cons
     atomic_init(&x->looked, false);
     x->g = g;
     x->connection = connection;
-    x->watched = socket_context->socket_context;
+    x->watched = c->watched;
+    x->guest = c->guest;
     x->begin_ns = nk_clock_now_ns(g->clock);
     x->allowed = "GET, HEAD, POST, OPTIONS";
     nk_buf_init(&x->body, g->opts.limits.body_bytes_max);
@@ -716,7 +749,7 @@ static nk_exchange *begin(nk_gateway *g, struct MHD_Connection *connection, cons
         snprintf(x->rest, sizeof x->rest, "%s",
                  strlen(path) > strlen(x->route->path) ? path + strlen(x->route->path) : "");
     nk__watch_deadline(x->watched, g->opts.limits.body_ms, true);
-    if (judge_head(x, method, path, version, &x->err))
+    if (judge_head(x, method, path, version, &x->err) || judge_place(x, &x->err))
         x->failed = x->at_once = true;
     else
         judge(x, method, fits);
@@ -816,6 +849,7 @@ static enum MHD_Result on_access(void *cls, struct MHD_Connection *connection, c
         return MHD_YES;
     }
     nk__watch_deadline(x->watched, 0, false);
+    nk__door_busy(x->guest);
     if (x->failed)
         return answer_error(x);
     if (!strcmp(method, "OPTIONS"))
@@ -846,6 +880,7 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **co
     *con_cls = NULL;
     nk__watch_request(x->watched, NULL);
     nk__watch_deadline(x->watched, g->opts.limits.idle_ms, false);
+    nk__door_idle(x->guest);
     pthread_mutex_lock(&x->mutex);
     x->over = true;
     j = x->job;
@@ -872,21 +907,77 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **co
     exchange_unref(x);
 }
 
+static void close_connection(struct connection *c)
+{
+    if (c && c->guest)
+        nk__door_leave(c->guest);
+    if (c && c->watched)
+        nk__watch_drop(c->watched);
+    free(c);
+}
+
+static struct connection *new_connection(nk_gateway *g, struct MHD_Connection *connection)
+{
+    const union MHD_ConnectionInfo *fd = MHD_get_connection_info(connection,
+                                                                 MHD_CONNECTION_INFO_CONNECTION_FD),
+                                   *address = MHD_get_connection_info(
+                                       connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+    struct connection *c = calloc(1, sizeof *c);
+
+    if (c && fd && address) {
+        c->watched = nk__watch_add(g->watch, fd->connect_fd, g->opts.limits.header_ms);
+        if (c->watched)
+            c->guest = nk__door_enter(g->door, address->client_addr, c->watched);
+    }
+    if (c && c->guest)
+        return c;
+    close_connection(c);
+    return NULL;
+}
+
+static void on_evict(void *watched)
+{
+    nk__watch_shutdown(watched);
+}
+
 static void on_connection(void *cls, struct MHD_Connection *connection, void **socket_context,
                           enum MHD_ConnectionNotificationCode toe)
 {
-    nk_gateway *g = cls;
-
-    if (toe == MHD_CONNECTION_NOTIFY_STARTED) {
-        const union MHD_ConnectionInfo *fd =
-            MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
-
-        *socket_context =
-            fd ? nk__watch_add(g->watch, fd->connect_fd, g->opts.limits.header_ms) : NULL;
-    } else if (*socket_context) {
-        nk__watch_drop(*socket_context);
+    if (toe == MHD_CONNECTION_NOTIFY_STARTED)
+        *socket_context = new_connection(cls, connection);
+    else {
+        close_connection(*socket_context);
         *socket_context = NULL;
     }
+}
+
+/* As many files as connections may be open, if the system lets us. Returns for how many connections
+ * there is room. */
+static int make_room_for_files(int connections)
+{
+    int more = SPARE_PLACES + CLOSING_MAX + OTHER_FILES;
+    rlim_t want = (rlim_t)connections + (rlim_t)more;
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur >= want)
+        return connections;
+    limit.rlim_cur = limit.rlim_max < want ? limit.rlim_max : want;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur >= want)
+        return connections;
+    connections = limit.rlim_cur > (rlim_t)more + 1 ? (int)limit.rlim_cur - more : 1;
+    nk_log(NK_LOG_GATEWAY, NK_LOG_WARN,
+           "connections=%d open_files=%llu msg=\"the system allows no more open files (ulimit -n), "
+           "so there are fewer connections than were asked for\"",
+           connections, (unsigned long long)limit.rlim_cur);
+    return connections;
+}
+
+int nk__connections_per_address(const struct nk_gateway_limits *l)
+{
+    int half = (l->connections_max + 1) / 2;
+
+    return l->connections_per_address ? l->connections_per_address : half;
 }
 
 static void on_log(void *cls, const char *fmt, va_list ap) __attribute__((format(printf, 2, 0)));
@@ -930,24 +1021,35 @@ int nk__http_start(nk_gateway *g, struct nk_error *err)
     };
     const union MHD_DaemonInfo *info;
     sigset_t old;
-    int rc = nk__watch_start(&g->watch, g->clock, &handlers, g->tls_certificate != NULL, err);
+    struct nk_door_opts door = { .spare_places = SPARE_PLACES, .evict = on_evict };
+    int rc;
 
-    if (rc)
+    g->opts.limits.connections_max = door.places = make_room_for_files(l->connections_max);
+    door.places_per_address = nk__connections_per_address(l);
+    rc = nk__door_new(&g->door, &door, err);
+    if (!rc)
+        rc = nk__watch_start(&g->watch, g->clock, &handlers, g->tls_certificate != NULL, err);
+    if (rc) {
+        nk__door_free(g->door);
+        g->door = NULL;
         return rc;
+    }
     g->lenient_lines = is_lenient(MHD_get_version());
     nk_signals_hold(&old);
     g->daemon = MHD_start_daemon(
         flags, 0, NULL, NULL, on_access, g, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
         MHD_OPTION_SOCK_ADDR, &g->listen.address, MHD_OPTION_NOTIFY_COMPLETED, on_completed, g,
         MHD_OPTION_NOTIFY_CONNECTION, on_connection, g, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-        l->header_bytes_max, MHD_OPTION_CONNECTION_LIMIT, (unsigned)l->connections_max,
-        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)(l->idle_ms + 999) / 1000,
-        MHD_OPTION_STRICT_FOR_CLIENT, g->lenient_lines ? 0 : 1, MHD_OPTION_ARRAY,
-        g->tls_certificate ? tls : tls + 3, MHD_OPTION_END);
+        l->header_bytes_max, MHD_OPTION_CONNECTION_LIMIT,
+        (unsigned)(l->connections_max + SPARE_PLACES + CLOSING_MAX), MHD_OPTION_CONNECTION_TIMEOUT,
+        (unsigned)(l->idle_ms + 999) / 1000, MHD_OPTION_STRICT_FOR_CLIENT, g->lenient_lines ? 0 : 1,
+        MHD_OPTION_ARRAY, g->tls_certificate ? tls : tls + 3, MHD_OPTION_END);
     nk_signals_release(&old);
     if (!g->daemon) {
         nk__watch_stop(g->watch);
+        nk__door_free(g->door);
         g->watch = NULL;
+        g->door = NULL;
         return nk_fail(err, NK_E_UNAVAILABLE, "cannot_listen", "cannot listen on %s%s",
                        g->opts.listen,
                        g->tls_certificate ? " (is the address in use? are certificate and key PEM, "
@@ -977,5 +1079,7 @@ void nk__http_stop(nk_gateway *g)
         close(g->quiesced_fd);
     g->quiesced_fd = -1;
     nk__watch_stop(g->watch);
+    nk__door_free(g->door);
     g->watch = NULL;
+    g->door = NULL;
 }

@@ -4,6 +4,8 @@
 
 #include "gateway/gateway_int.h"
 
+/* What one address may have of the connections. */
+int nk__connections_per_address(const struct nk_gateway_limits *l);
 /* Listens at g->listen and fills g->port. UNAVAILABLE cannot_listen; EXHAUSTED no_memory,
  * no_resources. */
 int nk__http_start(nk_gateway *g, struct nk_error *err);

@@ -81,16 +81,23 @@ struct client {
     size_t at; /* of got: what was looked at */
 };
 
-static struct client open_client(void)
+static struct client open_client_at(uint32_t address)
 {
     struct sockaddr_in to = { .sin_family = AF_INET,
                               .sin_port = htons((uint16_t)nk_gateway_port(gateway)),
-                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK) },
+                       from = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(address) };
     struct client c = { .fd = socket(AF_INET, SOCK_STREAM, 0) };
 
     nk_buf_init(&c.got, GOT_BYTES_MAX);
+    assert_int_equal(bind(c.fd, (struct sockaddr *)&from, sizeof from), 0);
     assert_int_equal(connect(c.fd, (struct sockaddr *)&to, sizeof to), 0);
     return c;
+}
+
+static struct client open_client(void)
+{
+    return open_client_at(INADDR_LOOPBACK);
 }
 
 static void close_client(struct client *c)
@@ -776,6 +783,92 @@ static void test_gateway__what_follows_a_body_in_chunks_is_not_read(void **state
     end();
 }
 
+/* ---- connections ---- */
+
+static void test_gateway__half_requests_keep_nobody_out(void **state)
+{
+    struct nk_gateway_opts o = options(1);
+    struct client half[20];
+
+    (void)state;
+    o.limits.connections_max = 8;
+    begin(&o);
+    for (int i = 0; i < 20; i++) {
+        static const char head[] = "GET / HTTP/1.1\r\n",
+                          body[] = POSTED "Content-Length: 9\r\n\r\n{";
+
+        half[i] = open_client();
+        if (i % 2)
+            send_all(&half[i], head, sizeof head - 1);
+        else
+            send_all(&half[i], body, sizeof body - 1);
+    }
+    for (int i = 0; i < 20; i++)
+        http_turn();
+    for (int i = 0; i < 20; i++) {
+        if (i < 16) /* had to yield: one address has 4 */
+            read_to_end(&half[i]);
+        close_client(&half[i]);
+    }
+    end();
+}
+
+/* Reads the head and the body of a refusal, and that the connection ends. */
+static void refused(struct client *c, const char *status, const char *words)
+{
+    read_to(c, status);
+    read_to(c, "Connection: close\r\n");
+    read_to(c, words);
+    read_to(c, "\"code\":\"too_many_connections\"");
+    read_to_end(c);
+    close_client(c);
+}
+
+static void test_gateway__when_all_places_are_busy_probes_are_answered(void **state)
+{
+    static const char probe[] = HEALTH "\r\n";
+    struct nk_gateway_opts o = options(4);
+    struct client busy[3], c;
+
+    (void)state;
+    o.limits.connections_max = 3;
+    o.limits.connections_per_address = 2;
+    begin(&o);
+    for (int i = 0; i < 3; i++) {
+        busy[i] = open_client_at(INADDR_LOOPBACK + (uint32_t)(i == 2));
+        ask(&busy[i], "POST", "/v1/completions", STREAM);
+        wait_for_call(i);
+    }
+    c = open_client();
+    ask(&c, "POST", "/v1/completions", STREAM);
+    refused(&c, "HTTP/1.1 429 ", "this address has all 2 connections");
+    c = open_client_at(INADDR_LOOPBACK + 2);
+    ask(&c, "GET", "/v1/models", "");
+    refused(&c, "HTTP/1.1 503 ", "all 3 connections are taken");
+    for (uint32_t i = 0; i < 40; i++) { /* more than there are spare places */
+        c = open_client_at(INADDR_LOOPBACK + i % 2);
+        send_all(&c, probe, sizeof probe - 1);
+        read_to(&c, "{\"status\":\"ok\"}");
+        read_to_end(&c);
+        close_client(&c);
+    }
+    for (int i = 0; i < 3; i++) {
+        say(wait_for_call(i), 0, "a");
+        end_call(wait_for_call(i), 1);
+        read_to(&busy[i], "data: [DONE]\n\n");
+    }
+    /* And it is as before. */
+    c = stream(STREAM);
+    end_call(wait_for_call(3), 0);
+    read_to(&c, "data: [DONE]\n\n");
+    close_client(&c);
+    for (int i = 0; i < 3; i++)
+        close_client(&busy[i]);
+    end();
+}
+
+/* ---- names ---- */
+
 static void host_is(const char *host, const char *status)
 {
     struct client c = open_client();
@@ -837,6 +930,8 @@ int main(void)
         cmocka_unit_test(test_gateway__a_head_that_can_be_read_in_two_ways_is_400_and_the_end),
         cmocka_unit_test(test_gateway__a_head_that_is_only_unusual_is_answered),
         cmocka_unit_test(test_gateway__what_follows_a_body_in_chunks_is_not_read),
+        cmocka_unit_test(test_gateway__half_requests_keep_nobody_out),
+        cmocka_unit_test(test_gateway__when_all_places_are_busy_probes_are_answered),
         cmocka_unit_test(test_gateway__beyond_loopback_a_rebound_name_is_foreign_too),
     };
 
