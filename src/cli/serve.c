@@ -27,6 +27,7 @@ struct nk_serve nk_serve_default(void)
         .waiting = o.limits.waiting_max,
         .waiting_ms = o.limits.waiting_ms,
         .body_kib = (int64_t)(o.limits.body_bytes_max >> 10),
+        .requests_mib = (int64_t)(o.limits.requests_bytes_max >> 20),
         .output_kib = (int64_t)(o.limits.output_bytes_max >> 10),
         .header_ms = o.limits.header_ms,
         .body_ms = o.limits.body_ms,
@@ -56,6 +57,7 @@ int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, cons
     o.limits.waiting_max = (int)s->waiting;
     o.limits.waiting_ms = (uint32_t)s->waiting_ms;
     o.limits.body_bytes_max = (size_t)s->body_kib << 10;
+    o.limits.requests_bytes_max = (size_t)s->requests_mib << 20;
     o.limits.output_bytes_max = (size_t)s->output_kib << 10;
     o.limits.header_ms = (uint32_t)s->header_ms;
     o.limits.body_ms = (uint32_t)s->body_ms;

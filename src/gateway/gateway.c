@@ -18,6 +18,7 @@ struct nk_gateway_opts nk_gateway_opts_default(void)
         .listen = "127.0.0.1:8080",
         .limits = {
             .body_bytes_max = 8u << 20,
+            .requests_bytes_max = 512u << 20,
             .header_bytes_max = 32u << 10,
             .output_bytes_max = 4u << 20,
             .reply_bytes_max = 64u << 20,
@@ -91,10 +92,11 @@ static int check_opts(nk_gateway *g, const struct nk_gateway_opts *o, struct nk_
 {
     const struct nk_gateway_limits *l = &o->limits;
 
-    if (!l->body_bytes_max || l->header_bytes_max < 1024 || l->output_bytes_max < 4096 ||
-        !l->reply_bytes_max || l->messages_max < 1 || l->n_max < 1 || l->connections_max < 1 ||
-        l->connections_per_address < 0 || l->running_max < 0 || l->waiting_max < 0 ||
-        !l->waiting_ms || !l->header_ms || !l->body_ms || !l->idle_ms || !l->keepalive_ms)
+    if (!l->body_bytes_max || !l->requests_bytes_max || l->header_bytes_max < 1024 ||
+        l->output_bytes_max < 4096 || !l->reply_bytes_max || l->messages_max < 1 || l->n_max < 1 ||
+        l->connections_max < 1 || l->connections_per_address < 0 || l->running_max < 0 ||
+        l->waiting_max < 0 || !l->waiting_ms || !l->header_ms || !l->body_ms || !l->idle_ms ||
+        !l->keepalive_ms)
         return nk_fail(err, NK_E_INVALID, "bad_limit",
                        "a limit of the gateway is zero or negative");
     if (!o->tls_certificate != !o->tls_key)
@@ -114,6 +116,9 @@ static int copy_opts(nk_gateway *g, const struct nk_gateway_opts *o, struct nk_e
     bool ok = true;
 
     g->opts = *o;
+    /* Half for each: who sends slowly keeps nobody's request from being parsed. */
+    nk__budget_init(&g->bodies, o->limits.requests_bytes_max / 2);
+    nk__budget_init(&g->parsed, o->limits.requests_bytes_max / 2);
     g->chain = o->chain;
     g->vocab = o->vocab;
     ok = (g->names[g->n_names++] = strdup(nk_chain_cluster(o->chain)->model_id)) && ok;

@@ -22,7 +22,9 @@
 enum { NK_GATEWAY_NAMES_MAX = 16, NK_GATEWAY_ORIGINS_MAX = 16, NK_GATEWAY_HOSTS_MAX = 16 };
 
 struct nk_gateway_limits {
-    size_t body_bytes_max;   /* of a request; 413 over it */
+    size_t body_bytes_max; /* of a request; 413 over it */
+    size_t
+        requests_bytes_max;  /* of all requests together, as they are read and parsed (budget.h) */
     size_t header_bytes_max; /* of a request's line and headers; at least 1,024 */
     /* What may wait for a slow reader before its generation is cancelled; at least 4,096. */
     size_t output_bytes_max;

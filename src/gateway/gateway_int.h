@@ -7,6 +7,7 @@
 #include <sys/queue.h>
 
 #include "gateway/admission.h"
+#include "gateway/budget.h"
 #include "gateway/door.h"
 #include "gateway/gateway.h"
 #include "gateway/keys.h"
@@ -43,6 +44,8 @@ struct nk_gateway {
     nk_prompter *prompter;
     nk_keys *keys; /* NULL: no key is needed */
     nk_metrics *metrics;
+    /* Of all requests together: bodies until they are parsed, and what is parsed of them. */
+    struct nk_budget bodies, parsed;
     nk_monitor *monitor;
     nk_admission *admission;
     struct nk_readiness readiness;

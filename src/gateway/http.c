@@ -72,6 +72,7 @@ struct nk_exchange {
 
     struct nk_buf body;
     uint64_t n_body;
+    size_t held;      /* of g->bodies, for the body */
     bool is_all_read; /* the daemon knows that there is no more of the request to come */
     bool failed;      /* err is the answer */
     bool at_once;     /* ... before any body, whose length is not known */
@@ -116,6 +117,7 @@ static void exchange_unref(void *arg)
     if (atomic_fetch_sub(&x->refs, 1) != 1)
         return;
     nk_buf_release(&x->body);
+    nk__budget_hold(&x->g->bodies, &x->held, 0, 0);
     blob_unref(x->latest);
     blob_unref(x->sending);
     pthread_mutex_destroy(&x->mutex);
@@ -794,7 +796,8 @@ static enum MHD_Result go(nk_exchange *x)
                     break;
                 if (atomic_load(&g->stopping))
                     return fail_shutting_down(x);
-                j = nk__job_new(g, x->route->api, &x->body, x->begin_ns, wake, exchange_unref, x);
+                j = nk__job_new(g, x->route->api, &x->body, &x->held, x->begin_ns, wake,
+                                exchange_unref, x);
                 if (!j)
                     return fail(x, NK_E_EXHAUSTED, "no_memory", "no memory for the request");
                 exchange_ref(x); /* the job's; it lets go of it last */
@@ -813,6 +816,23 @@ static enum MHD_Result go(nk_exchange *x)
         if (suspend(x))
             return MHD_YES;
     }
+}
+
+static int add_to_body(nk_exchange *x, const char *data, size_t size, struct nk_error *err)
+{
+    enum { FREE_BYTES = 64 << 10, MIB = 1 << 20 }; /* so many each connection may well have */
+    struct nk_budget *b = &x->g->bodies;
+    size_t all = x->body.size + size, held = 2 * all; /* the buffer grows by doubling */
+
+    if (all > x->g->opts.limits.body_bytes_max)
+        return nk_fail(err, NK_E_EXHAUSTED, "body_too_large", "a body of more than %zu bytes",
+                       x->g->opts.limits.body_bytes_max);
+    if (all > FREE_BYTES && held > x->held && !nk__budget_hold(b, &x->held, held, b->max))
+        return nk_fail(err, NK_E_EXHAUSTED, "requests_full",
+                       "the bodies of other requests take %zu MiB of the %zu that all together may "
+                       "take (half of --requests-mib); try again later",
+                       atomic_load(&b->used) / MIB, b->max / MIB);
+    return nk_buf_add(&x->body, data, size, err);
 }
 
 static enum MHD_Result on_access(void *cls, struct MHD_Connection *connection, const char *path,
@@ -838,13 +858,12 @@ static enum MHD_Result on_access(void *cls, struct MHD_Connection *connection, c
         x->n_body += *size;
         if (x->n_body > DRAIN_BYTES_MAX && x->n_body > 2 * x->g->opts.limits.body_bytes_max)
             return MHD_NO;
-        if (!x->failed && nk_buf_add(&x->body, data, *size, NULL)) {
-            nk_fail(&x->err, NK_E_EXHAUSTED, "body_too_large", "a body of more than %zu bytes",
-                    x->g->opts.limits.body_bytes_max);
-            x->failed = true;
-        }
-        if (x->failed)
+        if (!x->failed)
+            x->failed = add_to_body(x, data, *size, &x->err) != 0;
+        if (x->failed) {
             nk_buf_release(&x->body);
+            nk__budget_hold(&x->g->bodies, &x->held, 0, 0);
+        }
         *size = 0;
         return MHD_YES;
     }

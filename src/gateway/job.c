@@ -4,6 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "base/array.h"
 #include "base/json.h"
@@ -58,8 +61,11 @@ struct nk_job {
     uint64_t begin_ns;
     struct nk_task task;
     struct nk_buf body; /* until it is parsed */
+    size_t held_body;   /* of g->bodies, with it */
+    size_t held;        /* of g->parsed; the helper's, then the last reference's */
     /* set by the helper thread before the first ticket, constant then */
-    struct nk_request request;
+    struct nk_request request; /* shrunk: what it was made of is gone */
+    const char *grammar_param; /* where the grammar came from */
     struct nk_prepared prepared;
     struct choice *choices;
     int n_choices, n_prompt;
@@ -96,8 +102,9 @@ static void wake(nk_job *j)
         j->wake(j->user);
 }
 
-nk_job *nk__job_new(nk_gateway *g, enum nk_api api, struct nk_buf *body, uint64_t begin_ns,
-                    void (*wake_fn)(void *user), void (*drop)(void *user), void *user)
+nk_job *nk__job_new(nk_gateway *g, enum nk_api api, struct nk_buf *body, size_t *held,
+                    uint64_t begin_ns, void (*wake_fn)(void *user), void (*drop)(void *user),
+                    void *user)
 {
     nk_job *j = calloc(1, sizeof *j);
     unsigned char random[12] = { 0 };
@@ -116,6 +123,8 @@ nk_job *nk__job_new(nk_gateway *g, enum nk_api api, struct nk_buf *body, uint64_
     j->begin_ns = begin_ns;
     atomic_init(&j->last_read_ns, begin_ns);
     atomic_init(&j->keepalive, false);
+    j->held_body = *held;
+    *held = 0;
     j->body = *body;
     *body = (struct nk_buf)NK_BUF_INIT(0);
     STAILQ_INIT(&j->events);
@@ -131,6 +140,12 @@ nk_job *nk__job_new(nk_gateway *g, enum nk_api api, struct nk_buf *body, uint64_
 void nk__job_ref(nk_job *j)
 {
     atomic_fetch_add(&j->refs, 1);
+}
+
+static void release_body(nk_job *j)
+{
+    nk_buf_release(&j->body);
+    nk__budget_hold(&j->g->bodies, &j->held_body, 0, 0);
 }
 
 void nk__job_unref(nk_job *j)
@@ -150,8 +165,9 @@ void nk__job_unref(nk_job *j)
     nk__reply_free(j->reply);
     nk__prepared_release(&j->prepared);
     nk__request_release(&j->request);
-    nk_buf_release(&j->body);
+    release_body(j);
     nk_buf_release(&j->out);
+    nk__budget_hold(&g->parsed, &j->held, 0, 0);
     pthread_mutex_destroy(&j->mutex);
     j->drop(j->user);
     free(j);
@@ -687,6 +703,50 @@ static int answer_load(nk_job *j, struct nk_error *err)
     return rc;
 }
 
+/* What it will take to parse the request is there, or it is refused. [helper thread] */
+static int hold_for_parsing(nk_job *j, struct nk_request_error *e)
+{
+    enum { MIB = 1 << 20, SMALL = MIB };
+    struct nk_budget *b = &j->g->parsed;
+    size_t cost = nk__json_cost(nk_buf_str(&j->body), j->body.size);
+    size_t ceiling = cost > SMALL ? b->max - b->max / 8 : b->max; /* a part is for small ones */
+
+    e->param[0] = '\0';
+    if (cost > ceiling)
+        return nk_fail(&e->err, NK_E_EXHAUSTED, "body_too_large",
+                       "the body's JSON of %zu bytes would take some %zu MiB; a request may take "
+                       "%zu (--requests-mib)",
+                       j->body.size, cost / MIB, ceiling / MIB);
+    if (!nk__budget_hold(b, &j->held, cost, ceiling))
+        return nk_fail(&e->err, NK_E_EXHAUSTED, "requests_full",
+                       "other requests take %zu MiB of the %zu that all together may take "
+                       "(--requests-mib), and this one would take some %zu; try again later",
+                       atomic_load(&b->used) / MIB, ceiling / MIB, cost / MIB);
+    return 0;
+}
+
+/* The JSON is not needed any more. [helper thread] */
+static int shrink(nk_job *j, struct nk_error *err)
+{
+    enum { WORTH_TRIMMING = 16 << 20 };
+    size_t before = j->held, rest = sizeof *j;
+    int rc = nk__request_shrink(&j->request, err);
+
+    release_body(j);
+    if (rc)
+        return rc;
+    for (int i = 0; i < j->prepared.n_prompts; i++)
+        rest += j->prepared.prompts[i].n * sizeof *j->prepared.prompts[i].ids;
+    rest += j->prepared.grammar ? strlen(j->prepared.grammar) : 0;
+    nk__budget_hold(&j->g->parsed, &j->held, rest < before ? rest : before, 0);
+#ifdef __GLIBC__
+    /* Else many small blocks, long freed, stay this process's. */
+    if (before >= WORTH_TRIMMING)
+        malloc_trim(0);
+#endif
+    return 0;
+}
+
 /* [helper thread] */
 static int prepare(nk_job *j, struct nk_request_error *e)
 {
@@ -695,12 +755,17 @@ static int prepare(nk_job *j, struct nk_request_error *e)
                                               .n_max = g->opts.limits.n_max };
     struct nk_reply_opts o;
     struct nk_ticket **tickets;
-    int n_ctx,
-        rc = nk__request_parse(&j->request, j->api, nk_buf_str(&j->body), j->body.size, &limits, e);
+    int n_ctx, rc = hold_for_parsing(j, e);
 
-    nk_buf_release(&j->body);
+    if (!rc)
+        rc = nk__request_parse(&j->request, j->api, nk_buf_str(&j->body), j->body.size, &limits, e);
+    release_body(j);
     if (rc)
         return rc;
+    j->grammar_param = j->request.sampling.grammar ? "grammar"
+                       : j->request.tools          ? "tools"
+                       : is_openai(j)              ? "response_format"
+                                                   : "format";
     if (j->request.model && !nk__model_is_here(g, j->request.model)) {
         snprintf(e->param, sizeof e->param, "model");
         return nk_fail(&e->err, NK_E_NOT_FOUND, "model_not_found",
@@ -718,6 +783,8 @@ static int prepare(nk_job *j, struct nk_request_error *e)
         return 0;
     }
     rc = nk__prepare(&j->prepared, g->prompter, &j->request, n_ctx, e);
+    if (!rc)
+        rc = shrink(j, &e->err); /* before others look at the request */
     if (rc)
         return rc;
     j->n_choices = j->prepared.n_prompts * j->request.n;
@@ -763,6 +830,9 @@ static void run(struct nk_task *task)
         rc = answer_load(j, &e.err);
     else if (!rc && nk__api_is_text(j->api))
         rc = nk__text_answer(j->g->prompter, j->g->vocab, &j->request, &j->out, &e);
+    /* Whose reply is still to be read. (The others were shrunk before they entered the queue.) */
+    if (rc || is_answered_at_once(j))
+        shrink(j, NULL);
     pthread_mutex_lock(&j->mutex);
     j->prepared_ok = !rc;
     cancelled = j->cancelled;
@@ -836,11 +906,7 @@ void nk__job_error(nk_job *j, struct nk_error *err, char param[128])
     pthread_mutex_unlock(&j->mutex);
     /* A grammar is only judged by the stage that samples. */
     if (!param[0] && !strcmp(err->reason, "bad_grammar"))
-        snprintf(param, 128, "%s",
-                 j->request.sampling.grammar ? "grammar"
-                 : j->request.tools          ? "tools"
-                 : is_openai(j)              ? "response_format"
-                                             : "format");
+        snprintf(param, 128, "%s", j->grammar_param);
 }
 
 static bool streams(nk_job *j)

@@ -409,14 +409,38 @@ int nk__prompt_render(const nk_prompter *p, const struct nk_request *r, struct n
     return render(p, r, r->messages, tools_of(r), out, e);
 }
 
+/* The tools' names, in one block with their texts: they outlive the request. NULL: no memory. */
+static const char *const *copy_names(const json_t *tools)
+{
+    size_t n = json_array_size(tools), size = n * sizeof(char *), i;
+    const json_t *tool;
+    const char **names;
+    char *at;
+
+#define NAME_OF(tool) json_string_value(json_object_get(json_object_get(tool, "function"), "name"))
+    json_array_foreach((json_t *)tools, i, tool)
+    {
+        size += strlen(NAME_OF(tool)) + 1;
+    }
+    names = malloc(size);
+    at = names ? (char *)(names + n) : NULL;
+    json_array_foreach((json_t *)tools, i, tool)
+    {
+        if (!names)
+            break;
+        names[i] = strcpy(at, NAME_OF(tool));
+        at += strlen(at) + 1;
+    }
+#undef NAME_OF
+    return names;
+}
+
 static int prepare_chat(struct nk_prepared *out, const nk_prompter *p, const struct nk_request *r,
                         int n_ctx, struct nk_request_error *e)
 {
     struct nk_buf text = NK_BUF_INIT(RENDERED_BYTES_MAX);
     json_t *own = NULL; /* generate's prompt as messages */
     const json_t *messages = r->messages, *tools = tools_of(r);
-    size_t i;
-    json_t *tool;
     int rc = 0;
 
     if (tools && p->tool_format == NK_TOOL_FORMAT_NONE)
@@ -452,14 +476,9 @@ static int prepare_chat(struct nk_prepared *out, const nk_prompter *p, const str
         return rc;
     out->output.tools = p->tool_format;
     out->output.n_tool_names = (int)json_array_size(tools);
-    out->output.tool_names = calloc(json_array_size(tools), sizeof *out->output.tool_names);
+    out->output.tool_names = copy_names(tools);
     if (!out->output.tool_names)
         return bad(e, "", "no_memory", "no memory for the tools");
-    json_array_foreach((json_t *)tools, i, tool)
-    {
-        ((const char **)out->output.tool_names)[i] =
-            json_string_value(json_object_get(json_object_get(tool, "function"), "name"));
-    }
     return 0;
 }
 

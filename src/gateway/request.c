@@ -217,5 +217,57 @@ void nk__request_release(struct nk_request *r)
     json_decref(r->messages);
     json_decref(r->tools);
     json_decref(r->root);
+    free(r->kept);
     *r = (struct nk_request){ 0 };
+}
+
+/* A copy at *at, which moves on; NULL stays NULL. */
+static const char *copy_to(char **at, const char *text)
+{
+    char *copy = *at;
+
+    if (!text)
+        return NULL;
+    *at += strlen(text) + 1;
+    return memcpy(copy, text, strlen(text) + 1);
+}
+
+static size_t size_of(const char *text)
+{
+    return text ? strlen(text) + 1 : 0;
+}
+
+int nk__request_shrink(struct nk_request *r, struct nk_error *err)
+{
+    size_t size = size_of(r->model) + size_of(r->user) + 1;
+    char *kept, *at;
+
+    if (!r->root)
+        return 0;
+    for (size_t i = 0; i < r->n_stop; i++)
+        size += size_of(r->stop[i]);
+    kept = at = malloc(size);
+    if (!kept)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the request");
+    r->model = copy_to(&at, r->model);
+    r->user = copy_to(&at, r->user);
+    for (size_t i = 0; i < r->n_stop; i++)
+        r->stop[i] = copy_to(&at, r->stop[i]);
+    r->sampling.grammar = r->sampling.grammar ? "" : NULL;
+    for (int i = 0; i < r->n_prompts; i++)
+        free(r->prompts[i].ids);
+    memset(r->prompts, 0, sizeof r->prompts);
+    r->n_prompts = 0;
+    free(r->context);
+    r->context = NULL;
+    r->n_context = 0;
+    json_decref(r->messages);
+    json_decref(r->tools);
+    r->messages = r->tools = NULL;
+    r->schema = r->template_kwargs = NULL;
+    r->tool_name = r->reasoning_effort = r->system = NULL;
+    json_decref(r->root);
+    r->root = NULL;
+    r->kept = kept;
+    return 0;
 }

@@ -41,8 +41,9 @@ enum { NK_PROMPTS_MAX = 64, NK_TOOLS_MAX = 128, NK_TOOL_NAME_MAX = 64 };
 
 struct nk_request {
     enum nk_api api;
-    json_t *root;      /* the request as it came */
-    const char *model; /* all strings: borrowed from root */
+    json_t *root;      /* the request as it came; NULL after nk__request_shrink */
+    char *kept;        /* owned: the strings that are left then */
+    const char *model; /* all strings: borrowed from root, or from kept */
     const char *user;  /* an identifier of the end user, for the log; or NULL */
     bool stream, include_usage;
     int n; /* choices per prompt */
@@ -86,6 +87,10 @@ struct nk_request {
 int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, size_t size,
                       const struct nk_request_limits *limits, struct nk_request_error *e);
 void nk__request_release(struct nk_request *r); /* harmless on an empty one */
+/* When its prompt and grammar are made: what is left are numbers, switches, model, user and the
+ * stop strings; what was read as JSON is gone (its pointers are NULL; sampling.grammar, if there
+ * was one, is ""). EXHAUSTED no_memory, and then it is as it was. */
+int nk__request_shrink(struct nk_request *r, struct nk_error *err);
 
 /* ---- the fields ---- */
 enum nk_field_use {

@@ -108,7 +108,7 @@ static void close_client(struct client *c)
 
 static void ask(struct client *c, const char *method, const char *path, const char *body)
 {
-    struct nk_buf b = NK_BUF_INIT(1 << 16);
+    struct nk_buf b = NK_BUF_INIT(8 << 20);
 
     assert_int_equal(nk_buf_addf(&b, NULL,
                                  "%s %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
@@ -867,6 +867,69 @@ static void test_gateway__when_all_places_are_busy_probes_are_answered(void **st
     end();
 }
 
+/* ---- the memory of requests ---- */
+
+/* A generation whose schema has so many empty lists in an annotation. */
+static struct client ask_with_lists(int n)
+{
+    struct nk_buf body = NK_BUF_INIT(8 << 20);
+    struct client c = open_client();
+
+    nk_buf_adds(&body,
+                "{\"model\":\"tiny\",\"prompt\":\"a\",\"options\":{\"num_predict\":9},\"format\":{"
+                "\"type\":\"string\",\"maxLength\":4,\"examples\":[1",
+                NULL);
+    for (int i = 0; i < n; i++)
+        nk_buf_adds(&body, ",[]", NULL);
+    nk_buf_adds(&body, "]}}", NULL);
+    ask(&c, "POST", "/api/generate", nk_buf_str(&body));
+    nk_buf_release(&body);
+    return c;
+}
+
+static void test_gateway__what_waits_holds_no_json_and_what_has_no_room_is_told(void **state)
+{
+    enum { WAITING = 20, LISTS = 8000 }; /* that cost 1.3 MiB */
+    struct nk_gateway_opts o = options(1);
+    struct client first, waiting[WAITING], c;
+    char text[64];
+
+    (void)state;
+    o.limits.requests_bytes_max = 4 << 20; /* a half of it for what is parsed */
+    begin(&o);
+    first = stream(STREAM);
+    wait_for_call(0);
+    for (int i = 0; i < WAITING; i++) {
+        waiting[i] = ask_with_lists(LISTS);
+        snprintf(text, sizeof text, "\"waiting\":%d,", i + 1);
+        for (bool waits = false; !waits;) {
+            c = open_client();
+            ask(&c, "GET", "/cluster", "");
+            read_to(&c, "\"sessions\":");
+            waits = strstr(c.got.data, text) != NULL;
+            close_client(&c);
+            assert_int_equal(recv(waiting[i].fd, text, 1, MSG_DONTWAIT | MSG_PEEK),
+                             -1); /* not refused */
+        }
+    }
+    c = ask_with_lists(2 * LISTS);
+    read_to(&c, "HTTP/1.1 413 ");
+    read_to(&c, "--requests-mib");
+    close_client(&c);
+    /* Larger than all bodies together may be, while they come. */
+    c = ask_with_lists(400000);
+    read_to(&c, "HTTP/1.1 429 ");
+    read_to(&c, "Retry-After: ");
+    read_to(&c, "--requests-mib");
+    close_client(&c);
+    for (int i = 0; i < WAITING; i++)
+        close_client(&waiting[i]);
+    end_call(wait_for_call(0), 0);
+    read_to(&first, "data: [DONE]\n\n");
+    close_client(&first);
+    end();
+}
+
 /* ---- names ---- */
 
 static void host_is(const char *host, const char *status)
@@ -932,6 +995,7 @@ int main(void)
         cmocka_unit_test(test_gateway__what_follows_a_body_in_chunks_is_not_read),
         cmocka_unit_test(test_gateway__half_requests_keep_nobody_out),
         cmocka_unit_test(test_gateway__when_all_places_are_busy_probes_are_answered),
+        cmocka_unit_test(test_gateway__what_waits_holds_no_json_and_what_has_no_room_is_told),
         cmocka_unit_test(test_gateway__beyond_loopback_a_rebound_name_is_foreign_too),
     };
 

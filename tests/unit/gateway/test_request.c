@@ -335,6 +335,30 @@ static int teardown(void **state)
     return 0;
 }
 
+static void test_request__shrunk_it_has_its_strings_and_no_json(void **state)
+{
+    static const char body[] = "{\"model\":\"m\",\"user\":\"u\",\"stop\":[\"one\",\"two\"],\"n\":2,"
+                               "\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}],"
+                               "\"grammar\":\"root ::= \\\"a\\\"\","
+                               "\"logit_bias\":{\"5\":1}}";
+
+    (void)state;
+    if (parse(NK_API_CHAT, body))
+        fail_msg("%s", e.err.msg);
+    assert_int_equal(nk__request_shrink(&r, NULL), 0);
+    assert_int_equal(nk__request_shrink(&r, NULL), 0);
+    assert_null(r.root);
+    assert_null(r.messages);
+    assert_string_equal(r.model, "m");
+    assert_string_equal(r.user, "u");
+    assert_int_equal(r.n_stop, 2);
+    assert_string_equal(r.stop[0], "one");
+    assert_string_equal(r.stop[1], "two");
+    assert_non_null(r.sampling.grammar);
+    assert_int_equal(r.n, 2);
+    assert_int_equal(r.sampling.logit_bias[0].id, 5);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -345,6 +369,7 @@ int main(void)
         cmocka_unit_test(test_request__prompts_are_texts_or_ids),
         cmocka_unit_test(test_request__seeds_of_64_bits_fold_and_minus_one_is_random),
         cmocka_unit_test(test_request__ollama_options_and_defaults),
+        cmocka_unit_test(test_request__shrunk_it_has_its_strings_and_no_json),
         cmocka_unit_test(test_request__too_deep_json_is_refused),
     };
 
