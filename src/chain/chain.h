@@ -85,9 +85,12 @@ struct nk_gen_opts {
     struct nk_sampling sampling;
     const char *const *stop;
     size_t n_stop;
-    int n_logprobs;       /* -1: none; 0: the chosen token's; up to NK_LOGPROBS_MAX alternatives */
-    bool deterministic;   /* never merged with other sessions' rows; implies no_reuse */
-    bool no_reuse;        /* do not begin from a kept session, do not keep this one */
+    int n_logprobs;     /* -1: none; 0: the chosen token's; up to NK_LOGPROBS_MAX alternatives */
+    bool deterministic; /* never merged with other sessions' rows; implies no_reuse */
+    bool no_reuse;      /* do not begin from a kept session, do not keep this one */
+    /* Begin only from kept sessions with the same salt, at most 64 bytes; NULL or "":
+     * from those without. Workers before 0.3 reuse nothing when one is given. */
+    const char *reuse_salt;
     bool special;         /* control tokens appear in the text */
     uint32_t deadline_ms; /* of the whole generation; 0: none but the workers' own */
     uint32_t stall_ms; /* a worker that does not answer a step for so long is given up; 0: 30,000 */

@@ -142,6 +142,11 @@ int nk__open_pack(uint8_t **out, size_t *size, const struct nk_cluster *c,
     open.n_logprobs = o->n_logprobs + 1;
     /* A kept session's KV may have been computed in runs of another shape, to other low bits. */
     open.reuse = !o->no_reuse && !o->deterministic;
+    if (open.reuse && o->reuse_salt && o->reuse_salt[0]) {
+        open.reuse = false; /* what a worker that does not know salts is to do */
+        open.reuse_salt =
+            (ProtobufCBinaryData){ strlen(o->reuse_salt), (uint8_t *)(uintptr_t)o->reuse_salt };
+    }
     open.special = o->special;
     *size = nakshatra__v1__inference_request__get_packed_size(&request);
     if (*size > NK_RPC_MESSAGE_BYTES_MAX) {

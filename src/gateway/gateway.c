@@ -194,6 +194,8 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
         rc = copy_opts(g, opts, err);
     if (!rc && opts->api_keys)
         rc = nk__keys_new(&g->keys, opts->api_keys, err);
+    if (!rc && g->keys)
+        rc = nk_chance_fill(g->chance, g->salt_secret, sizeof g->salt_secret, err);
     if (!rc)
         rc = nk__prompter_new(&g->prompter, g->clock, opts->vocab, opts->chat_template, err);
     if (!rc && !(g->metrics = nk__metrics_new()))

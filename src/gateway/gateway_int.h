@@ -42,7 +42,8 @@ struct nk_gateway {
     nk_chain *chain;
     const nk_vocab *vocab;
     nk_prompter *prompter;
-    nk_keys *keys; /* NULL: no key is needed */
+    nk_keys *keys;                 /* NULL: no key is needed */
+    unsigned char salt_secret[16]; /* of this run, with keys */
     nk_metrics *metrics;
     /* Of all requests together: bodies until they are parsed, and what is parsed of them. */
     struct nk_budget bodies, parsed;

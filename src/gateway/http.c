@@ -79,7 +79,8 @@ struct nk_exchange {
     bool closes;      /* the connection ends with the reply */
     struct nk_error err;
     char param[128];
-    char origin[256]; /* that is allowed; "" for none */
+    char key[NK_SHA256_HEX]; /* the digest of its API key; "": none */
+    char origin[256];        /* that is allowed; "" for none */
 
     pthread_mutex_t mutex;
     bool woken, suspended, over;
@@ -686,7 +687,7 @@ static void judge(nk_exchange *x, const char *method, bool fits)
         return;
     }
     if (g->keys && !x->route->open &&
-        !nk__keys_allow(g->keys, header_of(x, MHD_HTTP_HEADER_AUTHORIZATION))) {
+        !nk__keys_allow(g->keys, header_of(x, MHD_HTTP_HEADER_AUTHORIZATION), x->key)) {
         nk_fail(&x->err, NK_E_UNAUTHENTICATED, "invalid_api_key",
                 "%s; send Authorization: Bearer KEY",
                 header_of(x, MHD_HTTP_HEADER_AUTHORIZATION) ? "this key is not known"
@@ -796,7 +797,7 @@ static enum MHD_Result go(nk_exchange *x)
                     break;
                 if (atomic_load(&g->stopping))
                     return fail_shutting_down(x);
-                j = nk__job_new(g, x->route->api, &x->body, &x->held, x->begin_ns, wake,
+                j = nk__job_new(g, x->route->api, &x->body, &x->held, x->key, x->begin_ns, wake,
                                 exchange_unref, x);
                 if (!j)
                     return fail(x, NK_E_EXHAUSTED, "no_memory", "no memory for the request");

@@ -58,6 +58,8 @@ struct nk_job {
     void *user;
     enum nk_api api;
     char id[40];
+    char key[NK_SHA256_HEX];        /* the API key's digest; "": none */
+    char reuse_salt[NK_SHA256_HEX]; /* "": none */
     uint64_t begin_ns;
     struct nk_task task;
     struct nk_buf body; /* until it is parsed */
@@ -103,8 +105,8 @@ static void wake(nk_job *j)
 }
 
 nk_job *nk__job_new(nk_gateway *g, enum nk_api api, struct nk_buf *body, size_t *held,
-                    uint64_t begin_ns, void (*wake_fn)(void *user), void (*drop)(void *user),
-                    void *user)
+                    const char *key, uint64_t begin_ns, void (*wake_fn)(void *user),
+                    void (*drop)(void *user), void *user)
 {
     nk_job *j = calloc(1, sizeof *j);
     unsigned char random[12] = { 0 };
@@ -123,6 +125,7 @@ nk_job *nk__job_new(nk_gateway *g, enum nk_api api, struct nk_buf *body, size_t 
     j->begin_ns = begin_ns;
     atomic_init(&j->last_read_ns, begin_ns);
     atomic_init(&j->keepalive, false);
+    snprintf(j->key, sizeof j->key, "%s", key);
     j->held_body = *held;
     *held = 0;
     j->body = *body;
@@ -606,6 +609,7 @@ static void start_choice(struct nk_ticket *t)
     o.n_logprobs = r->n_logprobs;
     o.deterministic = r->deterministic || j->g->opts.deterministic;
     o.no_reuse = r->no_reuse;
+    o.reuse_salt = j->reuse_salt;
     o.special = j->prepared.special;
     pthread_mutex_lock(&j->mutex);
     c->started_ns = nk_clock_now_ns(j->g->clock);
@@ -703,6 +707,27 @@ static int answer_load(nk_job *j, struct nk_error *err)
     return rc;
 }
 
+/* Requests with different keys, or with different salts of their own, continue nothing of each
+ * other's: what was reused, and how fast, would tell one what the other's prompt was. The gateway's
+ * secret keeps workers from guessing the keys. */
+static int make_salt(nk_job *j, struct nk_error *err)
+{
+    const char *own = j->request.cache_salt;
+    nk_sha256 *h;
+
+    if (!j->key[0] && !own)
+        return 0;
+    h = nk_sha256_new();
+    if (!h)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the request");
+    nk_sha256_add(h, j->g->salt_secret, sizeof j->g->salt_secret);
+    nk_sha256_add(h, j->key, sizeof j->key);
+    if (own)
+        nk_sha256_add(h, own, strlen(own));
+    nk_sha256_finish(h, j->reuse_salt);
+    return 0;
+}
+
 /* What it will take to parse the request is there, or it is refused. [helper thread] */
 static int hold_for_parsing(nk_job *j, struct nk_request_error *e)
 {
@@ -783,6 +808,8 @@ static int prepare(nk_job *j, struct nk_request_error *e)
         return 0;
     }
     rc = nk__prepare(&j->prepared, g->prompter, &j->request, n_ctx, e);
+    if (!rc)
+        rc = make_salt(j, &e->err);
     if (!rc)
         rc = shrink(j, &e->err); /* before others look at the request */
     if (rc)

@@ -25,12 +25,13 @@ enum nk_job_state {
     NK_JOB_WHOLE,  /* it is over: nk__job_read gives all of it */
 };
 
-/* body is taken, and *held, its share of g->bodies. wake(user): there is something new to poll or read, on any thread; drop(user): it
- * is called no more, and what it was called with may go. begin_ns: when the request came, by the
- * gateway's clock. NULL: no memory (the body is released, nothing is dropped). */
+/* body is taken, and *held, its share of g->bodies. key: the digest of its API key, or "".
+ * wake(user): there is something new to poll or read, on any thread; drop(user): it is called no
+ * more, and what it was called with may go. begin_ns: when the request came, by the gateway's
+ * clock. NULL: no memory (the body is released, nothing is dropped, *held stays the caller's). */
 nk_job *nk__job_new(nk_gateway *g, enum nk_api api, struct nk_buf *body, size_t *held,
-                    uint64_t begin_ns, void (*wake)(void *user), void (*drop)(void *user),
-                    void *user);
+                    const char *key, uint64_t begin_ns, void (*wake)(void *user),
+                    void (*drop)(void *user), void *user);
 void nk__job_ref(nk_job *j);
 void nk__job_unref(nk_job *j);
 /* Starts the work; `wake` is called until nk__job_end. */

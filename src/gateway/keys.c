@@ -6,8 +6,6 @@
 
 #include <openssl/crypto.h>
 
-#include "base/sha256.h"
-
 enum { KEYS_MAX = 4096, KEY_BYTES_MIN = 8, KEY_BYTES_MAX = 512 };
 
 struct nk_keys {
@@ -15,7 +13,7 @@ struct nk_keys {
     char (*digests)[NK_SHA256_HEX];
 };
 
-static bool digest(char out[NK_SHA256_HEX], const char *key, size_t size)
+static bool hash(char out[NK_SHA256_HEX], const char *key, size_t size)
 {
     nk_sha256 *h = nk_sha256_new();
 
@@ -57,7 +55,7 @@ int nk__keys_new(nk_keys **out, const char *text, struct nk_error *err)
             else if (k->n == KEYS_MAX)
                 rc = nk_fail(err, NK_E_INVALID, "bad_key_file", "line %d: more than %d keys", line,
                              KEYS_MAX);
-            else if (!digest(k->digests[k->n++], text + begin, size))
+            else if (!hash(k->digests[k->n++], text + begin, size))
                 rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for API keys");
         }
         text += n + (text[n] == '\n');
@@ -80,7 +78,7 @@ void nk__keys_free(nk_keys *k)
     free(k);
 }
 
-bool nk__keys_allow(const nk_keys *k, const char *authorization)
+bool nk__keys_allow(const nk_keys *k, const char *authorization, char digest[NK_SHA256_HEX])
 {
     char hex[NK_SHA256_HEX];
     int equal = 0;
@@ -91,9 +89,11 @@ bool nk__keys_allow(const nk_keys *k, const char *authorization)
     authorization += 7;
     authorization += strspn(authorization, " ");
     size = strlen(authorization);
-    if (size > KEY_BYTES_MAX || !digest(hex, authorization, size))
+    if (size > KEY_BYTES_MAX || !hash(hex, authorization, size))
         return false;
     for (int i = 0; i < k->n; i++)
         equal |= CRYPTO_memcmp(hex, k->digests[i], sizeof hex) == 0;
+    if (equal)
+        memcpy(digest, hex, sizeof hex);
     return equal;
 }

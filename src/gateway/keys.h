@@ -5,6 +5,7 @@
 #include <stdbool.h>
 
 #include "base/error.h"
+#include "base/sha256.h"
 
 typedef struct nk_keys nk_keys;
 
@@ -14,7 +15,8 @@ typedef struct nk_keys nk_keys;
  *                           characters, or with spaces */
 int nk__keys_new(nk_keys **out, const char *text, struct nk_error *err);
 void nk__keys_free(nk_keys *k);
-/* The value of an Authorization header ("Bearer KEY"), or NULL where there was none. */
-bool nk__keys_allow(const nk_keys *k, const char *authorization);
+/* authorization: the value of the header ("Bearer KEY"), or NULL where there was none. digest: of
+ * the key, set if it is one of them. */
+bool nk__keys_allow(const nk_keys *k, const char *authorization, char digest[NK_SHA256_HEX]);
 
 #endif

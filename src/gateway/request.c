@@ -265,7 +265,7 @@ int nk__request_shrink(struct nk_request *r, struct nk_error *err)
     json_decref(r->tools);
     r->messages = r->tools = NULL;
     r->schema = r->template_kwargs = NULL;
-    r->tool_name = r->reasoning_effort = r->system = NULL;
+    r->tool_name = r->cache_salt = r->reasoning_effort = r->system = NULL;
     json_decref(r->root);
     r->root = NULL;
     r->kept = kept;

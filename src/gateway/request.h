@@ -58,6 +58,7 @@ struct nk_request {
     enum nk_output_format format;
     const json_t *schema; /* borrowed from root; for NK_FORMAT_SCHEMA */
     bool no_reuse, deterministic;
+    const char *cache_salt; /* vLLM's: reuse only among requests with the same one; or NULL */
     /* chats */
     /* Owned; OpenAI's shape, content always a string, tool calls' arguments always text. */
     json_t *messages;

@@ -594,6 +594,15 @@ static int read_reasoning_effort(struct nk_parse *p, const struct nk_field_rule 
                    "must be \"none\", \"minimal\", \"low\", \"medium\", \"high\" or \"xhigh\"");
 }
 
+static int read_cache_salt(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    if (!json_is_string(v) || !json_string_length(v))
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
+                       "must be a string that is not empty, not %s", nk__json_type(v));
+    p->r->cache_salt = json_string_value(v);
+    return 0;
+}
+
 static int read_cache_prompt(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
 {
     if (!json_is_boolean(v))
@@ -707,6 +716,8 @@ static int read_prompt(struct nk_parse *p, const struct nk_field_rule *f, const 
     { "logit_bias",         NK_FIELD_YES, read_logit_bias, 0, 0, 0, "by token id" }, \
     { "user",               NK_FIELD_YES, nk__read_string, OFFSET(user), 0, 0, \
       "goes to the log with the request" }, \
+    { "cache_salt",         NK_FIELD_YES, read_cache_salt, 0, 0, 0, \
+      "vLLM's: KV is reused only among requests with the same one (and the same key)" }, \
     { "top_k",              NK_FIELD_YES, nk__read_int, SAMPLING(top_k), 0, INT32_MAX, \
       "llama-server's; 0: off; default 40" }, \
     { "min_p",              NK_FIELD_YES, nk__read_float, SAMPLING(min_p), 0, 1, \

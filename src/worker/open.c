@@ -243,7 +243,14 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
     s->is_first = m->stage_idx == 0;
     s->is_last = m->stage_idx == m->n_route - 1;
     s->deterministic = m->deterministic || w->opts.deterministic;
-    s->reuse = m->reuse && !s->deterministic;
+    if (m->reuse_salt.len > NK_REUSE_SALT_MAX)
+        return nk_fail(err, NK_E_INVALID, "bad_request",
+                       "a reuse_salt of %zu bytes; at most %d are possible", m->reuse_salt.len,
+                       NK_REUSE_SALT_MAX);
+    s->n_reuse_salt = m->reuse_salt.len;
+    if (s->n_reuse_salt)
+        memcpy(s->reuse_salt, m->reuse_salt.data, s->n_reuse_salt);
+    s->reuse = (m->reuse || s->n_reuse_salt) && !s->deterministic;
     s->special = m->special;
     s->chunk = w->opts.chunk;
     if (m->dtype != NAKSHATRA__V1__DTYPE__DTYPE_UNSPECIFIED &&
@@ -351,6 +358,7 @@ static int send_open(session *s, struct nk_error *err)
     req->open->n_prompt_ids = 0;
     req->open->n_tokens_max = (uint32_t)s->n_tokens_max;
     req->open->reuse = s->reuse;
+    req->open->reuse_salt.len = 0; /* the session to resume is known by its id */
     req->open->resume_session.data = s->resume_id;
     req->open->resume_session.len = s->n_resume ? NK_SESSION_ID_BYTES : 0;
     req->open->resume_tokens = (uint32_t)s->n_resume;

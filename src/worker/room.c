@@ -113,6 +113,10 @@ uint64_t nk__room_ids_hash(const int32_t *ids, int n)
     return h;
 }
 
+/* Two prompts that differ after a few words: what they have in common is less than half a chunk and
+ * spares next to nothing, but would tell how well one guesses the other. */
+enum { DIVERGING_TOKENS_MIN = 32 };
+
 static int common_prefix(const session *k, const session *s)
 {
     int n = 0, max = k->n_ids < s->n_prompt ? k->n_ids : s->n_prompt;
@@ -145,9 +149,12 @@ static session *find_kept(const session *s, int *n_tokens)
             }
             continue;
         }
-        if (k->is_last != s->is_last || k->f16 != s->f16)
+        if (k->is_last != s->is_last || k->f16 != s->f16 || k->n_reuse_salt != s->n_reuse_salt ||
+            memcmp(k->reuse_salt, s->reuse_salt, s->n_reuse_salt) != 0)
             continue;
         n = common_prefix(k, s);
+        if (n < DIVERGING_TOKENS_MIN && n < k->n_prompt && n < s->n_prompt)
+            continue;
         if (n == s->n_prompt) /* the last token's logits are needed: its row is computed again */
             n--;
         if (!can_rollback && n != k->n_ids)

@@ -27,6 +27,7 @@ typedef struct nk_engine nk_engine;
 
 enum {
     NK_SESSION_ID_BYTES = 16,
+    NK_REUSE_SALT_MAX = 64,
     NK_ROUTE_MAX = NK_GROUPS_MAX,
     /* Steps of one session that a stage may have received and not answered: two prefill chunks in
      * flight (the credit window), and two of slack for an answer that crosses with a new step. */
@@ -108,6 +109,9 @@ struct nk_session {
     bool reserved;      /* n_tokens_max counts in the worker's kv_reserved */
     bool decoding;      /* first stage: counts in the worker's n_decoding */
     bool deterministic, reuse;
+    /* first stage: only what has the same salt is continued */
+    uint8_t reuse_salt[NK_REUSE_SALT_MAX];
+    size_t n_reuse_salt;
     int keep_tokens; /* later stages: what Finish said */
     int chunk; /* first stage: rows of a prefill chunk; every stage of the route takes so many */
     uint32_t stall_ms;

@@ -1007,6 +1007,13 @@ class Security(unittest.TestCase):
             for secret in ("secret-key-one", "secret-key-two"):
                 gateway.key = secret
                 self.assertEqual(len(gateway.post("/v1/completions", completion(stream=True)).chunks()), 9)
+            # What is kept of one key's prompt is continued for that key only, and for the same cache_salt.
+            long = {"prompt": "My password for the vault is zebra", "max_tokens": 1}
+            for secret, fields, reused in (("one", {}, False), ("two", {}, False), ("one", {}, True), ("two", {}, True), ("one", {"cache_salt": "a"}, False),
+                                           ("one", {"cache_salt": "b"}, False), ("one", {"cache_salt": "a"}, True), ("two", {"cache_salt": "a"}, False)):
+                gateway.key = "secret-key-" + secret
+                usage = gateway.post("/v1/completions", {**completion(), **long, **fields}).json["usage"]
+                self.assertEqual(usage["prompt_tokens_details"]["cached_tokens"] > 0, reused, (secret, fields))
             self.assertNotIn("secret-key", gateway.log())
             opened = chain.workers[0].info().counters.sessions_opened
             with gateway.connect() as c:  # goes while its request runs, through TLS

@@ -314,6 +314,27 @@ class Reuse(unittest.TestCase):
         self.assert_as_fresh(third, longer)
         self.assertEqual(self.kept(), [1, 1])  # those without reuse are not kept
 
+    def test_continuation__is_only_of_what_has_the_same_salt(self):
+        prompt = talk.ids(100)
+        self.go(prompt, 2, reused=0)
+        salted = lambda salt, reused: self.assertEqual(self.wire.generate(prompt, 2, reuse_salt=salt).done.n_reused, reused)
+        salted(b"one", 0)
+        salted(b"one", 99)
+        salted(b"two", 0)
+        salted(b"on", 0)
+        salted(b"one", 99)
+        self.go(prompt, 2, reused=99)
+        salted(b"x" * 64, 0)
+        self.assertEqual(self.kept(), [4, 4])
+        self.assertIn("65 bytes", str(self.wire.generate(prompt, 2, reuse_salt=b"x" * 65).error))
+
+    def test_continuation__of_prompts_that_differ_early_is_not_worth_it(self):
+        prompt = talk.ids(60)
+        self.go(prompt, 4, reused=0)
+        self.go(prompt[:31] + [300, 301, 302], 4, reused=0)
+        self.go(prompt[:32] + [303, 304, 305], 4, reused=32)
+        self.go(prompt[:20], 4, reused=19)  # all of it
+
     def test_continuation__with_penalties_sees_the_whole_text(self):
         """The sampler of a continued session has to know the tokens whose rows were not computed again."""
         never_again = {"presence_penalty": 1000, "penalty_last_n": -1}

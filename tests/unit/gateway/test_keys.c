@@ -9,20 +9,26 @@
 
 static void test_keys__only_whole_keys_open(void **state)
 {
+    char digest[NK_SHA256_HEX] = "none", first[NK_SHA256_HEX];
     nk_keys *k;
 
     (void)state;
     assert_int_equal(nk__keys_new(&k, "# comment\n  key-number-one\t\r\n\nkey-number-two", NULL),
                      0);
-    assert_true(nk__keys_allow(k, "Bearer key-number-one"));
-    assert_true(nk__keys_allow(k, "bearer  key-number-two"));
-    assert_false(nk__keys_allow(k, NULL));
-    assert_false(nk__keys_allow(k, ""));
-    assert_false(nk__keys_allow(k, "Bearer "));
-    assert_false(nk__keys_allow(k, "key-number-one"));
-    assert_false(nk__keys_allow(k, "Bearer key-number-on"));
-    assert_false(nk__keys_allow(k, "Bearer key-number-one "));
-    assert_false(nk__keys_allow(k, "Bearer # comment"));
+    assert_true(nk__keys_allow(k, "Bearer key-number-one", digest));
+    memcpy(first, digest, sizeof first);
+    assert_true(nk__keys_allow(k, "bearer  key-number-two", digest));
+    assert_string_not_equal(first, digest);
+    assert_int_equal(strlen(digest), 64);
+    assert_false(nk__keys_allow(k, NULL, digest));
+    assert_false(nk__keys_allow(k, "", digest));
+    assert_false(nk__keys_allow(k, "Bearer ", digest));
+    assert_false(nk__keys_allow(k, "key-number-one", digest));
+    assert_false(nk__keys_allow(k, "Bearer key-number-on", digest));
+    assert_false(nk__keys_allow(k, "Bearer key-number-one ", digest));
+    assert_false(nk__keys_allow(k, "Bearer # comment", digest));
+    assert_true(nk__keys_allow(k, "Bearer key-number-one", digest));
+    assert_string_equal(first, digest);
     nk__keys_free(k);
 }
 
