@@ -1,6 +1,7 @@
 /* nakshatra-bench SUBCOMMAND ...: the figures, and what is needed to take them. */
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
@@ -50,6 +51,7 @@ int nk_command_parse(int argc, char **argv, const struct nk_command *cmd, int *f
 int main(int argc, char **argv)
 {
     nk_args_program = "nakshatra-bench";
+    setenv("GGML_NO_BACKTRACE", "1", 1); /* as the product does */
     nk_log_init();
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); /* a file past the shell's limit is an error message, not a death */

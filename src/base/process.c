@@ -251,9 +251,11 @@ int nk_process_read_line(struct nk_process *p, char *line, size_t size, uint32_t
             return nk_fail(err, NK_E_EXHAUSTED, "too_large",
                            "a line of %zu bytes where at most %zu were expected", length, size - 1);
         }
-        if (p->n_pending == sizeof p->pending)
+        if (p->n_pending == sizeof p->pending) {
+            p->n_pending = 0; /* the rest of it comes as a line of its own */
             return nk_fail(err, NK_E_EXHAUSTED, "too_large", "a line longer than %zu bytes",
                            sizeof p->pending);
+        }
         wait_ms = nk_clock_wait_ms(nk_clock_system(), end);
         ready = p->out_fd < 0 ? 1 : poll(&pfd, 1, wait_ms);
         if ((ready < 0 && errno == EINTR) || (ready == 0 && wait_ms > 0))

@@ -114,29 +114,43 @@ static int worker_ended(struct nk_local *l, int i, struct nk_error *err)
                    how);
 }
 
-/* Waits for "ready HOST:PORT layers A-B of N device NAME" and takes the address from it. */
+bool nk_local_ready(const char *line, int layer_begin, int layer_end, char address[256])
+{
+    int begin, end, n, used = 0;
+
+    address[0] = '\0';
+    return sscanf(line, "ready %255s layers %d-%d of %d device %n", address, &begin, &end, &n,
+                  &used) == 4 &&
+           used && begin == layer_begin && end == layer_end && strchr(address, ':');
+}
+
+/* Waits for the worker's ready line and takes the address from it. What else it prints, which is
+ * what a library says before the process dies, is no answer: how it ended is. */
 static int wait_ready(struct nk_local *l, int i, struct nk_error *err)
 {
     struct nk_cluster_worker *w = &l->cluster->workers[i];
     uint64_t end = nk_now_ns() + (uint64_t)READY_MS * 1000000;
     struct nk_error e;
-    char line[512], address[256];
+    char line[512], address[256] = "";
     int rc;
 
     do {
         if (nk_interrupt_signal())
             return nk_fail(err, NK_E_CANCELLED, "interrupted", "interrupted");
         rc = nk_process_read_line(&l->processes[i], line, sizeof line, POLL_MS, &e);
-    } while (rc == NK_E_DEADLINE && nk_now_ns() < end);
+    } while (((!rc && !nk_local_ready(line, w->layer_begin, w->layer_end, address)) ||
+              rc == NK_E_EXHAUSTED || rc == NK_E_DEADLINE) &&
+             nk_now_ns() < end);
     if (rc == NK_E_UNAVAILABLE)
         return nk_interrupt_signal() ? nk_fail(err, NK_E_CANCELLED, "interrupted", "interrupted")
                                      : worker_ended(l, i, err);
     if (rc)
         return nk_fail(err, rc == NK_E_DEADLINE ? NK_E_DEADLINE : NK_E_INTERNAL, "worker_silent",
                        "worker %s is not ready after %d s: %s", w->id, READY_MS / 1000, e.msg);
-    if (sscanf(line, "ready %255s layers", address) != 1)
-        return nk_fail(err, NK_E_INTERNAL, "bad_ready_line",
-                       "worker %s says '%s' where 'ready HOST:PORT' was expected", w->id, line);
+    if (!address[0] || !nk_local_ready(line, w->layer_begin, w->layer_end, address))
+        return nk_fail(err, NK_E_DEADLINE, "worker_silent",
+                       "worker %s says other things than that it is ready, for %d s", w->id,
+                       READY_MS / 1000);
     memcpy(w->address, address, sizeof w->address);
     return 0;
 }

@@ -4,6 +4,8 @@
 #ifndef NK_CLI_LOCAL_H
 #define NK_CLI_LOCAL_H
 
+#include <stdbool.h>
+
 #include "base/process.h"
 #include "chain/cluster.h"
 #include "cli/cache_args.h"
@@ -46,6 +48,9 @@ void nk_local_files_free(struct nk_local_files *f);
  *   CANCELLED    interrupted     a signal came (cli/interrupt.h) */
 int nk_local_start(struct nk_local **out, struct nk_local_files *files,
                    const struct nk_local_opts *opts, struct nk_error *err);
+/* Is this line a worker's "ready HOST:PORT layers A-B of N device NAME", for these layers? address:
+ * HOST:PORT. */
+bool nk_local_ready(const char *line, int layer_begin, int layer_end, char address[256]);
 /* Waits for a signal or the end of a worker; 0 for a signal, else
  *   UNAVAILABLE  worker_ended */
 int nk_local_wait(struct nk_local *l, struct nk_error *err);

@@ -3,12 +3,16 @@
 
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
 
 int main(int argc, char **argv)
 {
+    /* Before a thread starts, and inherited by workers: when ggml gives up it would start a
+     * debugger on this process, which waits for it, and whose output would be taken for ours. */
+    setenv("GGML_NO_BACKTRACE", "1", 1);
     nk_log_init();
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); /* a file past the shell's limit is an error message, not a death */

@@ -48,6 +48,9 @@ struct nk__key nk__model_key(const nk_model *m, const char *key);
 /* The tensor of that name, or NULL. */
 const struct nk__tensor *nk__model_tensor(const nk_model *m, const char *name);
 
+/* sound.c: is there anything in the metadata that libllama would not survive? INVALID bad_gguf,
+ * EXHAUSTED no_memory, ABORTED file_changed. */
+int nk__model_check_sound(const nk_model *m, struct nk_error *err);
 /* INVALID `not_a_model` when m is itself a slice. */
 int nk__model_check_whole(const nk_model *m, struct nk_error *err);
 /* ABORTED `file_changed` when the model's files are not what they were when it was opened. */

@@ -415,6 +415,8 @@ static int finish_open(nk_model **out, nk_model *m, int rc, struct nk_error *err
     }
     if (!rc)
         rc = read_info(m, err);
+    if (!rc)
+        rc = nk__model_check_sound(m, err);
     if (rc)
         nk_model_close(m);
     else

@@ -46,7 +46,7 @@ struct nk_model_info {
 /* Reads headers only. *out owned by the caller.
  *   NOT_FOUND  no_file        cannot open
  *   INVALID    bad_magic      not GGUF
- *   INVALID    bad_gguf       a header that contradicts itself
+ *   INVALID    bad_gguf       a header that contradicts itself, or that libllama would not survive
  *   DATA_LOSS  truncated      shorter than its header says
  *   NOT_FOUND  shard_missing  names the shard
  *   INVALID    bad_arch       no architecture, or no layers */

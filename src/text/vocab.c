@@ -105,6 +105,50 @@ static int check_tokenizer(const struct gguf_context *g, struct nk_error *err)
     return 0;
 }
 
+struct token {
+    const char *text;
+    size_t idx;
+};
+
+static int compare_tokens(const void *a, const void *b)
+{
+    const struct token *x = a, *y = b;
+    int c = strcmp(x->text, y->text);
+
+    return c ? c : x->idx < y->idx ? -1 : 1;
+}
+
+/* What libllama does not survive: two tokens that are the same text, and a byte's token where the
+ * tokenizer has none. (The layer slice looks at whole models in the same way.) */
+static int check_tokens(const struct gguf_context *g, struct nk_error *err)
+{
+    const char *kind = gguf_get_val_str(g, gguf_find_key(g, "tokenizer.ggml.model"));
+    int64_t at = gguf_find_key(g, "tokenizer.ggml.tokens"),
+            types_at = gguf_find_key(g, "tokenizer.ggml.token_type");
+    const int32_t *types = types_at < 0 ? NULL : gguf_get_arr_data(g, types_at);
+    size_t n = gguf_get_arr_n(g, at);
+    struct token *tokens = malloc(n * sizeof *tokens);
+    int rc = 0;
+
+    if (!tokens)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the tokens");
+    for (size_t i = 0; i < n; i++) {
+        tokens[i] = (struct token){ gguf_get_arr_str(g, at, i), i };
+        if (!rc && types && !strcmp(kind, "bert") && types[i] == LLAMA_TOKEN_TYPE_BYTE)
+            rc = nk_fail(err, NK_E_INVALID, "bad_gguf",
+                         "token %zu stands for a byte, which the tokenizer \"bert\" does not have",
+                         i);
+    }
+    qsort(tokens, n, sizeof *tokens, compare_tokens);
+    for (size_t i = 1; i < n && !rc; i++)
+        if (tokens[i].text[0] && !strcmp(tokens[i].text, tokens[i - 1].text))
+            rc = nk_fail(err, NK_E_INVALID, "bad_gguf",
+                         "the tokens %zu and %zu are the same text; each must be another one",
+                         tokens[i - 1].idx, tokens[i].idx);
+    free(tokens);
+    return rc;
+}
+
 static int check_file(const char *path, struct nk_error *err)
 {
     FILE *f = fopen(path, "rb");
@@ -117,7 +161,10 @@ static int check_file(const char *path, struct nk_error *err)
     g = gguf_init_from_file(path, (struct gguf_init_params){ .no_alloc = true });
     if (!g)
         return nk_fail(err, NK_E_INVALID, "bad_gguf", "%s is not a GGUF file, or is cut off", path);
-    rc = nk_wrap(check_tokenizer(g, err), err, "%s", path);
+    rc = check_tokenizer(g, err);
+    if (!rc)
+        rc = check_tokens(g, err);
+    rc = nk_wrap(rc, err, "%s", path);
     gguf_free(g);
     return rc;
 }

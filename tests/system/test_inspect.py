@@ -126,6 +126,28 @@ class Bad(Case):
         os.mkfifo(self.path("pipe"))
         self.refused(self.path("pipe"), "a device or pipe", code=(2,))
 
+    def test_bad__what_llama_cpp_would_not_survive(self):
+        """Each of these ended `verify` by SIGABRT."""
+        types = lambda v: {"tokenizer.ggml.token_type": (ggufio.ARR, (ggufio.I32, [v] * 64))}
+        for change, *texts in (
+                ({"tokenizer.ggml.tokens": (ggufio.ARR, (ggufio.STR, ["a"] * 64))}, "tokens 0 and 1 are the same"),
+                ({"tokenizer.ggml.tokens": (ggufio.ARR, (ggufio.STR, ["%d" % (i % 63) for i in range(64)]))}, "tokens 0 and 63 are the same"),
+                ({"tokenizer.ggml.model": (ggufio.STR, "bert"), **types(6)}, "token 0 stands for a byte", "bert"),
+                ({"llama.attention.layer_norm_rms_epsilon": (ggufio.F32, float("nan"))}, "layer_norm_rms_epsilon is nan", "finite"),
+                ({"llama.attention.layer_norm_epsilon": (ggufio.F32, -1.0)}, "layer_norm_epsilon is -1", "not negative"),
+                ({"llama.expert_count": (ggufio.U32, 100000)}, "expert_count is 100000", "at most"),
+                ({"llama.expert_count": (ggufio.U32, 8)}, "expert_used_count is 0 of 8", "1 to all"),
+                ({"llama.expert_used_count": (ggufio.U32, 8)}, "expert_used_count is 8 of 0", "0 of none"),
+                ({"llama.rope.scaling.type": (ggufio.STR, "x\x1b[2J")}, 'rope.scaling.type is "x?[2J"', "yarn"),
+                ({"llama.rope.freq_base": (ggufio.F32, float("inf"))}, "freq_base is inf")):
+            with self.subTest(texts[0]):
+                self.refused(models.small(self.path("m.gguf"), extra=change), *texts, code=(2,))
+        # Empty tokens get names from llama.cpp, and a vocabulary that it does not read is nobody's business.
+        same = (ggufio.ARR, (ggufio.STR, [""] * 64))
+        nk.out("inspect", models.small(self.path("m.gguf"), extra={"tokenizer.ggml.tokens": same}))
+        same = (ggufio.ARR, (ggufio.STR, ["a"] * 64))
+        nk.out("inspect", models.small(self.path("m.gguf"), extra={"tokenizer.ggml.tokens": same, "tokenizer.ggml.model": (ggufio.STR, "no_vocab")}))
+
     def test_bad__truncated_anywhere(self):
         whole = models.small(self.path("m.gguf"))
         g, size = ggufio.read(whole), os.path.getsize(whole)

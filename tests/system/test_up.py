@@ -79,7 +79,9 @@ class Up(unittest.TestCase):
                 with open(f"/proc/{pid}/cmdline") as f:
                     self.assertIn("--shared-cores", f.read().split("\0"))
                 with open(f"/proc/{pid}/environ") as f:
-                    self.assertIn("GOMP_SPINCOUNT=20000", f.read().split("\0"))
+                    environment = f.read().split("\0")
+                self.assertIn("GOMP_SPINCOUNT=20000", environment)
+                self.assertIn("GGML_NO_BACKTRACE=1", environment)  # a worker that aborts is not debugged
             self.assertGreater(len(nk.out("run", "--cluster", file, "--prompt", "In", "-n", "9")), 0)
             up.process.send_signal(signal.SIGINT)
             self.assertEqual(up.wait(30), 0)

@@ -47,10 +47,13 @@ static inline struct gguf_context *make_gguf(const char *arch, int n_layer, cons
 {
     struct gguf_context *g = gguf_init_empty();
     const char *tokens[MAKE_VOCAB];
+    char odd[MAKE_VOCAB][16];
     char name[64];
 
-    for (int i = 0; i < MAKE_VOCAB; i++)
-        tokens[i] = i % 2 ? "odd" : "";
+    for (int i = 0; i < MAKE_VOCAB; i++) {
+        snprintf(odd[i], sizeof odd[i], "%03d", i);
+        tokens[i] = i % 2 ? odd[i] : "";
+    }
     gguf_set_val_str(g, "general.architecture", arch);
     make_u32(g, arch, "block_count", (uint32_t)n_layer);
     make_u32(g, arch, "embedding_length", MAKE_WIDTH);

@@ -77,7 +77,7 @@ static void test_gguf__leaves_the_tokenizers_arrays_in_the_file(void **state)
     assert_int_equal(g.heavy[0].n, MAKE_VOCAB);
     assert_true(g.heavy[0].is_tokens);
     /* Key, type, element type, count, then a length before every string: 32 empty ones and 32
-     * "odd". */
+     * of three digits. */
     assert_int_equal(g.heavy[0].end - g.heavy[0].begin, 8 + 21 + 4 + 4 + 8 + 64 * 8 + 32 * 3);
     assert_memory_equal(bytes + g.heavy[0].begin + 8, "tokenizer.ggml.tokens", 21);
     nk__gguf_close(&g);

@@ -297,14 +297,16 @@ static void test_vocab__refuses_arrays_that_llama_would_misread(void **state)
 
     (void)state;
     vocab_file_path(path, test_dir, VOCAB_BPE);
-    for (int variant = 0; variant < 6; variant++) {
-        const char *tokens[] = { "a", "b", "c", "d" }, *merges[] = { "a b" };
+    for (int variant = 0; variant < 8; variant++) {
+        /* 6: two that are equal; 7: a byte's token where the tokenizer has none. On both libllama
+         * aborts. */
+        const char *tokens[] = { "a", "b", "c", variant == 6 ? "b" : "d" }, *merges[] = { "a b" };
         const float scores[] = { 0, 0, 0, 0 };
-        const int32_t types[] = { 1, 1, 1, 1 };
+        const int32_t types[] = { 1, 1, 1, variant == 7 ? LLAMA_TOKEN_TYPE_BYTE : 1 };
         struct gguf_context *g = gguf_init_empty();
 
         gguf_set_val_str(g, "general.architecture", "llama");
-        gguf_set_val_str(g, "tokenizer.ggml.model", "gpt2");
+        gguf_set_val_str(g, "tokenizer.ggml.model", variant == 7 ? "bert" : "gpt2");
         if (variant == 0)
             gguf_set_arr_data(g, "tokenizer.ggml.tokens", GGUF_TYPE_INT32, types, 4);
         else
