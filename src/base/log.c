@@ -108,7 +108,9 @@ const char *nk_log_quote(char *out, unsigned long size, const char *text)
         if (*p == '"' || *p == '\\') {
             out[n++] = '\\';
             out[n++] = (char)*p;
-        } else if (*p < 0x20 || *p == 0x7f) {
+        } else if (*p < 0x20 || *p == 0x7f || (*p == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0) ||
+                   (p > (const unsigned char *)text && p[-1] == 0xc2 && *p >= 0x80 && *p < 0xa0)) {
+            /* U+0080 to U+009F are controls, too; both of their bytes */
             n += (size_t)snprintf(out + n, size - n, "\\x%02x", *p);
         } else {
             out[n++] = (char)*p;

@@ -46,8 +46,6 @@ struct nk_chain {
 };
 
 /* ---- peer.c ---- */
-/* A peer's text for people: cut at size, control characters and what is not UTF-8 as '?'. */
-void nk__text_copy(char *out, size_t size, const char *text);
 /* "worker attic (127.0.0.1:5530)" before the message. Returns code. */
 int nk__wrap_worker(int code, struct nk_error *err, const struct nk_cluster_worker *w);
 

@@ -28,6 +28,7 @@
 #include "base/chance.h"
 #include "base/clock.h"
 #include "base/utf8.h"
+#include "base/visible.h"
 
 enum {
     STALL_MS = 30000,       /* the default */
@@ -407,7 +408,7 @@ static void done(nk_gen *g, const Nakshatra__V1__Done *d)
         for (size_t i = 0; i < d->n_stages; i++) {
             const Nakshatra__V1__StageTiming *t = d->stages[i];
 
-            nk__text_copy(s->stages[i].worker_id, sizeof s->stages[i].worker_id, t->worker_id);
+            nk_visible_line(s->stages[i].worker_id, sizeof s->stages[i].worker_id, t->worker_id);
             s->stages[i].compute_us = t->compute_us;
             s->stages[i].queue_us = t->queue_us;
             s->stages[i].wire_us = t->wire_us;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/visible.h"
 
 /* Calls per worker: the first pays for the connection, the best of the others is the round trip. */
 enum { ROUNDS = 5 };
@@ -36,7 +37,7 @@ static int count(uint32_t v)
     return v > INT32_MAX ? INT32_MAX : (int)v;
 }
 
-#define copy(field, from) nk__text_copy(w->field, sizeof w->field, m->from)
+#define copy(field, from) nk_visible_line(w->field, sizeof w->field, m->from)
 
 static void take_reply(struct asking *a, const Nakshatra__V1__InfoReply *m)
 {

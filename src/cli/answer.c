@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/array.h"
+#include "base/visible.h"
 #include "cli/cli.h"
 #include "cli/generate.h"
 #include "cli/interrupt.h"
@@ -18,6 +19,7 @@
 enum {
     /* What may wait for a reader that does not read, and all that is kept of a text. */
     PENDING_BYTES_MAX = 64 << 20,
+    SHOWN_BYTES_MAX = 5 * PENDING_BYTES_MAX, /* a control character becomes up to 8 */
     TEXT_BYTES_MAX = 1 << 30,
     IDS_MAX = 1 << 28,
 };
@@ -165,7 +167,9 @@ int nk_write_all(int fd, const char *data, size_t size, struct nk_error *err)
 static void pump(struct stream *s, nk_gen *g, int out_fd)
 {
     struct nk_answer *a = s->a;
-    struct nk_buf now = NK_BUF_INIT(PENDING_BYTES_MAX);
+    struct nk_buf now = NK_BUF_INIT(PENDING_BYTES_MAX), shown = NK_BUF_INIT(SHOWN_BYTES_MAX);
+    struct nk_visible visible = { .n_rest = 0 };
+    bool terminal = out_fd >= 0 && isatty(out_fd);
     struct nk_error err;
     bool over = false, cancelled = false;
     int rc = 0;
@@ -189,7 +193,14 @@ static void pump(struct stream *s, nk_gen *g, int out_fd)
             err = s->err;
         }
         pthread_mutex_unlock(&s->mutex);
-        if (!rc && out_fd >= 0 && now.size)
+        if (!rc && terminal) {
+            nk_buf_reset(&shown);
+            rc = nk_visible_add(&visible, nk_buf_str(&now), now.size, &shown, &err);
+            if (!rc && over)
+                rc = nk_visible_end(&visible, &shown, &err);
+            if (!rc)
+                rc = nk_write_all(out_fd, nk_buf_str(&shown), shown.size, &err);
+        } else if (!rc && out_fd >= 0 && now.size)
             rc = nk_write_all(out_fd, nk_buf_str(&now), now.size, &err);
         if (!cancelled && (rc || nk_interrupt_signal())) {
             a->interrupted = nk_interrupt_signal();
@@ -198,6 +209,7 @@ static void pump(struct stream *s, nk_gen *g, int out_fd)
         }
     }
     nk_buf_release(&now);
+    nk_buf_release(&shown);
     a->rc = s->end_rc;
     a->err = s->end_err;
     if (rc && !a->interrupted) {

@@ -20,7 +20,8 @@ struct nk_answer {
     bool out_closed; /* nobody reads the output any more; it was cancelled */
 };
 
-/* out_fd: where the text goes while it comes; -1: nowhere. Returns a->rc; what came before a
+/* out_fd: where the text goes while it comes; -1: nowhere. On a terminal its control characters are
+ * shown (base/visible.h), elsewhere it is as it is. Returns a->rc; what came before a
  * failure is in a.
  * Errors: nk_gen_start's and those of `done`; EXHAUSTED `reader_too_slow`; DATA_LOSS
  * `write_failed`. */

@@ -4,6 +4,11 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
+
+#include <jansson.h>
+
+#include "base/visible.h"
 
 /* clang-format off */
 #define COMMANDS(XX)                                                                               \
@@ -49,9 +54,17 @@ void nk_cli_print_commands(FILE *out)
     fprintf(out, "\nnakshatra help COMMAND tells more; nakshatra --version says which this is.\n");
 }
 
+size_t nk_cli_json_flags(void)
+{
+    return isatty(1) ? JSON_ENSURE_ASCII : 0;
+}
+
 int nk_cli_report(const struct nk_error *err)
 {
-    fprintf(stderr, "nakshatra: %s\n", err->msg);
+    char line[4 * sizeof err->msg];
+
+    /* It may quote a file or another machine. */
+    fprintf(stderr, "nakshatra: %s\n", nk_visible_line(line, sizeof line, err->msg));
     return err->code == NK_E_INVALID || err->code == NK_E_NOT_FOUND ||
                    err->code == NK_E_OUT_OF_RANGE
                ? NK_EXIT_USAGE

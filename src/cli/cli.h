@@ -2,6 +2,7 @@
 #ifndef NK_CLI_CLI_H
 #define NK_CLI_CLI_H
 
+#include <stddef.h>
 #include <stdio.h>
 
 #include "base/args.h"
@@ -12,8 +13,11 @@
  * output nobody reads any more is ended by SIGPIPE (nk_cli_flush, cli/generate.h). */
 enum { NK_EXIT_OK = 0, NK_EXIT_FAILED = 1, NK_EXIT_USAGE = 2 };
 
-/* Prints "nakshatra: MESSAGE" on standard error and returns the exit code for it: 2 for INVALID,
- * NOT_FOUND and OUT_OF_RANGE, else 1. */
+/* For json_dump: on a terminal nothing but ASCII, so that no control character reaches it as
+ * itself. */
+size_t nk_cli_json_flags(void);
+/* Prints "nakshatra: MESSAGE" on standard error, control characters shown, and returns the exit
+ * code for it: 2 for INVALID, NOT_FOUND and OUT_OF_RANGE, else 1. */
 int nk_cli_report(const struct nk_error *err);
 
 /* The last thing of a command that prints: exit_code. When nobody reads standard output any more,

@@ -153,7 +153,7 @@ static void print_json(const struct nk_cluster *cluster, const struct result *r)
     for (int i = 0; i < r->report->n_workers; i++)
         json_array_append_new(workers, worker_json(&r->report->workers[i]));
     json_object_set_new(o, "workers", workers);
-    json_dumpf(o, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
+    json_dumpf(o, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(12) | nk_cli_json_flags());
     printf("\n");
     json_decref(o);
 }

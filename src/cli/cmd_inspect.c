@@ -206,7 +206,7 @@ static int print_json(const nk_model *m, struct nk_error *err)
                       (json_int_t)in->embd_bytes, "head_bytes", (json_int_t)in->head_bytes,
                       "other_bytes", (json_int_t)in->other_bytes, "types", type_list, "layers",
                       layers, "cuts", cuts_to_json(m), "slice", slice_to_json(in)));
-    if (!root || json_dumpf(root, stdout, JSON_INDENT(2)) < 0) {
+    if (!root || json_dumpf(root, stdout, JSON_INDENT(2) | nk_cli_json_flags()) < 0) {
         json_decref(root);
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory, or standard output is closed");
     }

@@ -271,7 +271,7 @@ static void print_json(const char *path, const struct options *o, struct outcome
         json_object_set_new(report, "error",
                             json_pack("{s:s, s:s, s:s}", "where", out->in_model ? "model" : "split",
                                       "reason", err->reason, "message", err->msg));
-    json_dumpf(report, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
+    json_dumpf(report, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(6) | nk_cli_json_flags());
     printf("\n");
     json_decref(report);
 }

@@ -181,7 +181,7 @@ static int print_ids(const struct nk_answer *a, struct nk_error *err)
 static int print_json(const struct nk_answer *a, const nk_chain *c, struct nk_error *err)
 {
     json_t *o = nk_answer_json(a, c);
-    char *text = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(12));
+    char *text = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(12) | nk_cli_json_flags());
     int rc = text ? nk_write_all(1, text, strlen(text), err)
                   : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
 

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/visible.h"
 #include "slice/arch_int.h"
 #include "slice/model_int.h"
 
@@ -50,10 +51,7 @@ static void set_name(nk_model *m, const char *path)
 /* Text from a file, for people: control characters would reach their terminal. */
 static void copy_printable(char *out, size_t size, const char *text)
 {
-    snprintf(out, size, "%.*s", (int)size - 1, text);
-    for (; *out; out++)
-        if ((unsigned char)*out < 0x20 || *out == 0x7f)
-            *out = '?';
+    nk_visible_line(out, size, text);
 }
 
 static int no_memory(struct nk_error *err)

@@ -4,13 +4,13 @@
  * with llama.cpp 0.7.0 (tests/system/test_inspect.py tries them through `verify`).
  *
  * The file is a stranger's. Its shape has been judged already (gguf.c); here it is about values. */
-#include <ctype.h>
 #include <ggml.h>
 #include <gguf.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/visible.h"
 #include "slice/model_int.h"
 
 enum {
@@ -292,11 +292,8 @@ static int check_rope(const nk_model *m, struct nk_error *err)
             return 0;
     if (!kind)
         return 0;
-    snprintf(shown, sizeof shown, "%s", kind);
-    for (char *p = shown; *p; p++)
-        if (!isprint((unsigned char)*p))
-            *p = '?';
-    return bad(m, err, "%s is \"%s\"; none, linear, yarn and longrope are known", k.text, shown);
+    return bad(m, err, "%s is \"%s\"; none, linear, yarn and longrope are known", k.text,
+               nk_visible_line(shown, sizeof shown, kind));
 }
 
 int nk__model_check_sound(const nk_model *m, struct nk_error *err)

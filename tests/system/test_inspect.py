@@ -138,7 +138,7 @@ class Bad(Case):
                 ({"llama.expert_count": (ggufio.U32, 100000)}, "expert_count is 100000", "at most"),
                 ({"llama.expert_count": (ggufio.U32, 8)}, "expert_used_count is 0 of 8", "1 to all"),
                 ({"llama.expert_used_count": (ggufio.U32, 8)}, "expert_used_count is 8 of 0", "0 of none"),
-                ({"llama.rope.scaling.type": (ggufio.STR, "x\x1b[2J")}, 'rope.scaling.type is "x?[2J"', "yarn"),
+                ({"llama.rope.scaling.type": (ggufio.STR, "x\x1b[2J")}, 'rope.scaling.type is "x^[[2J"', "yarn"),
                 ({"llama.rope.freq_base": (ggufio.F32, float("inf"))}, "freq_base is inf")):
             with self.subTest(texts[0]):
                 self.refused(models.small(self.path("m.gguf"), extra=change), *texts, code=(2,))

@@ -465,6 +465,22 @@ class Chat(unittest.TestCase):
         self.env = nk.env(HOME=self.home, TERM="xterm", XDG_STATE_HOME=os.path.join(self.home, "state"))
         self.args = ["run", "--cluster", self.chain.file, "--chat", "--chat-template", "chatml", "--temp", "0"]
 
+    def test_run__control_characters_are_shown_on_a_terminal_and_raw_in_a_pipe(self):
+        text = "a\x1b[2J\r\x07\u009b31m\u202eb"
+        args = ["run", "--cluster", self.chain.file, "--prompt", "In", "--grammar", r'root ::= "a\x1b[2J\r\x07" [\u009b] "31m" [\u202e] "b"']
+        self.assertEqual(nk.run(*args).stdout, text.replace("\r", "\n"))  # as Python reads pipes
+        shown = r"a\^\[\[2J\^M\^G<U\+009B>31m<U\+202E>b"
+        with Terminal(*args) as t:
+            t.read_until("^" + shown + r"\r\n")
+        with Terminal(*args, "--json") as t:
+            t.read_until(r'"text":"a\\u001B\[2J\\r\\u0007\\u009B31m\\u202Eb"')
+        with Terminal("check", "--cluster", "x\x1b[2Jy\u009b") as t:
+            t.read_until(r"x\^\[\[2Jy<U\+009B>: ")
+        with Terminal(*self.args, "--grammar", args[-1], env=self.env) as t:
+            t.editing()
+            t.send("In\n")
+            t.read_until(shown)
+
     def test_chat__a_conversation_through_a_pipe_is_templated_and_goes_on(self):
         done = nk.run(*self.args, "-n", "8", "--system", "Be brief.", input="Who is the LORD?\n/clear\nAnd then?\n")
         self.assertEqual(done.returncode, 0, done.stderr)

@@ -53,6 +53,10 @@ static void test_log__quoting_keeps_a_line_a_line(void **state)
 
     (void)state;
     assert_string_equal(nk_log_quote(out, sizeof out, "a \"b\"\n\\"), "\"a \\\"b\\\"\\x0a\\\\\"");
+    assert_string_equal(nk_log_quote(out, sizeof out,
+                                     "\xc2\x9b"
+                                     "2J\xc2\xa0"),
+                        "\"\\xc2\\x9b2J\xc2\xa0\"");
     assert_string_equal(nk_log_quote(tiny, sizeof tiny, "abcdefghijkl"), "\"abc\"");
 }
 

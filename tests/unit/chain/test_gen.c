@@ -192,7 +192,7 @@ static void test_gen__hands_out_tokens_then_the_stats_once(void **state)
     assert_int_equal(h.stats.n_stages, 2);
     assert_int_equal(h.stats.prefill_us, 1000);
     /* A peer's name for itself does not reach the terminal as it is. */
-    assert_string_equal(h.stats.stages[0].worker_id, "attic?[2J");
+    assert_string_equal(h.stats.stages[0].worker_id, "attic^[[2J");
     assert_int_equal(h.stats.stages[1].compute_us, 7);
 }
 

@@ -140,7 +140,7 @@ static void test_report__a_peers_text_and_counts_are_bounded(void **state)
     fakes[1].info.n_seq_max = UINT32_MAX;
     r = check(PATIENCE_MS);
     assert_true(r->ok);
-    assert_memory_equal(r->workers[1].worker_id, "a?[31m?\xc3\xa4?xxx", 13);
+    assert_memory_equal(r->workers[1].worker_id, "a^[[31m\xef\xbf\xbd\xc3\xa4^Jxxx", 17);
     assert_int_equal(strlen(r->workers[1].worker_id), sizeof r->workers[1].worker_id - 1);
     assert_int_equal(r->workers[1].n_seq_max, INT32_MAX);
     free(r);
