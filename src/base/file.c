@@ -79,35 +79,93 @@ int nk_cache_dir(char **path, const char *sub, struct nk_error *err)
     return rc;
 }
 
-int nk_file_read(const char *path, size_t max, struct nk_buf *out, struct nk_error *err)
+/* Returns the descriptor of a regular file, or the (negative) error. */
+static int open_regular(const char *path, struct stat *st, struct nk_error *err)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC), rc = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), rc; /* NONBLOCK: nor hang on a FIFO */
 
     if (fd < 0)
         return fail_sys(err, path, "opening", "no_file");
+    if (fstat(fd, st) < 0)
+        rc = fail_sys(err, path, "opening", "no_file");
+    else if (!S_ISREG(st->st_mode))
+        rc = nk_fail(err, NK_E_INVALID, "not_a_file", "%s is %s; a regular file is needed", path,
+                     S_ISDIR(st->st_mode)    ? "a folder"
+                     : S_ISFIFO(st->st_mode) ? "a pipe"
+                     : S_ISSOCK(st->st_mode) ? "a socket"
+                                             : "a device");
+    else
+        return fd;
+    close(fd);
+    return rc;
+}
+
+int nk_file_check(const char *path, struct nk_error *err)
+{
+    struct stat st;
+    int fd = open_regular(path, &st, err);
+
+    if (fd < 0)
+        return fd;
+    close(fd);
+    return 0;
+}
+
+static int check_secret(const char *path, const struct stat *st, struct nk_error *err)
+{
+    bool everybody = st->st_mode & (S_IROTH | S_IWOTH);
+    bool group = (st->st_mode & (S_IRGRP | S_IWGRP)) && st->st_uid == geteuid();
+
+    if (!everybody && !group)
+        return 0;
+    return nk_fail(err, NK_E_DENIED, "open_to_others",
+                   "%s holds keys, but %s may read or write it (mode %04o); its owner alone may: "
+                   "chmod 600",
+                   path, everybody ? "everybody on this machine" : "its group",
+                   (unsigned)(st->st_mode & 07777));
+}
+
+static int read_file(const char *path, bool secret, size_t max, struct nk_buf *out,
+                     struct nk_error *err)
+{
+    struct stat st;
+    int fd = open_regular(path, &st, err), rc = 0;
+
+    if (fd < 0)
+        return fd;
     nk_buf_init(out, max);
-    for (;;) {
+    if (secret)
+        rc = check_secret(path, &st, err);
+    while (!rc) {
         char chunk[65536];
         ssize_t n = read(fd, chunk, sizeof chunk);
 
         if (n < 0 && errno == EINTR)
             continue;
-        if (n < 0) {
+        if (n < 0)
             rc = nk_fail(err, NK_E_DATA_LOSS, "read_failed", "%s: %s", path, strerror(errno));
-            break;
-        }
-        if (n == 0)
+        if (n <= 0)
             break;
         rc = nk_buf_add(out, chunk, (size_t)n, err);
-        if (rc) {
+        if (rc)
             nk_wrap(rc, err, "%s", path);
-            break;
-        }
+        if (secret)
+            explicit_bzero(chunk, sizeof chunk);
     }
     if (rc)
         nk_buf_release(out);
     close(fd);
     return rc;
+}
+
+int nk_file_read(const char *path, size_t max, struct nk_buf *out, struct nk_error *err)
+{
+    return read_file(path, false, max, out, err);
+}
+
+int nk_file_read_secret(const char *path, size_t max, struct nk_buf *out, struct nk_error *err)
+{
+    return read_file(path, true, max, out, err);
 }
 
 /* Removes what a run that was killed left of this file: ".NAME.PID.tmp" of a process that is no

@@ -17,9 +17,16 @@ int nk_dir_make(const char *path, struct nk_error *err);
  * if missing. *path is owned by the caller. PRECONDITION `no_home` when neither variable is set. */
 int nk_cache_dir(char **path, const char *sub, struct nk_error *err);
 
-/* A whole file, at most max bytes, into out. NOT_FOUND `no_file`, EXHAUSTED `too_large`, DATA_LOSS
- * `read_failed`. */
+/* A whole file, at most max bytes, into out. Only a regular file: a pipe could let us wait for
+ * ever, a device has no end, and reading from one can do things. NOT_FOUND/DENIED `no_file`,
+ * INVALID `not_a_file`, EXHAUSTED `too_large`, DATA_LOSS `read_failed`. */
 int nk_file_read(const char *path, size_t max, struct nk_buf *out, struct nk_error *err);
+/* The same for keys. DENIED `open_to_others` when everybody on this machine may read or write it,
+ * or the group of a file that is this user's own, as ssh has it. (A group may read what another
+ * user, root for example, shares with it.) */
+int nk_file_read_secret(const char *path, size_t max, struct nk_buf *out, struct nk_error *err);
+/* Is there a regular file that can be opened? nk_file_read's errors, before a library opens it. */
+int nk_file_check(const char *path, struct nk_error *err);
 
 /* A file under construction: written to a temporary name in the target's folder, made durable and
  * renamed by nk_newfile_commit, removed by nk_newfile_abort (and by a second start after a crash:

@@ -46,7 +46,7 @@ static int read_pem(struct pem *p, const struct nk_cluster *c, struct nk_error *
     if (!rc)
         rc = nk_file_read(c->tls_certificate, PEM_BYTES_MAX, &p->certificate, err);
     if (!rc)
-        rc = nk_file_read(c->tls_key, PEM_BYTES_MAX, &p->key, err);
+        rc = nk_file_read_secret(c->tls_key, PEM_BYTES_MAX, &p->key, err);
     p->credentials = (struct nk_credentials){ nk_buf_str(&p->ca), nk_buf_str(&p->certificate),
                                               nk_buf_str(&p->key) };
     return rc ? nk_wrap(rc, err, "%s: tls", c->path) : 0;

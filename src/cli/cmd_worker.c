@@ -267,7 +267,7 @@ int nk_cmd_worker(int argc, char **argv)
         if (!rc)
             rc = nk_file_read(o.tls_cert, PEM_BYTES_MAX, &cert, &err);
         if (!rc)
-            rc = nk_file_read(o.tls_key, PEM_BYTES_MAX, &key, &err);
+            rc = nk_file_read_secret(o.tls_key, PEM_BYTES_MAX, &key, &err);
         opts.credentials =
             (struct nk_credentials){ nk_buf_str(&ca), nk_buf_str(&cert), nk_buf_str(&key) };
     }

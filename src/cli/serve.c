@@ -8,10 +8,12 @@
 
 enum { FILE_BYTES_MAX = 4 << 20 };
 
-/* The file's text, or NULL in *text where there is no path. */
-static int read_file(const char *path, struct nk_buf *b, const char **text, struct nk_error *err)
+/* The file's text, or NULL in *text where there is no path. read: nk_file_read or
+ * nk_file_read_secret. */
+static int read_file(int (*read)(const char *, size_t, struct nk_buf *, struct nk_error *),
+                     const char *path, struct nk_buf *b, const char **text, struct nk_error *err)
 {
-    int rc = path ? nk_file_read(path, FILE_BYTES_MAX, b, err) : 0;
+    int rc = path ? read(path, FILE_BYTES_MAX, b, err) : 0;
 
     *text = path && !rc ? nk_buf_str(b) : NULL;
     return rc;
@@ -75,11 +77,11 @@ int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, cons
         o.origins[o.n_origins++] = s->origins.items[i];
     for (int i = 0; i < s->hosts.n; i++)
         o.hosts[o.n_hosts++] = s->hosts.items[i];
-    rc = read_file(s->api_key_file, &keys, &o.api_keys, err);
+    rc = read_file(nk_file_read_secret, s->api_key_file, &keys, &o.api_keys, err);
     if (!rc)
-        rc = read_file(s->tls_cert, &cert, &o.tls_certificate, err);
+        rc = read_file(nk_file_read, s->tls_cert, &cert, &o.tls_certificate, err);
     if (!rc)
-        rc = read_file(s->tls_key, &key, &o.tls_key, err);
+        rc = read_file(nk_file_read_secret, s->tls_key, &key, &o.tls_key, err);
     if (!rc)
         rc = nk_chat_template_read(s->chat_template, &tmpl, &o.chat_template, err);
     if (!rc)

@@ -1,6 +1,5 @@
 #include "text/vocab.h"
 
-#include <errno.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +8,7 @@
 #include <gguf.h>
 #include <llama.h>
 
+#include "base/file.h"
 #include "base/log.h"
 #include "base/utf8.h"
 #include "text/guard.h"
@@ -151,13 +151,11 @@ static int check_tokens(const struct gguf_context *g, struct nk_error *err)
 
 static int check_file(const char *path, struct nk_error *err)
 {
-    FILE *f = fopen(path, "rb");
     struct gguf_context *g;
-    int rc;
+    int rc = nk_file_check(path, err);
 
-    if (!f)
-        return nk_fail(err, NK_E_NOT_FOUND, "no_file", "%s: %s", path, strerror(errno));
-    fclose(f);
+    if (rc)
+        return rc;
     g = gguf_init_from_file(path, (struct gguf_init_params){ .no_alloc = true });
     if (!g)
         return nk_fail(err, NK_E_INVALID, "bad_gguf", "%s is not a GGUF file, or is cut off", path);

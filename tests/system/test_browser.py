@@ -55,6 +55,7 @@ class Browser(unittest.TestCase):
         keys = os.path.join(folder, "keys")
         with open(keys, "w") as f:
             f.write(KEY + "\n")
+        os.chmod(keys, 0o600)
         with nk.Chain(nk.KJV, "0-3,3-8", "--ctx", "32768") as chain, \
                 Gateway(chain.file, "--chat-template", HERMES) as chat, \
                 Gateway(chain.file) as plain, \

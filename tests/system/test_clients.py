@@ -43,6 +43,7 @@ class Clients(unittest.TestCase):
         keys = os.path.join(folder, "keys")
         with open(keys, "w") as f:
             f.write(KEY + "\n")
+        os.chmod(keys, 0o600)
         # Enough context that a generation lasts, and that 32 have room.
         with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "8192") as chain, \
                 Gateway(chain.file, "--chat-template", HERMES, "--api-key-file", keys) as gateway:

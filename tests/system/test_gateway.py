@@ -986,6 +986,7 @@ class Security(unittest.TestCase):
         self.keys = os.path.join(self.dir, "keys")
         with open(self.keys, "w") as f:
             f.write("# who may\nsecret-key-one\n\n  secret-key-two  \n")
+        os.chmod(self.keys, 0o600)
 
     def tearDown(self):
         shutil.rmtree(self.dir)
@@ -1047,7 +1048,14 @@ class Security(unittest.TestCase):
         with nk.Chain(nk.KJV, "0-8") as chain:
             empty = os.path.join(self.dir, "empty")
             open(empty, "w").close()
-            for options, word in ((("--listen", "0.0.0.0:0"), "--insecure"), (("--listen", "nowhere"), "HOST:PORT"), (("--api-key-file", empty), empty),
+            os.chmod(empty, 0o600)
+            seen, pipe = os.path.join(self.dir, "seen"), os.path.join(self.dir, "pipe")
+            shutil.copy(self.keys, seen)
+            os.chmod(seen, 0o644)
+            os.mkfifo(pipe)
+            for options, word in ((("--api-key-file", seen), "everybody on this machine"), (("--tls-cert", self.keys, "--tls-key", seen), "chmod 600"),
+                                  (("--api-key-file", pipe), "a pipe"), (("--chat-template", pipe), "a pipe"),
+                                  (("--listen", "0.0.0.0:0"), "--insecure"), (("--listen", "nowhere"), "HOST:PORT"), (("--api-key-file", empty), empty),
                                   (("--api-key-file", "/nonexistent"), "/nonexistent"), (("--tls-cert", self.keys), "key"), (("--chat-template", "no-such-template"), "no-such-template")):
                 done = nk.run("serve", "--cluster", chain.file, *options)
                 self.assertNotEqual(done.returncode, 0)

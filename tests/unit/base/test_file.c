@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -51,6 +52,60 @@ static int teardown(void **state)
     (void)state;
     snprintf(cmd, sizeof cmd, "rm -rf '%s'", dir);
     return system(cmd);
+}
+
+static void test_file__only_regular_files_are_read(void **state)
+{
+    static const struct {
+        const char *name, *what;
+    } all[] = { { "pipe", "a pipe" }, { "link", "a pipe" }, { "folder", "a folder" } };
+    struct nk_buf b = NK_BUF_INIT(100);
+    struct nk_error err = { 0 };
+
+    (void)state;
+    assert_int_equal(mkfifo(in_dir("pipe"), 0600), 0);
+    assert_int_equal(symlink("pipe", in_dir("link")), 0);
+    assert_int_equal(mkdir(in_dir("folder"), 0700), 0);
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        const char *path = in_dir(all[i].name);
+
+        assert_int_equal(nk_file_read(path, 100, &b, &err), NK_E_INVALID);
+        assert_string_equal(err.reason, "not_a_file");
+        assert_non_null(strstr(err.msg, all[i].what));
+        assert_int_equal(nk_file_check(path, &err), NK_E_INVALID);
+    }
+    assert_int_equal(nk_file_read("/dev/zero", 100, &b, &err), NK_E_INVALID);
+    assert_non_null(strstr(err.msg, "a device"));
+    assert_int_equal(nk_file_read(in_dir("nothing"), 100, &b, &err), NK_E_NOT_FOUND);
+    assert_int_equal(unlink(in_dir("pipe")) | unlink(in_dir("link")) | rmdir(in_dir("folder")), 0);
+}
+
+static void test_file__keys_are_their_owners_alone(void **state)
+{
+    static const struct {
+        mode_t mode;
+        bool ok;
+    } all[] = { { 0600, true },  { 0400, true },  { 0700, true },  { 0640, false }, { 0620, false },
+                { 0604, false }, { 0602, false }, { 0644, false }, { 0611, true } };
+    struct nk_error err = { 0 };
+
+    (void)state;
+    assert_int_equal(nk_file_write(in_dir("key"), "secret", 6, NULL), 0);
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        struct nk_buf b = NK_BUF_INIT(100);
+
+        assert_int_equal(chmod(in_dir("key"), all[i].mode), 0);
+        assert_int_equal(nk_file_read_secret(in_dir("key"), 100, &b, &err),
+                         all[i].ok ? 0 : NK_E_DENIED);
+        if (all[i].ok)
+            assert_string_equal(nk_buf_str(&b), "secret");
+        else {
+            assert_string_equal(err.reason, "open_to_others");
+            assert_non_null(strstr(err.msg, "chmod 600"));
+        }
+        nk_buf_release(&b);
+    }
+    assert_int_equal(unlink(in_dir("key")), 0);
 }
 
 static void test_file__appears_whole_or_not_at_all(void **state)
@@ -179,6 +234,8 @@ static void test_sha256__equals_the_standards_vector(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_file__only_regular_files_are_read, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_file__keys_are_their_owners_alone, setup, teardown),
         cmocka_unit_test_setup_teardown(test_file__appears_whole_or_not_at_all, setup, teardown),
         cmocka_unit_test_setup_teardown(
             test_file__what_a_killed_process_left_is_removed_and_a_living_ones_is_not, setup,

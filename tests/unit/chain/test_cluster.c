@@ -306,6 +306,8 @@ static void test_cluster__refuses_a_65th_worker(void **state)
 
 static void test_cluster__read_says_when_there_is_no_file_or_an_endless_one(void **state)
 {
+    char path[] = "nk-cluster-XXXXXX";
+    int fd = mkstemp(path);
     struct nk_cluster *c;
     struct nk_error err;
 
@@ -314,8 +316,14 @@ static void test_cluster__read_says_when_there_is_no_file_or_an_endless_one(void
     assert_string_equal(err.reason, "no_file");
     assert_null(c);
     assert_int_equal(nk_cluster_read(&c, "/dev/zero", &err), NK_E_INVALID);
+    assert_string_equal(err.reason, "not_a_file");
+    assert_null(c);
+    assert_int_equal(ftruncate(fd, 1ll << 32), 0);
+    assert_int_equal(nk_cluster_read(&c, path, &err), NK_E_INVALID);
     assert_string_equal(err.reason, "bad_cluster");
     assert_null(c);
+    close(fd);
+    unlink(path);
 }
 
 static void test_cluster__what_format_writes_parse_reads(void **state)

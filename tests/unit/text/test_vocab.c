@@ -254,8 +254,8 @@ static void test_vocab__says_what_is_wrong_with_a_file(void **state)
 
     (void)state;
     assert_refused("/nonexistent/x.gguf", NK_E_NOT_FOUND, "no_file");
-    assert_refused(test_dir, NK_E_INVALID, "bad_gguf");
-    assert_refused("/dev/null", NK_E_INVALID, "bad_gguf");
+    assert_refused(test_dir, NK_E_INVALID, "not_a_file");
+    assert_refused("/dev/null", NK_E_INVALID, "not_a_file");
     vocab_file_path(path, test_dir, VOCAB_STUB);
     assert_true(vocab_file_write(path, VOCAB_STUB));
     assert_refused(path, NK_E_INVALID, "no_vocab");
