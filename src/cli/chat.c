@@ -316,7 +316,7 @@ static int tokenize(struct chat *k, struct nk_tokens *out, struct nk_error *err)
 
     if (!rc)
         rc = nk_vocab_tokenize(k->v, nk_buf_str(&text), text.size, true, true, NK_TEXT_BYTES_MAX,
-                               out, err);
+                               NULL, out, err);
     /* A template that writes the BOS token itself: the tokenizer's is a second one. */
     if (!rc && bos >= 0 && out->n >= 2 && out->ids[0] == bos && out->ids[1] == bos)
         memmove(out->ids, out->ids + 1, --out->n * sizeof *out->ids);

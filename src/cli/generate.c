@@ -201,7 +201,7 @@ static int generate(struct nk_generate *g, nk_chain *c, const nk_vocab *v)
     int code;
 
     if (nk_vocab_tokenize(v, nk_buf_str(&g->text), g->text.size, true, false, NK_TEXT_BYTES_MAX,
-                          &tokens, &err))
+                          NULL, &tokens, &err))
         return nk_cli_report(&err);
     g->opts.ids = tokens.ids;
     g->opts.n_ids = tokens.n;

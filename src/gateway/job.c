@@ -62,9 +62,10 @@ struct nk_job {
     char reuse_salt[NK_SHA256_HEX]; /* "": none */
     uint64_t begin_ns;
     struct nk_task task;
-    struct nk_buf body; /* until it is parsed */
-    size_t held_body;   /* of g->bodies, with it */
-    size_t held;        /* of g->parsed; the helper's, then the last reference's */
+    atomic_bool unwanted; /* cancelled: the helper thread stops where it is */
+    struct nk_buf body;   /* until it is parsed */
+    size_t held_body;     /* of g->bodies, with it */
+    size_t held;          /* of g->parsed; the helper's, then the last reference's */
     /* set by the helper thread before the first ticket, constant then */
     struct nk_request request; /* shrunk: what it was made of is gone */
     const char *grammar_param; /* where the grammar came from */
@@ -128,6 +129,7 @@ nk_job *nk__job_new(nk_gateway *g, enum nk_api api, struct nk_buf *body, size_t 
     snprintf(j->key, sizeof j->key, "%s", key);
     j->held_body = *held;
     *held = 0;
+    atomic_init(&j->unwanted, false);
     j->body = *body;
     *body = (struct nk_buf)NK_BUF_INIT(0);
     STAILQ_INIT(&j->events);
@@ -238,6 +240,7 @@ void nk__job_cancel(nk_job *j, int code, const char *reason, const char *msg)
     struct nk_error err;
     bool first, ready;
 
+    atomic_store(&j->unwanted, true);
     pthread_mutex_lock(&j->mutex);
     first = !j->cancelled;
     j->cancelled = true;
@@ -773,7 +776,7 @@ static int shrink(nk_job *j, struct nk_error *err)
 }
 
 /* [helper thread] */
-static int prepare(nk_job *j, struct nk_request_error *e)
+static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
 {
     nk_gateway *g = j->g;
     const struct nk_request_limits limits = { .messages_max = g->opts.limits.messages_max,
@@ -807,7 +810,7 @@ static int prepare(nk_job *j, struct nk_request_error *e)
         j->request.stream = false;
         return 0;
     }
-    rc = nk__prepare(&j->prepared, g->prompter, &j->request, n_ctx, e);
+    rc = nk__prepare(&j->prepared, g->prompter, &j->request, n_ctx, work, e);
     if (!rc)
         rc = make_salt(j, &e->err);
     if (!rc)
@@ -850,13 +853,18 @@ static void run(struct nk_task *task)
 {
     nk_job *j = (nk_job *)((char *)task - offsetof(nk_job, task));
     struct nk_request_error e = { .param = "" };
+    struct nk_work work = NK_WORK_INIT(&j->unwanted);
     bool cancelled;
-    int rc = prepare(j, &e);
+    /* It may have waited for long in the helpers' queue. */
+    int rc = nk_work_spend(&work, 0, "the request", &e.err);
+
+    if (!rc)
+        rc = prepare(j, &work, &e);
 
     if (!rc && j->request.only_load)
         rc = answer_load(j, &e.err);
     else if (!rc && nk__api_is_text(j->api))
-        rc = nk__text_answer(j->g->prompter, j->g->vocab, &j->request, &j->out, &e);
+        rc = nk__text_answer(j->g->prompter, j->g->vocab, &j->request, &work, &j->out, &e);
     /* Whose reply is still to be read. (The others were shrunk before they entered the queue.) */
     if (rc || is_answered_at_once(j))
         shrink(j, NULL);

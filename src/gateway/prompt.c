@@ -43,7 +43,7 @@ static int32_t control_token(const void *user, const char *mark)
     struct nk_buf shown = NK_BUF_INIT(4096);
     int32_t id = -1;
 
-    if (mark && !nk_vocab_tokenize(p->vocab, mark, strlen(mark), false, true, 64, &t, NULL) &&
+    if (mark && !nk_vocab_tokenize(p->vocab, mark, strlen(mark), false, true, 64, NULL, &t, NULL) &&
         t.n == 1 && !nk_vocab_piece(p->vocab, t.ids[0], false, &shown, NULL) && !shown.size)
         id = t.ids[0];
     free(t.ids);
@@ -224,7 +224,8 @@ static int render_builtin(const nk_prompter *p, const json_t *messages, struct n
 }
 
 static int render(const nk_prompter *p, const struct nk_request *r, const json_t *messages,
-                  const json_t *tools, struct nk_buf *out, struct nk_request_error *e)
+                  const json_t *tools, struct nk_work *work, struct nk_buf *out,
+                  struct nk_request_error *e)
 {
     char *messages_text = NULL, *tools_text = NULL, *extra = NULL;
     int rc;
@@ -239,7 +240,9 @@ static int render(const nk_prompter *p, const struct nk_request *r, const json_t
         return bad(
             e, nk__api_input(r->api), "no_template",
             "this model has no chat template, and the gateway was started without --chat-template");
-    rc = extra_json(p, r, &extra, e);
+    rc = nk_work_spend(work, 0, "the chat template", &e->err);
+    if (!rc)
+        rc = extra_json(p, r, &extra, e);
     if (rc)
         return rc;
     if (p->builtin && (r->template_kwargs)) {
@@ -294,17 +297,25 @@ static int too_long(const struct nk_request *r, size_t n_ids, int n_ctx, struct 
 /* before: ids that the text follows. */
 static int tokens_of(const nk_prompter *p, const struct nk_request *r, const char *text,
                      size_t size, const int32_t *before, size_t n_before, int n_ctx,
-                     struct nk_tokens *out, struct nk_request_error *e)
+                     struct nk_work *work, struct nk_tokens *out, struct nk_request_error *e)
 {
     int32_t bos = nk_vocab_bos(p->vocab);
     struct nk_tokens t = { NULL, 0 };
     int32_t *ids;
     size_t skip = 0;
-    int rc = size ? nk_vocab_tokenize(p->vocab, text, size, n_before == 0, true, NK_TEXT_BYTES_MAX,
-                                      &t, &e->err)
+    /* One more for a BOS that is left out below. */
+    size_t n_max = n_before < (size_t)n_ctx ? (size_t)n_ctx - n_before + 1 : 1;
+    int rc = size ? nk_vocab_tokenize(p->vocab, text, size, n_before == 0, true, n_max, work, &t,
+                                      &e->err)
                   : 0;
 
     if (rc) {
+        /* It was not counted to its end. */
+        if (!strcmp(e->err.reason, "too_large"))
+            return bad(e, nk__api_input(r->api), "context_length_exceeded",
+                       "%s: %zu bytes, which are more tokens than this model's context holds: %d, "
+                       "the reply included",
+                       nk__api_input(r->api), size, n_ctx);
         snprintf(e->param, sizeof e->param, "%s", nk__api_input(r->api));
         return rc;
     }
@@ -346,7 +357,8 @@ static int check_ids(const nk_prompter *p, const char *field, const int32_t *ids
 /* ---- the whole ---- */
 
 static int prepare_grammar(struct nk_prepared *out, const nk_prompter *p,
-                           const struct nk_request *r, struct nk_request_error *e)
+                           const struct nk_request *r, struct nk_work *work,
+                           struct nk_request_error *e)
 {
     const char *close = out->output.starts_thinking ? p->marks.close : NULL;
     const char *field = !nk__api_is_openai(r->api) ? "format" : "response_format";
@@ -362,13 +374,14 @@ static int prepare_grammar(struct nk_prepared *out, const nk_prompter *p,
                                           .only = r->tool_name,
                                           .format = out->output.tools,
                                           .must = forced,
-                                          .think_close = close };
+                                          .think_close = close,
+                                          .work = work };
 
         field = "tools";
         rc = nk__tool_grammar_write(&o, &whole, &e->err);
     } else {
         if (r->format == NK_FORMAT_SCHEMA)
-            rc = nk_json_schema_to_grammar(r->schema, &inner, &e->err);
+            rc = nk_json_schema_to_grammar(r->schema, work, &inner, &e->err);
         else if (r->format == NK_FORMAT_JSON)
             rc = nk_buf_adds(&inner, nk_json_object_grammar(), &e->err);
         else if (r->sampling.grammar) {
@@ -400,13 +413,13 @@ static const json_t *tools_of(const struct nk_request *r)
     return r->tool_choice == NK_TOOLS_NONE ? NULL : r->tools;
 }
 
-int nk__prompt_render(const nk_prompter *p, const struct nk_request *r, struct nk_buf *out,
-                      struct nk_request_error *e)
+int nk__prompt_render(const nk_prompter *p, const struct nk_request *r, struct nk_work *work,
+                      struct nk_buf *out, struct nk_request_error *e)
 {
     e->param[0] = '\0';
     if (tools_of(r) && !(p->jinja && nk_jinja_describe(p->jinja).tools))
         return bad(e, "tools", "no_tools", "tools: this model's chat template does not know tools");
-    return render(p, r, r->messages, tools_of(r), out, e);
+    return render(p, r, r->messages, tools_of(r), work, out, e);
 }
 
 /* The tools' names, in one block with their texts: they outlive the request. NULL: no memory. */
@@ -436,7 +449,7 @@ static const char *const *copy_names(const json_t *tools)
 }
 
 static int prepare_chat(struct nk_prepared *out, const nk_prompter *p, const struct nk_request *r,
-                        int n_ctx, struct nk_request_error *e)
+                        int n_ctx, struct nk_work *work, struct nk_request_error *e)
 {
     struct nk_buf text = NK_BUF_INIT(RENDERED_BYTES_MAX);
     json_t *own = NULL; /* generate's prompt as messages */
@@ -457,10 +470,10 @@ static int prepare_chat(struct nk_prepared *out, const nk_prompter *p, const str
                                              r->n_prompts ? r->prompts[0].text : ""));
         messages = own;
     }
-    rc = render(p, r, messages, tools, &text, e);
+    rc = render(p, r, messages, tools, work, &text, e);
     json_decref(own);
     if (!rc)
-        rc = tokens_of(p, r, nk_buf_str(&text), text.size, r->context, r->n_context, n_ctx,
+        rc = tokens_of(p, r, nk_buf_str(&text), text.size, r->context, r->n_context, n_ctx, work,
                        &out->prompts[0], e);
     if (!rc) {
         out->n_prompts = 1;
@@ -483,7 +496,7 @@ static int prepare_chat(struct nk_prepared *out, const nk_prompter *p, const str
 }
 
 int nk__prepare(struct nk_prepared *out, const nk_prompter *p, const struct nk_request *r,
-                int n_ctx, struct nk_request_error *e)
+                int n_ctx, struct nk_work *work, struct nk_request_error *e)
 {
     bool chat = r->api == NK_API_CHAT || r->api == NK_API_OLLAMA_CHAT;
     int rc = 0;
@@ -505,7 +518,7 @@ int nk__prepare(struct nk_prepared *out, const nk_prompter *p, const struct nk_r
      * itself. */
     if (!rc && (chat || (r->api == NK_API_OLLAMA_GENERATE && !r->raw &&
                          (p->jinja || p->builtin || p->broken.code || r->system))))
-        rc = prepare_chat(out, p, r, n_ctx, e);
+        rc = prepare_chat(out, p, r, n_ctx, work, e);
     else
         for (int i = 0; i < r->n_prompts && !rc; i++) {
             const struct nk_prompt *in = &r->prompts[i];
@@ -515,9 +528,10 @@ int nk__prepare(struct nk_prepared *out, const nk_prompter *p, const struct nk_r
                 if (!rc && in->n_ids >= (size_t)n_ctx)
                     rc = too_long(r, in->n_ids, n_ctx, e);
                 if (!rc)
-                    rc = tokens_of(p, r, "", 0, in->ids, in->n_ids, n_ctx, &out->prompts[i], e);
+                    rc = tokens_of(p, r, "", 0, in->ids, in->n_ids, n_ctx, work, &out->prompts[i],
+                                   e);
             } else
-                rc = tokens_of(p, r, in->text, in->size, r->context, r->n_context, n_ctx,
+                rc = tokens_of(p, r, in->text, in->size, r->context, r->n_context, n_ctx, work,
                                &out->prompts[i], e);
             if (!rc)
                 out->n_prompts++;
@@ -530,7 +544,7 @@ int nk__prepare(struct nk_prepared *out, const nk_prompter *p, const struct nk_r
         rc = bad(e, "think", "no_thinking",
                  "think: there is no chat template here that could turn it on");
     if (!rc)
-        rc = prepare_grammar(out, p, r, e);
+        rc = prepare_grammar(out, p, r, work, e);
     if (rc)
         nk__prepared_release(out);
     return rc;

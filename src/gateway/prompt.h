@@ -28,8 +28,8 @@ struct nk_prompter_caps {
 struct nk_prompter_caps nk__prompter_caps(const nk_prompter *p);
 
 /* A chat as the template writes it, for /apply-template. Appends; the errors are nk__prepare's. */
-int nk__prompt_render(const nk_prompter *p, const struct nk_request *r, struct nk_buf *out,
-                      struct nk_request_error *e);
+int nk__prompt_render(const nk_prompter *p, const struct nk_request *r, struct nk_work *work,
+                      struct nk_buf *out, struct nk_request_error *e);
 
 struct nk_prepared {
     struct nk_tokens prompts[NK_PROMPTS_MAX];
@@ -39,11 +39,12 @@ struct nk_prepared {
     bool parse;                   /* the reply is a chat's: */
     struct nk_output_opts output; /* tool_names is owned */
 };
-/* n_ctx: what a session holds. On failure *out is empty.
+/* n_ctx: what a session holds. work: what all of it may cost, and whether it is still wanted. On
+ * failure *out is empty.
  *   INVALID  context_length_exceeded, no_template, no_tools, no_thinking, template_failed,
- *            unsupported_schema, bad_text, bad_value */
+ *            unsupported_schema, bad_text, bad_value, too_much_work; CANCELLED */
 int nk__prepare(struct nk_prepared *out, const nk_prompter *p, const struct nk_request *r,
-                int n_ctx, struct nk_request_error *e);
+                int n_ctx, struct nk_work *work, struct nk_request_error *e);
 void nk__prepared_release(struct nk_prepared *p);
 
 #endif

@@ -5,6 +5,10 @@
 #include "base/json.h"
 #include "base/utf8.h"
 
+enum {
+    WANTED_EVERY = 256
+}; /* after so many tokens it is asked whether the reply is still wanted */
+
 /* A token's text, or its bytes where they are no text by themselves. */
 static int add_piece(const nk_vocab *v, int32_t id, struct nk_buf *out, struct nk_error *err)
 {
@@ -25,16 +29,19 @@ static int add_piece(const nk_vocab *v, int32_t id, struct nk_buf *out, struct n
     return rc;
 }
 
-static int tokenize(const nk_vocab *v, const struct nk_request *r, struct nk_buf *out,
-                    struct nk_error *err)
+static int tokenize(const nk_vocab *v, const struct nk_request *r, struct nk_work *work,
+                    struct nk_buf *out, struct nk_error *err)
 {
     struct nk_tokens t = { NULL, 0 };
     int rc = nk_vocab_tokenize(v, r->prompts[0].text, r->prompts[0].size, r->add_special,
-                               r->parse_special, NK_TEXT_BYTES_MAX, &t, err);
+                               r->parse_special, NK_TEXT_BYTES_MAX, work, &t, err);
 
     if (!rc)
         rc = nk_buf_adds(out, "{\"tokens\":[", err);
     for (size_t i = 0; i < t.n && !rc; i++) {
+        rc = i % WANTED_EVERY ? 0 : nk_work_spend(work, 1, "the text", err);
+        if (rc)
+            break;
         rc = nk_buf_addf(out, err, r->with_pieces ? "%s{\"id\":%d,\"piece\":" : "%s%d",
                          i ? "," : "", (int)t.ids[i]);
         if (!rc && r->with_pieces)
@@ -46,14 +53,17 @@ static int tokenize(const nk_vocab *v, const struct nk_request *r, struct nk_buf
     return rc ? rc : nk_buf_adds(out, "]}\n", err);
 }
 
-static int detokenize(const nk_vocab *v, const struct nk_request *r, struct nk_buf *out,
-                      struct nk_request_error *e)
+static int detokenize(const nk_vocab *v, const struct nk_request *r, struct nk_work *work,
+                      struct nk_buf *out, struct nk_request_error *e)
 {
     const struct nk_prompt *ids = &r->prompts[0];
     struct nk_buf text = NK_BUF_INIT(out->max);
     int rc = 0;
 
     for (size_t i = 0; i < ids->n_ids && !rc; i++) {
+        rc = i % WANTED_EVERY ? 0 : nk_work_spend(work, 1, "the tokens", &e->err);
+        if (rc)
+            break;
         rc = nk_vocab_piece(v, ids->ids[i], true, &text, &e->err);
         if (rc == NK_E_INVALID) {
             snprintf(e->param, sizeof e->param, "tokens");
@@ -69,11 +79,11 @@ static int detokenize(const nk_vocab *v, const struct nk_request *r, struct nk_b
     return rc ? rc : nk_buf_adds(out, "}\n", &e->err);
 }
 
-static int apply_template(const nk_prompter *p, const struct nk_request *r, struct nk_buf *out,
-                          struct nk_request_error *e)
+static int apply_template(const nk_prompter *p, const struct nk_request *r, struct nk_work *work,
+                          struct nk_buf *out, struct nk_request_error *e)
 {
     struct nk_buf text = NK_BUF_INIT(out->max);
-    int rc = nk__prompt_render(p, r, &text, e);
+    int rc = nk__prompt_render(p, r, work, &text, e);
 
     if (!rc)
         rc = nk_buf_adds(out, "{\"prompt\":", &e->err);
@@ -84,20 +94,20 @@ static int apply_template(const nk_prompter *p, const struct nk_request *r, stru
 }
 
 int nk__text_answer(const nk_prompter *p, const nk_vocab *v, const struct nk_request *r,
-                    struct nk_buf *out, struct nk_request_error *e)
+                    struct nk_work *work, struct nk_buf *out, struct nk_request_error *e)
 {
     int rc;
 
     e->param[0] = '\0';
     switch (r->api) {
     case NK_API_TOKENIZE:
-        rc = tokenize(v, r, out, &e->err);
+        rc = tokenize(v, r, work, out, &e->err);
         break;
     case NK_API_DETOKENIZE:
-        rc = detokenize(v, r, out, e);
+        rc = detokenize(v, r, work, out, e);
         break;
     default:
-        rc = apply_template(p, r, out, e);
+        rc = apply_template(p, r, work, out, e);
         break;
     }
     if (rc == NK_E_EXHAUSTED && !e->param[0])

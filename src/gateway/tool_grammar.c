@@ -236,7 +236,7 @@ int nk__tool_grammar_write(const struct nk_tool_grammar_opts *o, struct nk_buf *
         if (!rc && (!schema || !json_object_size(schema)))
             rc = nk_buf_adds(&inner, "root ::= \"{}\"\n", err);
         else if (!rc)
-            rc = nk_json_schema_to_grammar(schema, &inner, err);
+            rc = nk_json_schema_to_grammar(schema, o->work, &inner, err);
         if (rc)
             nk_wrap(rc, err, "tools[%zu].function.parameters", i);
         snprintf(prefix, sizeof prefix, "t%zu-", i);

@@ -7,6 +7,7 @@
 #include <jansson.h>
 
 #include "base/buf.h"
+#include "base/work.h"
 #include "gateway/output.h"
 
 /* The id of the control token whose text this is, or -1: control tokens are never matched by
@@ -22,10 +23,12 @@ struct nk_tool_grammar_opts {
     const char *think_close;
     nk_tool_grammar_token *token; /* NULL: there are no control tokens */
     const void *user;             /* token's */
+    struct nk_work *work;         /* what all of it may cost; NULL: anything */
 };
 
 /* Appends the grammar to out.
  *   INVALID    unsupported_schema   a tool's parameters cannot be expressed; named
+ *   INVALID    too_much_work        the same; or CANCELLED
  *   INVALID    unsupported_tools    `must` false and a format whose calls have no mark of their own
  *   EXHAUSTED  too_large */
 int nk__tool_grammar_write(const struct nk_tool_grammar_opts *opts, struct nk_buf *out,

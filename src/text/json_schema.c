@@ -157,6 +157,8 @@ static int add_properties(struct nk__conversion *c, struct nk_buf *b, const json
 
         rc = convert_part(c, list[i].schema, "properties", list[i].name, &rule);
         if (!rc)
+            rc = nk__schema_spend(c, 1 + json_array_size(required));
+        if (!rc)
             rc = nk__schema_add_member(c, &members, list[i].name, &rule,
                                        is_required(required, list[i].name));
     }
@@ -204,6 +206,8 @@ static int convert_ref(struct nk__conversion *c, const json_t *schema, struct nk
     struct nk__schema_rule inner;
     int rc = nk__schema_follow(c, schema, &target);
 
+    if (!rc)
+        rc = nk__schema_spend(c, 1 + c->n_targets / 4);
     if (rc)
         return rc;
     for (size_t i = 0; i < c->n_targets; i++)
@@ -333,6 +337,11 @@ static int add_values(struct nk__conversion *c, struct nk_buf *b, const json_t *
     for (size_t i = 0; !rc && i < json_array_size(values); i++) {
         const json_t *v = json_array_get(values, i);
 
+        rc = nk__schema_spend_value(c, v);
+        if (!rc)
+            rc = nk__schema_spend(c, json_array_size(type));
+        if (rc)
+            break;
         if (!type_allows(type, v))
             continue;
         if (!first)
@@ -445,9 +454,10 @@ out:
     return rc;
 }
 
-int nk_json_schema_to_grammar(const json_t *schema, struct nk_buf *out, struct nk_error *err)
+int nk_json_schema_to_grammar(const json_t *schema, struct nk_work *work, struct nk_buf *out,
+                              struct nk_error *err)
 {
-    struct nk__conversion c = { .root = schema, .out = out, .err = err, .path = "#" };
+    struct nk__conversion c = { .root = schema, .work = work, .out = out, .err = err, .path = "#" };
     size_t before = out->size;
     struct nk__schema_rule rule;
     int rc = nk_buf_adds(out, BASE_RULES, err);

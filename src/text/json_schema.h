@@ -20,14 +20,19 @@
 
 #include "base/buf.h"
 #include "base/error.h"
+#include "base/work.h"
 
-/* Appends the grammar to out; its root rule is "root".
+/* Appends the grammar to out; its root rule is "root". work: what it may cost; NULL: anything.
  *   INVALID    unsupported_schema   a keyword, type or value that is not understood, with its
  *                                   place ("#/properties/a")
+ *   INVALID    too_much_work        nk_work_spend's: allOf and $ref can ask for work that doubles
+ *                                   with each line
+ *   CANCELLED  cancelled
  *   EXHAUSTED  too_large            the grammar is larger than out may grow, or the schema too deep
  *   EXHAUSTED  no_memory
  * On failure out is as it was. */
-int nk_json_schema_to_grammar(const json_t *schema, struct nk_buf *out, struct nk_error *err);
+int nk_json_schema_to_grammar(const json_t *schema, struct nk_work *work, struct nk_buf *out,
+                              struct nk_error *err);
 
 /* The grammar of any JSON object: response_format {"type": "json_object"}, Ollama's "json". */
 const char *nk_json_object_grammar(void);

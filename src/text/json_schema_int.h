@@ -9,9 +9,10 @@
  *     json_schema_keyword.c   which keywords there are, counts among them, where a $ref leads
  *     json_schema_rule.c      rules, literals and repetitions as GBNF text; refusals
  *
- * Functions without a word about it return 0, INVALID `unsupported_schema` or EXHAUSTED `too_large`
- * (`no_memory`). What they add ends with a space; after an error it is unfinished, and the whole
- * grammar is thrown away. */
+ * Functions without a word about it return 0, INVALID `unsupported_schema` or `too_much_work`,
+ * CANCELLED, or EXHAUSTED `too_large` (`no_memory`). What is done over and over because the schema
+ * says so is spent from the conversion's work. What they add ends with a space; after an error it
+ * is unfinished, and the whole grammar is thrown away. */
 #ifndef NK_TEXT_JSON_SCHEMA_INT_H
 #define NK_TEXT_JSON_SCHEMA_INT_H
 
@@ -35,6 +36,7 @@ struct nk__schema_rule {
 /* One call of nk_json_schema_to_grammar. */
 struct nk__conversion {
     const json_t *root;
+    struct nk_work *work;
     struct nk_buf *out;
     struct nk_error *err;
     int n_rules, depth;
@@ -48,6 +50,12 @@ struct nk__conversion {
 };
 
 /* ---- json_schema_rule.c ---- */
+
+/* Steps of work: a key or an element looked at is one or a few. INVALID too_much_work,
+ * CANCELLED. */
+int nk__schema_spend(struct nk__conversion *c, size_t n_steps);
+/* One for each value within v, and for each 16 bytes of its strings. */
+int nk__schema_spend_value(struct nk__conversion *c, const json_t *v);
 
 /* Fails: "PLACE of the JSON schema: WHAT: WHY". why may be NULL. */
 int nk__schema_refuse(struct nk__conversion *c, const char *what, const char *why);

@@ -64,7 +64,10 @@ int nk__schema_check_keywords(struct nk__conversion *c, const json_t *schema)
 {
     const char *key;
     json_t *value;
+    int rc = nk__schema_spend(c, 8 + 8 * json_object_size(schema));
 
+    if (rc)
+        return rc;
     json_object_foreach((json_t *)(uintptr_t)schema, key, value)
     {
         char what[80];
@@ -180,6 +183,8 @@ int nk__schema_follow(struct nk__conversion *c, const json_t *schema, const json
         const json_t *ref = json_object_get(schema, "$ref");
         int rc = nk__schema_check_keywords(c, schema);
 
+        if (!rc)
+            rc = nk__schema_spend(c, 1 + json_string_length(ref) / 4);
         if (rc)
             return rc;
         if (nk__schema_types(schema) || nk__schema_has(schema, others))

@@ -10,13 +10,17 @@
 /* Names other than the given ones, without escapes: a walk down the tree of their characters. names
  * are sorted; those from begin to end share their first at bytes. Adds what may follow those, up to
  * and with the closing quote. */
-static int add_other_names(struct nk_buf *b, const char *const *names, size_t begin, size_t end,
-                           size_t at, struct nk_error *err)
+static int add_other_names(struct nk__conversion *c, struct nk_buf *b, const char *const *names,
+                           size_t begin, size_t end, size_t at)
 {
     /* The first of a sorted range is the shortest. */
     bool is_name = begin < end && !names[begin][at];
     size_t i = begin + is_name;
-    int rc = nk_buf_adds(b, "(", err);
+    struct nk_error *err = c->err;
+    int rc = nk__schema_spend(c, 8 + 2 * (end - begin));
+
+    if (!rc)
+        rc = nk_buf_adds(b, "(", err);
 
     if (!rc && !is_name && at > 0) /* the empty name is nobody's friend */
         rc = nk_buf_adds(b, "\"\\\"\" | ", err);
@@ -32,7 +36,7 @@ static int add_other_names(struct nk_buf *b, const char *const *names, size_t be
         if (cp >= 0x20 && cp != '"' && cp != '\\') {
             rc = nk__schema_add_literal(b, names[i] + at, (size_t)n, err);
             if (!rc)
-                rc = add_other_names(b, names, i, next, at + (size_t)n, err);
+                rc = add_other_names(c, b, names, i, next, at + (size_t)n);
             if (!rc)
                 rc = nk_buf_adds(b, "| ", err);
         }
@@ -76,7 +80,7 @@ int nk__schema_add_other_name(struct nk__conversion *c, struct nk_buf *b, const 
         }
     rc = nk_buf_adds(b, "\"\\\"\" ", c->err);
     if (!rc)
-        rc = add_other_names(b, names, 0, n, 0, c->err);
+        rc = add_other_names(c, b, names, 0, n, 0);
 out:
     free(names);
     return rc;
@@ -85,8 +89,13 @@ out:
 int nk__schema_check_required(struct nk__conversion *c, const json_t *properties,
                               const json_t *required)
 {
+    int rc;
+
     if (required && !json_is_array(required))
         return nk__schema_refuse(c, "required", "a list of names is wanted");
+    rc = nk__schema_spend(c, 4 * json_array_size(required));
+    if (rc)
+        return rc;
     for (size_t i = 0; i < json_array_size(required); i++) {
         const json_t *name = json_array_get(required, i);
 
@@ -178,15 +187,23 @@ static int join_one(struct nk__conversion *c, const json_t *schema, json_t *merg
                  *additional = json_object_get(schema, "additionalProperties");
     const char *key;
     json_t *value;
+    int rc;
 
     if (!json_is_object(schema) ||
         (type && (!json_is_string(type) || strcmp(json_string_value(type), "object") != 0)) ||
         nk__schema_types(schema) & ~NK__SCHEMA_OBJECT || nk__schema_has(schema, others))
         return nk__schema_refuse(c, "allOf", "only objects can be joined");
+    rc = nk__schema_spend(c, 8 * json_object_size(json_object_get(schema, "properties")) +
+                                 4 * json_array_size(more));
+    if (rc)
+        return rc;
     json_object_foreach(json_object_get(schema, "properties"), key, value)
     {
         const json_t *other = json_object_get(properties, key);
 
+        rc = other ? nk__schema_spend_value(c, value) : 0; /* they are compared */
+        if (rc)
+            return rc;
         if (other && !json_equal(other, value))
             return nk__schema_refuse(c, "allOf", "a property is described twice, differently");
         if (json_object_set(properties, key, value))

@@ -343,8 +343,10 @@ static int pattern_atom(struct pattern *x)
     struct set s = { .n = 0 };
     uint32_t cp;
     bool is_set;
-    int rc;
+    int rc = nk__schema_spend(x->c, 128); /* a set is some KiB, looked at several times */
 
+    if (rc)
+        return rc;
     switch (*x->p) {
     case '(':
         x->p++;

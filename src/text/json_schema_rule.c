@@ -2,8 +2,36 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/json.h"
+
+int nk__schema_spend(struct nk__conversion *c, size_t n_steps)
+{
+    return nk_work_spend(c->work, (int64_t)n_steps, "the JSON schema", c->err);
+}
+
+int nk__schema_spend_value(struct nk__conversion *c, const json_t *v)
+{
+    const char *key;
+    json_t *element;
+    size_t i;
+    int rc = nk__schema_spend(c, 1 + json_string_length(v) / 16);
+
+    if (json_is_object(v))
+        json_object_foreach((json_t *)(uintptr_t)v, key, element)
+        {
+            rc = rc ? rc : nk__schema_spend(c, 1 + strlen(key) / 16);
+            rc = rc ? rc : nk__schema_spend_value(c, element);
+        }
+    json_array_foreach(v, i, element)
+    {
+        if (rc)
+            break;
+        rc = nk__schema_spend_value(c, element);
+    }
+    return rc;
+}
 
 int nk__schema_refuse(struct nk__conversion *c, const char *what, const char *why)
 {
@@ -23,8 +51,11 @@ int nk__schema_new_rule(struct nk__conversion *c, struct nk__schema_rule *rule)
 int nk__schema_add_rule(struct nk__conversion *c, const struct nk__schema_rule *rule,
                         const struct nk_buf *body)
 {
-    return nk_buf_addf(c->out, c->err, "%s ::= %s\n", rule->text,
-                       body->size ? nk_buf_str(body) : "\"\"");
+    int rc = nk__schema_spend(c, 1 + body->size / 16);
+
+    return rc ? rc
+              : nk_buf_addf(c->out, c->err, "%s ::= %s\n", rule->text,
+                            body->size ? nk_buf_str(body) : "\"\"");
 }
 
 int nk__schema_add_literal(struct nk_buf *b, const char *text, size_t size, struct nk_error *err)

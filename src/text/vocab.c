@@ -8,9 +8,11 @@
 #include <gguf.h>
 #include <llama.h>
 
+#include "base/array.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/utf8.h"
+#include "text/cut.h"
 #include "text/guard.h"
 
 struct nk_vocab {
@@ -20,6 +22,9 @@ struct nk_vocab {
     enum llama_vocab_type type;
     /* A BPE vocabulary without a token for every byte: libllama drops the rest in silence. */
     bool may_lose_bytes;
+    /* No token stands for more bytes of a text; 0: not known. */
+    size_t token_bytes_max;
+    nk_cuts *cuts; /* NULL: its texts are tokenized whole */
     char model_sha256[65];
 };
 
@@ -197,6 +202,26 @@ static bool has_every_byte(const struct llama_vocab *v)
     return n_found == 256;
 }
 
+/* The longest token's bytes: its text may be longer than what it stands for (a space is written
+ * with three bytes), never shorter. 0 where it is not known: a token that takes white space along
+ * stands for any number of bytes, and so does one of a vocabulary that normalises a text before. */
+static size_t longest_token(const struct llama_vocab *v)
+{
+    enum llama_vocab_type type = llama_vocab_type(v);
+    size_t longest = 1;
+
+    if (type != LLAMA_VOCAB_TYPE_SPM && type != LLAMA_VOCAB_TYPE_BPE)
+        return 0;
+    for (int32_t id = 0; id < llama_vocab_n_tokens(v); id++) {
+        size_t size = strlen(llama_vocab_get_text(v, id));
+
+        if (llama_vocab_get_attr(v, id) & (LLAMA_TOKEN_ATTR_LSTRIP | LLAMA_TOKEN_ATTR_RSTRIP))
+            return 0;
+        longest = size > longest ? size : longest;
+    }
+    return longest;
+}
+
 static void init(nk_vocab *v, const struct llama_vocab *llama)
 {
     v->llama = llama;
@@ -226,6 +251,8 @@ int nk_vocab_open(nk_vocab **out, const char *path, struct nk_error *err)
         goto out;
     }
     init(v, llama_model_get_vocab(v->model));
+    v->cuts = nk__cuts_new(v->llama);
+    v->token_bytes_max = longest_token(v->llama);
     if (v->type == LLAMA_VOCAB_TYPE_NONE || v->n_tokens <= 0) {
         rc = nk_fail(err, NK_E_INVALID, "no_vocab", "%s has no vocabulary", path);
         goto out;
@@ -253,6 +280,7 @@ void nk_vocab_close(nk_vocab *v)
 {
     if (!v)
         return;
+    nk__cuts_free(v->cuts);
     if (v->model)
         llama_model_free(v->model);
     free(v);
@@ -293,6 +321,8 @@ int32_t nk_vocab_eos(const nk_vocab *v)
 
 /* ---- tokens and text ---- */
 
+enum { BLOCK_BYTES = 1024 };
+
 /* Whether libllama makes tokens of this text that have all its bytes. It throws where a vocabulary
  * without byte tokens lacks a character (SPM), and drops bytes in silence where a byte-level
  * vocabulary (BPE) lacks them. */
@@ -313,14 +343,30 @@ static bool can_express(const nk_vocab *v, const char *text, size_t size)
 
 /* Names the first character that this vocabulary cannot express. Prompt text itself does not belong
  * into messages. */
-static int cannot_express(const nk_vocab *v, const char *text, size_t size, struct nk_error *err)
+static int cannot_express(const nk_vocab *v, const char *text, size_t size, struct nk_work *work,
+                          struct nk_error *err)
 {
-    size_t pos = 0;
+    size_t pos = 0, block = 0; /* what is before block can be expressed */
 
     while (pos < size) {
         uint32_t cp = 0;
-        int n = nk_utf8_next(text + pos, size - pos, &cp);
+        int n, rc;
 
+        if (pos >= block) { /* a block at a time: single characters cost a hundred times as much */
+            size_t end = size - pos < BLOCK_BYTES ? size : pos + BLOCK_BYTES;
+
+            while (end < size && ((uint8_t)text[end] & 0xC0) == 0x80)
+                end++;
+            rc = nk_work_spend(work, BLOCK_BYTES / 4, "the text", err);
+            if (rc)
+                return rc;
+            block = end;
+            if (can_express(v, text + pos, end - pos)) {
+                pos = end;
+                continue;
+            }
+        }
+        n = nk_utf8_next(text + pos, size - pos, &cp);
         if (!can_express(v, text + pos, (size_t)n))
             return nk_fail(err, NK_E_INVALID, "bad_text",
                            "this vocabulary cannot express U+%04X, at byte %zu of the text", cp,
@@ -331,8 +377,8 @@ static int cannot_express(const nk_vocab *v, const char *text, size_t size, stru
 }
 
 static int tokenize(const nk_vocab *v, const char *text, size_t size, bool add_special,
-                    bool parse_special, size_t max_tokens, struct nk_tokens *out,
-                    struct nk_error *err)
+                    bool parse_special, size_t max_tokens, struct nk_work *work,
+                    struct nk_tokens *out, struct nk_error *err)
 {
     /* A token has a byte or more; a few are added (BOS, EOS, a leading space). Normalising
      * tokenizers may make more of it: then libllama says how many and is asked again. */
@@ -352,7 +398,7 @@ static int tokenize(const nk_vocab *v, const char *text, size_t size, bool add_s
                                 parse_special, &n, err);
         if (rc) {
             if (rc == NK_E_INTERNAL)
-                rc = cannot_express(v, text, size, err);
+                rc = cannot_express(v, text, size, work, err);
             goto out;
         }
         if (n >= 0)
@@ -379,11 +425,84 @@ out:
     return rc;
 }
 
-int nk_vocab_tokenize(const nk_vocab *v, const char *text, size_t size, bool add_special,
-                      bool parse_special, size_t max_tokens, struct nk_tokens *out,
-                      struct nk_error *err)
+/* The same in parts (text/cut.h); without BOS and EOS. */
+static int tokenize_parts(const nk_vocab *v, const char *text, size_t size, bool parse_special,
+                          size_t max_tokens, struct nk_work *work, struct nk_tokens *out,
+                          struct nk_error *err)
 {
+    const size_t n_mark = strlen(nk__cuts_mark(v->cuts));
+    struct nk_buf part = NK_BUF_INIT(NK_TEXT_BYTES_MAX + 16);
+    struct nk_tokens t = { NULL, 0 };
+    size_t capacity = 0, at = 0;
+    int rc = 0;
+
+    while (at < size && !rc) {
+        size_t end = nk__cuts_next(v->cuts, text, size, at + NK_CUT_BYTES), drop = 0;
+
+        nk_buf_reset(&part);
+        if (at) {
+            drop = nk__cuts_mark_tokens(v->cuts);
+            rc = nk_buf_add(&part, nk__cuts_mark(v->cuts), n_mark, err);
+        }
+        if (!rc)
+            rc = nk_buf_add(&part, text + at, end - at, err);
+        if (!rc)
+            rc = nk_work_spend(work, (int64_t)(1 + (end - at) / 8), "the text", err);
+        if (!rc)
+            rc = tokenize(v, nk_buf_str(&part), part.size, false, parse_special, INT32_MAX, work,
+                          &t, err);
+        if (rc)
+            break;
+        NK_ASSERT(t.n >= drop);
+        t.n -= drop;
+        if (out->n + t.n > max_tokens)
+            rc = nk_fail(err, NK_E_EXHAUSTED, "too_large",
+                         "the text has more than %zu tokens; at most %zu are taken", max_tokens,
+                         max_tokens);
+        else
+            rc = nk_array_grow(out->ids, capacity, out->n + t.n, INT32_MAX, err);
+        if (!rc && t.n)
+            memcpy(out->ids + out->n, t.ids + drop, t.n * sizeof *t.ids);
+        out->n += rc ? 0 : t.n;
+        free(t.ids);
+        t = (struct nk_tokens){ NULL, 0 };
+        at = end;
+    }
+    nk_buf_release(&part);
+    return rc;
+}
+
+/* BOS in front and EOS behind, as libllama does it. */
+static int add_ends(const nk_vocab *v, size_t max_tokens, struct nk_tokens *t, struct nk_error *err)
+{
+    bool bos = llama_vocab_get_add_bos(v->llama), eos = llama_vocab_get_add_eos(v->llama);
+    size_t n = t->n + bos + eos;
+    int32_t *ids;
+
+    if (n > max_tokens)
+        return nk_fail(err, NK_E_EXHAUSTED, "too_large",
+                       "the text has %zu tokens; at most %zu are taken", n, max_tokens);
+    ids = malloc((n ? n : 1) * sizeof *ids);
+    if (!ids)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for %zu tokens", n);
+    if (bos)
+        ids[0] = llama_vocab_bos(v->llama);
+    if (t->n)
+        memcpy(ids + bos, t->ids, t->n * sizeof *ids);
+    if (eos)
+        ids[n - 1] = llama_vocab_eos(v->llama);
+    free(t->ids);
+    *t = (struct nk_tokens){ ids, n };
+    return 0;
+}
+
+int nk_vocab_tokenize(const nk_vocab *v, const char *text, size_t size, bool add_special,
+                      bool parse_special, size_t max_tokens, struct nk_work *work,
+                      struct nk_tokens *out, struct nk_error *err)
+{
+    struct nk_error part_err;
     size_t at;
+    int rc;
 
     *out = (struct nk_tokens){ NULL, 0 };
     if (v->type == LLAMA_VOCAB_TYPE_NONE)
@@ -397,9 +516,31 @@ int nk_vocab_tokenize(const nk_vocab *v, const char *text, size_t size, bool add
                        "the text is not UTF-8: byte 0x%02x at position %zu", (uint8_t)text[at], at);
     if (max_tokens > INT32_MAX)
         max_tokens = INT32_MAX;
+    /* Before anything is done with it. */
+    if (v->token_bytes_max && size / v->token_bytes_max > max_tokens)
+        return nk_fail(err, NK_E_EXHAUSTED, "too_large",
+                       "the text has %zu bytes, and a token of this vocabulary at most %zu: %zu "
+                       "tokens or more; at most %zu are taken",
+                       size, v->token_bytes_max, size / v->token_bytes_max, max_tokens);
     if (v->may_lose_bytes && !can_express(v, text, size))
-        return cannot_express(v, text, size, err);
-    return tokenize(v, text, size, add_special, parse_special, max_tokens, out, err);
+        return cannot_express(v, text, size, work, err);
+    if (!v->cuts || size <= NK_CUT_BYTES) {
+        rc = nk_work_spend(work, (int64_t)(1 + size / 8), "the text", err);
+        return rc ? rc
+                  : tokenize(v, text, size, add_special, parse_special, max_tokens, work, out, err);
+    }
+    rc = tokenize_parts(v, text, size, parse_special, max_tokens, work, out, &part_err);
+    if (rc && !strcmp(part_err.reason, "bad_text"))
+        rc = cannot_express(v, text, size, work, err); /* with its place in the whole */
+    else if (rc && err)
+        *err = part_err;
+    if (!rc && add_special)
+        rc = add_ends(v, max_tokens, out, err);
+    if (rc) {
+        free(out->ids);
+        *out = (struct nk_tokens){ NULL, 0 };
+    }
+    return rc;
 }
 
 int nk_vocab_piece(const nk_vocab *v, int32_t id, bool special, struct nk_buf *out,

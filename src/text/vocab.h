@@ -9,6 +9,7 @@
 
 #include "base/buf.h"
 #include "base/error.h"
+#include "base/work.h"
 
 struct llama_vocab;
 typedef struct nk_vocab nk_vocab;
@@ -45,14 +46,17 @@ struct nk_tokens {
 };
 /* Text to ids. add_special: BOS/EOS as the model wants them. parse_special: "<|im_start|>" and its
  * like become their tokens (templates), otherwise they are plain text. max_tokens bounds the
- * result.
+ * result: what has more bytes than so many of the longest token is refused before anything is done,
+ * and a text is given up where it has too many. work: what it may cost, and whether it is still
+ * wanted; NULL: anything. A long text is tokenized in parts where that gives the same (text/cut.h).
  *   INVALID    bad_text     not UTF-8 (position named), or a character that this vocabulary cannot
  *                           express and has no "unknown" token for (named)
  *   INVALID    no_vocab     a borrowed stub
+ *   INVALID    too_much_work, or CANCELLED
  *   EXHAUSTED  too_large    more than max_tokens, or than NK_TEXT_BYTES_MAX */
 int nk_vocab_tokenize(const nk_vocab *v, const char *text, size_t size, bool add_special,
-                      bool parse_special, size_t max_tokens, struct nk_tokens *out,
-                      struct nk_error *err);
+                      bool parse_special, size_t max_tokens, struct nk_work *work,
+                      struct nk_tokens *out, struct nk_error *err);
 /* The bytes of one token, appended to out; special: also those of control tokens. INVALID
  * `bad_token`. */
 int nk_vocab_piece(const nk_vocab *v, int32_t id, bool special, struct nk_buf *out,

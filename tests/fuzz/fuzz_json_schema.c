@@ -16,7 +16,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (!schema)
         return 0;
-    if (!nk_json_schema_to_grammar(schema, &out, &err)) {
+    if (!nk_json_schema_to_grammar(schema, NULL, &out, &err)) {
         const uint8_t *mask;
 
         if (nk_grammar_new(&g, nk_vocab_llama(v), nk_buf_str(&out), &err)) {

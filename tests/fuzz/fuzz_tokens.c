@@ -59,7 +59,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     stop[n_stop] = '\0';
     data += 2 + n_stop;
     size -= 2 + n_stop;
-    rc = nk_vocab_tokenize(v, (const char *)data, size, special, special, 100000, &t, NULL);
+    rc = nk_vocab_tokenize(v, (const char *)data, size, special, special, 100000, NULL, &t, NULL);
     check(rc || nk_utf8_valid(data, size, &at));
     if (!rc) {
         struct nk_buf pieces = NK_BUF_INIT(1 << 24);

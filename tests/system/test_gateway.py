@@ -286,6 +286,23 @@ class Openai(OverOneCluster):
                 self.assertIn("--chat-template", error["message"])
                 self.assertEqual(gateway.post("/api/chat", {"messages": HELLO, **name}).status, 400)
 
+    def test_a_schema_whose_work_doubles_is_refused(self):
+        """allOf joins a chain of 40 definitions, each of which names the next one twice: 2^40 joins for 3 KB."""
+        defs = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(40)}
+        schema = {"$defs": {**defs, "a40": {"type": "object", "properties": {"a": {"type": "string"}}}}, "$ref": "#/$defs/a0"}
+        wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        error = self.refused(self.gateway.post("/v1/chat/completions", chat(response_format=wanted)), 400, "too_much_work", "response_format")
+        self.assertIn("JSON schema", error["message"])
+
+    def test_text_that_the_vocabulary_lacks(self):
+        """In parts, as in one: the tokens of libllama, whose own work grows with the square of such a text."""
+        text = "\u4e2d" * 20000 + " and the LORD said" * 500 + "\u4e2d </s>" * 3000
+        reply = self.ok(self.gateway.post("/tokenize", {"content": text, "parse_special": True})).json
+        back = self.ok(self.gateway.post("/detokenize", {"tokens": reply["tokens"]})).json["content"]
+        self.assertEqual(back.replace(" ", ""), text.replace(" ", ""))
+        error = self.refused(self.gateway.post("/v1/completions", completion(prompt="\u4e2d" * 1000000)), 400, "context_length_exceeded", "prompt")
+        self.assertIn("3000000 bytes", error["message"])
+
     def test_bad_requests(self):
         post = lambda body, **more: self.gateway.post("/v1/chat/completions", body, **more)
         self.refused(post(b"{"), 400, "bad_json")
@@ -600,7 +617,7 @@ class Health(OverOneCluster):
         """The table has the codes that the sources have, and no others."""
         doc = pathlib.Path(nk.SOURCE, "docs", "api.md").read_text().split("## Errors")[1].split("## `/cluster`")[0]
         shown = {c for row in re.findall(r"(?m)^\| \d{3} \| ([^|]*) \|", doc) for c in re.findall(r"`(\w+)`", row)}
-        files = [f for layer in ("gateway", "text", "chain", "worker") for f in pathlib.Path(nk.SOURCE, "src", layer).glob("*.c*")]
+        files = [f for layer in ("base", "gateway", "text", "chain", "worker") for f in pathlib.Path(nk.SOURCE, "src", layer).glob("*.c*")]
         text = "".join(f.read_text() for f in files)
         self.assertEqual({c for c in shown if f'"{c}"' not in text}, set())
         requests = "".join(pathlib.Path(nk.SOURCE, "src", "gateway", f"{name}.c").read_text()

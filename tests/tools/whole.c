@@ -107,7 +107,8 @@ int main(int argc, char **argv)
     TRY(nk_stage_open(&stage, argv[first], &so, &err));
     vocab = nk_vocab_borrow(nk_stage_vocab(stage));
     n_ctx = nk_stage_info(stage)->n_ctx;
-    TRY(nk_vocab_tokenize(vocab, prompt, strlen(prompt), true, false, 1 << 20, &tokens, &err));
+    TRY(nk_vocab_tokenize(vocab, prompt, strlen(prompt), true, false, 1 << 20, NULL, &tokens,
+                          &err));
     TRY(nk_sampler_new(&sampler, nk_stage_vocab(stage), &o.sampling, n_ctx, nk_chance_system(),
                        &err));
     TRY(nk_detok_new(&detok, vocab, o.stop, o.n_stop, o.special, &err));

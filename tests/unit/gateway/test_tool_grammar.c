@@ -23,7 +23,8 @@ static bool fits(const char *grammar, const char *text)
 
     if (nk_grammar_new(&g, nk_vocab_llama(vocab), grammar, &err))
         fail_msg("%s\n%s", err.msg, grammar);
-    assert_int_equal(nk_vocab_tokenize(vocab, text, strlen(text), false, false, 4096, &t, &err), 0);
+    assert_int_equal(
+        nk_vocab_tokenize(vocab, text, strlen(text), false, false, 4096, NULL, &t, &err), 0);
     for (size_t i = 0; i < t.n && ok; i++) {
         /* This tokenizer begins with a space of its own. */
         if (i == 0) {

@@ -169,7 +169,8 @@ static void test_detok__keeps_leading_spaces_newlines_emoji_and_chinese(void **s
         struct nk_tokens t;
         const char *stop;
 
-        assert_int_equal(nk_vocab_tokenize(v, text, strlen(text), false, false, 1000, &t, NULL), 0);
+        assert_int_equal(
+            nk_vocab_tokenize(v, text, strlen(text), false, false, 1000, NULL, &t, NULL), 0);
         stream(v, t.ids, t.n, false, NULL, 0, &out, &stop);
         assert_string_equal(nk_buf_str(&out) + (kinds[k] == VOCAB_KJV),
                             text); /* SPM's own first space */

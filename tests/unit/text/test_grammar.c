@@ -253,7 +253,7 @@ static int32_t token(const nk_vocab *v, const char *text)
     struct nk_tokens t;
     int32_t id;
 
-    assert_int_equal(nk_vocab_tokenize(v, text, strlen(text), false, true, 10, &t, NULL), 0);
+    assert_int_equal(nk_vocab_tokenize(v, text, strlen(text), false, true, 10, NULL, &t, NULL), 0);
     assert_int_equal(t.n, 1);
     id = t.ids[0];
     free(t.ids);

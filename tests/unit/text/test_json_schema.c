@@ -12,7 +12,7 @@ static char *grammar_of(const char *schema)
 
     if (!s)
         fail_msg("%s\n%s", schema, why.text);
-    if (nk_json_schema_to_grammar(s, &buf, &err))
+    if (nk_json_schema_to_grammar(s, NULL, &buf, &err))
         fail_msg("%s\n%s", schema, err.msg);
     json_decref(s);
     return nk_buf_take(&buf, NULL);
@@ -367,7 +367,7 @@ static void test_json_schema__what_is_not_understood_is_refused_by_name(void **s
 
         assert_non_null(s);
         nk_buf_adds(&buf, "before", NULL);
-        if (nk_json_schema_to_grammar(s, &buf, &err) != NK_E_INVALID)
+        if (nk_json_schema_to_grammar(s, NULL, &buf, &err) != NK_E_INVALID)
             fail_msg("%s was taken\n%s", bad[i].schema, nk_buf_str(&buf));
         assert_string_equal(err.reason, "unsupported_schema");
         if (!strstr(err.msg, bad[i].named))
@@ -387,7 +387,7 @@ static void test_json_schema__size_and_depth_are_bounded(void **state)
     (void)state;
     for (int i = 0; i < 200; i++)
         deep = json_pack("{s:s, s:o}", "type", "array", "items", deep);
-    assert_int_equal(nk_json_schema_to_grammar(deep, &buf, &err), NK_E_EXHAUSTED);
+    assert_int_equal(nk_json_schema_to_grammar(deep, NULL, &buf, &err), NK_E_EXHAUSTED);
     assert_string_equal(err.reason, "too_large");
     for (int i = 0; i < 5000; i++) {
         char key[16];
@@ -396,11 +396,136 @@ static void test_json_schema__size_and_depth_are_bounded(void **state)
         json_object_set_new(json_object_get(wide, "properties"), key,
                             json_pack("{s:s}", "type", "null"));
     }
-    assert_int_equal(nk_json_schema_to_grammar(wide, &buf, &err), NK_E_EXHAUSTED);
+    assert_int_equal(nk_json_schema_to_grammar(wide, NULL, &buf, &err), NK_E_EXHAUSTED);
     assert_string_equal(err.reason, "too_large");
     assert_int_equal(buf.size, 0);
     json_decref(deep);
     json_decref(wide);
+    nk_buf_release(&buf);
+}
+
+/* ---- work ---- */
+
+/* Takes s. The steps of its conversion; -1: more than the ceiling, which is what err says then. */
+static int64_t work_of(json_t *s)
+{
+    struct nk_buf buf = NK_BUF_INIT(1 << 20);
+    struct nk_work work = NK_WORK_INIT(NULL);
+    struct nk_error err = { 0 };
+    int rc = nk_json_schema_to_grammar(s, &work, &buf, &err);
+
+    if (rc == NK_E_INVALID && !strcmp(err.reason, "too_much_work")) {
+        assert_non_null(strstr(err.msg, "the JSON schema"));
+        assert_non_null(strstr(err.msg, "16000000"));
+        assert_int_equal(buf.size, 0);
+        work.n_steps = -1;
+    } else if (rc && strcmp(err.reason, "too_large")) {
+        fail_msg("%s", err.msg);
+    }
+    nk_buf_release(&buf);
+    json_decref(s);
+    return work.n_steps;
+}
+
+/* allOf joins a chain of n definitions, each of which names the next one twice. */
+static json_t *doubling(int n)
+{
+    json_t *defs = json_object();
+    char name[16], ref[32];
+
+    for (int i = 0; i < n; i++) {
+        snprintf(name, sizeof name, "a%d", i);
+        snprintf(ref, sizeof ref, "#/$defs/a%d", i + 1);
+        json_object_set_new(defs, name,
+                            json_pack("{s:[{s:s}, {s:s}]}", "allOf", "$ref", ref, "$ref", ref));
+    }
+    snprintf(name, sizeof name, "a%d", n);
+    json_object_set_new(defs, name,
+                        json_pack("{s:s, s:{s:{}}}", "type", "object", "properties", "a"));
+    return json_pack("{s:o, s:s}", "$defs", defs, "$ref", "#/$defs/a0");
+}
+
+/* One object with n optional properties, of which the last is required again and again. */
+static json_t *required_often(int n_properties, int n_required)
+{
+    json_t *properties = json_object(), *required = json_array();
+    char name[16];
+
+    for (int i = 0; i < n_properties; i++) {
+        snprintf(name, sizeof name, "p%d", i);
+        json_object_set_new(properties, name, json_pack("{s:s}", "type", "null"));
+    }
+    for (int i = 0; i < n_required; i++)
+        json_array_append_new(required, json_string("p0"));
+    return json_pack("{s:s, s:o, s:o}", "type", "object", "properties", properties, "required",
+                     required);
+}
+
+/* allOf of n references to one object whose property is a constant of that size. */
+static json_t *compared_often(int n_refs, int size)
+{
+    json_t *all = json_array(), *big = json_array();
+
+    for (int i = 0; i < size; i++)
+        json_array_append_new(big, json_integer(i));
+    for (int i = 0; i < n_refs; i++)
+        json_array_append_new(all, json_pack("{s:s}", "$ref", "#/$defs/a"));
+    return json_pack("{s:{s:{s:{s:{s:o}}}}, s:o}", "$defs", "a", "properties", "x", "const", big,
+                     "allOf", all);
+}
+
+/* A list of types, asked about each of as many values. */
+static json_t *types_and_values(int n)
+{
+    json_t *types = json_array(), *values = json_array();
+
+    for (int i = 0; i < n; i++) {
+        json_array_append_new(types, json_string("null"));
+        json_array_append_new(values, json_integer(i));
+    }
+    json_array_append_new(values, json_null());
+    return json_pack("{s:o, s:o}", "type", types, "enum", values);
+}
+
+static void test_json_schema__work_that_doubles_ends_at_the_ceiling(void **state)
+{
+    (void)state;
+    assert_true(work_of(doubling(8)) > 256 * 8); /* it is counted: 2^8 joins */
+    assert_int_equal(work_of(doubling(40)), -1);
+    assert_int_equal(work_of(required_often(3000, 100000)), -1);
+    assert_int_equal(work_of(compared_often(10000, 10000)), -1);
+    assert_int_equal(work_of(types_and_values(20000)), -1);
+}
+
+/* The oracle: a schema's work is a few steps for each of its bytes. */
+static void test_json_schema__ordinary_work_grows_as_the_schema_does(void **state)
+{
+    (void)state;
+    for (int n = 10; n <= 1000; n *= 10) {
+        json_t *s = required_often(n, 1);
+        char *text = json_dumps(s, JSON_COMPACT);
+        int64_t n_steps = work_of(s);
+
+        if (n_steps < 0 || n_steps > 8 * (int64_t)strlen(text))
+            fail_msg("%d properties: %lld steps for %zu bytes", n, (long long)n_steps,
+                     strlen(text));
+        free(text);
+    }
+}
+
+static void test_json_schema__ends_when_nobody_waits_for_it(void **state)
+{
+    atomic_bool cancelled;
+    struct nk_work work = NK_WORK_INIT(&cancelled);
+    struct nk_buf buf = NK_BUF_INIT(1 << 20);
+    struct nk_error err = { 0 };
+    json_t *s = doubling(40);
+
+    (void)state;
+    atomic_init(&cancelled, true);
+    assert_int_equal(nk_json_schema_to_grammar(s, &work, &buf, &err), NK_E_CANCELLED);
+    assert_int_equal(buf.size, 0);
+    json_decref(s);
     nk_buf_release(&buf);
 }
 
@@ -502,6 +627,9 @@ int main(void)
         cmocka_unit_test(test_json_schema__ranges_are_exact_at_every_number),
         cmocka_unit_test(test_json_schema__what_is_not_understood_is_refused_by_name),
         cmocka_unit_test(test_json_schema__size_and_depth_are_bounded),
+        cmocka_unit_test(test_json_schema__work_that_doubles_ends_at_the_ceiling),
+        cmocka_unit_test(test_json_schema__ordinary_work_grows_as_the_schema_does),
+        cmocka_unit_test(test_json_schema__ends_when_nobody_waits_for_it),
         cmocka_unit_test(test_json_schema__random_texts_of_the_grammar_are_json),
         cmocka_unit_test(test_json_schema__json_object_is_any_object),
     };

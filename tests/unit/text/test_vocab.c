@@ -8,7 +8,7 @@ static void tokenize(const nk_vocab *v, const char *text, bool add_special, bool
 {
     struct nk_error err = { 0 };
 
-    if (nk_vocab_tokenize(v, text, strlen(text), add_special, parse_special, 100000, t, &err))
+    if (nk_vocab_tokenize(v, text, strlen(text), add_special, parse_special, 100000, NULL, t, &err))
         fail_msg("\"%s\": %s", text, err.msg);
 }
 
@@ -100,9 +100,9 @@ static void test_vocab__names_the_character_it_cannot_express(void **state)
         struct nk_error err = { 0 };
         struct nk_tokens t;
 
-        assert_int_equal(
-            nk_vocab_tokenize(v, cases[i].text, strlen(cases[i].text), true, true, 100, &t, &err),
-            NK_E_INVALID);
+        assert_int_equal(nk_vocab_tokenize(v, cases[i].text, strlen(cases[i].text), true, true, 100,
+                                           NULL, &t, &err),
+                         NK_E_INVALID);
         assert_string_equal(err.reason, "bad_text");
         if (!strstr(err.msg, cases[i].named))
             fail_msg("%s", err.msg);
@@ -132,8 +132,8 @@ static void test_vocab__every_tokenizer_takes_every_character(void **state)
 
             if (cp >= 0xD800 && cp <= 0xDFFF)
                 continue;
-            rc =
-                nk_vocab_tokenize(v, text, (size_t)utf8_bytes(cp, text), true, true, 100, &t, &err);
+            rc = nk_vocab_tokenize(v, text, (size_t)utf8_bytes(cp, text), true, true, 100, NULL, &t,
+                                   &err);
             if (rc && (rc != NK_E_INVALID || strcmp(err.reason, "bad_text") != 0))
                 fail_msg("U+%04X: %d %s", cp, rc, err.msg);
             free(t.ids);
@@ -152,7 +152,7 @@ static void test_vocab__says_where_text_is_not_utf8(void **state)
     assert_int_equal(nk_vocab_tokenize(v,
                                        "ab\xFF"
                                        "c",
-                                       4, true, true, 100, &t, &err),
+                                       4, true, true, 100, NULL, &t, &err),
                      NK_E_INVALID);
     assert_string_equal(err.reason, "bad_text");
     assert_non_null(strstr(err.msg, "0xff at position 2"));
@@ -166,14 +166,15 @@ static void test_vocab__holds_the_limit_on_tokens(void **state)
     struct nk_tokens t;
 
     (void)state;
-    assert_int_equal(nk_vocab_tokenize(v, "xyzxyz", 6, false, false, 5, &t, &err), NK_E_EXHAUSTED);
+    assert_int_equal(nk_vocab_tokenize(v, "xyzxyz", 6, false, false, 5, NULL, &t, &err),
+                     NK_E_EXHAUSTED);
     assert_string_equal(err.reason, "too_large");
     assert_non_null(strstr(err.msg, "6 tokens; at most 5"));
     assert_null(t.ids);
-    assert_int_equal(nk_vocab_tokenize(v, "xyzxyz", 6, false, false, 6, &t, &err), 0);
+    assert_int_equal(nk_vocab_tokenize(v, "xyzxyz", 6, false, false, 6, NULL, &t, &err), 0);
     assert_int_equal(t.n, 6);
     free(t.ids);
-    assert_int_equal(nk_vocab_tokenize(v, "x", 1, false, false, 0, &t, &err), NK_E_EXHAUSTED);
+    assert_int_equal(nk_vocab_tokenize(v, "x", 1, false, false, 0, NULL, &t, &err), NK_E_EXHAUSTED);
     nk_vocab_close(v);
 }
 
@@ -188,7 +189,7 @@ static void test_vocab__nul_is_a_character_like_any_other(void **state)
         struct nk_error err;
         struct nk_tokens t;
 
-        assert_int_equal(nk_vocab_tokenize(v, "a\0b", 3, false, false, 100, &t, &err), 0);
+        assert_int_equal(nk_vocab_tokenize(v, "a\0b", 3, false, false, 100, NULL, &t, &err), 0);
         for (size_t j = 0; j < t.n; j++)
             assert_int_equal(nk_vocab_piece(v, t.ids[j], false, &buf, &err), 0);
         assert_true(buf.size >= 3);
@@ -347,7 +348,7 @@ static void test_vocab__a_borrowed_stub_answers_with_an_error(void **state)
     assert_non_null(model);
     v = nk_vocab_borrow(llama_model_get_vocab(model));
     assert_non_null(v);
-    assert_int_equal(nk_vocab_tokenize(v, "a", 1, true, true, 10, &t, &err), NK_E_INVALID);
+    assert_int_equal(nk_vocab_tokenize(v, "a", 1, true, true, 10, NULL, &t, &err), NK_E_INVALID);
     assert_string_equal(err.reason, "no_vocab");
     assert_int_equal(nk_vocab_piece(v, 0, true, &buf, &err), NK_E_INVALID);
     assert_string_equal(err.reason, "no_vocab");
