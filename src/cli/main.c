@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "text/template.h"
 
 int main(int argc, char **argv)
 {
@@ -20,6 +21,8 @@ int main(int argc, char **argv)
         nk_cli_print_commands(stderr);
         return NK_EXIT_USAGE;
     }
+    if (argc == 3 && !strcmp(argv[1], NK_TEMPLATE_ARG)) /* a child of the gateway's */
+        return nk_template_serve(atoi(argv[2]));
     if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) {
         nk_cli_print_commands(stdout);
         return NK_EXIT_OK;

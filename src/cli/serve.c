@@ -1,9 +1,11 @@
 #include "cli/serve.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/file.h"
+#include "base/process.h"
 #include "cli/generate.h"
 
 enum { FILE_BYTES_MAX = 4 << 20 };
@@ -46,6 +48,7 @@ int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, cons
     struct nk_buf keys = NK_BUF_INIT(FILE_BYTES_MAX), cert = NK_BUF_INIT(FILE_BYTES_MAX),
                   key = NK_BUF_INIT(FILE_BYTES_MAX), tmpl = NK_BUF_INIT(FILE_BYTES_MAX);
     struct nk_gateway_opts o = nk_gateway_opts_default();
+    char *self = NULL;
     int rc;
 
     *out = NULL;
@@ -77,7 +80,10 @@ int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, cons
         o.origins[o.n_origins++] = s->origins.items[i];
     for (int i = 0; i < s->hosts.n; i++)
         o.hosts[o.n_hosts++] = s->hosts.items[i];
-    rc = read_file(nk_file_read_secret, s->api_key_file, &keys, &o.api_keys, err);
+    rc = nk_process_self(&self, err);
+    o.program = self;
+    if (!rc)
+        rc = read_file(nk_file_read_secret, s->api_key_file, &keys, &o.api_keys, err);
     if (!rc)
         rc = read_file(nk_file_read, s->tls_cert, &cert, &o.tls_certificate, err);
     if (!rc)
@@ -95,6 +101,7 @@ int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, cons
     nk_buf_release(&cert);
     nk_buf_release(&key);
     nk_buf_release(&tmpl);
+    free(self);
     return rc;
 }
 

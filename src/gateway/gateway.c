@@ -197,7 +197,8 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     if (!rc && g->keys)
         rc = nk_chance_fill(g->chance, g->salt_secret, sizeof g->salt_secret, err);
     if (!rc)
-        rc = nk__prompter_new(&g->prompter, g->clock, opts->vocab, opts->chat_template, err);
+        rc = nk__prompter_new(&g->prompter, g->clock, opts->vocab, opts->chat_template,
+                              opts->program, err);
     if (!rc && !(g->metrics = nk__metrics_new()))
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the gateway");
     if (!rc)

@@ -53,7 +53,10 @@ struct nk_gateway_opts {
     const char *names[NK_GATEWAY_NAMES_MAX];
     int n_names;
     const char *chat_template; /* Jinja text or the name of a built-in one; NULL: the model's own */
-    const char *api_keys;      /* one per line; '#' begins a comment; NULL: no key is needed */
+    /* The path of this program: children of it render chat templates (text/template.h). NULL: they
+     * are rendered in this process, which a hostile template can then end. */
+    const char *program;
+    const char *api_keys; /* one per line; '#' begins a comment; NULL: no key is needed */
     const char *tls_certificate, *tls_key;       /* PEM texts; both or none */
     const char *origins[NK_GATEWAY_ORIGINS_MAX]; /* pages from there may call (CORS); "*": all */
     int n_origins;

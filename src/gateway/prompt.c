@@ -4,15 +4,15 @@
 #include <string.h>
 
 #include "gateway/tool_grammar.h"
-#include "text/jinja.h"
 #include "text/json_schema.h"
+#include "text/template.h"
 
 struct nk_prompter {
     struct nk_clock *clock;
     const nk_vocab *vocab;
-    nk_jinja *jinja; /* or */
-    char *builtin;   /* a built-in one's name, or neither */
-    char *text;      /* of the template */
+    nk_template *jinja; /* or */
+    char *builtin;      /* a built-in one's name, or neither */
+    char *text;         /* of the template */
     struct nk_error broken;
     struct nk_think_marks marks;
     enum nk_tool_format tool_format;
@@ -51,11 +51,11 @@ static int32_t control_token(const void *user, const char *mark)
     return id;
 }
 
-static int open_jinja(nk_prompter *p, const char *text, struct nk_error *err)
+static int open_jinja(nk_prompter *p, const char *text, const char *program, struct nk_error *err)
 {
     char *bos = piece_of(p->vocab, nk_vocab_bos(p->vocab)),
          *eos = piece_of(p->vocab, nk_vocab_eos(p->vocab));
-    int rc = nk_jinja_new(&p->jinja, text, bos, eos, err);
+    int rc = nk_template_open(&p->jinja, program, text, bos, eos, err);
 
     free(bos);
     free(eos);
@@ -63,7 +63,7 @@ static int open_jinja(nk_prompter *p, const char *text, struct nk_error *err)
         return rc;
     p->marks = nk__think_marks_detect(text);
     p->tool_format =
-        nk_jinja_describe(p->jinja).tools ? nk__tool_format_detect(text) : NK_TOOL_FORMAT_NONE;
+        nk_template_caps(p->jinja).tools ? nk__tool_format_detect(text) : NK_TOOL_FORMAT_NONE;
     p->think_switch = strstr(text, "enable_thinking") ? "enable_thinking"
                       : strstr(text, "thinking is defined") || strstr(text, "if thinking")
                           ? "thinking"
@@ -73,7 +73,7 @@ static int open_jinja(nk_prompter *p, const char *text, struct nk_error *err)
 }
 
 int nk__prompter_new(nk_prompter **out, struct nk_clock *clock, const nk_vocab *vocab,
-                     const char *given, struct nk_error *err)
+                     const char *given, const char *program, struct nk_error *err)
 {
     const char *text = given ? given : nk_vocab_chat_template(vocab);
     nk_prompter *p = calloc(1, sizeof *p);
@@ -87,7 +87,7 @@ int nk__prompter_new(nk_prompter **out, struct nk_clock *clock, const nk_vocab *
     p->clock = clock;
     p->vocab = vocab;
     if (text && (strstr(text, "{%") || strstr(text, "{{"))) {
-        rc = open_jinja(p, text, &p->broken);
+        rc = open_jinja(p, text, program, &p->broken);
         if (rc && given && err)
             *err = p->broken;
     } else if (text) {
@@ -126,7 +126,7 @@ void nk__prompter_free(nk_prompter *p)
 {
     if (!p)
         return;
-    nk_jinja_free(p->jinja);
+    nk_template_close(p->jinja);
     free(p->builtin);
     free(p->text);
     free(p);
@@ -265,15 +265,21 @@ static int render(const nk_prompter *p, const struct nk_request *r, const json_t
                                             .add_generation_prompt = true,
                                             .now = nk_clock_unix_s(p->clock) };
 
-            rc = nk_jinja_render(p->jinja, &input, out, &e->err);
+            rc = nk_template_render(p->jinja, &input, work, out, &e->err);
         }
     }
     free(messages_text);
     free(tools_text);
     free(extra);
     if (rc) {
-        snprintf(e->param, sizeof e->param, "%s", nk__api_input(r->api));
-        if (!strcmp(e->err.reason, "bad_template")) {
+        bool names = !strcmp(e->err.reason, "reserved_name");
+
+        snprintf(e->param, sizeof e->param, "%s",
+                 names ? "chat_template_kwargs" : nk__api_input(r->api));
+        if (names) {
+            snprintf(e->err.reason, sizeof e->err.reason, "bad_value");
+            nk_wrap(rc, &e->err, "chat_template_kwargs");
+        } else if (!strcmp(e->err.reason, "bad_template")) {
             /* What the template itself refuses (roles that must alternate ...) is the request's
              * fault. */
             snprintf(e->err.reason, sizeof e->err.reason, "template_failed");
@@ -417,7 +423,7 @@ int nk__prompt_render(const nk_prompter *p, const struct nk_request *r, struct n
                       struct nk_buf *out, struct nk_request_error *e)
 {
     e->param[0] = '\0';
-    if (tools_of(r) && !(p->jinja && nk_jinja_describe(p->jinja).tools))
+    if (tools_of(r) && !(p->jinja && nk_template_caps(p->jinja).tools))
         return bad(e, "tools", "no_tools", "tools: this model's chat template does not know tools");
     return render(p, r, r->messages, tools_of(r), work, out, e);
 }
@@ -458,7 +464,7 @@ static int prepare_chat(struct nk_prepared *out, const nk_prompter *p, const str
 
     if (tools && p->tool_format == NK_TOOL_FORMAT_NONE)
         return bad(e, "tools", "no_tools", "tools: this model's chat template %s",
-                   p->jinja && nk_jinja_describe(p->jinja).tools
+                   p->jinja && nk_template_caps(p->jinja).tools
                        ? "writes calls in a form that is not known here"
                        : "does not know tools");
     if (!messages) {

@@ -12,11 +12,12 @@ typedef struct nk_prompter nk_prompter; /* any thread, several at once */
 
 /* clock: what a template is told the date by; borrowed, as vocab, until nk__prompter_free.
  * chat_template: Jinja text, or the name of one that libllama has built in; NULL: the model's own.
+ * program: what renders it, as nk_template_open has it; NULL: this process.
  * A model's own template that cannot be used is no error here but of every chat: other requests do
  * not need it.
  *   INVALID  bad_template, unknown_template   of one that was given */
 int nk__prompter_new(nk_prompter **out, struct nk_clock *clock, const nk_vocab *vocab,
-                     const char *chat_template, struct nk_error *err);
+                     const char *chat_template, const char *program, struct nk_error *err);
 void nk__prompter_free(nk_prompter *p);
 
 struct nk_prompter_caps {

@@ -4,8 +4,9 @@
  * that chain is ours (Root): it counts the look-ups, measures how deep the stack has grown, and has
  * a range() with a limit. That is where an endless recursion of macros or a loop over ranges of
  * ranges ends. Output goes through a stream buffer with a ceiling. Not bounded: the memory of
- * strings and lists that a template builds by itself (s * 1000000000), and a loop whose body uses
- * no name but its own variables; both need a template that was made to do harm.
+ * strings and lists that a template builds by itself (s * 1000000000), a loop whose body uses no
+ * name but its own variables, a division by zero, how deep expressions are nested. Therefore a
+ * server renders in a process of its own (text/template.h).
  *
  * minja ties a macro to the context that holds it, in a ring of shared pointers: Root is emptied
  * after each render to break it. */
@@ -125,8 +126,8 @@ class Sink : public std::streambuf
     }
 };
 
-/* Python's range(), with a limit. */
-minja::Value make_range(const std::shared_ptr<minja::Context> &, minja::ArgumentsValue &args)
+/* Python's range(), with a limit; each number is a step. */
+minja::Value make_range(Limits &limits, minja::ArgumentsValue &args)
 {
     static const char *const names[] = { "start", "stop", "step" };
     int64_t v[3] = { 0, 0, 1 };
@@ -155,6 +156,7 @@ minja::Value make_range(const std::shared_ptr<minja::Context> &, minja::Argument
         if (++n > range_max)
             throw std::runtime_error("range() of more than " + std::to_string(range_max) +
                                      " numbers");
+        limits.step();
         list.push_back(minja::Value(i));
         if (__builtin_add_overflow(i, v[2], &i))
             break;
@@ -261,7 +263,10 @@ void render(const nk_jinja &j, const Request &r, nk_buf *out, Limits &limits)
     root->set("add_generation_prompt", minja::Value(r.add_generation_prompt));
     root->set("bos_token", minja::Value(j.bos));
     root->set("eos_token", minja::Value(j.eos));
-    root->set("range", minja::Value::callable(make_range));
+    root->set("range", minja::Value::callable([&limits](const std::shared_ptr<minja::Context> &,
+                                                        minja::ArgumentsValue &args) {
+                  return make_range(limits, args);
+              }));
     root->set("tojson", minja::Value::callable(make_tojson));
     root->set("strftime_now", minja::Value::callable([now](const std::shared_ptr<minja::Context> &,
                                                            minja::ArgumentsValue &args) {
@@ -586,6 +591,19 @@ void merge_system(Json &messages)
     messages = std::move(merged);
 }
 
+/* What render() sets, and minja's own functions and filters. */
+bool is_reserved(const std::string &name)
+{
+    static const char *const set_here[] = { "messages",  "tools",     "add_generation_prompt",
+                                            "bos_token", "eos_token", "range",
+                                            "tojson",    "strftime_now" };
+
+    for (const char *s : set_here)
+        if (name == s)
+            return true;
+    return minja::Context::builtins()->contains(minja::Value(name));
+}
+
 int read_input(const nk_jinja &j, const nk_jinja_input *in, Request &r, nk_error *err)
 {
     const size_t size = strlen(in->messages) + (in->tools ? strlen(in->tools) : 0) +
@@ -607,6 +625,12 @@ int read_input(const nk_jinja &j, const nk_jinja_input *in, Request &r, nk_error
         return bad_messages(err, "tools", "not a list");
     if (!r.extra.is_object())
         return bad_messages(err, "extra", "not an object");
+    for (const auto &kv : r.extra.items())
+        if (is_reserved(kv.key()))
+            return nk_fail(err, NK_E_INVALID, "reserved_name",
+                           "\"%.60s\" is set by the gateway, or a function of templates; a variable "
+                           "of the template itself can be given",
+                           kv.key().c_str());
     for (auto &m : r.messages) {
         rc = adapt_message(j, m, err);
         if (rc)

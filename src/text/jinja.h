@@ -1,9 +1,11 @@
 /* Chat templates: the Jinja text that a model carries (tokenizer.chat_template) or an operator
  * gives, rendered by minja (a header library; C++, kept behind this header).
  *
- * Whom we distrust: messages and tools come from clients and are hostile; the template comes from a
- * file that the operator chose. So sizes and depths of the input are bounded, and so are the
- * output, range(), the number of steps and the depth of recursion of a render. Nothing here throws.
+ * Whom we distrust: messages, tools and variables come from clients and are hostile; the template
+ * comes from a file that the operator chose, and who made that is not known. So sizes and depths of
+ * the input are bounded, and so are the output, range(), the number of steps and the depth of
+ * recursion of a render. Nothing here throws; but a template can divide by zero, build a string
+ * larger than the memory, or overflow the stack while it is parsed: see text/template.h.
  *
  * A template that cannot be rendered is an error, never a silent fallback. Three things that
  * templates cannot agree on are settled as in llama.cpp: a tool call's `arguments` are handed over
@@ -62,6 +64,8 @@ struct nk_jinja_input {
 };
 
 /* Renders into out (appended; its ceiling is the output's).
+ *   INVALID    reserved_name  extra has a name that is set here (messages, tools, range ...) or is
+ *                             one of the engine's functions
  *   INVALID    bad_messages   not JSON, too deep, too large, or not of the shape above
  *   INVALID    bad_template   the engine's sentence, raise_exception()'s text included; or too many
  *                             steps

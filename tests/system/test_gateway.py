@@ -259,7 +259,7 @@ class Openai(OverOneCluster):
 
     def test_what_the_template_refuses_is_an_error(self):
         with tempfile.NamedTemporaryFile("w", suffix=".jinja") as f:
-            f.write("{% for m in messages %}{% if m.role == 'assistant' and loop.first %}{{ raise_exception('the user begins') }}{% endif %}{{ m.content }}{% endfor %}")
+            f.write("{{ 1 % n if n }}{% for m in messages %}{% if m.role == 'assistant' and loop.first %}{{ raise_exception('the user begins') }}{% endif %}{{ m.content }}{% endfor %}")
             f.flush()
             with Gateway(self.chain.file, "--chat-template", f.name) as gateway:
                 gateway.wait_ready()
@@ -271,6 +271,13 @@ class Openai(OverOneCluster):
                 reply = gateway.post("/api/chat", {"model": MODEL, "messages": wrong})
                 self.assertEqual(reply.status, 400)
                 self.assertIn("the user begins", reply.json["error"])
+                # What would end the process that renders, and what would replace what is rendered.
+                self.refused(gateway.post("/v1/chat/completions", chat(chat_template_kwargs={"n": 0.5})), 400, "template_failed", "messages")
+                for name in ("messages", "tools", "range", "namespace", "add_generation_prompt", "tojson"):
+                    error = self.refused(gateway.post("/apply-template", {"messages": HELLO, "chat_template_kwargs": {name: []}}), 400,
+                                         "bad_value", "chat_template_kwargs")
+                    self.assertIn(name, error["message"])
+                self.ok(gateway.post("/v1/chat/completions", chat(max_tokens=1, chat_template_kwargs={"n": 4})))
 
     def test_a_broken_template_of_the_models_own_fails_chats_only(self):
         with tempfile.TemporaryDirectory() as folder:
