@@ -1,5 +1,6 @@
 #include "cli/local.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
@@ -7,6 +8,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -20,6 +23,8 @@ enum {
     STOP_MS = 5000,
     POLL_MS = 200, /* how soon a signal is seen while waiting for a worker */
 };
+
+#define DIR_PREFIX "nakshatra-up-"
 
 /* ---- files ---- */
 
@@ -207,20 +212,79 @@ static int start_worker(struct nk_local *l, int i, const char *self, const char 
         err);
 }
 
+/* The folder's lock; -1: somebody has it, or it is none of ours. */
+static int lock_dir(int base_fd, const char *path)
+{
+    int fd = openat(base_fd, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    struct stat st;
+
+    if (fd < 0)
+        return -1;
+    if (!fstat(fd, &st) && st.st_uid == getuid() && !flock(fd, LOCK_EX | LOCK_NB))
+        return fd;
+    close(fd);
+    return -1;
+}
+
+/* Removes the folders of runs that were killed: nobody holds their locks. */
+static void sweep(const char *base)
+{
+    DIR *d = opendir(base);
+    struct dirent *e;
+
+    while (d && (e = readdir(d))) {
+        int fd;
+
+        if (strncmp(e->d_name, DIR_PREFIX, strlen(DIR_PREFIX)) != 0)
+            continue;
+        fd = lock_dir(dirfd(d), e->d_name);
+        if (fd < 0)
+            continue;
+        unlinkat(fd, "cluster.yaml", 0);
+        unlinkat(dirfd(d), e->d_name, AT_REMOVEDIR);
+        close(fd);
+    }
+    if (d)
+        closedir(d);
+}
+
+/* Makes it, with its lock held. */
+static int make_dir(struct nk_local *l, const char *base, struct nk_error *err)
+{
+    char dir[sizeof l->dir];
+    struct stat st;
+
+    /* Another run may sweep it away before it is locked. */
+    for (int attempt = 0; attempt < 10; attempt++) {
+        if (snprintf(dir, sizeof dir, "%s/" DIR_PREFIX "XXXXXX", base) >= (int)sizeof dir ||
+            !mkdtemp(dir))
+            break;
+        l->dir_fd = lock_dir(AT_FDCWD, dir);
+        if (l->dir_fd >= 0 && !stat(dir, &st)) {
+            strcpy(l->dir, dir);
+            return 0;
+        }
+        if (l->dir_fd >= 0)
+            close(l->dir_fd);
+        l->dir_fd = -1;
+    }
+    return nk_fail(err, NK_E_DENIED, "cannot_create", "%s: no folder can be made there: %s", base,
+                   strerror(errno));
+}
+
 /* A folder of its own with cluster.yaml in it, for as long as the workers live. */
 static int write_cluster(struct nk_local *l, struct nk_error *err)
 {
     const char *runtime = getenv("XDG_RUNTIME_DIR"), *tmp = getenv("TMPDIR");
     const char *base = runtime && runtime[0] == '/' ? runtime : tmp && tmp[0] == '/' ? tmp : "/tmp";
     struct nk_buf text = NK_BUF_INIT(1 << 20);
-    char dir[sizeof l->dir];
     int rc;
 
-    if (snprintf(dir, sizeof dir, "%s/nakshatra-XXXXXX", base) >= (int)sizeof dir || !mkdtemp(dir))
-        return nk_fail(err, NK_E_DENIED, "cannot_create", "%s: no folder can be made there: %s",
-                       base, strerror(errno));
-    strcpy(l->dir, dir);
-    snprintf(l->cluster->path, sizeof l->cluster->path, "%s/cluster.yaml", dir);
+    sweep(base);
+    rc = make_dir(l, base, err);
+    if (rc)
+        return rc;
+    snprintf(l->cluster->path, sizeof l->cluster->path, "%s/cluster.yaml", l->dir);
     rc = nk_cluster_format(l->cluster, &text, err);
     if (!rc)
         rc = nk_file_write(l->cluster->path, nk_buf_str(&text), text.size, err);
@@ -238,7 +302,7 @@ int nk_local_start(struct nk_local **out, struct nk_local_files *files,
     *out = NULL;
     if (!l)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
-    l->life = -1;
+    l->life = l->dir_fd = -1;
     l->cluster = files->cluster;
     files->cluster = NULL;
     l->n = l->cluster->n_workers;
@@ -306,6 +370,8 @@ void nk_local_stop(struct nk_local *l)
         unlink(l->cluster->path);
         rmdir(l->dir);
     }
+    if (l->dir_fd >= 0)
+        close(l->dir_fd);
     free(l->cluster);
     free(l);
 }

@@ -27,6 +27,7 @@ struct nk_local {
     int n;
     int life; /* the write end of the workers' life line */
     char dir[256];
+    int dir_fd; /* holds its lock: others see that it is in use */
 };
 
 /* The files: opens the model, cuts the slices that are not in the cache, and its vocabulary. Takes
@@ -42,7 +43,8 @@ int nk_local_files_make(struct nk_local_files **out, const struct nk_local_opts 
 void nk_local_files_free(struct nk_local_files *f);
 
 /* Starts a worker per slice, the last one first since each may dial the next, and waits until all
- * are ready. Takes files->cluster. On failure nothing is left.
+ * are ready. Takes files->cluster. On failure nothing is left. What one that was killed has left is
+ * removed.
  *   UNAVAILABLE  worker_ended    with its exit code (its own messages went to standard error)
  *   DEADLINE     worker_silent   not ready in ten minutes
  *   CANCELLED    interrupted     a signal came (cli/interrupt.h) */

@@ -154,12 +154,19 @@ class Up(unittest.TestCase):
                 self.assertIn(up.wait(30), (130, -signal.SIGINT))
                 self.assert_gone(pids)
 
-    def test_up__killed_it_takes_its_workers_along(self):
-        with self.serve("--workers", "3") as up:
-            _, pids = self.wait_up(up, 3)
-            up.process.kill()
-            up.wait(30)
-            self.assert_gone(pids)
+    def test_up__killed_it_takes_its_workers_along_and_the_next_one_removes_its_folder(self):
+        with self.serve() as lives:
+            file, _ = self.wait_up(lives, 2)
+            with self.serve("--workers", "3") as up:
+                _, pids = self.wait_up(up, 3)
+                up.process.kill()
+                up.wait(30)
+                self.assert_gone(pids)
+            self.assertEqual(len(os.listdir(self.dir)), 2)
+            done = self.up("--workers", "1", "--prompt", "In", "-n", "1")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertEqual(os.listdir(self.dir), [os.path.basename(os.path.dirname(file))])
+            self.assertTrue(os.path.exists(file))
 
     def test_up__a_reader_that_goes_away_ends_all(self):
         read, write = os.pipe()
