@@ -3,9 +3,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/file.h"
 #include "base/process.h"
+#include "cli/cli.h"
 #include "cli/generate.h"
 
 enum { FILE_BYTES_MAX = 4 << 20 };
@@ -103,6 +105,16 @@ int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, cons
     nk_buf_release(&tmpl);
     free(self);
     return rc;
+}
+
+void nk_serve_stop(nk_gateway *g, uint32_t grace_ms, void (*last)(void *arg), void *arg)
+{
+    if (nk_gateway_stop(g, grace_ms))
+        return;
+    if (last)
+        last(arg);
+    fflush(NULL);
+    _exit(NK_EXIT_OK);
 }
 
 void nk_serve_print_url(const nk_gateway *g)

@@ -62,6 +62,9 @@ struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
  * Errors: nk_gateway_start's, NOT_FOUND no_file. */
 int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, const nk_vocab *v,
                    bool deterministic, struct nk_error *err);
+/* nk_gateway_stop. When somebody in it does not come back, the process ends here, after `last`
+ * (which may be NULL) has removed what must not stay: what is borrowed cannot be freed. */
+void nk_serve_stop(nk_gateway *g, uint32_t grace_ms, void (*last)(void *arg), void *arg);
 /* "listening on URL" on standard output, for people and programs. */
 void nk_serve_print_url(const nk_gateway *g);
 

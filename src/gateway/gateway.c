@@ -208,7 +208,7 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     g->readiness.waiting_ms = opts->limits.waiting_ms;
     g->readiness.running_max = opts->limits.running_max;
     if (!rc)
-        rc = nk__pool_start(&g->pool, HELPERS, err);
+        rc = nk__pool_start(&g->pool, HELPERS, g->clock, err);
     if (!rc)
         rc = nk__monitor_start(&g->monitor, g->clock, &handlers, err);
     g->readiness.monitor = g->monitor; /* nobody asks for a second look before it listens */
@@ -237,27 +237,42 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     return 0;
 }
 
-void nk_gateway_stop(nk_gateway *g, uint32_t grace_ms)
+bool nk_gateway_stop(nk_gateway *g, uint32_t grace_ms)
 {
+    struct nk_clock *clock = g ? g->clock : NULL;
+    uint64_t end_ns;
+
     if (!g)
-        return;
-    atomic_store(&g->stopping, true);
-    nk__http_quiesce(g);
-    nk__presence_wait(&g->presence, NK_PRESENT_JOB, g->clock,
-                      nk_clock_now_ns(g->clock) + grace_ms * 1000000ull);
-    /* What is left ends now: who reads is told, and nobody is suspended any more. The monitor's
-     * last look, which somebody may wait for, has deadlines of its own. */
+        return true;
+    if (!atomic_exchange(&g->stopping, true))
+        nk__http_quiesce(g);
+    nk__presence_wait(&g->presence, NK_PRESENT_JOB, clock,
+                      nk_clock_now_ns(clock) + grace_ms * 1000000ull);
+    /* What is left ends now: who reads is told, and nobody is suspended any more. */
     nk__presence_close(&g->presence);
     nk__admission_close(g->admission); /* what is cancelled leaves room for nobody */
     nk__jobs_cancel(g);
     nk__http_wake_listeners(g);
-    nk__presence_wait(&g->presence, NK_PRESENT_JOB, g->clock, UINT64_MAX);
-    nk__presence_wait(&g->presence, NK_PRESENT_SUSPENDED, g->clock, UINT64_MAX);
-    nk__http_stop(g);
+    end_ns = nk_clock_now_ns(clock) + NK_GATEWAY_LAST_WORDS_MS * 1000000ull;
+    /* Who reads slowly, or nothing, does not keep everybody. */
+    if (g->daemon && !nk__presence_wait(&g->presence, NK_PRESENT_JOB, clock, end_ns))
+        nk__watch_shutdown_all(g->watch);
+    /* The monitor's last look, which somebody may wait for, has deadlines of its own. A helper ends
+     * what it is at when it next asks whether that is wanted; what it has called may not. */
+    end_ns = nk_clock_now_ns(clock) + NK_GATEWAY_GIVE_UP_MS * 1000000ull;
     /* The chain may still be ending what was cancelled, and uses the gateway until it lets go of
      * the job. */
-    nk__presence_wait(&g->presence, NK_PRESENT_HELD, g->clock, UINT64_MAX);
+    if (!nk__presence_wait(&g->presence, NK_PRESENT_JOB, clock, end_ns) ||
+        !nk__presence_wait(&g->presence, NK_PRESENT_SUSPENDED, clock, end_ns) ||
+        !nk__presence_wait(&g->presence, NK_PRESENT_HELD, clock, end_ns) ||
+        !nk__pool_wait_idle(g->pool, end_ns) || !nk__monitor_quit(g->monitor, end_ns)) {
+        nk_log(NK_LOG_GATEWAY, NK_LOG_WARN,
+               "msg=\"a thread does not come back from its last request\"");
+        return false;
+    }
+    nk__http_stop(g);
     free_gateway(g);
+    return true;
 }
 
 const char *nk_gateway_url(const nk_gateway *g)

@@ -20,6 +20,7 @@
 #include "text/vocab.h"
 
 enum { NK_GATEWAY_NAMES_MAX = 16, NK_GATEWAY_ORIGINS_MAX = 16, NK_GATEWAY_HOSTS_MAX = 16 };
+enum { NK_GATEWAY_LAST_WORDS_MS = 2000, NK_GATEWAY_GIVE_UP_MS = 3000 }; /* nk_gateway_stop's */
 
 struct nk_gateway_limits {
     size_t body_bytes_max; /* of a request; 413 over it */
@@ -80,8 +81,13 @@ struct nk_gateway_opts nk_gateway_opts_default(void);
  *   UNAVAILABLE   cannot_listen
  *   EXHAUSTED     no_memory, no_thread, no_resources */
 int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struct nk_error *err);
-/* Accepts nothing more, lets what runs end for at most grace_ms, cancels the rest, frees. */
-void nk_gateway_stop(nk_gateway *g, uint32_t grace_ms);
+/* Accepts nothing more, lets what runs end for at most grace_ms, cancels the rest. Who still reads
+ * is told so, and has NK_GATEWAY_LAST_WORDS_MS for it; then the connections are shut down.
+ *
+ * True: all have come back, and g is freed. False: NK_GATEWAY_GIVE_UP_MS later somebody still has
+ * not (a library that a helper thread has called does not return). Then g and what it borrows are
+ * still in use: the process must end (_exit) without freeing them, or this be called again. */
+bool nk_gateway_stop(nk_gateway *g, uint32_t grace_ms);
 /* "http://127.0.0.1:8080"; borrowed until stop. */
 const char *nk_gateway_url(const nk_gateway *g);
 int nk_gateway_port(const nk_gateway *g);

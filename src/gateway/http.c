@@ -37,6 +37,9 @@
 /* Beside the places for connections: spare ones for probes, those that close (they are counted
  * until libmicrohttpd has seen their end), and files that are not connections. */
 enum { SPARE_PLACES = 16, CLOSING_MAX = 64, OTHER_FILES = 128 };
+/* Who asks whether a request would run is told what is known after so long, whatever the workers
+ * do. */
+enum { READY_MS_MAX = 100 };
 enum { BLOCK_BYTES = 16384, SHORT_REPLY_BYTES_MAX = 4 << 20, DRAIN_BYTES_MAX = 64 << 20 };
 
 /* Nothing inline, nothing from elsewhere, and no text ever parsed as markup or script (trusted
@@ -386,7 +389,7 @@ static bool look(nk_exchange *x, uint32_t age_ms, bool probe)
     x->asked = true;
     x->waiter.ready = on_looked;
     exchange_ref(x);
-    if (nk__monitor_want(x->g->monitor, &x->waiter, age_ms, probe)) {
+    if (nk__monitor_want(x->g->monitor, &x->waiter, age_ms, probe, probe ? READY_MS_MAX : 0)) {
         exchange_unref(x);
         return true;
     }

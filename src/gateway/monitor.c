@@ -11,18 +11,20 @@
  * questions. */
 enum { EVERY_MS = 1000, AGAIN_MS = 250, PROBE_AGE_MS = 2000 };
 
-SLIST_HEAD(waiters, nk_waiter);
+LIST_HEAD(waiters, nk_waiter);
 
 struct nk_monitor {
     struct nk_clock *clock;
     struct nk_monitor_handlers handlers;
-    pthread_t thread;
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-    bool stop, doubted;
+    pthread_t thread, impatient; /* the looks; who waits no longer */
+    pthread_mutex_t mutex;       /* what follows */
+    pthread_cond_t changed, hurry, looked;
+    bool stop, stop_impatient, doubted;
+    bool probe_wanted; /* with the next look */
     int n_listeners;
-    uint64_t next_ns; /* when the next snapshot is due for those who listen */
-    struct waiters waiters;
+    uint64_t next_ns;                /* when the next snapshot is due for those who listen */
+    struct waiters waiters, looking; /* for the next look; for the one that is under way */
+    uint64_t wanted_ns, looking_ns;  /* since when; 0: not */
     struct nk_snapshot *latest;
     atomic_ullong progress_ns; /* when a token last went through the chain */
 };
@@ -128,37 +130,47 @@ static struct nk_snapshot *look(nk_monitor *m, bool probe, const struct nk_snaps
     return s;
 }
 
-/* What `ready` is called for is its caller's again. */
-static void wake_all(struct waiters *list)
+/* Calls one of the list that waits no longer than until end_ns. False: there is none. Under the
+ * mutex, which is let go of meanwhile: what `ready` is called for is its caller's again. */
+static bool wake_one(nk_monitor *m, struct waiters *list, uint64_t end_ns)
 {
     struct nk_waiter *w;
 
-    while ((w = SLIST_FIRST(list))) {
-        SLIST_REMOVE_HEAD(list, link);
+    LIST_FOREACH(w, list, link)
+    {
+        if (w->end_ns > end_ns)
+            continue;
+        LIST_REMOVE(w, link);
+        pthread_mutex_unlock(&m->mutex);
         w->ready(w);
+        pthread_mutex_lock(&m->mutex);
+        return true;
     }
+    return false;
 }
 
 /* Somebody asks, or listens and the next look is due. Under the mutex. */
 static bool is_wanted(nk_monitor *m)
 {
-    return !SLIST_EMPTY(&m->waiters) || (m->n_listeners && nk_clock_now_ns(m->clock) >= m->next_ns);
+    return m->wanted_ns || (m->n_listeners && nk_clock_now_ns(m->clock) >= m->next_ns);
 }
 
 /* A new snapshot, for those who wait for it and those who listen. Under the mutex, which is let go
  * of meanwhile. */
 static void renew(nk_monitor *m)
 {
-    struct waiters waiters = m->waiters;
     struct nk_snapshot *s, *before = m->latest;
     struct nk_waiter *w;
     bool probe = false;
 
-    SLIST_INIT(&m->waiters);
     m->doubted = false;
-    SLIST_FOREACH(w, &waiters, link)
-    {
-        probe = probe || w->probe;
+    m->looking_ns = nk_clock_now_ns(m->clock);
+    m->wanted_ns = 0;
+    probe = m->probe_wanted;
+    m->probe_wanted = false;
+    while ((w = LIST_FIRST(&m->waiters))) {
+        LIST_REMOVE(w, link);
+        LIST_INSERT_HEAD(&m->looking, w, link);
     }
     if (before)
         atomic_fetch_add(&before->refs, 1);
@@ -187,14 +199,16 @@ static void renew(nk_monitor *m)
     if (s)
         m->handlers.published(m->handlers.user, s);
     nk__snapshot_unref(s);
-    wake_all(&waiters);
     pthread_mutex_lock(&m->mutex);
+    m->looking_ns = 0;
+    while (wake_one(m, &m->looking, UINT64_MAX))
+        ;
+    pthread_cond_broadcast(&m->looked);
 }
 
 static void *loop(void *arg)
 {
     nk_monitor *m = arg;
-    struct waiters last;
 
     pthread_mutex_lock(&m->mutex);
     if (!m->stop)
@@ -207,10 +221,57 @@ static void *loop(void *arg)
         else
             pthread_cond_wait(&m->changed, &m->mutex);
     }
-    last = m->waiters;
+    while (wake_one(m, &m->waiters, UINT64_MAX))
+        ;
     pthread_mutex_unlock(&m->mutex);
-    wake_all(&last);
     return NULL;
+}
+
+/* Answers those whose time is over. */
+static void *be_impatient(void *arg)
+{
+    nk_monitor *m = arg;
+
+    pthread_mutex_lock(&m->mutex);
+    while (!m->stop_impatient) {
+        uint64_t now = nk_clock_now_ns(m->clock), next = UINT64_MAX;
+        struct nk_waiter *w;
+
+        if (wake_one(m, &m->looking, now) || wake_one(m, &m->waiters, now))
+            continue;
+        LIST_FOREACH(w, &m->looking, link)
+        {
+            next = w->end_ns < next ? w->end_ns : next;
+        }
+        LIST_FOREACH(w, &m->waiters, link)
+        {
+            next = w->end_ns < next ? w->end_ns : next;
+        }
+        if (next == UINT64_MAX)
+            pthread_cond_wait(&m->hurry, &m->mutex);
+        else
+            nk_clock_wait_until(m->clock, &m->hurry, &m->mutex, next);
+    }
+    pthread_mutex_unlock(&m->mutex);
+    return NULL;
+}
+
+static void free_monitor(nk_monitor *m)
+{
+    pthread_cond_destroy(&m->changed);
+    pthread_cond_destroy(&m->hurry);
+    pthread_cond_destroy(&m->looked);
+    pthread_mutex_destroy(&m->mutex);
+    free(m);
+}
+
+static void stop_impatient(nk_monitor *m)
+{
+    pthread_mutex_lock(&m->mutex);
+    m->stop_impatient = true;
+    pthread_cond_signal(&m->hurry);
+    pthread_mutex_unlock(&m->mutex);
+    pthread_join(m->impatient, NULL);
 }
 
 int nk__monitor_start(nk_monitor **out, struct nk_clock *clock,
@@ -225,15 +286,36 @@ int nk__monitor_start(nk_monitor **out, struct nk_clock *clock,
     m->handlers = *handlers;
     pthread_mutex_init(&m->mutex, NULL);
     nk_cond_init(&m->changed);
+    nk_cond_init(&m->hurry);
+    nk_cond_init(&m->looked);
+    if (nk_thread_start(&m->impatient, be_impatient, m)) {
+        free_monitor(m);
+        return nk_fail(err, NK_E_EXHAUSTED, "no_thread",
+                       "the monitor's thread could not be started");
+    }
     if (nk_thread_start(&m->thread, loop, m)) {
-        pthread_cond_destroy(&m->changed);
-        pthread_mutex_destroy(&m->mutex);
-        free(m);
+        stop_impatient(m);
+        free_monitor(m);
         return nk_fail(err, NK_E_EXHAUSTED, "no_thread",
                        "the monitor's thread could not be started");
     }
     *out = m;
     return 0;
+}
+
+bool nk__monitor_quit(nk_monitor *m, uint64_t ns)
+{
+    bool idle;
+
+    pthread_mutex_lock(&m->mutex);
+    m->stop = true;
+    pthread_cond_signal(&m->changed);
+    while (m->looking_ns && (nk_clock_wait_until(m->clock, &m->looked, &m->mutex, ns) ||
+                             nk_clock_now_ns(m->clock) < ns))
+        ;
+    idle = !m->looking_ns;
+    pthread_mutex_unlock(&m->mutex);
+    return idle;
 }
 
 void nk__monitor_stop(nk_monitor *m)
@@ -245,10 +327,9 @@ void nk__monitor_stop(nk_monitor *m)
     pthread_cond_signal(&m->changed);
     pthread_mutex_unlock(&m->mutex);
     pthread_join(m->thread, NULL);
+    stop_impatient(m);
     nk__snapshot_unref(m->latest);
-    pthread_cond_destroy(&m->changed);
-    pthread_mutex_destroy(&m->mutex);
-    free(m);
+    free_monitor(m);
 }
 
 struct nk_snapshot *nk__monitor_peek(nk_monitor *m)
@@ -263,7 +344,8 @@ struct nk_snapshot *nk__monitor_peek(nk_monitor *m)
     return s;
 }
 
-bool nk__monitor_want(nk_monitor *m, struct nk_waiter *w, uint32_t max_age_ms, bool probe)
+bool nk__monitor_want(nk_monitor *m, struct nk_waiter *w, uint32_t max_age_ms, bool probe,
+                      uint32_t wait_ms)
 {
     bool fresh;
 
@@ -271,9 +353,14 @@ bool nk__monitor_want(nk_monitor *m, struct nk_waiter *w, uint32_t max_age_ms, b
     fresh = m->latest && !m->doubted && is_recent(m, m->latest->time_ns, max_age_ms) &&
             (!probe || !m->latest->ready || is_recent(m, m->progress_ns, max_age_ms));
     if (!fresh) {
-        w->probe = probe;
-        SLIST_INSERT_HEAD(&m->waiters, w, link);
+        uint64_t now = nk_clock_now_ns(m->clock);
+
+        w->end_ns = wait_ms ? now + wait_ms * 1000000ull : UINT64_MAX;
+        m->wanted_ns = m->wanted_ns ? m->wanted_ns : now;
+        m->probe_wanted |= probe;
+        LIST_INSERT_HEAD(&m->waiters, w, link);
         pthread_cond_signal(&m->changed);
+        pthread_cond_signal(&m->hurry);
     }
     pthread_mutex_unlock(&m->mutex);
     return fresh;
@@ -302,4 +389,14 @@ void nk__monitor_doubt(nk_monitor *m)
         m->next_ns = again_ns;
     pthread_cond_signal(&m->changed);
     pthread_mutex_unlock(&m->mutex);
+}
+
+uint64_t nk__monitor_overdue_ms(nk_monitor *m)
+{
+    uint64_t now = nk_clock_now_ns(m->clock), since;
+
+    pthread_mutex_lock(&m->mutex);
+    since = m->looking_ns ? m->looking_ns : m->wanted_ns;
+    pthread_mutex_unlock(&m->mutex);
+    return since && now > since ? (now - since) / 1000000 : 0;
 }

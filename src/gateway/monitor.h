@@ -1,5 +1,6 @@
 /* What the workers are and how they fare, asked only when somebody wants to know: a thread that has
- * the chain checked and probed, and publishes snapshots. How the chain is asked is handed in. */
+ * the chain checked and probed, and publishes snapshots. How the chain is asked is handed in. A
+ * second thread answers those who do not want to wait until the workers have answered. */
 #ifndef NK_GATEWAY_MONITOR_H
 #define NK_GATEWAY_MONITOR_H
 
@@ -33,10 +34,10 @@ void nk__snapshot_unref(struct nk_snapshot *s); /* NULL is fine */
 typedef struct nk_monitor nk_monitor;
 
 struct nk_waiter {                      /* the caller's memory until ready was called */
-    void (*ready)(struct nk_waiter *w); /* on the monitor's thread */
+    void (*ready)(struct nk_waiter *w); /* on a thread of the monitor's */
     /* the monitor's own */
-    SLIST_ENTRY(nk_waiter) link;
-    bool probe;
+    LIST_ENTRY(nk_waiter) link;
+    uint64_t end_ns; /* it waits no longer; UINT64_MAX: as long as it takes */
 };
 
 struct nk_monitor_handlers { /* all on the monitor's thread, without its lock */
@@ -55,14 +56,21 @@ struct nk_monitor_handlers { /* all on the monitor's thread, without its lock */
  *   EXHAUSTED no_memory, no_thread */
 int nk__monitor_start(nk_monitor **out, struct nk_clock *clock,
                       const struct nk_monitor_handlers *handlers, struct nk_error *err);
-/* Waiters are called before it returns. */
+/* No more looks. Waits until the one that is under way has ended, or it is `ns`. False: it has
+ * not. */
+bool nk__monitor_quit(nk_monitor *m, uint64_t ns);
+/* Waiters are called before it returns, when the look that is under way has ended. */
 void nk__monitor_stop(nk_monitor *m);
 
 /* [any thread, as all below] The latest snapshot with a reference, or NULL before the first. */
 struct nk_snapshot *nk__monitor_peek(nk_monitor *m);
 /* True: the latest is not older than max_age_ms (and, with probe, a token went through the chain no
- * longer ago). False: w is called when there is one. */
-bool nk__monitor_want(nk_monitor *m, struct nk_waiter *w, uint32_t max_age_ms, bool probe);
+ * longer ago). False: w is called when there is one, or after wait_ms (0: no limit) without one:
+ * the look goes on, and what it finds is there for who asks later. */
+bool nk__monitor_want(nk_monitor *m, struct nk_waiter *w, uint32_t max_age_ms, bool probe,
+                      uint32_t wait_ms);
+/* For how long a look that was wanted has not come; 0: none is due. */
+uint64_t nk__monitor_overdue_ms(nk_monitor *m);
 /* Somebody listens (1), or no more (-1): meanwhile a snapshot is made a second after the one
  * before, or a quarter of one after a doubt. */
 void nk__monitor_listen(nk_monitor *m, int change);

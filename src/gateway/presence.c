@@ -57,12 +57,16 @@ bool nk__presence_closed(struct nk_presence *p)
     return closed;
 }
 
-void nk__presence_wait(struct nk_presence *p, enum nk_presence_kind kind, struct nk_clock *clock,
+bool nk__presence_wait(struct nk_presence *p, enum nk_presence_kind kind, struct nk_clock *clock,
                        uint64_t ns)
 {
+    bool none;
+
     pthread_mutex_lock(&p->mutex);
     while (p->n[kind] &&
            (nk_clock_wait_until(clock, &p->changed, &p->mutex, ns) || nk_clock_now_ns(clock) < ns))
         ;
+    none = !p->n[kind];
     pthread_mutex_unlock(&p->mutex);
+    return none;
 }

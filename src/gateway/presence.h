@@ -36,8 +36,8 @@ bool nk__presence_suspend(struct nk_presence *p);
 /* Nothing is suspended any more that is not yet. */
 void nk__presence_close(struct nk_presence *p);
 bool nk__presence_closed(struct nk_presence *p);
-/* Waits until there is none of the kind, or it is `ns`. */
-void nk__presence_wait(struct nk_presence *p, enum nk_presence_kind kind, struct nk_clock *clock,
+/* Waits until there is none of the kind, or it is `ns`. False: there still is one. */
+bool nk__presence_wait(struct nk_presence *p, enum nk_presence_kind kind, struct nk_clock *clock,
                        uint64_t ns);
 
 #endif

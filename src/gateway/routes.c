@@ -13,7 +13,11 @@
 #include "gateway/model.h"
 #include "gateway/reply.h"
 
-enum { SESSIONS_SHOWN = 64 };
+enum {
+    SESSIONS_SHOWN = 64,
+    HELPERS_STUCK_MS = 5000, /* what they do for one request has a ceiling of a fraction of that */
+    LOOK_MS_MAX = 15000,     /* two checks and a probe: 9 s */
+};
 
 /* ---- what is known ---- */
 
@@ -304,7 +308,23 @@ static void answer_healthz(nk_gateway *g, const char *rest, const struct nk_buf 
 static void answer_readyz(nk_gateway *g, const char *rest, const struct nk_buf *request,
                           const struct nk_snapshot *s, struct nk_route_answer *a)
 {
-    (void)g, (void)rest, (void)request;
+    uint64_t stuck_ms = nk__pool_stuck_ms(g->pool), overdue_ms = nk__monitor_overdue_ms(g->monitor);
+
+    (void)rest, (void)request;
+    if (stuck_ms >= HELPERS_STUCK_MS) {
+        nk_fail(&a->err, NK_E_UNAVAILABLE, "helpers_stuck",
+                "for %.0f s no thread has been free to prepare requests, and none has finished "
+                "one: what they prepare takes too long, or never ends",
+                (double)stuck_ms / 1000);
+        return;
+    }
+    /* A look has deadlines of its own; one that takes longer tells nothing. */
+    if (overdue_ms >= LOOK_MS_MAX) {
+        nk_fail(&a->err, NK_E_UNAVAILABLE, "not_ready",
+                "for %.0f s it has not been found out how the workers are",
+                (double)overdue_ms / 1000);
+        return;
+    }
     if (s && s->ready) {
         nk_buf_adds(a->body, "{\"status\":\"ready\"}", NULL);
         return;

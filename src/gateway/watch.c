@@ -287,3 +287,15 @@ void nk__watch_shutdown(nk_watched *c)
     shutdown(c->fd, SHUT_RDWR);
     pthread_mutex_unlock(&c->w->mutex);
 }
+
+void nk__watch_shutdown_all(nk_watch *w)
+{
+    nk_watched *c;
+
+    pthread_mutex_lock(&w->mutex);
+    LIST_FOREACH(c, &w->list, link)
+    {
+        shutdown(c->fd, SHUT_RDWR);
+    }
+    pthread_mutex_unlock(&w->mutex);
+}

@@ -56,5 +56,7 @@ void nk__watch_deadline(nk_watched *c, uint32_t ms, bool reply_408);
 void nk__watch_request(nk_watched *c, void *request);
 /* Shuts the socket down; libmicrohttpd will see its end. */
 void nk__watch_shutdown(nk_watched *c);
+/* The same for all connections that there are. */
+void nk__watch_shutdown_all(nk_watch *w);
 
 #endif

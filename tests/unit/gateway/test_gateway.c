@@ -6,7 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "gateway/gateway.h"
+#include "gateway/gateway_int.h"
 #include "unit/seed.h"
 #include "unit/virtual_clock.h"
 
@@ -209,7 +209,7 @@ static void release(void)
 
 static void end(void)
 {
-    nk_gateway_stop(gateway, 0);
+    assert_true(nk_gateway_stop(gateway, 0));
     release();
 }
 
@@ -527,8 +527,7 @@ static void test_gateway__a_client_that_does_not_read_ends_its_own_generation_on
 
 static void *stop(void *arg)
 {
-    nk_gateway_stop(gateway, *(uint32_t *)arg);
-    return NULL;
+    return nk_gateway_stop(gateway, *(uint32_t *)arg) ? gateway : NULL;
 }
 
 static pthread_t stop_within(uint32_t *grace_ms)
@@ -959,6 +958,104 @@ static void test_gateway__beyond_loopback_a_rebound_name_is_foreign_too(void **s
     end();
 }
 
+static void test_gateway__who_does_not_read_does_not_keep_it_from_ending(void **state)
+{
+    enum { CHARACTERS = 200000 }; /* a reply of 15 MB, more than sockets hold */
+    struct nk_gateway_opts o = options(1);
+    uint32_t grace_ms = 7500;
+    struct nk_buf body = NK_BUF_INIT(1 << 20);
+    struct client c;
+    pthread_t thread;
+    void *stopped;
+
+    (void)state;
+    begin(&o);
+    nk_buf_adds(&body, "{\"with_pieces\":true,\"content\":\"", NULL);
+    for (int i = 0; i < CHARACTERS; i++)
+        nk_buf_adds(&body, "\xE4\xB8\xAD", NULL);
+    nk_buf_adds(&body, "\"}", NULL);
+    c = open_client();
+    ask(&c, "POST", "/tokenize", nk_buf_str(&body));
+    read_to(&c, "HTTP/1.1 200 ");
+    thread = stop_within(&grace_ms);
+    virtual_clock_advance_ms(&v, grace_ms);
+    virtual_clock_wait_for_waiter(&v, NK_GATEWAY_LAST_WORDS_MS);
+    virtual_clock_advance_ms(&v, NK_GATEWAY_LAST_WORDS_MS);
+    pthread_join(thread, &stopped);
+    assert_ptr_equal(stopped, gateway); /* and no more time has passed */
+    close_client(&c);
+    nk_buf_release(&body);
+    release();
+}
+
+/* ---- helper threads that do not come back ---- */
+
+static struct {
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    int n_begun;
+    bool over;
+} stuck = { .mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
+
+static void be_stuck(struct nk_task *t)
+{
+    (void)t;
+    pthread_mutex_lock(&stuck.mutex);
+    stuck.n_begun++;
+    pthread_cond_broadcast(&stuck.changed);
+    while (!stuck.over)
+        pthread_cond_wait(&stuck.changed, &stuck.mutex);
+    pthread_mutex_unlock(&stuck.mutex);
+}
+
+static void test_gateway__threads_that_do_not_come_back_are_told_of_and_not_waited_for(void **state)
+{
+    enum { HELPERS = 3 };
+    struct nk_gateway_opts o = options(1);
+    struct nk_task tasks[HELPERS];
+    uint32_t grace_ms = 7500;
+    struct client c, runs;
+    pthread_t thread;
+    void *stopped;
+
+    (void)state;
+    begin(&o);
+    runs = stream(STREAM); /* so that no probe is needed */
+    say(wait_for_call(0), 0, "one");
+    read_to(&runs, "one");
+    for (int i = 0; i < HELPERS; i++) {
+        tasks[i].run = be_stuck;
+        nk__pool_post(gateway->pool, &tasks[i]);
+    }
+    pthread_mutex_lock(&stuck.mutex);
+    while (stuck.n_begun < HELPERS)
+        pthread_cond_wait(&stuck.changed, &stuck.mutex);
+    pthread_mutex_unlock(&stuck.mutex);
+    virtual_clock_advance_ms(&v, 4999);
+    c = open_client();
+    ask(&c, "GET", "/readyz", "");
+    read_to(&c, "HTTP/1.1 200 ");
+    virtual_clock_advance_ms(&v, 1);
+    ask(&c, "GET", "/readyz", "");
+    read_to(&c, "HTTP/1.1 503 ");
+    read_to(&c, "for 5 s no thread has been free");
+    read_to(&c, "\"code\":\"helpers_stuck\"");
+    thread = stop_within(&grace_ms);
+    virtual_clock_advance_ms(&v, grace_ms);
+    virtual_clock_wait_for_waiter(&v, NK_GATEWAY_GIVE_UP_MS);
+    virtual_clock_advance_ms(&v, NK_GATEWAY_GIVE_UP_MS);
+    pthread_join(thread, &stopped);
+    assert_null(stopped);
+    pthread_mutex_lock(&stuck.mutex);
+    stuck.over = true;
+    pthread_cond_broadcast(&stuck.changed);
+    pthread_mutex_unlock(&stuck.mutex);
+    assert_true(nk_gateway_stop(gateway, 0));
+    close_client(&c);
+    close_client(&runs);
+    release();
+}
+
 static int open_all(void **state)
 {
     char path[500];
@@ -997,6 +1094,9 @@ int main(void)
         cmocka_unit_test(test_gateway__when_all_places_are_busy_probes_are_answered),
         cmocka_unit_test(test_gateway__what_waits_holds_no_json_and_what_has_no_room_is_told),
         cmocka_unit_test(test_gateway__beyond_loopback_a_rebound_name_is_foreign_too),
+        cmocka_unit_test(test_gateway__who_does_not_read_does_not_keep_it_from_ending),
+        cmocka_unit_test(
+            test_gateway__threads_that_do_not_come_back_are_told_of_and_not_waited_for),
     };
 
     return cmocka_run_group_tests(tests, open_all, close_all);

@@ -141,7 +141,7 @@ static bool ask(uint32_t max_age_ms, bool with_probe)
     int n_ready = seen.n_ready;
 
     w = (struct nk_waiter){ .ready = on_ready };
-    if (nk__monitor_want(monitor, &w, max_age_ms, with_probe))
+    if (nk__monitor_want(monitor, &w, max_age_ms, with_probe, 0))
         return false;
     wait_for(&seen.n_ready, n_ready + 1);
     return true;
@@ -349,6 +349,37 @@ static void test_monitor__rates_are_of_the_time_between_two_looks(void **state)
     end();
 }
 
+/* During a look that takes long: who waits for 100 ms is called then, and not before. */
+static void look_for_long(nk_monitor *m)
+{
+    virtual_clock_wait_for_waiter(&v, 100);
+    virtual_clock_advance_ms(&v, 99);
+    virtual_clock_wait_for_waiter(&v, 1);
+    assert_int_equal(seen.n_ready, 0);
+    assert_int_equal(nk__monitor_overdue_ms(m), 99);
+    virtual_clock_advance_ms(&v, 1);
+    wait_for(&seen.n_ready, 1);
+    virtual_clock_advance_ms(&v, 8000);
+    assert_int_equal(nk__monitor_overdue_ms(m), 8100);
+}
+
+static void test_monitor__who_waits_no_longer_is_called_without_an_answer(void **state)
+{
+    struct nk_waiter w = { .ready = on_ready }, other = { .ready = on_ready };
+
+    (void)state;
+    begin((int[]){ 0 }, 1);
+    virtual_clock_advance_ms(&v, 10000);
+    assert_int_equal(nk__monitor_overdue_ms(monitor), 0); /* nobody asked */
+    seen.during = look_for_long;
+    assert_false(nk__monitor_want(monitor, &w, 0, false, 100));
+    /* Others wait for the look, which goes on. */
+    assert_false(nk__monitor_want(monitor, &other, 0, false, 0));
+    wait_for(&seen.n_ready, 2);
+    assert_int_equal(nk__monitor_overdue_ms(monitor), 0);
+    end();
+}
+
 static void test_monitor__who_waits_is_called_when_it_stops(void **state)
 {
     struct nk_waiter w = { .ready = on_ready };
@@ -356,7 +387,7 @@ static void test_monitor__who_waits_is_called_when_it_stops(void **state)
     (void)state;
     begin((int[]){ 0 }, 1);
     virtual_clock_advance_ms(&v, 10000);
-    assert_false(nk__monitor_want(monitor, &w, 0, false));
+    assert_false(nk__monitor_want(monitor, &w, 0, false, 0));
     nk__monitor_stop(monitor);
     assert_int_equal(seen.n_ready, 1);
     virtual_clock_release(&v);
@@ -375,6 +406,7 @@ int main(void)
         cmocka_unit_test(test_monitor__no_probe_while_generations_run),
         cmocka_unit_test(test_monitor__listeners_get_a_snapshot_a_second_after_the_one_before),
         cmocka_unit_test(test_monitor__rates_are_of_the_time_between_two_looks),
+        cmocka_unit_test(test_monitor__who_waits_no_longer_is_called_without_an_answer),
         cmocka_unit_test(test_monitor__who_waits_is_called_when_it_stops),
     };
 
