@@ -1,5 +1,6 @@
-/* What is known of the vocabulary is one set of pairs: characters that are neighbours in a token's
- * text, and single facts about a character under the names below. */
+/* What is known of the vocabulary is a set of pairs: characters that are neighbours in a token's
+ * text, and single facts about a character under the names below. For BPE only special tokens count
+ * there, and their texts are kept, sorted, to be found in a text. */
 #include "text/cut.h"
 
 #include <stdbool.h>
@@ -23,7 +24,16 @@ enum {
     ENDS_SPECIAL, /* the last one of a special token */
 };
 
+struct special {
+    const char *text; /* the vocabulary's */
+    bool user;        /* is looked for also where control tokens are plain text */
+    bool lstrip;      /* takes white space before it along */
+};
+
 struct nk_cuts {
+    bool bpe;
+    struct special *specials; /* BPE: sorted by their bytes */
+    size_t n_specials;
     uint64_t *pairs; /* open-addressing; 0: free */
     size_t n_pairs, capacity;
     bool strips; /* a special token takes white space along */
@@ -82,7 +92,7 @@ static bool add(nk_cuts *c, uint32_t a, uint32_t b)
     return true;
 }
 
-/* False: it has none that would be understood here, or there is no memory. */
+/* False: it is none that would be understood here, or there is no memory. */
 static bool add_token(nk_cuts *c, const char *text, int attr)
 {
     /* All but the ordinary ones: more than those that are looked for before the text is split. */
@@ -91,6 +101,8 @@ static bool add_token(nk_cuts *c, const char *text, int attr)
     size_t size = strlen(text), at = 0;
     uint32_t before = 0, cp = 0;
 
+    if (c->bpe && !special)
+        return true;
     c->strips |= (attr & (LLAMA_TOKEN_ATTR_LSTRIP | LLAMA_TOKEN_ATTR_RSTRIP)) != 0;
     if (attr & LLAMA_TOKEN_ATTR_SINGLE_WORD) /* looks at its neighbours; none is known */
         return false;
@@ -105,6 +117,38 @@ static bool add_token(nk_cuts *c, const char *text, int attr)
         at += (size_t)n;
     }
     return !size || !special || add(c, cp, ENDS_SPECIAL);
+}
+
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(((const struct special *)a)->text, ((const struct special *)b)->text);
+}
+
+/* Those that libllama looks for before it splits a text. */
+static bool find_specials(nk_cuts *c, const struct llama_vocab *vocab)
+{
+    enum { CONTROL = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN };
+    int32_t n = llama_vocab_n_tokens(vocab);
+    size_t n_specials = 0;
+
+    for (int32_t id = 0; id < n; id++)
+        n_specials +=
+            (llama_vocab_get_attr(vocab, id) & (CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED)) != 0;
+    c->specials = calloc(n_specials + 1, sizeof *c->specials);
+    for (int32_t id = 0; c->specials && id < n; id++) {
+        int attr = llama_vocab_get_attr(vocab, id);
+        const char *text = llama_vocab_get_text(vocab, id);
+
+        if (*text && (attr & (CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED)))
+            c->specials[c->n_specials++] = (struct special){
+                .text = text,
+                .user = !(attr & CONTROL),
+                .lstrip = (attr & LLAMA_TOKEN_ATTR_LSTRIP) != 0,
+            };
+    }
+    if (c->n_specials)
+        qsort(c->specials, c->n_specials, sizeof *c->specials, by_text);
+    return c->n_specials > 0;
 }
 
 /* A character that is in no token and can be expressed (by byte tokens). */
@@ -127,17 +171,19 @@ static bool find_mark(nk_cuts *c, const struct llama_vocab *vocab)
 
 nk_cuts *nk__cuts_new(const struct llama_vocab *vocab)
 {
+    enum llama_vocab_type type = llama_vocab_type(vocab);
     nk_cuts *c;
 
-    if (llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_SPM)
+    if (type != LLAMA_VOCAB_TYPE_SPM && type != LLAMA_VOCAB_TYPE_BPE)
         return NULL;
     c = calloc(1, sizeof *c);
     if (!c || !grow(c))
         goto none;
+    c->bpe = type == LLAMA_VOCAB_TYPE_BPE;
     for (int32_t id = 0; id < llama_vocab_n_tokens(vocab); id++)
         if (!add_token(c, llama_vocab_get_text(vocab, id), llama_vocab_get_attr(vocab, id)))
             goto none;
-    if (find_mark(c, vocab))
+    if (c->bpe ? find_specials(c, vocab) : find_mark(c, vocab))
         return c;
 none:
     nk__cuts_free(c);
@@ -149,6 +195,7 @@ void nk__cuts_free(nk_cuts *c)
     if (!c)
         return;
     free(c->pairs);
+    free(c->specials);
     free(c);
 }
 
@@ -175,7 +222,72 @@ static bool is_safe(const nk_cuts *c, uint32_t a, uint32_t b)
     return !has(c, a, b) && !has(c, a, ENDS_SPECIAL) && !(c->strips && is_space(a));
 }
 
-size_t nk__cuts_next(const nk_cuts *c, const char *text, size_t size, size_t from)
+/* The longest special token that text begins with, or NULL. */
+static const struct special *special_at(const nk_cuts *c, const char *text, size_t size,
+                                        bool parse_special)
+{
+    const struct special *found = NULL;
+    size_t begin = 0, end = c->n_specials;
+
+    /* Those from begin to end share their first `at` bytes with the text. */
+    for (size_t at = 0; begin < end; at++) {
+        size_t low = begin, high = end;
+        unsigned char byte;
+
+        for (; begin < end && !c->specials[begin].text[at]; low = ++begin)
+            if (parse_special || c->specials[begin].user)
+                found = &c->specials[begin];
+        if (at >= size)
+            break;
+        byte = (unsigned char)text[at];
+        while (low < high) { /* the first with this byte or a later one */
+            size_t middle = low + (high - low) / 2;
+
+            if ((unsigned char)c->specials[middle].text[at] < byte)
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        begin = low;
+        high = end;
+        while (low < high) { /* the first with a later one */
+            size_t middle = low + (high - low) / 2;
+
+            if ((unsigned char)c->specials[middle].text[at] <= byte)
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        end = low;
+    }
+    return found;
+}
+
+/* Whether a special token begins at text, which the character before precedes, that is found
+ * whatever else there is: no other one reaches over its ends. */
+static bool begins_special(const nk_cuts *c, uint32_t before, const char *text, size_t size,
+                           bool parse_special)
+{
+    const struct special *s;
+    uint32_t first, last = 0, next;
+    size_t n;
+
+    if (nk_utf8_next(text, size, &first) <= 0 || has(c, before, first))
+        return false;
+    s = special_at(c, text, size, parse_special);
+    if (!s || (s->lstrip && is_space(before)))
+        return false;
+    n = strlen(s->text);
+    for (size_t at = 0; at < n;) {
+        int more = nk_utf8_next(s->text + at, n - at, &last);
+
+        at += more > 0 ? (size_t)more : n;
+    }
+    return n == size || (nk_utf8_next(text + n, size - n, &next) > 0 && !has(c, last, next));
+}
+
+size_t nk__cuts_next(const nk_cuts *c, const char *text, size_t size, size_t from,
+                     bool parse_special)
 {
     uint32_t before, cp;
     size_t at = from < size ? from : size;
@@ -188,7 +300,8 @@ size_t nk__cuts_next(const nk_cuts *c, const char *text, size_t size, size_t fro
         n = nk_utf8_next(text + at, size - at, &cp);
         if (n <= 0)
             break;
-        if (is_safe(c, before, cp))
+        if (c->bpe ? begins_special(c, before, text + at, size - at, parse_special)
+                   : is_safe(c, before, cp))
             return at;
     }
     return size;

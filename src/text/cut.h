@@ -15,10 +15,15 @@
  * puts one in front of a text's beginning, which a part has none of: a part therefore begins with a
  * mark, a character that is in no token, and the mark's own tokens are dropped.
  *
+ * A BPE vocabulary's text is cut before a special token only: what stands between two of them is
+ * tokenized by itself anyway. It must be one that is found whatever stands around it: no other
+ * special token may reach over its ends.
+ *
  * Other kinds of tokenizers are not cut here. */
 #ifndef NK_TEXT_CUT_H
 #define NK_TEXT_CUT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 struct llama_vocab;
@@ -31,12 +36,14 @@ enum { NK_CUT_BYTES = 2048 }; /* a part has at least so many bytes */
 nk_cuts *nk__cuts_new(const struct llama_vocab *vocab);
 void nk__cuts_free(nk_cuts *c);
 
-/* What to put in front of all parts but the first, and how many tokens that is. Borrowed. */
+/* What to put in front of all parts but the first, and how many tokens that is; "" and 0 for BPE.
+ * Borrowed. */
 const char *nk__cuts_mark(const nk_cuts *c);
 size_t nk__cuts_mark_tokens(const nk_cuts *c);
 
-/* The first place at or after from where text (size bytes of UTF-8) can be cut; size: there is
- * none. */
-size_t nk__cuts_next(const nk_cuts *c, const char *text, size_t size, size_t from);
+/* The first place after from where text (size bytes of UTF-8) can be cut; size: there is none.
+ * parse_special: control tokens are looked for, too. */
+size_t nk__cuts_next(const nk_cuts *c, const char *text, size_t size, size_t from,
+                     bool parse_special);
 
 #endif

@@ -437,7 +437,7 @@ static int tokenize_parts(const nk_vocab *v, const char *text, size_t size, bool
     int rc = 0;
 
     while (at < size && !rc) {
-        size_t end = nk__cuts_next(v->cuts, text, size, at + NK_CUT_BYTES), drop = 0;
+        size_t end = nk__cuts_next(v->cuts, text, size, at + NK_CUT_BYTES, parse_special), drop = 0;
 
         nk_buf_reset(&part);
         if (at) {
