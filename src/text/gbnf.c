@@ -25,7 +25,8 @@ struct parser {
     const struct llama_vocab *vocab;
     struct nk_error *err;
     int rc; /* of the first failure; parsing then unwinds */
-    int depth;
+    int depth, n_tokens;
+    int64_t probes_left;              /* in names; honest ones need two for a name */
     uint32_t *names;                  /* open-addressing hash: rule + 1, or 0 */
     uint32_t n_names, names_capacity; /* a power of two */
 };
@@ -127,6 +128,11 @@ static uint32_t *name_slot(struct parser *ps, const char *name, uint32_t size)
     for (; ps->names[i]; i = (i + 1) & (ps->names_capacity - 1)) {
         const struct nk_gbnf_rule *r = &ps->g->rules[ps->names[i] - 1];
 
+        if (--ps->probes_left < 0) {
+            bad(ps, "line %d: the names of the rules are made to be looked up slowly",
+                line_of(ps, name));
+            break;
+        }
         if (r->name_size == size && !memcmp(ps->text + r->name_at, name, size))
             break;
     }
@@ -401,6 +407,12 @@ static struct part parse_token(struct parser *ps)
         if (p == ps->p + 2 || p[0] != ']' || p + 1 != close || id >= (uint32_t)n_vocab)
             bad(ps, "line %d: <[id]> must hold an id from 0 to %d", line_of(ps, begin),
                 n_vocab - 1);
+    } else if (close + 1 - ps->p > NK_GBNF_TOKEN_BYTES_MAX) {
+        bad(ps, "line %d: a token of %d bytes; none is longer than %d", line_of(ps, begin),
+            (int)(close + 1 - ps->p), NK_GBNF_TOKEN_BYTES_MAX);
+    } else if (++ps->n_tokens > NK_GBNF_TOKENS_MAX) {
+        bad(ps, "line %d: more than %d tokens are named by their text; <[id]> names any number",
+            line_of(ps, begin), NK_GBNF_TOKENS_MAX);
     } else {
         ps->rc = nk__guard_tokenize(ps->vocab, ps->p, (int32_t)(close + 1 - ps->p), ids, 2, false,
                                     true, &n, ps->err);
@@ -753,6 +765,7 @@ int nk__gbnf_compile(struct nk_gbnf *g, const char *text, uint32_t size,
     };
 
     *g = (struct nk_gbnf){ 0 };
+    ps.probes_left = 8 * (int64_t)size + 1024;
     /* A name has a byte or more and another one after it: there are never more than half as many
      * names. */
     ps.names_capacity = 64;

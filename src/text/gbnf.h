@@ -9,8 +9,8 @@
  * last definition. As llama.cpp's src/llama-grammar.cpp reads it, but what that lets pass in
  * silence (an empty or reversed class, more than 2000 repetitions made endless) is refused or done.
  *
- * The text comes from any HTTP client: nesting, repetitions and the network's size have
- * ceilings. */
+ * The text comes from any HTTP client: nesting, repetitions, the network's size and the work for
+ * each byte have ceilings. */
 #ifndef NK_TEXT_GBNF_H
 #define NK_TEXT_GBNF_H
 
@@ -26,6 +26,8 @@ enum {
     NK_GBNF_DEPTH_MAX = 100,     /* groups within groups */
     NK_GBNF_REPEAT_MAX = 65536,  /* m and n of {m,n} */
     NK_GBNF_NODES_MAX = 1 << 18, /* of the network; 12 bytes each */
+    NK_GBNF_TOKENS_MAX = 1024,   /* that are named by their text: each is tokenized */
+    NK_GBNF_TOKEN_BYTES_MAX = 1024,
 };
 
 /* A recursive transition network: nodes with one successor (a SPLIT has two), a start node per

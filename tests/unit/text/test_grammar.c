@@ -1,3 +1,4 @@
+#include "text/gbnf.h"
 #include "text/grammar.h"
 
 #include <math.h>
@@ -169,6 +170,71 @@ static char *repeated(const char *before, const char *middle, int n, const char 
         p = stpcpy(p, middle);
     strcpy(p, after);
     return text;
+}
+
+static void assert_refused(const nk_vocab *v, const char *text, const char *named)
+{
+    struct nk_error err = { 0 };
+    nk_grammar *g = NULL;
+
+    assert_int_equal(nk_grammar_new(&g, nk_vocab_llama(v), text, &err), NK_E_INVALID);
+    assert_string_equal(err.reason, "bad_grammar");
+    if (!strstr(err.msg, named))
+        fail_msg("\"%s\" does not name %s", err.msg, named);
+}
+
+static void test_grammar__names_that_collide_cost_no_more_than_others(void **state)
+{
+    enum { NAMES = 2000, CAPACITY = 65536 };
+    nk_vocab *v = test_vocab(VOCAB_BPE);
+    struct nk_buf text = NK_BUF_INIT(CAPACITY);
+    nk_grammar *g = NULL;
+    int n = 0;
+
+    (void)state;
+    nk_buf_adds(&text, "root ::= \"a\"\n", NULL);
+    for (unsigned i = 0; n < NAMES; i++) { /* all of them in a thousandth of the table */
+        uint64_t h = 0xcbf29ce484222325ull;
+        char name[16];
+
+        snprintf(name, sizeof name, "r%07x", i);
+        for (const char *p = name; *p; p++)
+            h = (h ^ (uint8_t)*p) * 0x100000001b3ull;
+        if (((h ^ h >> 29) & (CAPACITY - 1)) >= 64)
+            continue;
+        nk_buf_addf(&text, NULL, "%s ::= \"b\"%s\n", name, n ? "    " : "");
+        n++;
+    }
+    assert_true(text.size > CAPACITY / 2 && text.size <= CAPACITY); /* or it has another capacity */
+    assert_refused(v, nk_buf_str(&text), "names of the rules");
+    /* As many ordinary ones are taken. */
+    nk_buf_reset(&text);
+    nk_buf_adds(&text, "root ::= \"a\"\n", NULL);
+    for (int i = 0; i < NAMES; i++)
+        nk_buf_addf(&text, NULL, "r%07d ::= \"b\"\n", i);
+    assert_int_equal(nk_grammar_new(&g, nk_vocab_llama(v), nk_buf_str(&text), NULL), 0);
+    nk_grammar_free(g);
+    nk_buf_release(&text);
+    nk_vocab_close(v);
+}
+
+static void test_grammar__tokens_by_their_text_are_few_and_short(void **state)
+{
+    nk_vocab *v = test_vocab(VOCAB_BPE);
+    char *many = repeated("root ::= ", "<think> ", NK_GBNF_TOKENS_MAX + 1, ""),
+         *enough = repeated("root ::= ", "<think> ", NK_GBNF_TOKENS_MAX, ""),
+         *longs = repeated("root ::= <", "\xE4\xB8\xAD", 80000, ">");
+    nk_grammar *g = NULL;
+
+    (void)state;
+    assert_refused(v, many, "1024 tokens");
+    assert_refused(v, longs, "240002 bytes");
+    assert_int_equal(nk_grammar_new(&g, nk_vocab_llama(v), enough, NULL), 0);
+    nk_grammar_free(g);
+    free(many);
+    free(enough);
+    free(longs);
+    nk_vocab_close(v);
 }
 
 /* Grammars that libllama crashes on, hangs on or takes gigabytes for: each ends, with or without an
@@ -525,6 +591,8 @@ static void test_grammar__a_vocabulary_without_text_is_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_grammar__names_that_collide_cost_no_more_than_others),
+        cmocka_unit_test(test_grammar__tokens_by_their_text_are_few_and_short),
         cmocka_unit_test(test_grammar__takes_what_it_describes_and_nothing_else),
         cmocka_unit_test(test_grammar__refuses_bad_notation_with_line_and_cause),
         cmocka_unit_test(test_grammar__hostile_grammars_end),
