@@ -167,7 +167,7 @@ static int add_set(struct nk_buf *b, struct set *s, struct nk_error *err)
 struct pattern {
     struct nk__conversion *c;
     struct nk_buf *b;
-    const char *p;
+    const char *p, *end;
     int depth;
 };
 
@@ -198,10 +198,13 @@ static int pattern_char(struct pattern *x, struct set *s, uint32_t *cp, bool *is
 {
     static const char plain[] = "tnrfv0", meaning[] = "\t\n\r\f\v\0";
     const char *at;
+    int rc = nk__schema_spend(x->c, 1);
 
     *is_set = false;
+    if (rc)
+        return rc;
     if (*x->p != '\\') {
-        int n = nk_utf8_next(x->p, strlen(x->p), cp);
+        int n = nk_utf8_next(x->p, (size_t)(x->end - x->p), cp);
 
         if (n <= 0)
             return bad_pattern(x, "not UTF-8");
@@ -228,7 +231,7 @@ static int pattern_char(struct pattern *x, struct set *s, uint32_t *cp, bool *is
                (*x->p >= 'A' && *x->p <= 'Z')) {
         return bad_pattern(x, "back references, \\b, \\p and the like are not supported");
     } else {
-        int n = nk_utf8_next(x->p, strlen(x->p), cp);
+        int n = nk_utf8_next(x->p, (size_t)(x->end - x->p), cp);
 
         x->p += n > 0 ? n - 1 : 0;
     }
@@ -412,7 +415,7 @@ static int pattern_alternatives(struct pattern *x, bool top)
 
 int nk__schema_add_pattern(struct nk__conversion *c, struct nk_buf *b, const char *pattern)
 {
-    struct pattern x = { c, b, pattern, 0 };
+    struct pattern x = { c, b, pattern, pattern + strlen(pattern), 0 };
     int rc = nk_buf_adds(b, "\"\\\"\" (", c->err);
 
     if (!rc)

@@ -487,6 +487,38 @@ static json_t *types_and_values(int n)
     return json_pack("{s:o, s:o}", "type", types, "enum", values);
 }
 
+/* A string whose pattern is n times that. */
+static json_t *long_pattern(const char *before, const char *unit, int n, const char *after)
+{
+    struct nk_buf text = NK_BUF_INIT(16 << 20);
+    json_t *s;
+
+    nk_buf_adds(&text, before, NULL);
+    for (int i = 0; i < n; i++)
+        nk_buf_adds(&text, unit, NULL);
+    nk_buf_adds(&text, after, NULL);
+    s = json_pack("{s:s, s:s}", "type", "string", "pattern", nk_buf_str(&text));
+    nk_buf_release(&text);
+    return s;
+}
+
+/* Its length was asked for at each of its characters: this took hours. */
+static void test_json_schema__a_long_pattern_is_looked_at_once(void **state)
+{
+    struct nk_buf buf = NK_BUF_INIT(1 << 20);
+    struct nk_error err = { 0 };
+    json_t *s = long_pattern("[", "a", 4000000, "]");
+
+    (void)state;
+    assert_int_equal(nk_json_schema_to_grammar(s, NULL, &buf, &err), NK_E_INVALID);
+    assert_non_null(strstr(err.msg, "too large"));
+    json_decref(s);
+    nk_buf_release(&buf);
+    assert_true(work_of(long_pattern("", "a", 100, "")) < 100 * 150);
+    assert_true(work_of(long_pattern("", "a", 4000000, "")) >
+                0); /* until its grammar is too large */
+}
+
 static void test_json_schema__work_that_doubles_ends_at_the_ceiling(void **state)
 {
     (void)state;
@@ -627,6 +659,7 @@ int main(void)
         cmocka_unit_test(test_json_schema__ranges_are_exact_at_every_number),
         cmocka_unit_test(test_json_schema__what_is_not_understood_is_refused_by_name),
         cmocka_unit_test(test_json_schema__size_and_depth_are_bounded),
+        cmocka_unit_test(test_json_schema__a_long_pattern_is_looked_at_once),
         cmocka_unit_test(test_json_schema__work_that_doubles_ends_at_the_ceiling),
         cmocka_unit_test(test_json_schema__ordinary_work_grows_as_the_schema_does),
         cmocka_unit_test(test_json_schema__ends_when_nobody_waits_for_it),
