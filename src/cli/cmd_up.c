@@ -16,9 +16,9 @@ int nk_cmd_up(int argc, char **argv);
 
 enum { CHECK_MS = 30000 };
 
-static void stop_local(void *l)
+static void end_local(void *l)
 {
-    nk_local_stop(l);
+    nk_local_end(l);
 }
 
 /* Without a prompt: serves until a signal comes or a worker ends. */
@@ -35,7 +35,7 @@ static int serve_until_end(const struct nk_serve *s, bool deterministic, struct 
     nk_serve_print_url(gateway);
     rc = nk_local_wait(l, &err);
     /* Without a worker nothing that runs can end well. */
-    nk_serve_stop(gateway, rc ? 0 : (uint32_t)s->drain_ms, stop_local, l);
+    nk_serve_stop(gateway, rc ? 0 : (uint32_t)s->drain_ms, end_local, l);
     return rc ? nk_cli_report(&err) : NK_EXIT_OK;
 }
 

@@ -356,22 +356,30 @@ int nk_local_wait(struct nk_local *l, struct nk_error *err)
     }
 }
 
-void nk_local_stop(struct nk_local *l)
+void nk_local_end(struct nk_local *l)
 {
-    if (!l)
-        return;
     for (int i = 0; i < l->n; i++)
         nk_process_terminate(&l->processes[i]);
     if (l->life >= 0)
         close(l->life);
+    l->life = -1;
     for (int i = 0; i < l->n; i++)
         nk_process_stop(&l->processes[i], STOP_MS);
     if (l->dir[0]) {
         unlink(l->cluster->path);
         rmdir(l->dir);
     }
+    l->dir[0] = '\0';
     if (l->dir_fd >= 0)
         close(l->dir_fd);
+    l->dir_fd = -1;
+}
+
+void nk_local_stop(struct nk_local *l)
+{
+    if (!l)
+        return;
+    nk_local_end(l);
     free(l->cluster);
     free(l);
 }

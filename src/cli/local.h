@@ -57,7 +57,9 @@ bool nk_local_ready(const char *line, int layer_begin, int layer_end, char addre
  *   UNAVAILABLE  worker_ended */
 int nk_local_wait(struct nk_local *l, struct nk_error *err);
 /* SIGTERM to all, SIGKILL to those that are still there after a grace period; removes the cluster
- * file; frees. */
+ * file and its folder. For a process that ends while somebody still uses l->cluster. */
+void nk_local_end(struct nk_local *l);
+/* The same, and frees. */
 void nk_local_stop(struct nk_local *l);
 
 #endif

@@ -70,8 +70,11 @@ static void tick(void *user)
     nk_gateway *g = user;
     double tokens = nk__metrics_total(g->metrics, NK_METRIC_GENERATED);
     uint64_t now = nk_clock_now_ns(g->clock);
+    bool stuck = nk__pool_stuck_ms(g->pool) >= NK_POOL_STUCK_MS, changed;
 
     pthread_mutex_lock(&g->mutex);
+    changed = g->stuck != stuck;
+    g->stuck = stuck;
     if (g->tick_ns) {
         double rate = (tokens - g->tokens_before) / ((double)(now - g->tick_ns) / 1e9);
 
@@ -83,6 +86,10 @@ static void tick(void *user)
     g->tokens_before = tokens;
     g->tick_ns = now;
     pthread_mutex_unlock(&g->mutex);
+    if (changed)
+        nk_log(NK_LOG_GATEWAY, NK_LOG_WARN,
+               stuck ? "reason=helpers_stuck msg=\"no thread is free to prepare requests\""
+                     : "reason=helpers_free msg=\"requests are prepared again\"");
     nk__jobs_tick(g);
 }
 
@@ -140,8 +147,8 @@ static int copy_opts(nk_gateway *g, const struct nk_gateway_opts *o, struct nk_e
 static void free_gateway(nk_gateway *g)
 {
     nk__monitor_stop(g->monitor);
+    nk__admission_stop(g->admission); /* its ticks look at the pool */
     nk__pool_stop(g->pool);
-    nk__admission_stop(g->admission);
     nk__readiness_release(&g->readiness);
     nk__prompter_free(g->prompter);
     nk__keys_free(g->keys);
@@ -202,13 +209,13 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     if (!rc && !(g->metrics = nk__metrics_new()))
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the gateway");
     if (!rc)
+        rc = nk__pool_start(&g->pool, HELPERS, g->clock, err);
+    if (!rc)
         rc = nk__admission_start(&g->admission, &admission, err);
     g->readiness.clock = g->clock;
     g->readiness.admission = g->admission;
     g->readiness.waiting_ms = opts->limits.waiting_ms;
     g->readiness.running_max = opts->limits.running_max;
-    if (!rc)
-        rc = nk__pool_start(&g->pool, HELPERS, g->clock, err);
     if (!rc)
         rc = nk__monitor_start(&g->monitor, g->clock, &handlers, err);
     g->readiness.monitor = g->monitor; /* nobody asks for a second look before it listens */

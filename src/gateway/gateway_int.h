@@ -66,6 +66,7 @@ struct nk_gateway {
     int n_listeners;
     double tokens_per_second; /* over the last seconds */
     double tokens_before;     /* the counter at the last tick */
+    bool stuck;               /* the log has been told that no helper thread is free */
     uint64_t tick_ns;
 };
 

@@ -17,6 +17,10 @@
 
 typedef struct nk_pool nk_pool;
 
+/* No thread was free for so long, and none came back: something is wrong. What they do for one
+ * request has a ceiling of a fraction of that. */
+enum { NK_POOL_STUCK_MS = 5000 };
+
 struct nk_task { /* the caller's memory until run was called */
     void (*run)(struct nk_task *t);
     STAILQ_ENTRY(nk_task) link; /* the pool's */

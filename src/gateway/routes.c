@@ -15,8 +15,7 @@
 
 enum {
     SESSIONS_SHOWN = 64,
-    HELPERS_STUCK_MS = 5000, /* what they do for one request has a ceiling of a fraction of that */
-    LOOK_MS_MAX = 15000,     /* two checks and a probe: 9 s */
+    LOOK_MS_MAX = 15000, /* two checks and a probe: 9 s */
 };
 
 /* ---- what is known ---- */
@@ -311,7 +310,7 @@ static void answer_readyz(nk_gateway *g, const char *rest, const struct nk_buf *
     uint64_t stuck_ms = nk__pool_stuck_ms(g->pool), overdue_ms = nk__monitor_overdue_ms(g->monitor);
 
     (void)rest, (void)request;
-    if (stuck_ms >= HELPERS_STUCK_MS) {
+    if (stuck_ms >= NK_POOL_STUCK_MS) {
         nk_fail(&a->err, NK_E_UNAVAILABLE, "helpers_stuck",
                 "for %.0f s no thread has been free to prepare requests, and none has finished "
                 "one: what they prepare takes too long, or never ends",
