@@ -66,6 +66,15 @@ struct nk_template {
     int n_idle;
 };
 
+static int ms_max(const struct question *q)
+{
+    uint64_t size = 0;
+
+    for (int i = 0; i < TEXTS; i++)
+        size += q->has[i] ? q->size[i] : 0;
+    return NK_TEMPLATE_MS_MAX + (int)(size * NK_TEMPLATE_MS_PER_MIB >> 20);
+}
+
 /* ---- the child's side ---- */
 
 static bool read_all(int fd, void *out, size_t size)
@@ -150,7 +159,7 @@ int nk_template_serve(int fd)
         struct nk_error err = { 0 };
         int rc;
 
-        limit_time(NK_TEMPLATE_MS_MAX * SLOWER);
+        limit_time(ms_max(&q) * SLOWER);
         nk_buf_release(&text);
         nk_buf_init(&text, q.out_max);
         if (!jinja) {
@@ -190,7 +199,7 @@ static void end_child(struct child *c)
 }
 
 /* How it ended, as an error of the request that it had. Frees c. */
-static int child_ended(struct child *c, struct nk_error *err)
+static int child_ended(struct child *c, const struct question *q, struct nk_error *err)
 {
     char how[96] = "is gone";
     int status;
@@ -202,7 +211,7 @@ static int child_ended(struct child *c, struct nk_error *err)
     end_child(c);
     if (WIFSIGNALED(status) && WTERMSIG(status) == SIGPROF)
         return nk_fail(err, NK_E_INVALID, "bad_template",
-                       "the chat template: it computes for more than %d ms", NK_TEMPLATE_MS_MAX);
+                       "the chat template: it computes for more than %d ms", ms_max(q));
     if (WIFSIGNALED(status) && WTERMSIG(status) == SIGFPE)
         return nk_fail(err, NK_E_INVALID, "bad_template", "the chat template: it divides by zero");
     return nk_fail(
@@ -304,7 +313,7 @@ static int ask(struct child **c, struct question *q, const char *const texts[TEX
             nk_buf_commit(out, a.size);
     }
     if (rc == 1) {
-        rc = child_ended(*c, err);
+        rc = child_ended(*c, q, err);
         *c = NULL;
     } else if (rc) {
         if ((*c)->process.pid > 0)

@@ -18,7 +18,8 @@
 #include "text/jinja.h"
 
 enum {
-    NK_TEMPLATE_MS_MAX = 800,      /* of computing, for one request */
+    NK_TEMPLATE_MS_MAX = 800,      /* of computing, for one request; and so many more */
+    NK_TEMPLATE_MS_PER_MIB = 250,  /* for each MiB of what it is given */
     NK_TEMPLATE_MIB_MAX = 2048,    /* a child's address space */
     NK_TEMPLATE_CHILDREN_MAX = 16, /* that are kept */
 };

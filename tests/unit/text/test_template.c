@@ -9,6 +9,13 @@
 
 #define HELLO "[{\"role\":\"user\",\"content\":\"hello\"}]"
 
+/* A sanitizer catches signals itself and has no limits of memory. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SANITIZED = true };
+#else
+enum { SANITIZED = false };
+#endif
+
 static char *self;
 
 static nk_template *open_template(const char *text)
@@ -103,11 +110,13 @@ static void test_template__what_ends_its_child_is_an_error_of_its_request(void *
 #ifdef __x86_64__ /* others divide by zero without a fault */
     t = open_template("{{ messages[0].content }}{{ 6 // 1 if not n }}{{ 6 % n if n }}");
     assert_renders(t, NULL, "hello6");
-    assert_fails(t, "{\"n\":0.5}", "bad_template", "divides by zero");
+    assert_fails(t, "{\"n\":0.5}", "bad_template", SANITIZED ? "" : "divides by zero");
     assert_renders(t, "{\"n\":4}", "hello2");
     assert_renders(t, NULL, "hello6");
     nk_template_close(t);
 #endif
+    if (SANITIZED)
+        return;
     /* Computes without end, with names of its own only. */
     t = open_template(
         "{{ messages[0].content }}{% if n %}{% for a in range(n) %}{% for b in range(n) %}"
