@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "chain/cluster.h"
+#include "rpc/computed.h"
 #include "text/sampler.h"
 #include "text/sampling.h"
 
@@ -58,6 +59,7 @@ struct nk_worker_report {
     uint64_t tokens_decoded, tokens_reused, runs, rows_in_runs, compute_us, queue_us, uptime_ms;
     uint64_t streams_open, jobs_queued, steps, wire_us, wire_steps;
     bool deterministic;
+    struct nk_computed computed;
     double rtt_us; /* of a small call, the best of a few */
 };
 struct nk_chain_report {
@@ -68,11 +70,14 @@ struct nk_chain_report {
     int n_ctx;           /* the most tokens a session can have: the least of the workers' */
     int n_ctx_train, n_vocab;
 };
-/* Asks every worker (in parallel) and compares: model hash, range, width, dtype, protocol and
- * llama.cpp versions, state; waits at most timeout_ms. *out is owned by the caller: free(). Fails
- * only for want of memory; what is wrong is in the report. */
+/* Asks every worker (in parallel) and compares: model hash, range, width, dtype, protocol, what
+ * they compute beside the model (rpc/computed.h), state; waits at most timeout_ms. *out is owned by
+ * the caller: free(). Fails only for want of memory; what is wrong is in the report. */
 int nk_chain_check(nk_chain *c, uint32_t timeout_ms, struct nk_chain_report **out,
                    struct nk_error *err);
+/* Would a deterministic request run, too? Else the report is as if its workers did not fit
+ * (PRECONDITION not_deterministic). */
+void nk_chain_report_want_deterministic(struct nk_chain_report *r);
 /* One token through the whole chain and back, timed (the prefill of one token included); for
  * `check` and readiness. Errors: as a generation's. */
 int nk_chain_probe(nk_chain *c, uint32_t timeout_ms, double *us, struct nk_error *err);
@@ -85,9 +90,11 @@ struct nk_gen_opts {
     struct nk_sampling sampling;
     const char *const *stop;
     size_t n_stop;
-    int n_logprobs;     /* -1: none; 0: the chosen token's; up to NK_LOGPROBS_MAX alternatives */
-    bool deterministic; /* never merged with other sessions' rows; implies no_reuse */
-    bool no_reuse;      /* do not begin from a kept session, do not keep this one */
+    int n_logprobs; /* -1: none; 0: the chosen token's; up to NK_LOGPROBS_MAX alternatives */
+    /* The same to the bit whatever else the workers do; those that cannot refuse it. Implies
+     * no_reuse. */
+    bool deterministic;
+    bool no_reuse; /* do not begin from a kept session, do not keep this one */
     /* Begin only from kept sessions with the same salt, at most 64 bytes; NULL or "":
      * from those without. Workers before 0.3 reuse nothing when one is given. */
     const char *reuse_salt;

@@ -66,7 +66,7 @@ struct nk_gen {
     uint64_t start_ns, heard_ns, first_token_ns, last_alive_ns;
     size_t n_ids;
     int n_predict, n_logprobs, n_tokens;
-    bool finish_seen;
+    bool deterministic, finish_seen;
     struct nk_error failure;
     struct nk_gen_stats stats;
     struct nk_buf tail;
@@ -271,6 +271,7 @@ static bool route_fits(nk_gen *g, const Nakshatra__V1__Opened *o)
 {
     const struct nk_cluster *c = &g->c->cluster;
     const Nakshatra__V1__StageInfo *first;
+    struct nk_computed firsts, its;
 
     if (o->n_stages != (size_t)c->n_workers) {
         bad_peer(g, "it opened a chain of %zu stages; the cluster file has %d", o->n_stages,
@@ -278,12 +279,14 @@ static bool route_fits(nk_gen *g, const Nakshatra__V1__Opened *o)
         return false;
     }
     first = o->stages[0];
+    nk_computed_unpack(&firsts, first->computed, first->n_computed, first->llama_version);
     for (int i = 0; i < c->n_workers; i++) {
         const struct nk_cluster_worker *w = &c->workers[i];
         const Nakshatra__V1__StageInfo *s = o->stages[i];
         int code = NK_E_PRECONDITION;
         struct nk_error *e = &g->failure;
 
+        nk_computed_unpack(&its, s->computed, s->n_computed, s->llama_version);
         if (strcmp(s->model_sha256, c->model_sha256))
             nk_fail(e, code, "model_mismatch", "it has the model %.64s, the cluster file wants %s",
                     s->model_sha256, c->model_sha256);
@@ -299,10 +302,12 @@ static bool route_fits(nk_gen *g, const Nakshatra__V1__Opened *o)
             nk_fail(e, code, "width_mismatch",
                     "its rows have %u floats, those of worker %s have %u", s->n_embd,
                     c->workers[0].id, first->n_embd);
-        else if (strcmp(s->llama_version, first->llama_version))
-            nk_fail(e, code, "llama_mismatch", "it runs llama.cpp %.40s, worker %s runs %.40s",
-                    s->llama_version, c->workers[0].id, first->llama_version);
-        else
+        else if (g->deterministic &&
+                 strcmp(its.facts[NK_FACT_SESSIONS].value, NK_SESSIONS_APART) != 0)
+            code = nk_fail(e, NK_E_INVALID, "not_deterministic",
+                           "it does not say that its sessions share no KV cells, which a "
+                           "deterministic request needs: start it with --deterministic");
+        else if (!nk_computed_compare(&its, &firsts, c->workers[0].id, e))
             continue;
         nk__wrap_worker(code, e, w);
         fail(g);
@@ -611,6 +616,7 @@ int nk_gen_start(nk_gen **out, nk_chain *c, const struct nk_gen_opts *opts,
     g->n_ids = opts->n_ids;
     g->n_predict = opts->n_predict;
     g->n_logprobs = opts->n_logprobs;
+    g->deterministic = opts->deterministic;
     g->deadline_ms = opts->deadline_ms;
     g->stall_ms = opts->stall_ms ? opts->stall_ms : STALL_MS;
     g->start_ns = now_ns(g);

@@ -80,6 +80,7 @@ static void take_reply(struct asking *a, const Nakshatra__V1__InfoReply *m)
     w->weights_bytes = m->weights_bytes;
     w->kv_bytes = m->kv_bytes;
     w->deterministic = m->deterministic;
+    nk_computed_unpack(&w->computed, m->computed, m->n_computed, m->llama_version);
     if (m->counters) {
         const Nakshatra__V1__Counters *n = m->counters;
 
@@ -244,9 +245,8 @@ static int compare(const struct check *k, int idx, const struct nk_worker_report
     if (!has_dtype)
         return misfit("dtype_mismatch", "it does not take rows as %s, which the cluster file wants",
                       c->f16 ? "f16" : "f32");
-    if (strcmp(w->llama_version, other->llama_version))
-        return misfit("llama_mismatch", "it runs llama.cpp %s, worker %s runs %s", w->llama_version,
-                      other->id, other->llama_version);
+    if (nk_computed_compare(&w->computed, &other->computed, other->id, &w->err))
+        return nk__wrap_worker(w->err.code, &w->err, in_file);
     if (w->n_ctx_seq < 2)
         return misfit("no_context", "it has room for %d tokens of context; at least 2 are needed",
                       w->n_ctx_seq);
@@ -318,6 +318,23 @@ int nk_chain_check(nk_chain *c, uint32_t timeout_ms, struct nk_chain_report **ou
     pthread_mutex_destroy(&k->mutex);
     free(k);
     return 0;
+}
+
+void nk_chain_report_want_deterministic(struct nk_chain_report *r)
+{
+    for (int i = 0; i < r->n_workers; i++) {
+        struct nk_worker_report *w = &r->workers[i];
+
+        if (!w->answered || w->rc || w->deterministic)
+            continue;
+        w->rc = nk_fail(&w->err, NK_E_PRECONDITION, "not_deterministic",
+                        "worker %s (%s): its sessions share KV cells, which deterministic requests "
+                        "cannot: start it with --deterministic",
+                        w->id, w->address);
+        if (r->ok)
+            r->err = w->err;
+        r->ok = false;
+    }
 }
 
 /* ---- the probe ---- */

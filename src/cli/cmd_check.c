@@ -19,22 +19,31 @@ struct result {
     struct nk_error err;
 };
 
-/* Each may have what its memory allows; but then there is no whole model whose tokens these are. */
-static void print_cache_types(const struct nk_chain_report *r)
+/* What the workers may have differently, and do: these are the tokens of no whole model to the last
+ * bit, and with caches of different types perhaps not at all. */
+static void print_differences(const struct nk_chain_report *r)
 {
-    const struct nk_worker_report *first = &r->workers[0];
-    bool differ = false;
+    for (enum nk_fact f = 0; f < NK_FACTS; f++) {
+        const struct nk_fact_row *row = nk_fact_row(f);
+        const char *some = "";
+        bool differ = false;
 
-    for (int i = 1; i < r->n_workers; i++)
-        differ |= strcmp(r->workers[i].cache_type_k, first->cache_type_k) != 0 ||
-                  strcmp(r->workers[i].cache_type_v, first->cache_type_v) != 0;
-    if (!differ)
-        return;
-    printf("The workers' KV caches differ in type, as no whole model's do:");
-    for (int i = 0; i < r->n_workers; i++)
-        printf("%s %s has %s and %s", i ? "," : "", r->workers[i].id, r->workers[i].cache_type_k,
-               r->workers[i].cache_type_v);
-    printf(".\n");
+        for (int i = 0; i < r->n_workers; i++) {
+            const char *value = r->workers[i].computed.facts[f].value;
+
+            differ |= *value && *some && strcmp(value, some) != 0;
+            some = *value ? value : some;
+        }
+        if (!differ)
+            continue;
+        printf("The workers' %s differ:", row->title);
+        for (int i = 0; i < r->n_workers; i++) {
+            const char *value = r->workers[i].computed.facts[f].value;
+
+            printf("%s %s has %s", i ? "," : "", r->workers[i].id, *value ? value : "not told");
+        }
+        printf(". That is allowed: %s.\n", row->why);
+    }
 }
 
 static void print_table(const struct nk_cluster *cluster, const struct result *r)
@@ -75,7 +84,7 @@ static void print_table(const struct nk_cluster *cluster, const struct result *r
                r->report->n_workers, r->report->n_workers > 1 ? "s" : "", r->probe_us / 1e3,
                r->report->n_ctx);
     if (r->report->ok)
-        print_cache_types(r->report);
+        print_differences(r->report);
     fflush(stdout);
     /* All that is wrong, not only the first. */
     for (int i = 0; i < r->report->n_workers; i++)
@@ -97,7 +106,7 @@ static json_t *error_json(const struct nk_error *err)
 
 static json_t *worker_json(const struct nk_worker_report *w)
 {
-    json_t *o = json_object(), *counters = json_object();
+    json_t *o = json_object(), *counters = json_object(), *computed = json_object();
 
     json_object_set_new(o, "id", json_string(w->id));
     json_object_set_new(o, "address", json_string(w->address));
@@ -123,6 +132,10 @@ static json_t *worker_json(const struct nk_worker_report *w)
     INT(device_memory_bytes), INT(device_memory_free_bytes), INT(host_memory_bytes),
         INT(host_memory_free_bytes);
     json_object_set_new(o, "deterministic", json_boolean(w->deterministic));
+    for (enum nk_fact f = 0; f < NK_FACTS; f++)
+        if (w->computed.facts[f].value[0])
+            json_object_set_new(computed, nk_fact_row(f)->name,
+                                json_string(w->computed.facts[f].value));
     json_object_set_new(o, "rtt_us", json_real(w->rtt_us));
     COUNT(sessions_opened), COUNT(sessions_open), COUNT(sessions_kept), COUNT(sessions_failed);
     COUNT(tokens_prefilled), COUNT(tokens_decoded), COUNT(tokens_reused), COUNT(runs),
@@ -133,6 +146,7 @@ static json_t *worker_json(const struct nk_worker_report *w)
 #undef INT
 #undef COUNT
 out:
+    json_object_set_new(o, "computed", computed);
     json_object_set_new(o, "counters", counters);
     return o;
 }
@@ -178,7 +192,7 @@ static int check_vocab(const struct nk_cluster *cluster, const struct nk_chain_r
     return rc;
 }
 
-static int check(const char *path, uint32_t timeout_ms, bool json)
+static int check(const char *path, bool deterministic, uint32_t timeout_ms, bool json)
 {
     struct nk_cluster *cluster = NULL;
     struct result r = { 0 };
@@ -194,6 +208,8 @@ static int check(const char *path, uint32_t timeout_ms, bool json)
         code = nk_cli_report(&err);
         goto out;
     }
+    if (deterministic)
+        nk_chain_report_want_deterministic(r.report);
     if (!r.report->ok) {
         r.rc = r.report->err.code;
         r.err = r.report->err;
@@ -220,15 +236,16 @@ int nk_cmd_check(int argc, char **argv)
 {
     const char *path = NULL;
     int64_t timeout_ms = 5000;
-    bool json = false;
+    bool json = false, deterministic = false;
     const struct nk_arg args[] = {
         NK_OPT_STRING("cluster", 'c', &path, "FILE", "cluster.yaml: the workers and their layers"),
         NK_OPT_INT("timeout-ms", 0, &timeout_ms, "MS", 1, 600000, "wait so long for answers"),
+        NK_OPT_FLAG("deterministic", 0, &deterministic, "would a deterministic request run, too?"),
         NK_OPT_FLAG("json", 'j', &json, "the report as one JSON object"),
         { 0 },
     };
     const struct nk_command cmd = {
-        .usage = "check --cluster FILE [--timeout-ms MS] [--json]",
+        .usage = "check --cluster FILE [--deterministic] [--timeout-ms MS] [--json]",
         .summary = "Asks every worker what it is, compares that with the cluster file and with the "
                    "other workers, and sends one token through the chain. Exit code 0 only if a "
                    "request would run.",
@@ -245,5 +262,5 @@ int nk_cmd_check(int argc, char **argv)
         return nk_cli_report(&err);
     }
     nk_vocab_global_init();
-    return nk_cli_flush(check(path, (uint32_t)timeout_ms, json));
+    return nk_cli_flush(check(path, deterministic, (uint32_t)timeout_ms, json));
 }

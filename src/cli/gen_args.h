@@ -69,8 +69,10 @@ void nk_gen_args_release(struct nk_gen_args *a);
         NK_OPT_FLAG("ignore-eos", 0, &(a).ignore_eos, "never choose an end-of-generation token"),  \
         NK_OPT_LIST("stop", 'r', &(a).stop, "TEXT", "end before this text; may be repeated"),      \
         NK_OPT_FLAG("special", 0, &(a).special, "show control tokens"),                            \
-        NK_OPT_FLAG("deterministic", 0, &(a).deterministic,                                        \
-                    "never compute together with other sessions' rows"),                           \
+        NK_OPT_FLAG(                                                                               \
+            "deterministic", 0, &(a).deterministic,                                                \
+            "the same to the last bit whatever else runs; needs workers with --deterministic (up " \
+            "starts such)"),                                                                       \
         NK_OPT_FLAG("no-reuse", 0, &(a).no_reuse,                                                  \
                     "neither begin from a kept session nor keep this one"),                        \
         NK_OPT_INT("timeout-ms", 0, &(a).timeout_ms, "MS", 0, 4e9,                                 \

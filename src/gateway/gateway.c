@@ -39,7 +39,12 @@ struct nk_gateway_opts nk_gateway_opts_default(void)
 
 static int check_chain(void *user, struct nk_chain_report **out)
 {
-    return nk_chain_check(((nk_gateway *)user)->chain, CHECK_MS, out, NULL);
+    nk_gateway *g = user;
+    int rc = nk_chain_check(g->chain, CHECK_MS, out, NULL);
+
+    if (!rc && g->opts.deterministic)
+        nk_chain_report_want_deterministic(*out);
+    return rc;
 }
 
 static int probe_chain(void *user, struct nk_error *err)

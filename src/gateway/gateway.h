@@ -64,7 +64,7 @@ struct nk_gateway_opts {
     const char *hosts[NK_GATEWAY_HOSTS_MAX]; /* it may be called by these, too (origin.h) */
     int n_hosts;
     bool insecure;      /* listen beyond this machine although there is no TLS or no key */
-    bool deterministic; /* rows of different requests are never merged */
+    bool deterministic; /* every request is; workers that cannot do it are not ready */
     bool no_page;       /* "/" answers one line of text */
     struct nk_gateway_limits limits;
 };

@@ -477,7 +477,8 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
          * request's. */
         if (ours.code == NK_E_PRECONDITION || ours.code == NK_E_NOT_FOUND ||
             ours.code == NK_E_DENIED || ours.code == NK_E_UNAUTHENTICATED ||
-            ours.code == NK_E_UNIMPLEMENTED || ours.code == NK_E_ABORTED)
+            ours.code == NK_E_UNIMPLEMENTED || ours.code == NK_E_ABORTED ||
+            (g->opts.deterministic && !strcmp(ours.reason, "not_deterministic")))
             ours.code = NK_E_UNAVAILABLE;
         err = &ours;
     }

@@ -749,7 +749,8 @@ static int read_prompt(struct nk_parse *p, const struct nk_field_rule *f, const 
     { "cache_prompt",       NK_FIELD_YES, read_cache_prompt, 0, 0, 0, \
       "llama-server's; false: no kept session is used, and this one is not kept" }, \
     { "deterministic",      NK_FIELD_YES, nk__read_bool, OFFSET(deterministic), 0, 0, \
-      "ours; rows of other requests are not computed in one batch with this one's" }
+      "ours; the same to the last bit whatever else runs; workers without --deterministic refuse " \
+      "it (400 not_deterministic)" }
 
 const struct nk_field_rule nk__rules_chat[] = {
     { "messages",              NK_FIELD_YES,     nk__read_messages, 0, 0, 0, "" },

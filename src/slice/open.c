@@ -291,6 +291,7 @@ static void count_bytes(nk_model *m)
             in->other_bytes += t->size_bytes;
         }
     }
+    in->has_rope_lists = nk__model_tensor(m, "rope_factors_long.weight") != NULL;
     in->tied_embeddings = !nk__model_tensor(m, "output.weight");
     in->head_bytes = in->tied_embeddings ? in->embd_bytes : head;
     for (int i = 0; i < in->n_layer; i++)
@@ -380,6 +381,9 @@ static int read_info(nk_model *m, struct nk_error *err)
     if (!in->n_head_kv)
         in->n_head_kv = in->n_head;
     in->n_ctx_train = uint_or_max(m, "context_length");
+    in->n_ctx_orig = uint_or_max(m, "rope.scaling.original_context_length");
+    if (!in->n_ctx_orig)
+        in->n_ctx_orig = in->n_ctx_train;
     embd = nk__model_tensor(m, "token_embd.weight");
     if (embd && embd->ne[1] <= INT32_MAX)
         in->n_vocab = (int)embd->ne[1];

@@ -28,6 +28,10 @@ struct nk_model_info {
     char architecture[64], name[128], quantisation[32];
     int n_shards;
     int n_layer, n_embd, n_head, n_head_kv, n_vocab, n_ctx_train;
+    /* The context of the model's first training; n_ctx_train where it says nothing else. */
+    int n_ctx_orig;
+    bool
+        has_rope_lists; /* RoPE factors for contexts up to n_ctx_orig, and others for longer ones */
     bool tied_embeddings;
     uint64_t file_bytes, embd_bytes, head_bytes, other_bytes;
     uint64_t layer_bytes[NK_LAYERS_MAX];

@@ -625,6 +625,22 @@ int64_t nk__graph_max_positions(const nk__graph *g)
     return most;
 }
 
+bool nk__graph_reads(const nk__graph *g, const char *name)
+{
+    for (int i = 0; i < g->n_leaves; i++)
+        if (!strcmp(g->nodes[i].name, name))
+            return true;
+    return false;
+}
+
+bool nk__graph_has_op(const nk__graph *g, enum ggml_op op)
+{
+    for (int i = g->n_leaves; i < g->n_nodes; i++)
+        if (g->nodes[i].op == op)
+            return true;
+    return false;
+}
+
 uint64_t nk__graph_cache_bytes(const nk__graph *g)
 {
     uint64_t bytes = 0;

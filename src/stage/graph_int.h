@@ -75,6 +75,9 @@ int64_t nk__graph_max_positions(const nk__graph *g);
  * embd, both with the same number of tokens. EXHAUSTED `no_memory`. */
 int nk__graph_same_after_entry(const nk__graph *a, const struct nk__place *entry,
                                const nk__graph *b, bool *same, struct nk_error *err);
+/* Does it read the weight, or the cache, of this name? */
+bool nk__graph_reads(const nk__graph *g, const char *name);
+bool nk__graph_has_op(const nk__graph *g, enum ggml_op op);
 /* Bytes of the KV cache and recurrent states. */
 uint64_t nk__graph_cache_bytes(const nk__graph *g);
 /* The buffer that holds the result of the node at a place, while the graph lives; NULL: none. */

@@ -310,9 +310,25 @@ static bool same_place(const struct nk__place *a, const struct nk__place *b)
            !strcmp(a->name, b->name);
 }
 
+/* What libllama chose by itself. */
+static void note_choices(nk_stage *s, const nk__graph *g, const struct nk_model_info *mi)
+{
+    s->info.flash_attn = nk__graph_has_op(g, GGML_OP_FLASH_ATTN_EXT);
+    s->info.n_ctx_orig = mi->n_ctx_orig;
+    if (!mi->has_rope_lists)
+        return;
+    if (nk__graph_reads(g, "rope_factors_long.weight"))
+        s->info.rope_factors = NK_ROPE_FACTORS_LONG;
+    else if (nk__graph_reads(g, "rope_factors_short.weight"))
+        s->info.rope_factors = NK_ROPE_FACTORS_SHORT;
+    else /* no layer of these turns anything; others of the chain do */
+        s->info.rope_factors =
+            s->info.n_ctx_seq > mi->n_ctx_orig ? NK_ROPE_FACTORS_LONG : NK_ROPE_FACTORS_SHORT;
+}
+
 /* Finds where rows enter and leave, in graphs of one token and of two: what is not the same in both
  * would not be found again. */
-static int find_places(nk_stage *s, struct nk_error *err)
+static int find_places(nk_stage *s, const struct nk_model_info *mi, struct nk_error *err)
 {
     nk__graph *g = nk__graph_new(), *g2 = nk__graph_new();
     int n_layer = s->info.layer_end - s->info.layer_begin, n = s->info.n_batch > 1 ? 2 : 1, rc = 0;
@@ -331,6 +347,7 @@ static int find_places(nk_stage *s, struct nk_error *err)
     rc = keep_memory(s, g, err);
     if (rc)
         goto out;
+    note_choices(s, g, mi);
     s->info.kv_bytes = nk__graph_cache_bytes(g);
     s->max_positions = nk__graph_max_positions(g);
     rc = nk__graph_places(g, n_layer, &embd[0], &entry[0], &leave[0], err);
@@ -486,6 +503,7 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
     s->info.n_seq_max = opts->n_seq_max;
     s->info.n_batch = opts->n_batch;
     snprintf(s->info.llama_version, sizeof s->info.llama_version, "%s", llama_version());
+    snprintf(s->info.ggml_version, sizeof s->info.ggml_version, "%s", ggml_version());
     s->n_swa = llama_model_n_swa(s->model);
     s->real_ids = llama_vocab_n_tokens(llama_model_get_vocab(s->model)) >= s->info.n_vocab;
     if (s->info.is_first && !s->real_ids) {
@@ -501,7 +519,7 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
     rc = allocate(s, err);
     if (rc)
         goto out;
-    rc = find_places(s, err);
+    rc = find_places(s, nk_model_info(m), err);
     if (rc) {
         nk_wrap(rc, err, "%s", path);
         goto out;

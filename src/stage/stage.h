@@ -84,6 +84,8 @@ struct nk_stage_opts nk_stage_opts_default(void); /* n_ctx 0, n_seq_max 4, n_bat
 int nk_cache_type_check(const char *type_k, const char *type_v, bool no_flash_attn,
                         struct nk_error *err);
 
+enum nk_rope_factors { NK_ROPE_FACTORS_NONE, NK_ROPE_FACTORS_SHORT, NK_ROPE_FACTORS_LONG };
+
 struct nk_stage_info {
     char model_sha256[65]; /* of the source model; "": a whole model, which was not hashed */
     char model_name[128], architecture[64], quantisation[32];
@@ -95,7 +97,12 @@ struct nk_stage_info {
     int n_embd;
     int n_vocab; /* of the whole model, on every stage */
     int n_ctx, n_ctx_train, n_seq_max, n_batch;
-    int n_ctx_seq;     /* the most of n_ctx that one sequence can have */
+    int n_ctx_seq; /* the most of n_ctx that one sequence can have */
+    /* A long-RoPE model has two lists of factors: libllama takes the long one where n_ctx_seq is
+     * more than n_ctx_orig, for every position. */
+    enum nk_rope_factors rope_factors;
+    int n_ctx_orig;    /* the context that the model was first trained with */
+    bool flash_attn;   /* what libllama made of no_flash_attn */
     bool can_rollback; /* false for recurrent and hybrid architectures */
     /* Where layers have a state, libllama keeps the order of rows only (docs/internals/llama.md,
      * "The order of rows") when a run has rows of one sequence ... */
@@ -104,7 +111,7 @@ struct nk_stage_info {
      * Anything else is a bad_batch. */
     bool equal_rows_per_run;
     char device[64], device_description[128], backend[32]; /* what really runs it, from ggml */
-    char llama_version[64];
+    char llama_version[64], ggml_version[64];
     uint64_t weights_bytes, kv_bytes; /* on the device */
     char cache_type_k[16], cache_type_v[16];
     int n_threads;

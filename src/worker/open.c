@@ -230,6 +230,10 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
     rc = check_route(w, m, err);
     if (rc)
         return rc;
+    if (m->deterministic && !w->opts.deterministic)
+        return nk_fail(err, NK_E_INVALID, "not_deterministic",
+                       "a deterministic request needs workers whose sessions share no KV cells: "
+                       "start every worker (or `up`) with --deterministic");
     if (find_id(w, m->session.data))
         return nk_fail(
             err, NK_E_EXISTS, "session_exists",
@@ -242,7 +246,7 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
     s->stage_idx = (int)m->stage_idx;
     s->is_first = m->stage_idx == 0;
     s->is_last = m->stage_idx == m->n_route - 1;
-    s->deterministic = m->deterministic || w->opts.deterministic;
+    s->deterministic = w->opts.deterministic; /* with or without being asked */
     if (m->reuse_salt.len > NK_REUSE_SALT_MAX)
         return nk_fail(err, NK_E_INVALID, "bad_request",
                        "a reuse_salt of %zu bytes; at most %d are possible", m->reuse_salt.len,
@@ -385,6 +389,8 @@ static int opened(session *s, const Nakshatra__V1__Opened *theirs, struct nk_err
     Nakshatra__V1__InferenceReply reply = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
     Nakshatra__V1__Opened msg = NAKSHATRA__V1__OPENED__INIT;
     Nakshatra__V1__StageInfo own = NAKSHATRA__V1__STAGE_INFO__INIT, *stages[NK_ROUTE_MAX + 1];
+    Nakshatra__V1__Fact facts[NK_FACTS], *fact_list[NK_FACTS];
+    struct nk_computed computed;
     size_t n = 0;
 
     own.worker_id = s->w->id;
@@ -396,6 +402,9 @@ static int opened(session *s, const Nakshatra__V1__Opened *theirs, struct nk_err
     own.n_ctx = (uint32_t)info->n_ctx;
     own.llama_version = (char *)(uintptr_t)info->llama_version;
     own.n_batch = (uint32_t)info->n_batch;
+    nk__wire_computed(&computed, s->w);
+    own.n_computed = nk_computed_pack(&computed, facts, fact_list);
+    own.computed = fact_list;
     stages[n++] = &own;
     for (size_t i = 0; theirs && i < theirs->n_stages && n < NK_ROUTE_MAX; i++)
         stages[n++] = theirs->stages[i];
@@ -428,8 +437,10 @@ int nk__open_begin(session *s, struct nk_error *err)
 int nk__open_receive_opened(session *s, const Nakshatra__V1__Opened *m, struct nk_error *err)
 {
     const struct nk_stage_info *info = nk__stage_info(s->w);
+    struct nk_computed own, theirs;
     int begin_layer = info->layer_end;
 
+    nk__wire_computed(&own, s->w);
     if (s->state != NK_SESSION_OPENING)
         return nk_fail(err, NK_E_INTERNAL, "bad_peer", "Opened came twice");
     if ((int)m->n_stages != s->n_route - s->stage_idx - 1)
@@ -452,6 +463,9 @@ int nk__open_receive_opened(session *s, const Nakshatra__V1__Opened *m, struct n
                            "worker %s has layers %u-%u of %u where %d-... of %d is next",
                            t->worker_id, t->layer_begin, t->layer_end, t->layer_count, begin_layer,
                            info->layer_count);
+        nk_computed_unpack(&theirs, t->computed, t->n_computed, t->llama_version);
+        if (nk_computed_compare(&own, &theirs, t->worker_id, err))
+            return err->code;
         begin_layer = (int)t->layer_end;
         if (t->n_batch && t->n_batch < (uint32_t)s->chunk)
             s->chunk = (int)t->n_batch;

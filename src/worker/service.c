@@ -132,6 +132,8 @@ static void info_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
     Nakshatra__V1__Counters counters = NAKSHATRA__V1__COUNTERS__INIT;
     Nakshatra__V1__Dtype dtypes[] = { NAKSHATRA__V1__DTYPE__DTYPE_F32,
                                       NAKSHATRA__V1__DTYPE__DTYPE_F16 };
+    Nakshatra__V1__Fact facts[NK_FACTS], *fact_list[NK_FACTS];
+    struct nk_computed computed;
     char *capabilities[8];
     size_t n_capabilities = 0;
     int active = nk__session_n_active(w), kept = w->sessions[NK_SESSION_KEPT].n;
@@ -170,6 +172,9 @@ static void info_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
     m.n_threads = (uint32_t)info->n_threads;
     m.cache_type_k = (char *)(uintptr_t)info->cache_type_k;
     m.cache_type_v = (char *)(uintptr_t)info->cache_type_v;
+    nk__wire_computed(&computed, w);
+    m.n_computed = nk_computed_pack(&computed, facts, fact_list);
+    m.computed = fact_list;
     m.state = (char *)(uintptr_t)state_name(w);
     m.deterministic = w->opts.deterministic;
     if (info->can_rollback)

@@ -1,5 +1,6 @@
 /* Messages from strangers into our structs: every count and size is checked before it is used. */
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "rpc/rows.h"
@@ -99,4 +100,27 @@ int nk__wire_rows(float *out, const Nakshatra__V1__Rows *in, int n_rows, int wid
 int nk__wire_rows_max(int width)
 {
     return (int)((NK_RPC_MESSAGE_BYTES_MAX - (1u << 20)) / ((unsigned)width * sizeof(float)));
+}
+
+void nk__wire_computed(struct nk_computed *out, const nk_worker *w)
+{
+    const struct nk_stage_info *info = nk__engine_info(w->engine);
+    char threads[16];
+
+    *out = (struct nk_computed){ 0 };
+    snprintf(threads, sizeof threads, "%d", info->n_threads);
+    nk_computed_set(out, NK_FACT_LLAMA, info->llama_version, "%s", "");
+    if (info->rope_factors != NK_ROPE_FACTORS_NONE)
+        nk_computed_set(out, NK_FACT_ROPE_FACTORS,
+                        info->rope_factors == NK_ROPE_FACTORS_LONG ? "long" : "short",
+                        "a session has %d tokens, the original context is %d", info->n_ctx_seq,
+                        info->n_ctx_orig);
+    nk_computed_set(out, NK_FACT_GGML, info->ggml_version, "%s", "");
+    nk_computed_set(out, NK_FACT_BACKEND, info->backend, "%s", info->device_description);
+    nk_computed_set(out, NK_FACT_THREADS, threads, "%s", "");
+    nk_computed_set(out, NK_FACT_FLASH_ATTN, info->flash_attn ? "on" : "off", "%s", "");
+    nk_computed_set(out, NK_FACT_CACHE_K, info->cache_type_k, "%s", "");
+    nk_computed_set(out, NK_FACT_CACHE_V, info->cache_type_v, "%s", "");
+    nk_computed_set(out, NK_FACT_SESSIONS,
+                    w->opts.deterministic ? NK_SESSIONS_APART : NK_SESSIONS_SHARED, "%s", "");
 }

@@ -17,6 +17,7 @@
 
 #include "nakshatra.pb-c.h"
 #include "rpc/arena.h"
+#include "rpc/computed.h"
 #include "text/detok.h"
 #include "text/sampler.h"
 #include "worker/schedule.h"
@@ -285,6 +286,8 @@ int nk__wire_sampling(struct nk_sampling *out, struct nk_logit_bias *bias,
  *   INVALID bad_rows; not_finite */
 int nk__wire_rows(float *out, const Nakshatra__V1__Rows *in, int n_rows, int width,
                   struct nk_error *err);
+/* What this worker computes, from what is loaded. */
+void nk__wire_computed(struct nk_computed *out, const nk_worker *w);
 /* The most rows that one Step can carry as f32: all of a message but the MiB for everything else in
  * it (rpc.h). */
 int nk__wire_rows_max(int width);

@@ -51,12 +51,12 @@ test("lists the model", async () => {
 });
 
 test("chat, whole and streamed, is the same text", async () => {
-  const { data: whole, response } = await chat({ seed: 5, temperature: 1, deterministic: true, cache_prompt: false }).withResponse();
+  const { data: whole, response } = await chat({ seed: 5, temperature: 1, cache_prompt: false }).withResponse();
   assert.equal(whole.choices[0].message.role, "assistant");
   assert.equal(whole.usage.completion_tokens, 16);
   assert.equal(response.headers.get("content-type"), "application/json");
   let text = "", usage = null, finish = null;
-  for await (const chunk of await chat({ seed: 5, temperature: 1, deterministic: true, cache_prompt: false, stream: true, stream_options: { include_usage: true } })) {
+  for await (const chunk of await chat({ seed: 5, temperature: 1, cache_prompt: false, stream: true, stream_options: { include_usage: true } })) {
     text += chunk.choices[0]?.delta?.content ?? "";
     finish = chunk.choices[0]?.finish_reason ?? finish;
     usage = chunk.usage ?? usage;
@@ -106,7 +106,7 @@ test("two choices, each its own", async () => {
 });
 
 test("the same seed gives the same text", async () => {
-  const body = { seed: 42, temperature: 1, max_tokens: 32, deterministic: true };
+  const body = { seed: 42, temperature: 1, max_tokens: 32 };
   const [a, b] = [await chat(body), await chat(body)];
   assert.equal(a.choices[0].message.content, b.choices[0].message.content);
   assert.equal(a.system_fingerprint, b.system_fingerprint);

@@ -37,6 +37,19 @@ def small(path, arch="llama", n_layer=4, width=32, vocab=64, tied=False, extra=(
     return g.write(path, kv, out + list(tensors))
 
 
+def long_rope(path, source, n_orig):
+    """The llama model `source` with two lists of RoPE factors, one for contexts of up to n_orig tokens and one for longer ones,
+    as Phi-3 128k has. Returns the path."""
+    m = g.read(source)
+    n = m.get("llama.embedding_length") // m.get("llama.attention.head_count") // 2
+    m.kv["llama.rope.scaling.type"] = (g.STR, "longrope")
+    m.kv["llama.rope.scaling.original_context_length"] = (g.U32, n_orig)
+    m.kv["llama.rope.scaling.attn_factor"] = (g.F32, 1.0)
+    lists = [("rope_factors_%s.weight" % name, [n], 0, struct.pack("<%df" % n, *factors))
+             for name, factors in (("long", [2.0, 3.0] + [4.0] * (n - 2)), ("short", [1.0] * n))]
+    return g.write(path, m.kv, [(t.name, t.ne, t.type, m.data(t)) for t in m.tensors.values()] + lists)
+
+
 def large(path, size, n_layer=4, width=256):
     """A model of about that many bytes, which takes no space: its weights are a hole in the file."""
     rows = size // (n_layer + 1) // (4 * width)

@@ -11,7 +11,9 @@ import threading
 import time
 import unittest
 
+import models
 import nk
+import talk
 
 
 class Check(unittest.TestCase):
@@ -85,7 +87,42 @@ class Check(unittest.TestCase):
         with nk.Chain(nk.KJV, "0-4,4-8", per_worker={1: ("--cache-type-k", "q8_0")}) as chain:
             done = nk.run("check", "--cluster", chain.file, "--timeout-ms", 5000 * nk.SLOW)
             self.assertEqual((done.returncode, done.stderr), (0, ""))
-            self.assertIn("KV caches differ in type, as no whole model's do: w0 has f16 and f16, w1 has q8_0 and f16.\n", done.stdout)
+            self.assertIn("The workers' types of cached keys differ: w0 has f16, w1 has q8_0. That is allowed: ", done.stdout)
+            computed = [w["computed"] for w in json.loads(nk.run("check", "--cluster", chain.file, "--json").stdout)["workers"]]
+            self.assertEqual([c["cache_type_k"] for c in computed], ["f16", "q8_0"])
+            self.assertEqual({k: v for k, v in computed[0].items() if k in ("backend", "threads", "flash_attn", "sessions")},
+                             {"backend": "CPU", "threads": "1", "flash_attn": "on", "sessions": "shared"})
+
+    def test_check__workers_of_two_models_in_one_file_or_that_share_what_must_be_apart_are_refused(self):
+        """A long-RoPE model is two, by the context of a session."""
+        model = models.long_rope(os.path.join(self.dir, "long.gguf"), nk.STORIES[0], 256)
+
+        def check(*options):
+            return nk.run("check", "--cluster", chain.file, "--timeout-ms", 5000 * nk.SLOW, *options)
+
+        def run(*options):
+            return nk.run("run", "--cluster", chain.file, "--prompt", "Once upon a time", "-n", 2, *options)
+        with nk.Chain(model, "0-2,2-5", "--sequences", 2, per_worker={0: ("--ctx", 256), 1: ("--ctx", 2048)}) as chain:
+            for done in check(), run():
+                self.assertEqual((done.returncode, "One token went" in done.stdout), (1, False))
+                self.assertIn("RoPE factors: ", done.stderr)
+                self.assertIn("long (a session has 2048 tokens, the original context is 256)", done.stderr)
+                self.assertIn("short (a session has 256 tokens, the original context is 256)", done.stderr)
+                self.assertIn("--ctx", done.stderr)
+            with talk.Wire(chain.workers) as wire:  # the first stage refuses, whoever asks
+                talk.complaint(self, lambda: wire.generate([1, 2], 1), "FAILED_PRECONDITION", "rope_mismatch", 2048, 256)
+            # 1024 for each of two sessions: another size, the same model. But only one of them keeps sessions apart.
+            chain.workers[0].stop()
+            chain.per_worker[0] = ("--ctx", 2048, "--deterministic")
+            chain.start(0)
+            chain.write()
+            done = check()
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            self.assertIn("The workers' KV cells of sessions differ: w0 has apart, w1 has shared. That is allowed: ", done.stdout)
+            self.assertEqual(run().returncode, 0)
+            for done, code in (check("--deterministic"), 1), (run("--deterministic"), 2):
+                self.assertEqual((done.returncode, "One token went" in done.stdout), (code, False))
+                self.assertRegex(done.stderr, "worker w1 .*KV cells.*--deterministic")
 
     def test_check__another_model_in_the_file_is_refused_with_both_hashes(self):
         other = "0123456789abcdef" * 4

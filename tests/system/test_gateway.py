@@ -128,14 +128,9 @@ class Openai(OverOneCluster):
         self.assertTrue(all(c["usage"] is None for c in chunks[:-1]))
         self.assertTrue(all("usage" not in c for c in self.gateway.post("/v1/chat/completions", chat(stream=True)).chunks()))
 
-    def test_same_seed_same_text_and_choices_differ(self):
-        body = completion(temperature=1, seed=7, max_tokens=24, n=3, deterministic=True)
-        one, two = (self.ok(self.gateway.post("/v1/completions", body)).json["choices"] for _ in range(2))
-        self.assertEqual([c["text"] for c in one], [c["text"] for c in two])
-        self.assertEqual([c["index"] for c in one], [0, 1, 2])
-        self.assertGreater(len({c["text"] for c in one}), 1)
-        single = self.ok(self.gateway.post("/v1/completions", {**body, "n": 1, "seed": 8})).json["choices"][0]["text"]
-        self.assertEqual(single, one[1]["text"])
+    def test_deterministic_is_refused_with_what_would_help(self):
+        error = self.refused(self.gateway.post("/v1/completions", completion(deterministic=True)), 400, "not_deterministic")
+        self.assertIn("--deterministic", error["message"])
 
     def test_many_prompts(self):
         reply = self.ok(self.gateway.post("/v1/completions", completion(prompt=["And it", "The LORD"], n=2, temperature=0))).json
@@ -957,6 +952,27 @@ class Failing(unittest.TestCase):
                 chain.start(0, listen=f"127.0.0.1:{address}")
                 gateway.wait_ready()
                 self.assertEqual(gateway.post("/v1/completions", completion()).status, 200)
+
+    def test_deterministic_gateway_wants_workers_that_are(self):
+        """And over those the same seed gives the same text, whatever else runs: three choices at once."""
+        body = completion(temperature=1, seed=7, max_tokens=24, n=3)
+        with nk.Chain(nk.KJV, "0-8", "--deterministic", "--ctx", "2048", "--sequences", "4") as chain, \
+                Gateway(chain.file, "--deterministic") as gateway:
+            gateway.wait_ready()
+            one, two = (gateway.post("/v1/completions", body).json["choices"] for _ in range(2))
+            self.assertEqual([c["text"] for c in one], [c["text"] for c in two])
+            self.assertEqual([c["index"] for c in one], [0, 1, 2])
+            self.assertGreater(len({c["text"] for c in one}), 1)
+            single = gateway.post("/v1/completions", {**body, "n": 1, "seed": 8}).json["choices"][0]["text"]
+            self.assertEqual(single, one[1]["text"])
+            address = chain.workers[0].port
+            chain.workers[0].stop()
+            chain.options.remove("--deterministic")
+            chain.start(0, listen=f"127.0.0.1:{address}")
+            self.assertTrue(nk.wait_for(lambda: b"--deterministic" in gateway.get("/readyz").body))
+            self.assertEqual(gateway.get("/readyz").status, 503)
+            reply = gateway.post("/v1/completions", body)
+            self.assertEqual((reply.status, reply.json["error"]["code"]), (503, "not_deterministic"))
 
     def test_sigterm_lets_requests_end(self):
         with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000") as chain:

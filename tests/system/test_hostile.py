@@ -601,6 +601,8 @@ class NextStage(unittest.TestCase):
         cls.first = nk.Worker("--model", nk.KJV, "--layers", "0-4", "--threads", 1, "--ctx", 1024,
                               id="first", peers=[cls.address])
 
+        cls.llama_version = cls.first.info().llama_version
+
         class Peer:
             address, begin, end = cls.address, 4, 8
         cls.wire = talk.Wire([cls.first, Peer])
@@ -619,7 +621,7 @@ class NextStage(unittest.TestCase):
     def opened(self, **changes):
         pb = nk.pb()
         info = dict(worker_id="liar", model_sha256=nk.sha256(nk.KJV), layer_begin=4, layer_end=8, layer_count=8,
-                    n_embd=WIDTH, n_ctx=1024)
+                    n_embd=WIDTH, n_ctx=1024, llama_version=self.llama_version)
         info.update({k: v for k, v in changes.items() if k in info})
         rest = {k: v for k, v in changes.items() if k not in info}
         rest.setdefault("stages", [pb.StageInfo(**info)])
@@ -641,7 +643,8 @@ class NextStage(unittest.TestCase):
                                (("width_mismatch", "64"), {"n_embd": 64}),
                                (("range_mismatch", "3-8"), {"layer_begin": 3}),
                                (("range_mismatch", "7"), {"layer_end": 7}),
-                               (("range_mismatch", "9"), {"layer_count": 9})]:
+                               (("range_mismatch", "9"), {"layer_count": 9}),
+                               (("llama_mismatch", "liar", "0.0.1", self.llama_version), {"llama_version": "0.0.1"})]:
             with self.subTest(changes):
                 def behave(requests, context):
                     next(requests)

@@ -60,9 +60,10 @@ class Recurrent(unittest.TestCase):
                 path = longer
             cls.models[name] = (path, cuts)
 
-    def chains(self, *options):
+    def chains(self, *options, names=tuple(MODELS)):
         """A chain of each model, one after the other; the slices go with the models."""
-        for name, (path, cuts) in self.models.items():
+        for name in names:
+            path, cuts = self.models[name]
             with self.subTest(name), nk.Chain(path, cuts, "--ctx", 2048, "--sequences", 12, *options,
                                               env_more={"XDG_CACHE_HOME": self.dir}) as chain, \
                     talk.Wire(chain.workers) as wire:
@@ -113,6 +114,14 @@ class Recurrent(unittest.TestCase):
             for a, r in zip(alone, running):
                 self.same(path, r.wait(), a)
             doomed.wait()
+
+    def test_deterministic__among_others_is_alone_to_the_bit(self):
+        """Attention and states: both apart."""
+        for path, _, wire in self.chains("--deterministic", names=["jamba-dense"]):
+            requests = [dict(ids=prompt(3 + 31 * k, k), n=10 + 3 * k) for k in range(3)]
+            alone = [outcome(self.generate(wire, **q)) for q in requests]
+            running = [wire.start(q["ids"], q["n"], n_logprobs=4, deterministic=True) for q in requests]
+            self.assertEqual([outcome(r.wait()) for r in running], alone)
 
     def test_continuation__goes_on_from_the_state_and_is_a_fresh_run(self):
         """A prompt of whole chunks, and what follows: the same runs as without the kept session."""

@@ -99,6 +99,29 @@ class Deterministic(Workers):
         for q, a, r in zip(requests, alone, results):
             self.assertEqual(outcome(r), outcome(a), f"{len(q['prompt'])} prompt tokens")
 
+    def test_deterministic__sessions_among_others_are_never_merged(self):
+        before = [w.info().counters for w in self.chain.workers]
+        results = together(self.wire, [dict(prompt=PROMPT, n=24, deterministic=True, reuse=True) for _ in range(6)])
+        for r in results:
+            self.assertEqual(r.text, TEXT[:len(r.text)])
+        for b, w in zip(before, self.chain.workers):
+            a = w.info().counters
+            self.assertEqual((a.runs - b.runs, a.sessions_kept), (6 * 24, 0))
+
+    def test_deterministic__a_long_session_is_the_whole_model_whatever_lies_in_the_other_cells(self):
+        """Over 256 tokens, where attention is summed up in parts."""
+        q = dict(prompt=talk.ids(330, seed=8), n=12, n_logprobs=3, deterministic=True)
+        alone = outcome(self.whole.generate(**q))
+        self.assertEqual(outcome(self.wire.generate(**q)), alone)
+        others = [self.wire.start(talk.ids(200 + 100 * i, seed=70 + i), 480) for i in range(2)]
+        for o in others:
+            o.until_tokens(1)
+        self.assertEqual(outcome(self.wire.generate(**q)), alone)
+        for o in others:
+            o.cancel()
+            o.wait()
+        self.assertEqual(outcome(self.wire.generate(**q)), alone)
+
     def test_one_session__at_a_time_is_the_whole_model(self):
         for q in list(self.requests())[::5]:
             self.assertEqual(outcome(self.wire.generate(**q)), outcome(self.whole.generate(**q)))
@@ -136,14 +159,10 @@ class Deterministic(Workers):
 
 
 class Merging(Workers):
-    def test_deterministic__sessions_among_others_are_never_merged(self):
-        before = [w.info().counters for w in self.chain.workers]
-        results = together(self.wire, [dict(prompt=PROMPT, n=24, deterministic=True, reuse=True) for _ in range(6)])
-        for r in results:
-            self.assertEqual(r.text, TEXT[:len(r.text)])
-        for b, w in zip(before, self.chain.workers):
-            a = w.info().counters
-            self.assertEqual((a.runs - b.runs, a.sessions_kept), (6 * 24, 0))
+    def test_deterministic__is_refused_where_sessions_share_kv_cells(self):
+        for wire in self.wire, self.whole:
+            talk.complaint(self, lambda: wire.generate(PROMPT, 4, deterministic=True), "INVALID_ARGUMENT", "not_deterministic",
+                           "--deterministic")
 
     def test_merged__a_session_writes_what_it_writes_alone(self):
         requests = [dict(q, sampling={}, n_logprobs=5) for q in self.requests()]
@@ -214,7 +233,7 @@ class Merging(Workers):
         self.assertEqual(r.text, "\ufffd".encode())
 
     def test_logprobs__are_the_log_softmax_of_the_logits(self):
-        r = self.wire.generate(PROMPT, 12, n_logprobs=6, deterministic=True)
+        r = self.wire.generate(PROMPT, 12, n_logprobs=6)
         logits = self.whole.client.forward(nk.pb().ForwardRequest(ids=PROMPT + r.ids[:-1], all_logits=True)).rows
         for k, t in enumerate(r.tokens):
             row = struct.unpack_from("<1024f", logits.data, (len(PROMPT) - 1 + k) * 4096)

@@ -188,7 +188,10 @@ static inline void send_opened(struct fake *f, nk_call *c, void (*change)(Naksha
     Nakshatra__V1__InferenceReply r = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
     Nakshatra__V1__Opened o = NAKSHATRA__V1__OPENED__INIT;
     Nakshatra__V1__StageInfo stages[FAKES + 1], *ptrs[FAKES + 1];
+    Nakshatra__V1__Fact apart = NAKSHATRA__V1__FACT__INIT, *facts[FAKES + 1];
 
+    apart.name = (char *)(uintptr_t) "sessions";
+    apart.value = (char *)(uintptr_t)NK_SESSIONS_APART;
     for (int i = 0; i < FAKES + 1; i++) {
         nakshatra__v1__stage_info__init(&stages[i]);
         stages[i].model_sha256 = (char *)(uintptr_t)SHA;
@@ -198,6 +201,9 @@ static inline void send_opened(struct fake *f, nk_call *c, void (*change)(Naksha
         stages[i].n_embd = 64;
         stages[i].n_ctx = 512;
         stages[i].llama_version = (char *)(uintptr_t) "0.7.0";
+        facts[i] = &apart;
+        stages[i].computed = &facts[i];
+        stages[i].n_computed = 1;
         ptrs[i] = &stages[i];
     }
     o.stages = ptrs;

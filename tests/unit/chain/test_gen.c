@@ -735,6 +735,21 @@ static void other_llama(Nakshatra__V1__Opened *o)
     o->stages[1]->llama_version = (char *)(uintptr_t) "0.8.0";
 }
 
+static Nakshatra__V1__Fact long_factors = NAKSHATRA__V1__FACT__INIT, *long_list = &long_factors;
+
+static void other_factors(Nakshatra__V1__Opened *o)
+{
+    long_factors.name = (char *)(uintptr_t) "rope_factors";
+    long_factors.value = (char *)(uintptr_t) "long";
+    long_factors.note = (char *)(uintptr_t) "2048 tokens";
+    o->stages[1]->computed = &long_list;
+}
+
+static void shared_sessions(Nakshatra__V1__Opened *o)
+{
+    o->stages[1]->n_computed = 0;
+}
+
 static void other_prompt(Nakshatra__V1__Opened *o)
 {
     o->n_prompt = 2;
@@ -764,7 +779,9 @@ static void test_gen__a_chain_that_is_not_the_files_is_refused_before_the_first_
         { other_width, NK_E_PRECONDITION, "width_mismatch",
           "128 floats, those of worker attic have 64" },
         { other_llama, NK_E_PRECONDITION, "llama_mismatch",
-          "llama.cpp 0.8.0, worker attic runs 0.7.0" },
+          "its llama.cpp: 0.8.0; worker attic's: 0.7.0" },
+        { other_factors, NK_E_PRECONDITION, "rope_mismatch",
+          "its RoPE factors: long (2048 tokens); worker attic's: not told" },
         { other_prompt, NK_E_DATA_LOSS, "bad_peer", "took 2 ids" },
         { reused_more_than_sent, NK_E_DATA_LOSS, "bad_peer", "reused 4; 3 were sent" },
     };
@@ -774,6 +791,18 @@ static void test_gen__a_chain_that_is_not_the_files_is_refused_before_the_first_
         opened_change = cases[i].change;
         refuse(opened_otherwise, cases[i].code, cases[i].reason, cases[i].says);
     }
+}
+
+/* The first stage took the session; one behind it is too old to refuse it. */
+static void test_gen__deterministic_means_that_every_worker_says_it_is(void **state)
+{
+    struct nk_gen_opts o = options();
+
+    (void)state;
+    opened_change = shared_sessions;
+    o.deterministic = true;
+    refuse_opts(opened_otherwise, &o, NK_E_INVALID, "not_deterministic", "worker cellar (");
+    refuse_opts(opened_otherwise, &o, NK_E_INVALID, "not_deterministic", "--deterministic");
 }
 
 /* ---- errors and ends ---- */
@@ -1123,6 +1152,7 @@ int main(void)
         T(test_gen__a_sessions_name_is_drawn_from_the_chance_that_was_given),
         T(test_gen__a_peer_that_breaks_the_protocol_is_given_up),
         T(test_gen__a_chain_that_is_not_the_files_is_refused_before_the_first_token),
+        T(test_gen__deterministic_means_that_every_worker_says_it_is),
         T(test_gen__a_workers_status_comes_through_and_the_right_worker_is_named),
         T(test_gen__an_address_within_a_longer_one_blames_nobody),
         T(test_gen__a_worker_that_is_not_there_is_unavailable_and_named),

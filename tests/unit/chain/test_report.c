@@ -71,8 +71,12 @@ static void misfits(const char *reason, const char *says)
 static void test_report__what_does_not_fit_is_named_with_both_values(void **state)
 {
     Nakshatra__V1__InfoReply *i = &fakes[1].info;
+    Nakshatra__V1__Fact factor = NAKSHATRA__V1__FACT__INIT, *factors[] = { &factor };
 
     (void)state;
+    factor.name = TEXT("rope_factors");
+    factor.value = TEXT("long");
+    factor.note = TEXT("2048 tokens");
     i->protocol = 2;
     misfits("protocol_mismatch", "speaks protocol 2, this program speaks 1");
     i->model_sha256 = TEXT("0123");
@@ -91,11 +95,36 @@ static void test_report__what_does_not_fit_is_named_with_both_values(void **stat
     i->n_dtypes = 0;
     misfits("dtype_mismatch", "f32");
     i->llama_version = TEXT("0.8.0");
-    misfits("llama_mismatch", "llama.cpp 0.8.0, worker attic runs 0.7.0");
+    misfits("llama_mismatch", "its llama.cpp: 0.8.0; worker attic's: 0.7.0");
+    i->computed = factors;
+    i->n_computed = 1;
+    misfits("rope_mismatch", "its RoPE factors: long (2048 tokens); worker attic's: not told");
     i->n_ctx = 1;
     misfits("no_context", "1 tokens");
     i->state = TEXT("asleep");
     misfits("not_serving", "it is asleep, not serving");
+}
+
+static void test_report__deterministic_requests_need_workers_that_are(void **state)
+{
+    struct nk_chain_report *r;
+
+    (void)state;
+    fakes[0].info.deterministic = true;
+    r = check(PATIENCE_MS);
+    assert_true(r->ok);
+    nk_chain_report_want_deterministic(r);
+    assert_false(r->ok);
+    assert_true(!r->workers[0].rc && r->workers[1].rc == NK_E_PRECONDITION);
+    assert_string_equal(r->err.reason, "not_deterministic");
+    assert_non_null(strstr(r->err.msg, "worker cellar (127.0.0.1:"));
+    assert_non_null(strstr(r->err.msg, "--deterministic"));
+    free(r);
+    fakes[1].info.deterministic = true;
+    r = check(PATIENCE_MS);
+    nk_chain_report_want_deterministic(r);
+    assert_true(r->ok && !r->workers[1].rc);
+    free(r);
 }
 
 static void test_report__f16_rows_need_workers_that_take_them(void **state)
@@ -322,6 +351,7 @@ int main(void)
         cmocka_unit_test_setup(test_report__workers_that_fit_are_ok_and_told_as_they_are, reset),
         cmocka_unit_test_setup(test_report__the_context_is_what_one_session_can_have, reset),
         cmocka_unit_test_setup(test_report__what_does_not_fit_is_named_with_both_values, reset),
+        cmocka_unit_test_setup(test_report__deterministic_requests_need_workers_that_are, reset),
         cmocka_unit_test_setup(test_report__f16_rows_need_workers_that_take_them, reset),
         cmocka_unit_test_setup(test_report__an_answer_that_is_none_is_a_bad_peer, reset),
         cmocka_unit_test_setup(test_report__a_peers_text_and_counts_are_bounded, reset),

@@ -4,6 +4,9 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include <ggml.h>
+#include <gguf.h>
+
 static void *use_huge_pages(void *stage)
 {
     atomic_bool stop = false;
@@ -93,11 +96,114 @@ static void test_open__what_is_no_slice_is_not_opened(void **state)
     }
 }
 
+/* The model as a long-RoPE one, as Phi-3 128k is: other factors for contexts over 256. */
+static void use_long_rope(void)
+{
+    static const float long_factors[] = { 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9, 9, 9, 9, 9, 9,
+                                          9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9 };
+    struct ggml_context *data = NULL, *more;
+    struct gguf_context *file =
+        gguf_init_from_file(kjv_path, (struct gguf_init_params){ .no_alloc = false, .ctx = &data });
+    struct gguf_context *g = gguf_init_empty();
+    struct ggml_tensor *list;
+    int n;
+
+    assert_non_null(file);
+    gguf_set_kv(g, file);
+    for (int64_t i = 0; i < gguf_get_n_tensors(file); i++)
+        gguf_add_tensor(g, ggml_get_tensor(data, gguf_get_tensor_name(file, i)));
+    n = (int)(gguf_get_val_u32(g, gguf_find_key(g, "llama.embedding_length")) /
+              gguf_get_val_u32(g, gguf_find_key(g, "llama.attention.head_count")) / 2);
+    assert_in_range(n, 1, 32);
+    more = ggml_init((struct ggml_init_params){ .mem_size = 1 << 16 });
+    gguf_set_val_str(g, "llama.rope.scaling.type", "longrope");
+    gguf_set_val_u32(g, "llama.rope.scaling.original_context_length", 256);
+    gguf_set_val_f32(g, "llama.rope.scaling.attn_factor", 1);
+    for (int i = 0; i < 2; i++) {
+        list = ggml_new_tensor_1d(more, GGML_TYPE_F32, n);
+        for (int k = 0; k < n; k++)
+            ((float *)list->data)[k] = i ? 1 : long_factors[k];
+        ggml_set_name(list, i ? "rope_factors_short.weight" : "rope_factors_long.weight");
+        gguf_add_tensor(g, list);
+    }
+    model_tag = "long";
+    snprintf(model_path, sizeof model_path, "%s/long.gguf", dir);
+    assert_true(gguf_write_to_file(g, model_path, false));
+    gguf_free(g);
+    gguf_free(file);
+    ggml_free(data);
+    ggml_free(more);
+}
+
+/* What a stage of this context says of its factors, and (a whole model) the logits that it has
+ * after some tokens. */
+static struct nk_stage_info info_of(const char *path, int n_ctx, bool whole, bool separate_kv,
+                                    float *logits)
+{
+    struct nk_stage_opts o = opts();
+    struct nk_stage_info info;
+    struct rows r = { .n = 0 };
+    struct nk_error err;
+    nk_stage *s;
+
+    o.n_ctx = n_ctx;
+    o.n_seq_max = 2;
+    o.whole_model = whole;
+    o.separate_kv = separate_kv;
+    if (nk_stage_open(&s, path, &o, &err))
+        fail_msg("%s", err.msg);
+    info = *nk_stage_info(s);
+    if (logits) {
+        add(&r, 0, 0, 20, 3);
+        run_last(&s, 1, &r, logits);
+    }
+    nk_stage_close(s);
+    return info;
+}
+
+/* The context's size changes what is computed where the model has two lists of factors, and a stage
+ * says which one it is; elsewhere it changes nothing. */
+static void test_open__long_rope_models_are_two_by_the_context_of_a_sequence(void **state)
+{
+    static float at[3][N_VOCAB_MAX];
+    const int contexts[] = { 256, 512, 1024 };
+    size_t size = sizeof at[0];
+    struct nk_stage_info info;
+    char path[4200];
+
+    (void)state;
+    use_long_rope();
+    for (int i = 0; i < 3; i++) {
+        info = info_of(model_path, contexts[i], true, false, at[i]);
+        assert_int_equal(info.rope_factors, i ? NK_ROPE_FACTORS_LONG : NK_ROPE_FACTORS_SHORT);
+        assert_int_equal(info.n_ctx_orig, 256);
+        assert_true(info.flash_attn);
+        assert_true(info.ggml_version[0]);
+    }
+    assert_memory_not_equal(at[0], at[1], size);
+    assert_memory_equal(at[1], at[2], size);
+    make_slice(3, 8);
+    slice_path(path, 3, 8);
+    info = info_of(path, 512, false, false, NULL);
+    assert_int_equal(info.rope_factors, NK_ROPE_FACTORS_LONG);
+    info = info_of(path, 512, false, true, NULL); /* 256 for each of two */
+    assert_int_equal(info.rope_factors, NK_ROPE_FACTORS_SHORT);
+
+    use_kjv();
+    for (int i = 0; i < 3; i++) {
+        info = info_of(model_path, contexts[i], true, false, at[i]);
+        assert_int_equal(info.rope_factors, NK_ROPE_FACTORS_NONE);
+    }
+    assert_memory_equal(at[0], at[1], size);
+    assert_memory_equal(at[1], at[2], size);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_open__weights_that_are_read_or_moved_give_the_same),
         cmocka_unit_test(test_open__what_is_no_slice_is_not_opened),
+        cmocka_unit_test(test_open__long_rope_models_are_two_by_the_context_of_a_sequence),
     };
 
     return cmocka_run_group_tests_name("open", tests, setup, teardown);

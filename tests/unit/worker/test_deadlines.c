@@ -13,6 +13,8 @@
 
 #include <cmocka.h>
 
+#include <llama.h>
+
 #include "nakshatra.pb-c.h"
 #include "rpc/rpc_int.h"
 #include "slice/slice.h"
@@ -137,6 +139,7 @@ static void next_send_opened(nk_call *c)
     stage.layer_end = 8;
     stage.layer_count = 8;
     stage.n_embd = (uint32_t)n_embd;
+    stage.llama_version = (char *)(uintptr_t)llama_version();
     opened.stages = stages;
     opened.n_stages = 1;
     reply.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_OPENED;
