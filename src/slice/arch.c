@@ -21,6 +21,7 @@
 #define DIFFUSE  "it is a diffusion model: it does not generate one token after the other"
 #define ENCODER  "it is an encoder and generates nothing"
 #define NO_ROPE  "every fourth layer is treated specially, by its number in the whole model"
+#define SCALED   "every fourth layer has no rotary positions and scales its queries, and " KINDS
 #define PATTERN  "attention.sliding_window_pattern"
 #define RECURR   "attention.recurrent_layers"
 #define INDEXERS "attention.indexer.types"
@@ -107,6 +108,7 @@ static const struct nk__arch_row table[] = {
 
     /* Patterns that no key can say. */
     { "llama4",       NK__PERIOD,     NULL, 4, NULL, NO_ROPE },
+    { "llama4",       NK__KIND_PERIOD, NULL, 4, NULL, SCALED },
     { "llama4",       NK__PERIOD_KEY, "interleave_moe_layer_step", 0, NULL, EXPERTS },
     { "afmoe",        NK__PERIOD,     NULL, 4, NULL, NO_ROPE },
     { "smollm3",      NK__PERIOD,     NULL, 4, NULL, NO_ROPE },
@@ -391,6 +393,8 @@ static bool is_of_kind(const nk_model *m, const struct nk__arch_row *row, int la
             if (m->tensors[i].layer == layer && key_matches(row->key, m->tensors[i].rest))
                 return true;
         return false;
+    case NK__KIND_PERIOD:
+        return layer % row->n == row->n - 1;
     default:
         NK_ASSERT(false);
         return false;
@@ -399,9 +403,10 @@ static bool is_of_kind(const nk_model *m, const struct nk__arch_row *row, int la
 
 void nk__arch_learn(nk_model *m)
 {
-    static const enum nk__rule rules[] = { NK__KIND_KEY, NK__KIND_TENSOR, NK__PATTERN };
+    static const enum nk__rule rules[] = { NK__KIND_KEY, NK__KIND_TENSOR, NK__KIND_PERIOD,
+                                           NK__PATTERN };
 
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 4; i++)
         for (const struct nk__arch_row *row = NULL;
              (row = nk__arch_find(m->info.architecture, rules[i], NULL, row)) &&
              m->n_kinds < NK__KINDS_MAX;) {

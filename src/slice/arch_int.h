@@ -40,6 +40,8 @@ enum nk__rule {
     NK__KIND_KEY,
     /* The same, by whether a tensor blk.<i>.<key> exists (pattern allowed). */
     NK__KIND_TENSOR,
+    /* The same for the layers whose index modulo n is n - 1, in the code and without a key. */
+    NK__KIND_PERIOD,
     /* Cut only before layers whose element of the array `key` is not zero (no array: anywhere). */
     NK__CUT_WHERE,
     /* An integer that counts layers from the model's first: minus begin, within [0, count]. */

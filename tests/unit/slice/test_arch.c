@@ -64,6 +64,26 @@ static void test_arch__periods_in_the_code_bind_the_cuts(void **state)
     check_cuts(make_model(g), "nnnnnnnnnnn"); /* multiples of 4 and of 6 below 12: none */
 }
 
+/* llama4 scales queries in every fourth layer, and stops where none does. The windows do not help:
+ * they may be any layers', by an array. */
+static void test_arch__a_slice_needs_a_layer_that_the_code_treats_specially(void **state)
+{
+    static const uint32_t windows[10] = { 1, 0, 1, 0, 1, 0, 1, 0, 1, 0 };
+    struct gguf_context *g = make_gguf("llama4", 10, NULL);
+    struct nk_error err;
+    struct made made;
+
+    (void)state;
+    make_array(g, "llama4", "attention.sliding_window_pattern", windows, 10);
+    made = make_model(g);
+    assert_int_equal(nk__arch_check_range(made.m, (struct nk_range){ 4, 10 }, NULL), 0);
+    assert_int_equal(nk__arch_check_range(made.m, (struct nk_range){ 8, 10 }, &err),
+                     NK_E_UNIMPLEMENTED);
+    assert_non_null(strstr(err.msg, "layers 8-10"));
+    assert_non_null(strstr(err.msg, "every fourth layer"));
+    check_cuts(made, "nnnynnnnn");
+}
+
 static void test_arch__every_slice_needs_every_kind_of_layer(void **state)
 {
     static const uint32_t kv[6] = { 0, 0, 4, 0, 4, 0 }, same[6] = { 4, 4, 4, 4, 4, 4 };
@@ -187,6 +207,7 @@ int main(void)
         cmocka_unit_test(test_arch__own_rows_come_before_general_ones),
         cmocka_unit_test(test_arch__plain_models_may_be_cut_anywhere),
         cmocka_unit_test(test_arch__periods_in_the_code_bind_the_cuts),
+        cmocka_unit_test(test_arch__a_slice_needs_a_layer_that_the_code_treats_specially),
         cmocka_unit_test(test_arch__every_slice_needs_every_kind_of_layer),
         cmocka_unit_test(test_arch__kinds_are_seen_by_the_tensors_too),
         cmocka_unit_test(test_arch__patterns_are_as_llama_cpp_computes_them),
