@@ -305,3 +305,64 @@ int nk_file_write(const char *path, const void *data, size_t size, struct nk_err
     nk_newfile_abort(&f);
     return rc;
 }
+
+/* ---- the same file as before? ---- */
+
+static struct nk_file_id id_of(const struct stat *st)
+{
+    return (struct nk_file_id){ .dev = st->st_dev,
+                                .ino = st->st_ino,
+                                .size_bytes = (uint64_t)st->st_size,
+                                .mtime_s = st->st_mtim.tv_sec,
+                                .mtime_ns = st->st_mtim.tv_nsec,
+                                .ctime_s = st->st_ctim.tv_sec,
+                                .ctime_ns = st->st_ctim.tv_nsec };
+}
+
+int nk_file_id_get(struct nk_file_id *id, int fd)
+{
+    struct stat st;
+
+    if (fstat(fd, &st) < 0)
+        return errno;
+    *id = id_of(&st);
+    return 0;
+}
+
+int nk_file_watch_open(struct nk_file_watch *w, const char *path, struct nk_error *err)
+{
+    *w = (struct nk_file_watch)NK_FILE_WATCH_INIT;
+    w->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* NONBLOCK: a FIFO must not hang us */
+    if (w->fd < 0)
+        return fail_sys(err, path, "opening", "no_file");
+    errno = nk_file_id_get(&w->id, w->fd);
+    if (errno) {
+        int rc = fail_sys(err, path, "opening", "no_file");
+
+        nk_file_watch_close(w);
+        return rc;
+    }
+    return 0;
+}
+
+void nk_file_watch_close(struct nk_file_watch *w)
+{
+    if (w->fd >= 0)
+        close(w->fd);
+    w->fd = -1;
+}
+
+bool nk_file_watch_written(const struct nk_file_watch *w)
+{
+    struct nk_file_id now;
+
+    return w->fd >= 0 && (nk_file_id_get(&now, w->fd) || now.size_bytes != w->id.size_bytes ||
+                          now.mtime_s != w->id.mtime_s || now.mtime_ns != w->id.mtime_ns);
+}
+
+bool nk_file_watch_is_at(const struct nk_file_watch *w, const char *path)
+{
+    struct stat st;
+
+    return !stat(path, &st) && st.st_dev == w->id.dev && st.st_ino == w->id.ino;
+}

@@ -53,4 +53,32 @@ void nk_newfile_abort(struct nk_newfile *f); /* harmless after commit and when n
 /* Writes a small file atomically. */
 int nk_file_write(const char *path, const void *data, size_t size, struct nk_error *err);
 
+/* Which file it is, and when it was last changed: what tells, without reading it, that a file is
+ * what it was. */
+struct nk_file_id {
+    uint64_t dev, ino, size_bytes;
+    int64_t mtime_s, mtime_ns; /* written to */
+    int64_t ctime_s, ctime_ns; /* written to, renamed, linked, its mode changed */
+};
+/* 0, or an errno. */
+int nk_file_id_get(struct nk_file_id *id, int fd);
+
+/* An open file, to see later whether somebody has written to it. */
+struct nk_file_watch {
+    int fd; /* -1: none */
+    struct nk_file_id id;
+};
+#define NK_FILE_WATCH_INIT                                                                         \
+    {                                                                                              \
+        .fd = -1                                                                                   \
+    }
+/* NOT_FOUND/DENIED `no_file`. */
+int nk_file_watch_open(struct nk_file_watch *w, const char *path, struct nk_error *err);
+void nk_file_watch_close(struct nk_file_watch *w); /* harmless when none is open */
+/* Was it written to, or made longer or shorter, since it was opened? (Not when it was renamed or
+ * removed: who has it open keeps it.) Any thread. */
+bool nk_file_watch_written(const struct nk_file_watch *w);
+/* Is it still the file at path? */
+bool nk_file_watch_is_at(const struct nk_file_watch *w, const char *path);
+
 #endif

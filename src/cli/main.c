@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault.h"
 #include "base/log.h"
 #include "text/template.h"
 
@@ -15,6 +16,7 @@ int main(int argc, char **argv)
      * debugger on this process, which waits for it, and whose output would be taken for ours. */
     setenv("GGML_NO_BACKTRACE", "1", 1);
     nk_log_init();
+    nk_fault_init(NK_EXIT_FAILED);
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); /* a file past the shell's limit is an error message, not a death */
     if (argc < 2) {
