@@ -59,7 +59,7 @@ static int write_cluster(nk_system *s, char *path, size_t size, struct nk_error 
     *c = *nk_chain_cluster(nk_ours_chain(s->ours));
     rc = nk_model_open(&m, s->opts.model, err);
     if (!rc)
-        rc = nk_vocab_cached(m, &vocab, err);
+        rc = nk_vocab_cached(m, NK_VERIFY_ONCE, &vocab, err);
     if (!rc) {
         snprintf(c->vocab_path, sizeof c->vocab_path, "%s", vocab);
         rc = nk_cluster_format(c, &text, err);

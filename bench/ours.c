@@ -289,7 +289,7 @@ static int start_workers(nk_system *s, nk_model *m, struct nk_cluster *cluster,
         struct nk_cluster_worker *w = &cluster->workers[i];
         char *slice;
 
-        rc = nk_slice_cached(m, ranges[i], &slice, err);
+        rc = nk_slice_cached(m, ranges[i], NK_VERIFY_ONCE, &slice, err);
         if (rc)
             break;
         rc = start_worker(&s->opts, s->wan, i, slice, &s->workers[i + 1], n - 1 - i, &s->workers[i],

@@ -38,7 +38,7 @@ static int open_stages(struct run *r, const char *path, const char *device, int 
     *n_ctx = *n_ctx > CONTEXT_MAX || *n_ctx < 1 ? CONTEXT_MAX : *n_ctx;
     rc = nk_ranges_balance(m, 2, ranges, err);
     for (int i = 0; !rc && i < 2; i++)
-        rc = nk_slice_cached(m, ranges[i], &slices[i], err);
+        rc = nk_slice_cached(m, ranges[i], NK_VERIFY_ONCE, &slices[i], err);
     nk_model_close(m);
     nk_stage_global_init(device);
     o.device = device;

@@ -636,7 +636,7 @@ static int look_at_model(struct bench *b, struct nk_error *err)
     if (!rc)
         rc = nk_ranges_balance(m, 2, ranges, err);
     if (!rc)
-        rc = nk_slice_cached(m, ranges[1], &b->slice, err);
+        rc = nk_slice_cached(m, ranges[1], NK_VERIFY_ONCE, &b->slice, err);
     nk_model_close(m);
     return rc;
 }

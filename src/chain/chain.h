@@ -49,7 +49,8 @@ struct nk_worker_report {
     bool answered;
     char worker_id[64], model_id[128], model_sha256[65], architecture[64], quantisation[32];
     char version[32], llama_version[64], backend[64], device[64], device_description[128],
-        state[16], cache_type_k[16], cache_type_v[16];
+        state[16], cache_type_k[16], cache_type_v[16],
+        verified[16]; /* InfoReply's word; "unknown" of an older worker */
     int has_begin, has_end, layer_count, n_embd, n_vocab, n_ctx, n_ctx_train, n_seq_max, n_batch;
     int n_ctx_seq; /* the most of n_ctx that one session can have */
     int n_threads, kv_tokens_free, sequences_free;

@@ -56,6 +56,9 @@ static void take_reply(struct asking *a, const Nakshatra__V1__InfoReply *m)
     copy(state, state);
     copy(cache_type_k, cache_type_k);
     copy(cache_type_v, cache_type_v);
+    copy(verified, verified);
+    if (!w->verified[0])
+        memcpy(w->verified, "unknown", sizeof "unknown");
     if (!w->cache_type_k[0] && !w->cache_type_v[0]) { /* older workers do not say */
         memcpy(w->cache_type_k, "f16", sizeof "f16");
         memcpy(w->cache_type_v, "f16", sizeof "f16");

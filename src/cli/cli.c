@@ -13,7 +13,7 @@
 /* clang-format off */
 #define COMMANDS(XX)                                                                               \
     /* name      what it does */                                                                   \
-    XX(inspect,  "architecture, layers, bytes per layer, legal cuts of a GGUF")                    \
+    XX(inspect,  "architecture, layers, legal cuts of a GGUF; whether a slice is whole")           \
     XX(split,    "a model into slices, a vocabulary file and a manifest")                          \
     XX(verify,   "chain of slices against the whole model, in one process; exit 0 if exact")       \
     XX(worker,   "one stage, served over gRPC")                                                    \

@@ -60,9 +60,9 @@ static void print_table(const struct nk_cluster *cluster, const struct result *r
     }
     printf("model    %s  %s\n", cluster->model_id, cluster->model_sha256);
     printf("rows     %s\n\n", cluster->f16 ? "f16" : "f32");
-    printf("%-*s  %-*s  %-9s  %-9s  %-*s  %8s  %8s  %8s  %9s\n", id_width, "worker", address_width,
-           "address", "layers", "state", device_width, "device", "context", "KV free", "sessions",
-           "RTT us");
+    printf("%-*s  %-*s  %-9s  %-9s  %-10s  %-*s  %8s  %8s  %8s  %9s\n", id_width, "worker",
+           address_width, "address", "layers", "state", "verified", device_width, "device",
+           "context", "KV free", "sessions", "RTT us");
     for (int i = 0; i < r->report->n_workers; i++) {
         const struct nk_worker_report *w = &r->report->workers[i];
         char layers[32];
@@ -73,10 +73,10 @@ static void print_table(const struct nk_cluster *cluster, const struct result *r
             printf("%-*s  %-*s  %-9s  %-9s\n", id_width, w->id, address_width, w->address, layers,
                    "no answer");
         else
-            printf("%-*s  %-*s  %-9s  %-9s  %-*s  %8d  %8d  %8llu  %9.0f%s\n", id_width, w->id,
-                   address_width, w->address, layers, w->state, device_width, w->device, w->n_ctx,
-                   w->kv_tokens_free, (unsigned long long)w->sessions_open, w->rtt_us,
-                   w->rc ? "  does not fit" : "");
+            printf("%-*s  %-*s  %-9s  %-9s  %-10s  %-*s  %8d  %8d  %8llu  %9.0f%s\n", id_width,
+                   w->id, address_width, w->address, layers, w->state, w->verified, device_width,
+                   w->device, w->n_ctx, w->kv_tokens_free, (unsigned long long)w->sessions_open,
+                   w->rtt_us, w->rc ? "  does not fit" : "");
     }
     if (r->probed && !r->rc)
         printf("\nOne token went through all %d worker%s and back in %.2f ms. A session has room "
@@ -128,7 +128,7 @@ static json_t *worker_json(const struct nk_worker_report *w)
     INT(layer_count), INT(n_embd), INT(n_vocab), INT(n_ctx), INT(n_ctx_train), INT(n_seq_max),
         INT(n_batch);
     INT(n_threads), INT(kv_tokens_free), INT(sequences_free), INT(weights_bytes), INT(kv_bytes);
-    TEXT(cache_type_k), TEXT(cache_type_v);
+    TEXT(cache_type_k), TEXT(cache_type_v), TEXT(verified);
     INT(device_memory_bytes), INT(device_memory_free_bytes), INT(host_memory_bytes),
         INT(host_memory_free_bytes);
     json_object_set_new(o, "deterministic", json_boolean(w->deterministic));

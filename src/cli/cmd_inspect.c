@@ -109,7 +109,31 @@ static void print_layers(const struct nk_model_info *in)
     print_row("other", in->other_bytes, "");
 }
 
-static void print_table(const nk_model *m)
+/* What a slice's digests say of it. */
+struct whole {
+    struct nk_slice_checked checked;
+    int rc; /* not whole: why */
+    struct nk_error err;
+};
+
+static void print_whole(const struct whole *w)
+{
+    const struct nk_slice_checked *c = &w->checked;
+
+    if (w->rc)
+        printf("  %-18s no\n", "whole");
+    else if (c->verified == NK_VERIFIED_NOW)
+        printf("  %-18s yes: %d parts, each as it was written\n", "whole", c->n_parts);
+    else
+        printf("  %-18s not known: an earlier version wrote this file, without digests\n", "whole");
+    for (int i = 0; i < c->n_damaged && i < NK_DAMAGED_MAX; i++)
+        printf("  %-18s %s, bytes %" PRIu64 " to %" PRIu64 "\n", "damaged", c->damaged[i].name,
+               c->damaged[i].begin, c->damaged[i].begin + c->damaged[i].size);
+    if (c->n_damaged > NK_DAMAGED_MAX)
+        printf("  %-18s and %d more\n", "", c->n_damaged - NK_DAMAGED_MAX);
+}
+
+static void print_table(const nk_model *m, const struct whole *w)
 {
     const struct nk_model_info *in = nk_model_info(m);
     struct nk_type_share types[TYPES_MAX];
@@ -126,6 +150,8 @@ static void print_table(const nk_model *m)
     if (in->is_slice)
         printf("  %-18s layers %d-%d of %d of the model %.16s…\n", "slice", in->layer_begin,
                in->layer_end, in->layer_count, in->model_sha256);
+    if (in->is_slice)
+        print_whole(w);
     printf("  %-18s %s", "size", nk_size_format(size, in->file_bytes));
     printf(in->n_shards > 1 ? " in %d shards\n" : "\n", in->n_shards);
     printf("  %-18s %d\n", "layers", in->n_layer);
@@ -160,15 +186,6 @@ static json_t *cuts_to_json(const nk_model *m)
     return cuts;
 }
 
-static json_t *slice_to_json(const struct nk_model_info *in)
-{
-    if (!in->is_slice)
-        return json_null();
-    return json_pack("{s:[i, i], s:i, s:b, s:b, s:s}", "layers", in->layer_begin, in->layer_end,
-                     "layer_count", in->layer_count, "has_token_embd", in->has_token_embd,
-                     "has_lm_head", in->has_lm_head, "model_sha256", in->model_sha256);
-}
-
 /* Text from a file may be anything; JSON is UTF-8. */
 static json_t *text_to_json(const char *text)
 {
@@ -177,7 +194,25 @@ static json_t *text_to_json(const char *text)
     return s ? s : json_string("(not UTF-8)");
 }
 
-static int print_json(const nk_model *m, struct nk_error *err)
+static json_t *slice_to_json(const struct nk_model_info *in, const struct whole *w)
+{
+    json_t *damaged = json_array(), *whole = w->rc ? json_false() : json_null();
+
+    if (!in->is_slice) {
+        json_decref(damaged);
+        return json_null();
+    }
+    if (!w->rc && w->checked.verified == NK_VERIFIED_NOW)
+        whole = json_true();
+    for (int i = 0; i < w->checked.n_damaged && i < NK_DAMAGED_MAX; i++)
+        json_array_append_new(damaged, text_to_json(w->checked.damaged[i].name));
+    return json_pack("{s:[i, i], s:i, s:b, s:b, s:s, s:o, s:o}", "layers", in->layer_begin,
+                     in->layer_end, "layer_count", in->layer_count, "has_token_embd",
+                     in->has_token_embd, "has_lm_head", in->has_lm_head, "model_sha256",
+                     in->model_sha256, "whole", whole, "damaged", damaged);
+}
+
+static int print_json(const nk_model *m, const struct whole *w, struct nk_error *err)
 {
     const struct nk_model_info *in = nk_model_info(m);
     struct nk_type_share types[TYPES_MAX];
@@ -205,7 +240,7 @@ static int print_json(const nk_model *m, struct nk_error *err)
                       in->n_ctx_train, "tied_embeddings", in->tied_embeddings, "embd_bytes",
                       (json_int_t)in->embd_bytes, "head_bytes", (json_int_t)in->head_bytes,
                       "other_bytes", (json_int_t)in->other_bytes, "types", type_list, "layers",
-                      layers, "cuts", cuts_to_json(m), "slice", slice_to_json(in)));
+                      layers, "cuts", cuts_to_json(m), "slice", slice_to_json(in, w)));
     if (!root || json_dumpf(root, stdout, JSON_INDENT(2) | nk_cli_json_flags()) < 0) {
         json_decref(root);
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory, or standard output is closed");
@@ -213,6 +248,30 @@ static int print_json(const nk_model *m, struct nk_error *err)
     putchar('\n');
     json_decref(root);
     return 0;
+}
+
+/* A file of ours without tensors is a vocabulary: of it there is only to say whether it is whole.
+ * False: it is none. */
+static bool inspect_vocab(const char *path, bool json, int *exit_code)
+{
+    struct whole w;
+
+    w.rc = nk_slice_check_file(path, NK_VERIFY_ALWAYS, &w.checked, &w.err);
+    if (!w.checked.n_parts)
+        return false;
+    if (json) {
+        json_t *o = json_pack("{s:o, s:b, s:b}", "path", text_to_json(path), "vocabulary", 1,
+                              "whole", !w.rc);
+
+        json_dumpf(o, stdout, JSON_INDENT(2));
+        putchar('\n');
+        json_decref(o);
+    } else {
+        printf("%s\n  %-18s for run and serve\n", path, "vocabulary");
+        print_whole(&w);
+    }
+    *exit_code = nk_cli_flush(w.rc ? nk_cli_report(&w.err) : NK_EXIT_OK);
+    return true;
 }
 
 int nk_cmd_inspect(int argc, char **argv)
@@ -226,11 +285,14 @@ int nk_cmd_inspect(int argc, char **argv)
         .usage = "inspect MODEL.gguf [--json]",
         .summary = "Shows what a model (or a slice) is: architecture, size, bytes and KV cache per "
                    "layer, and before which layers it may be cut. Of a model in several files "
-                   "(-00001-of-0000N.gguf) any one can be given.",
+                   "(-00001-of-0000N.gguf) any one can be given. Of a slice, or a vocabulary file, "
+                   "it tells whether it is whole: exit code 1 when a part of it is not what was "
+                   "written.",
         .args = args,
         .n_min = 1,
         .n_max = 1,
     };
+    struct whole w = { .rc = 0 };
     struct nk_error err;
     nk_model *m;
     int first, exit_code, rc;
@@ -238,10 +300,18 @@ int nk_cmd_inspect(int argc, char **argv)
     if (nk_cli_parse(argc, argv, &cmd, &first, &exit_code))
         return exit_code;
     rc = nk_model_open(&m, argv[first], &err);
+    if (rc && !strcmp(err.reason, "bad_arch") && inspect_vocab(argv[first], json, &exit_code))
+        return exit_code;
+    if (!rc && nk_model_info(m)->is_slice)
+        w.rc = nk_slice_check_file(argv[first], NK_VERIFY_ALWAYS, &w.checked, &w.err);
     if (!rc && json)
-        rc = print_json(m, &err);
+        rc = print_json(m, &w, &err);
     else if (!rc)
-        print_table(m);
+        print_table(m, &w);
     nk_model_close(m);
+    if (!rc && w.rc) {
+        nk_cli_flush(NK_EXIT_OK);
+        return nk_cli_report(&w.err);
+    }
     return rc ? nk_cli_report(&err) : nk_cli_flush(NK_EXIT_OK);
 }

@@ -95,7 +95,8 @@ int nk_cmd_up(int argc, char **argv)
     struct nk_generate g = NK_GENERATE_INIT;
     struct nk_serve s = nk_serve_default();
     int64_t n_workers = 2, ctx = 0, sequences = NK_SEQUENCES, threads = 0;
-    const char *layers = NULL, *device = NULL, *dtype = "f32";
+    const char *layers = NULL, *device = NULL, *dtype = "f32",
+               *verify = nk_slice_verify_text(NK_VERIFY_ONCE);
     struct nk_local_opts o = { .cache = NK_CACHE_ARGS_INIT };
     const struct nk_arg args[] = {
         NK_OPT_INT("workers", 'w', &n_workers, "K", 1, NK_CLUSTER_WORKERS_MAX,
@@ -110,6 +111,10 @@ int nk_cmd_up(int argc, char **argv)
         NK_OPT_INT("threads", 0, &threads, "N", 1, 1024,
                    "of each worker; else all cores, and they take turns"),
         NK_OPT_STRING("dtype", 0, &dtype, "f32|f16", "of the rows between workers; f32 is exact"),
+        NK_OPT_STRING(
+            "verify", 0, &verify, "always|once|never",
+            "compare the slices in the cache with their own digests, and cut damaged ones "
+            "again; once: only those that were changed since"),
         NK_CACHE_ARGS(o.cache),
         NK_GENERATE_ARGS(g),
         NK_SERVE_ARGS(s),
@@ -151,7 +156,8 @@ int nk_cmd_up(int argc, char **argv)
                 dtype);
         return nk_cli_report(&err);
     }
-    if (nk_cache_args_check(&o.cache, &err))
+    if (nk_wrap(nk_slice_verify_parse(verify, &o.verify, &err), &err, "--verify") ||
+        nk_cache_args_check(&o.cache, &err))
         return nk_cli_report(&err);
     nk_vocab_global_init();
     return up(&g, serve ? &s : NULL, &o);

@@ -19,11 +19,17 @@
 
 int nk_cmd_worker(int argc, char **argv);
 
-enum { PEM_BYTES_MAX = 1 << 20 };
+enum {
+    PEM_BYTES_MAX = 1 << 20,
+    /* An idle worker notices so soon that somebody has written to its slice; one that computes
+     * notices with each run. */
+    CHECK_MS = 1000,
+};
 
 struct options {
     const char *slice, *model, *layers, *listen, *id, *device, *cluster, *trace, *tls_ca, *tls_cert,
-        *tls_key;
+        *tls_key, *verify;
+    enum nk_slice_verify how; /* what verify says */
     int64_t ctx, sequences, batch, chunk, threads, threads_batch, drain_ms, stall_ms, idle_ms,
         queue, queue_ms, parent_fd;
     bool deterministic, insecure, mmap, no_mmap, shared_cores;
@@ -62,26 +68,37 @@ static int catch_signals(struct nk_error *err)
     return 0;
 }
 
-/* Waits for SIGTERM or SIGINT, or for parent_fd (-1: none) to read end-of-file. Returns why. */
-static const char *wait_for_end(int parent_fd)
+/* Waits for SIGTERM or SIGINT, or for parent_fd (-1: none) to read end-of-file: *why. Or for what
+ * the worker cannot go on after: nk_worker_check's error. */
+static int wait_for_end(nk_worker *w, int parent_fd, const char **why, struct nk_error *err)
 {
     struct pollfd fds[2] = { { signal_pipe[0], POLLIN, 0 }, { parent_fd, POLLIN, 0 } };
 
     for (;;) {
         char c;
+        int rc;
 
-        if (poll(fds, parent_fd >= 0 ? 2 : 1, -1) < 0 && errno != EINTR)
-            return "poll failed";
-        if (fds[0].revents && read(signal_pipe[0], &c, 1) == 1)
-            return c == SIGINT ? "interrupted" : "terminated";
-        if (fds[1].revents && read(parent_fd, &c, 1) <= 0)
-            return "the process that started it is gone";
+        if (poll(fds, parent_fd >= 0 ? 2 : 1, CHECK_MS) < 0 && errno != EINTR) {
+            *why = "poll failed";
+            return 0;
+        }
+        rc = nk_worker_check(w, err);
+        if (rc)
+            return rc;
+        if (fds[0].revents && read(signal_pipe[0], &c, 1) == 1) {
+            *why = c == SIGINT ? "interrupted" : "terminated";
+            return 0;
+        }
+        if (fds[1].revents && read(parent_fd, &c, 1) <= 0) {
+            *why = "the process that started it is gone";
+            return 0;
+        }
     }
 }
 
 /* ---- options ---- */
 
-static int check_options(const struct options *o, struct nk_error *err)
+static int check_options(struct options *o, struct nk_error *err)
 {
     int rc;
 
@@ -103,6 +120,8 @@ static int check_options(const struct options *o, struct nk_error *err)
         return nk_fail(err, NK_E_INVALID, "bad_argument",
                        "mutual TLS needs all of --tls-ca, --tls-cert and --tls-key");
     rc = nk_cache_args_check(&o->cache, err);
+    if (!rc)
+        rc = nk_wrap(nk_slice_verify_parse(o->verify, &o->how, err), err, "--verify");
     if (rc)
         return rc;
     rc = nk_address_check(o->listen, 0, err);
@@ -144,7 +163,7 @@ static int find_slice(const struct options *o, char **path, struct nk_error *err
         return rc;
     rc = nk_ranges_check(m, &range, 1, false, err);
     if (!rc)
-        rc = nk_slice_cached(m, range, path, err);
+        rc = nk_slice_cached(m, range, o->how, path, err);
     nk_model_close(m);
     return rc;
 }
@@ -181,6 +200,7 @@ int nk_cmd_worker(int argc, char **argv)
                          .queue = defaults.queue_max,
                          .queue_ms = defaults.queue_ms,
                          .parent_fd = -1,
+                         .verify = nk_slice_verify_text(NK_VERIFY_ONCE),
                          .cache = NK_CACHE_ARGS_INIT };
     const struct nk_arg args[] = {
         NK_OPT_STRING("slice", 0, &o.slice, "FILE", "the slice to serve (made by nakshatra split)"),
@@ -215,6 +235,9 @@ int nk_cmd_worker(int argc, char **argv)
                     "of memory"),
         NK_OPT_FLAG("no-mmap", 0, &o.no_mmap,
                     "on a CPU: read the whole slice before the worker is ready"),
+        NK_OPT_STRING("verify", 0, &o.verify, "always|once|never",
+                      "compare the slice with its own digests while it is loaded; once: only if it "
+                      "was changed since"),
         NK_CACHE_ARGS(o.cache),
         NK_OPT_STRING("trace", 0, &o.trace, "FILE",
                       "write a line of JSON there for each event of a step"),
@@ -288,6 +311,7 @@ int nk_cmd_worker(int argc, char **argv)
     opts.stage.n_threads = (int)o.threads;
     opts.stage.n_threads_batch = (int)o.threads_batch;
     opts.stage.weights = o.no_mmap ? NK_WEIGHTS_READ : o.mmap ? NK_WEIGHTS_MAPPED : NK_WEIGHTS_AUTO;
+    opts.stage.verify = o.how;
     opts.stage.cache_type_k = o.cache.type_k;
     opts.stage.cache_type_v = o.cache.type_v;
     opts.stage.no_flash_attn = o.cache.no_flash_attn;
@@ -317,7 +341,11 @@ int nk_cmd_worker(int argc, char **argv)
            o.listen, nk_worker_port(w), info->layer_begin, info->layer_end, info->layer_count,
            info->device);
     fflush(stdout);
-    why = wait_for_end((int)o.parent_fd);
+    rc = wait_for_end(w, (int)o.parent_fd, &why, &err);
+    if (rc) { /* what runs has failed with the same */
+        nk_worker_stop(w, 0);
+        goto out;
+    }
     nk_log(NK_LOG_CLI, NK_LOG_INFO, "event=drain why=\"%s\"", why);
     signal(SIGTERM, SIG_DFL); /* a second one ends it at once */
     signal(SIGINT, SIG_DFL);

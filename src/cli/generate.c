@@ -145,7 +145,10 @@ int nk_cluster_vocab_open(nk_vocab **out, const struct nk_cluster *c, struct nk_
         return nk_fail(
             err, NK_E_INVALID, "no_vocab",
             "%s: names no vocabulary file; `vocab: NAME.vocab.gguf` under model is right", c->path);
-    rc = nk_vocab_open(&v, c->vocab_path, err);
+    /* It is small, and gives other text if it is damaged. A whole model has no digests. */
+    rc = nk_slice_check_file(c->vocab_path, NK_VERIFY_ALWAYS, NULL, err);
+    if (!rc)
+        rc = nk_vocab_open(&v, c->vocab_path, err);
     if (!rc)
         rc = hash_of(v, c->vocab_path, hex, err);
     if (!rc && strcmp(hex, c->model_sha256))

@@ -68,6 +68,7 @@ int nk_chat_template_read(const char *given, struct nk_buf *b, const char **text
  * would give wrong text without anybody noticing. *out owned by the caller.
  *   INVALID       no_vocab        the cluster file names none
  *   PRECONDITION  model_mismatch  it was cut from another model; both hashes are named
+ *   DATA_LOSS     damaged         it is not what was written
  * and nk_vocab_open's, nk_model_open's. */
 int nk_cluster_vocab_open(nk_vocab **out, const struct nk_cluster *c, struct nk_error *err);
 

@@ -83,11 +83,11 @@ int nk_local_files_make(struct nk_local_files **out, const struct nk_local_opts 
     if (!rc)
         rc = nk_model_hash(m, f->cluster->model_sha256, err);
     if (!rc)
-        rc = nk_vocab_cached(m, &f->vocab, err);
+        rc = nk_vocab_cached(m, o->verify, &f->vocab, err);
     for (int i = 0; !rc && i < n; i++) {
         struct nk_cluster_worker *w = &f->cluster->workers[i];
 
-        rc = nk_slice_cached(m, ranges[i], &f->slices[i], err);
+        rc = nk_slice_cached(m, ranges[i], o->verify, &f->slices[i], err);
         snprintf(w->id, sizeof w->id, "w%d", i);
         w->layer_begin = ranges[i].begin;
         w->layer_end = ranges[i].end;
@@ -176,7 +176,7 @@ static int start_worker(struct nk_local *l, int i, const char *self, const char 
     } while (0)
 #define NUMBER(k, v) (snprintf(numbers[k], sizeof numbers[k], "%d", v), numbers[k])
     ADD(self, "worker", "--slice", slice, "--listen", "127.0.0.1:0", "--id", w->id, "--parent-fd",
-        NUMBER(0, life));
+        NUMBER(0, life), "--verify", nk_slice_verify_text(o->verify));
     if (o->n_ctx)
         ADD("--ctx", NUMBER(1, o->n_ctx));
     if (o->n_sequences)

@@ -9,6 +9,7 @@
 #include "base/process.h"
 #include "chain/cluster.h"
 #include "cli/cache_args.h"
+#include "slice/slice.h"
 
 struct nk_local_opts {
     const char *model_path;
@@ -18,6 +19,7 @@ struct nk_local_opts {
     int n_ctx, n_sequences; /* 0: the worker's default */
     int n_threads;          /* of each worker; 0: all cores */
     struct nk_cache_args cache;
+    enum nk_slice_verify verify; /* the slices in the cache, and the workers' */
     bool f16, deterministic;
 };
 

@@ -429,6 +429,7 @@ static void write_stage(struct out *o, const struct nk_cluster_worker *c,
         null(o, "memory");
     str(o, "cache_type_k", known ? w->cache_type_k : NULL);
     str(o, "cache_type_v", known ? w->cache_type_v : NULL);
+    str(o, "verified", known ? w->verified : NULL);
     num(o, "kv_tokens", known ? w->n_ctx : NAN);
     num(o, "kv_tokens_free", known ? w->kv_tokens_free : NAN);
     num(o, "sequences", known ? w->n_seq_max : NAN);

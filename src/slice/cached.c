@@ -1,17 +1,18 @@
 /* Slices made when they are first wanted, kept in the cache folder:
  * slices/HASH-FORMAT/NAME.014-028.gguf (HASH: the model's). A file there is complete, since it
- * appears by rename; its keys are checked before it is used, its bytes are not hashed again. */
+ * appears by rename; its keys and its digests are checked before it is used again. */
 #include "slice/slice.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "base/progress.h"
 #include "slice/model_int.h"
 #include "slice/write_int.h"
 
-static bool is_there(const char *path, struct nk_range range, const char *model_sha256)
+static bool has_keys(const char *path, struct nk_range range, const char *model_sha256)
 {
     struct nk__gguf g;
     uint64_t begin = 0, end = 0, format = 0;
@@ -30,12 +31,38 @@ static bool is_there(const char *path, struct nk_range range, const char *model_
     return ok;
 }
 
-static int cached(nk_model *m, struct nk_range range, char **out, struct nk_error *err)
+/* Is the file there, and whole? What cannot be read is made again, too. */
+static int is_there(const char *path, struct nk_range range, const char *model_sha256,
+                    enum nk_slice_verify how, bool *there, struct nk_error *err)
+{
+    struct nk_error why;
+    char quoted[512];
+    int rc;
+
+    *there = false;
+    if (!has_keys(path, range, model_sha256))
+        return 0;
+    rc = nk_slice_check_file(path, how, NULL, &why);
+    if (rc == NK_E_EXHAUSTED) { /* which says nothing of the file */
+        if (err)
+            *err = why;
+        return rc;
+    }
+    if (rc)
+        nk_log(NK_LOG_SLICE, NK_LOG_WARN, "event=cut_again msg=%s",
+               nk_log_quote(quoted, sizeof quoted, why.msg));
+    *there = !rc;
+    return 0;
+}
+
+static int cached(nk_model *m, struct nk_range range, enum nk_slice_verify how, char **out,
+                  struct nk_error *err)
 {
     struct nk_buf path = NK_BUF_INIT(8192);
     struct nk_progress bar;
     char hash[NK_SHA256_HEX], sub[sizeof hash + 32], *dir = NULL;
     uint64_t bytes = 0;
+    bool there = false;
     int rc = nk_model_hash(m, hash, err);
 
     *out = NULL;
@@ -47,7 +74,9 @@ static int cached(nk_model *m, struct nk_range range, char **out, struct nk_erro
         rc = range.end ? nk_buf_addf(&path, err, "%s/%s.%03d-%03d.gguf", dir, m->name, range.begin,
                                      range.end)
                        : nk_buf_addf(&path, err, "%s/%s.vocab.gguf", dir, m->name);
-    if (!rc && !is_there(path.data, range, hash)) {
+    if (!rc)
+        rc = is_there(path.data, range, hash, how, &there, err);
+    if (!rc && !there) {
         rc = range.end ? nk__slice_bytes(m, range, &bytes, err) : 0;
         if (!rc) {
             nk_progress_start(&bar, "slicing", bytes);
@@ -62,20 +91,21 @@ static int cached(nk_model *m, struct nk_range range, char **out, struct nk_erro
     return rc;
 }
 
-int nk_slice_cached(nk_model *m, struct nk_range range, char **path, struct nk_error *err)
+int nk_slice_cached(nk_model *m, struct nk_range range, enum nk_slice_verify how, char **path,
+                    struct nk_error *err)
 {
     int rc = nk__model_check_whole(m, err);
 
     *path = NULL;
     if (!rc)
         rc = nk_ranges_check(m, &range, 1, false, err);
-    return rc ? rc : cached(m, range, path, err);
+    return rc ? rc : cached(m, range, how, path, err);
 }
 
-int nk_vocab_cached(nk_model *m, char **path, struct nk_error *err)
+int nk_vocab_cached(nk_model *m, enum nk_slice_verify how, char **path, struct nk_error *err)
 {
     int rc = nk__model_check_whole(m, err);
 
     *path = NULL;
-    return rc ? rc : cached(m, (struct nk_range){ 0, 0 }, path, err);
+    return rc ? rc : cached(m, (struct nk_range){ 0, 0 }, how, path, err);
 }

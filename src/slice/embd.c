@@ -1,5 +1,5 @@
-/* Rows of the embedding table, looked up in the file itself (write.c says where they are in a
- * slice). */
+/* Rows of the embedding table, looked up in the file itself or in a copy (write.c says where they
+ * are in a slice). */
 #include "slice/slice.h"
 
 #include <errno.h>
@@ -12,20 +12,49 @@
 #include "slice/model_int.h"
 
 struct nk_embd {
-    void *map;
+    void *map; /* NULL: the rows are in copy */
     size_t map_bytes;
+    uint8_t *copy;
     const uint8_t *rows;
     size_t row_bytes;
     int n_rows, n_embd;
     ggml_to_float_t to_float; /* NULL: the rows are f32 */
 };
 
-int nk_embd_open(nk_embd **out, const nk_model *m, struct nk_error *err)
+static int map_rows(nk_embd *e, const struct nk__source *source, uint64_t offset, uint64_t size,
+                    struct nk_error *err)
+{
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), begin = offset / page * page;
+    void *map;
+
+    e->map_bytes = (size_t)(offset + size - begin);
+    map = mmap(NULL, e->map_bytes, PROT_READ, MAP_SHARED, source->fd, (off_t)begin);
+    if (map == MAP_FAILED)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "mapping the embedding rows: %s",
+                       strerror(errno));
+    e->map = map;
+    e->rows = (const uint8_t *)map + (offset - begin);
+    return 0;
+}
+
+static int copy_rows(nk_embd *e, const struct nk__source *source, uint64_t offset, uint64_t size,
+                     struct nk_error *err)
+{
+    e->copy = malloc((size_t)size);
+    e->rows = e->copy;
+    return e->copy
+               ? nk__source_read(source, offset, e->copy, (size_t)size, err)
+               : nk_fail(err, NK_E_EXHAUSTED, "no_memory",
+                         "no memory for %llu bytes of embedding rows", (unsigned long long)size);
+}
+
+int nk_embd_open(nk_embd **out, const nk_model *m, bool in_memory, struct nk_error *err)
 {
     const struct nk__tensor *t = nk__model_tensor(m, "token_embd.weight");
     const struct nk__source *source;
-    uint64_t begin, size, page = (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t size;
     nk_embd *e;
+    int rc;
 
     *out = NULL;
     if (!t || !m->info.has_token_embd)
@@ -48,15 +77,12 @@ int nk_embd_open(nk_embd **out, const nk_model *m, struct nk_error *err)
                        "%s: embedding rows of type %s cannot be read as numbers", m->info.path,
                        ggml_type_name((enum ggml_type)t->type));
     }
-    begin = t->offset / page * page;
-    e->map_bytes = (size_t)(t->offset + size - begin);
-    e->map = mmap(NULL, e->map_bytes, PROT_READ, MAP_SHARED, source->fd, (off_t)begin);
-    if (e->map == MAP_FAILED) {
-        free(e);
-        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "%s: mapping the embedding rows: %s",
-                       m->info.path, strerror(errno));
+    rc = in_memory ? copy_rows(e, source, t->offset, size, err)
+                   : map_rows(e, source, t->offset, size, err);
+    if (rc) {
+        nk_embd_close(e);
+        return nk_wrap(rc, err, "%s", m->info.path);
     }
-    e->rows = (const uint8_t *)e->map + (t->offset - begin);
     e->row_bytes = ggml_row_size((enum ggml_type)t->type, t->ne[0]);
     e->n_rows = m->info.n_vocab;
     e->n_embd = (int)t->ne[0];
@@ -68,7 +94,9 @@ void nk_embd_close(nk_embd *e)
 {
     if (!e)
         return;
-    munmap(e->map, e->map_bytes);
+    if (e->map)
+        munmap(e->map, e->map_bytes);
+    free(e->copy);
     free(e);
 }
 

@@ -503,12 +503,8 @@ int nk__gguf_open(struct nk__gguf *g, const char *path, struct nk_error *err)
                      S_ISDIR(st.st_mode) ? "a folder" : "a device or pipe");
     else
         g->source.size = (uint64_t)st.st_size;
-    if (!rc) {
-        g->dev = st.st_dev;
-        g->ino = st.st_ino;
-        g->mtime_s = st.st_mtim.tv_sec;
-        g->mtime_ns = st.st_mtim.tv_nsec;
-    }
+    if (!rc && nk_file_id_get(&g->id, g->source.fd))
+        rc = nk_fail(err, NK_E_DENIED, "no_file", "cannot open: %s", strerror(errno));
     return finish_open(g, rc, path, true, err);
 }
 

@@ -18,10 +18,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/types.h>
 
 #include "base/buf.h"
 #include "base/error.h"
+#include "base/file.h"
 
 struct gguf_context;
 
@@ -55,9 +55,7 @@ struct nk__heavy {
 struct nk__gguf {
     char *path;
     struct nk__source source;
-    dev_t dev;
-    ino_t ino;
-    int64_t mtime_s, mtime_ns;
+    struct nk_file_id id;     /* of a file that was opened by path */
     struct gguf_context *ctx; /* without the heavy arrays; its data offset is not the file's */
     uint64_t header_end;      /* of the file: the last byte of the tensor list */
     uint64_t data_offset;     /* of the file: where tensor offsets count from */

@@ -2,8 +2,7 @@
  *
  * The cache folder holds one small file per model, named by a hash of what identifies the model's
  * files without reading them: full path, size, time of change, device and inode of each shard. A
- * model that was written to within the last RACY_S seconds is not remembered: it could be written
- * to again without its time of change moving on. */
+ * model that was written to within the last NK__RACY_S seconds is not remembered. */
 #include "slice/hash_int.h"
 
 #include <limits.h>
@@ -16,8 +15,6 @@
 #include "slice/model_int.h"
 #include "slice/stream_int.h"
 
-enum { RACY_S = 3 };
-
 static int compute(const nk_model *m, char hex[NK_SHA256_HEX], struct nk_error *err)
 {
     struct nk_progress bar;
@@ -25,7 +22,7 @@ static int compute(const nk_model *m, char hex[NK_SHA256_HEX], struct nk_error *
     int rc;
 
     nk_progress_start(&bar, "hashing", m->info.file_bytes);
-    rc = nk__stream_new(&s, NULL, true, nk__tick_bar, &bar, err);
+    rc = nk__stream_new(&s, NULL, NK__HASH_WHOLE, nk__tick_bar, &bar, err);
     for (int i = 0; i < m->info.n_shards && !rc; i++) {
         rc = nk__stream_copy(s, &m->shards[i].source, 0, m->shards[i].source.size, err);
         if (rc)
@@ -51,15 +48,15 @@ static char *memory_path(const nk_model *m, int64_t now_s)
         char *full = realpath(g->path, NULL), line[PATH_MAX + 128];
         int n;
 
-        if (!full || now_s - g->mtime_s < RACY_S) {
+        if (!full || now_s - g->id.mtime_s < NK__RACY_S) {
             free(full);
             nk_sha256_free(h);
             return NULL;
         }
         n = snprintf(line, sizeof line, "%s\n%llu %lld.%09lld %llu:%llu\n", full,
-                     (unsigned long long)g->source.size, (long long)g->mtime_s,
-                     (long long)g->mtime_ns, (unsigned long long)g->dev,
-                     (unsigned long long)g->ino);
+                     (unsigned long long)g->source.size, (long long)g->id.mtime_s,
+                     (long long)g->id.mtime_ns, (unsigned long long)g->id.dev,
+                     (unsigned long long)g->id.ino);
         nk_sha256_add(h, line, n < (int)sizeof line ? (size_t)n : sizeof line - 1);
         free(full);
     }

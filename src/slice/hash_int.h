@@ -4,6 +4,11 @@
 
 #include "slice/slice.h"
 
+/* A file changed within the last so many seconds could be changed again without its times moving
+ * on: some file systems count whole seconds, or two. What was found out about it is not
+ * remembered. */
+enum { NK__RACY_S = 3 };
+
 bool nk__is_sha256(const char *text); /* 64 hex digits, lower case */
 
 /* nk_model_hash at a time: now_s is what the clock says, in seconds of time(). */

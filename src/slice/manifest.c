@@ -1,7 +1,7 @@
 /* manifest.json: what a folder of slices holds.
  *
  *   { "model_id": "NAME", "model_sha256": "…", "architecture": "llama",
- *     "n_layer": 28, "n_embd": 2048, "slice_format": 1,
+ *     "n_layer": 28, "n_embd": 2048, "slice_format": 2,
  *     "files": [ { "name": "NAME.000-014.gguf", "layers": [0, 14],
  *                  "size_bytes": 1234, "sha256": "…" },
  *                …
@@ -105,13 +105,12 @@ static const char *parse_file(const json_t *json, int n_layer, struct nk_manifes
 static const char *parse(const json_t *root, struct nk_manifest *mf)
 {
     const json_t *files = json_object_get(root, "files");
-    int format;
 
     if (!json_is_object(root))
         return "not an object";
-    if (!get_int(json_object_get(root, "slice_format"), NK__SLICE_FORMAT, NK__SLICE_FORMAT,
-                 &format))
-        return "slice_format is not the one that this program writes and reads";
+    if (!get_int(json_object_get(root, "slice_format"), NK__SLICE_FORMAT_OLDEST, NK__SLICE_FORMAT,
+                 &mf->slice_format))
+        return "slice_format is none that this program reads";
     if (!get_string(root, "model_id", mf->model_id, sizeof mf->model_id) ||
         !get_string(root, "architecture", mf->architecture, sizeof mf->architecture))
         return "model_id or architecture is missing or too long";

@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 struct nk__key nk__model_key(const nk_model *m, const char *key)
 {
@@ -37,12 +36,9 @@ int nk__model_check_unchanged(const nk_model *m, struct nk_error *err)
 {
     for (int i = 0; i < m->info.n_shards; i++) {
         const struct nk__gguf *g = &m->shards[i];
-        struct stat st;
+        const struct nk_file_watch watch = { g->source.fd, g->id };
 
-        if (g->source.fd < 0)
-            continue;
-        if (fstat(g->source.fd, &st) < 0 || (uint64_t)st.st_size != g->source.size ||
-            st.st_mtim.tv_sec != g->mtime_s || st.st_mtim.tv_nsec != g->mtime_ns)
+        if (nk_file_watch_written(&watch))
             return nk_fail(err, NK_E_ABORTED, "file_changed", "%s was changed while it was read",
                            g->path);
     }

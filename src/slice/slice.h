@@ -97,10 +97,67 @@ bool nk_ranges_next(const nk_model *m, struct nk_range ranges[4], int *n);
  * is free). INVALID `bad_ranges` when there are not enough legal cuts. */
 int nk_ranges_balance(const nk_model *m, int k, struct nk_range *ranges, struct nk_error *err);
 
-/* Writes one slice, atomically; *sha256 (may be NULL) gets the slice's own hash. model_sha256: of
- * the source. */
+/* Writes one slice, atomically, with the digests of its parts; *sha256 (may be NULL) gets the hash
+ * of the whole file. model_sha256: of the source. */
 int nk_slice_write(nk_model *m, struct nk_range range, const char *model_sha256, const char *path,
                    char *sha256, struct nk_error *err);
+
+/* ---- is a file what was written? ----
+ *
+ * Every file that this program writes ends with the SHA-256 of its header and of each of its
+ * tensors, so that whoever has it can tell, without the model. That finds what happened to the file
+ * on its way or on its disk. It is no proof against somebody who wants to deceive: who can write
+ * the file can write digests, too. */
+enum nk_slice_verify {
+    NK_VERIFY_ALWAYS,
+    /* What was whole before, and was not changed since by its device, inode, size and times, is not
+     * read again: a mark in the cache folder says so. */
+    NK_VERIFY_ONCE,
+    NK_VERIFY_NEVER,
+};
+/* "always", "once", "never". INVALID bad_argument. */
+int nk_slice_verify_parse(const char *text, enum nk_slice_verify *out, struct nk_error *err);
+const char *nk_slice_verify_text(enum nk_slice_verify how);
+
+enum nk_slice_verified {
+    NK_VERIFIED_NO, /* nobody asked */
+    /* The file has none: written by an earlier version, or not by this program. */
+    NK_VERIFIED_NO_DIGESTS,
+    NK_VERIFIED_EARLIER, /* a mark says so */
+    NK_VERIFIED_NOW,
+};
+const char *
+nk_slice_verified_text(enum nk_slice_verified v); /* "no", "no digests", "earlier", "yes" */
+
+enum { NK_DAMAGED_MAX = 16 };
+struct nk_slice_checked {
+    enum nk_slice_verified verified;
+    int n_parts;   /* the header, and tensors (large ones are several) */
+    int n_damaged; /* of them */
+    struct {
+        char name[128]; /* as in the model; "header" */
+        uint64_t begin, size;
+    } damaged[NK_DAMAGED_MAX]; /* the first ones, in the file's order */
+};
+
+/* Begins to check m's file, with threads of its own, so that something else can be done meanwhile;
+ * m stays open until the wait. A whole model has no digests. *out is owned until
+ * nk_slice_check_wait.
+ *   DATA_LOSS  damaged     the list of digests itself
+ *   EXHAUSTED  no_memory */
+typedef struct nk_slice_check nk_slice_check;
+int nk_slice_check_start(nk_slice_check **out, const nk_model *m, enum nk_slice_verify how,
+                         struct nk_error *err);
+/* Helps, waits for the end and frees c (takes it; NULL: does nothing). *out (may be NULL) is filled
+ * in either way.
+ *   DATA_LOSS  damaged        with the file, how many parts and which
+ *   ABORTED    file_changed   it was written to meanwhile
+ *   and read errors */
+int nk_slice_check_wait(nk_slice_check *c, struct nk_slice_checked *out, struct nk_error *err);
+/* Both, of any file that this program writes: the vocabulary file, too. Shows a bar. Also
+ * nk_model_open's errors of a header that cannot be read. */
+int nk_slice_check_file(const char *path, enum nk_slice_verify how, struct nk_slice_checked *out,
+                        struct nk_error *err);
 
 /* The embedding rows of a first slice (or a whole model), dequantised exactly as llama.cpp's
  * GET_ROWS does on the CPU.
@@ -109,10 +166,12 @@ int nk_slice_write(nk_model *m, struct nk_range range, const char *model_sha256,
  * The source's rows are all there nevertheless: it is the last tensor, and the file goes on with
  * the rest of its nakshatra.n_vocab rows. llama.cpp does not look there. */
 typedef struct nk_embd nk_embd;
-/* Maps the rows; m may be closed before e. *out owned by the caller.
+/* Maps the rows, or reads them into memory (in_memory), so that the file is not needed any more. m
+ * may be closed before e. *out owned by the caller.
  *   PRECONDITION  no_embd     not a first slice
- *   DATA_LOSS     truncated   the file ends within the rows */
-int nk_embd_open(nk_embd **out, const nk_model *m, struct nk_error *err);
+ *   DATA_LOSS     truncated   the file ends within the rows
+ *   EXHAUSTED     no_memory */
+int nk_embd_open(nk_embd **out, const nk_model *m, bool in_memory, struct nk_error *err);
 void nk_embd_close(nk_embd *e);
 /* id in [0, n_vocab), which the caller has checked; row: n_embd floats. Any thread. */
 void nk_embd_row(const nk_embd *e, int32_t id, float *row);
@@ -127,6 +186,7 @@ struct nk_manifest_file {
 struct nk_manifest {
     char model_id[128], model_sha256[NK_SHA256_HEX], architecture[64];
     int n_layer, n_embd;
+    int slice_format; /* of the files; reading: NK__SLICE_FORMAT is written (slice/write_int.h) */
     int n_files;
     struct nk_manifest_file files[NK_LAYERS_MAX + 1]; /* slices in order, then the vocabulary */
 };
@@ -150,9 +210,11 @@ void nk_split_interrupt(void);
  *   INVALID    bad_manifest   says what is wrong with it */
 int nk_manifest_read(struct nk_manifest **out, const char *path, struct nk_error *err);
 
-/* The path of a slice (or the vocabulary) in the cache folder, written first if missing: what
- * `worker --model` and `up` use. *path owned by the caller. */
-int nk_slice_cached(nk_model *m, struct nk_range range, char **path, struct nk_error *err);
-int nk_vocab_cached(nk_model *m, char **path, struct nk_error *err);
+/* The path of a slice (or the vocabulary) in the cache folder, written first if missing or, as far
+ * as `how` says that it is looked at, damaged: what `worker --model` and `up` use. *path owned by
+ * the caller. */
+int nk_slice_cached(nk_model *m, struct nk_range range, enum nk_slice_verify how, char **path,
+                    struct nk_error *err);
+int nk_vocab_cached(nk_model *m, enum nk_slice_verify how, char **path, struct nk_error *err);
 
 #endif

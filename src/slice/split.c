@@ -129,7 +129,7 @@ static int check_file(struct job *j, const struct nk_manifest_file *f, bool *goo
         return 0;
     }
     source = g.source;
-    rc = nk__stream_new(&s, NULL, true, nk__tick_bar, &j->bar, err);
+    rc = nk__stream_new(&s, NULL, NK__HASH_WHOLE, nk__tick_bar, &j->bar, err);
     if (!rc)
         rc = nk__stream_copy(s, &source, 0, source.size, err);
     if (!rc)
@@ -149,7 +149,8 @@ static int keep_files(struct job *j, const char *path, struct nk_error *err)
     uint64_t total = 0;
     int rc = 0;
 
-    if (nk_manifest_read(&old, path, NULL) || strcmp(old->model_sha256, j->mf->model_sha256) != 0) {
+    if (nk_manifest_read(&old, path, NULL) || old->slice_format != NK__SLICE_FORMAT ||
+        strcmp(old->model_sha256, j->mf->model_sha256) != 0) {
         free(old);
         return 0;
     }
@@ -286,6 +287,7 @@ int nk_split(nk_model *m, const struct nk_range *ranges, int n, const char *dir,
         snprintf(j.mf->architecture, sizeof j.mf->architecture, "%s", m->info.architecture);
         j.mf->n_layer = m->info.n_layer;
         j.mf->n_embd = m->info.n_embd;
+        j.mf->slice_format = NK__SLICE_FORMAT;
         name_files(&j, ranges, n);
         rc = split(&j, err);
     }

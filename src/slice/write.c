@@ -20,6 +20,7 @@
  *     Elsewhere only its shape matters, since rows enter behind it: a hole in the file, which takes
  *     no space.
  *   - A range that is the whole model is the whole model: nothing is cut.
+ *   - The file ends with its seal, the digests of its parts (seal_int.h).
  *
  * Every slice has these keys:
  *
@@ -387,6 +388,8 @@ static int write_header(const struct plan *p, nk__stream *s, struct nk_error *er
         memcpy(meta + 16, &n_kv, sizeof n_kv);
     }
     if (!rc)
+        rc = nk__stream_part(s, "header", false, err);
+    if (!rc)
         rc = nk__stream_add(s, meta, 24, err);
     for (int i = 0; i < source->n_heavy && (p->last || p->vocab) && !rc; i++)
         rc = nk__stream_copy(s, &source->source, source->heavy[i].begin,
@@ -407,10 +410,11 @@ static int write_pieces(const struct plan *p, nk__stream *s, struct nk_error *er
     for (int i = 0; i < p->n_pieces && !rc; i++) {
         const struct piece *q = &p->pieces[i];
 
-        if (q->copy_bytes)
+        rc = nk__stream_part(s, q->source->name, !q->copy_bytes, err);
+        if (!rc && q->copy_bytes)
             rc = nk__stream_copy(s, &p->m->shards[q->source->shard].source, q->source->offset,
                                  q->copy_bytes, err);
-        else
+        else if (!rc)
             rc = nk__stream_zeros(s, q->size_bytes, err);
         if (!rc)
             rc = add_padding(s, p->alignment, err);
@@ -444,11 +448,14 @@ int nk__slice_write(const nk_model *m, struct nk_range range, const char *model_
     if (!rc && path)
         rc = nk_newfile_open(&file, path, err);
     if (!rc)
-        rc = nk__stream_new(&s, path ? &file : NULL, sha256 != NULL, tick, user, err);
+        rc = nk__stream_new(&s, path ? &file : NULL, NK__HASH_PARTS | (sha256 ? NK__HASH_WHOLE : 0),
+                            tick, user, err);
     if (!rc)
         rc = write_header(&p, s, err);
     if (!rc)
         rc = write_pieces(&p, s, err);
+    if (!rc)
+        rc = nk__stream_seal(s, err);
     if (!rc)
         rc = nk__stream_finish(s, sha256, err);
     if (!rc)

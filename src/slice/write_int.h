@@ -7,7 +7,11 @@
 
 /* Counted up when a slice of the same model and range comes out otherwise than before: what an
  * older version wrote is then written anew. Also the key nakshatra.slice_format. */
-enum { NK__SLICE_FORMAT = 1 };
+enum {
+    NK__SLICE_FORMAT = 2,
+    NK__SLICE_FORMAT_OLDEST = 1, /* that is still read */
+    NK__SLICE_FORMAT_SEALED = 2, /* from this one on, a file has its digests (seal_int.h) */
+};
 
 /* range 0-0: the vocabulary file, metadata and tokenizer without weights. The range was checked.
  * path NULL: only hashed. sha256 NULL: not hashed. size_bytes may be NULL. tick: see stream_int.h.

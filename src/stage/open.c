@@ -43,6 +43,7 @@ static int load_model(nk_stage *s, const char *path, const struct nk_stage_opts 
     if (ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_CPU) {
         devices[0] = device;
         mp.n_gpu_layers = -1;
+        s->on_device = true;
         s->keeps_mapping = true;
     } else {
         mp.n_gpu_layers = 0;
@@ -457,6 +458,26 @@ static int read_file_info(nk_stage *s, nk_model **out, const char *path,
     return rc;
 }
 
+/* The slice is loaded: is it what was written, and what this process has read? */
+static int finish_check(nk_stage *s, nk_slice_check *check, struct nk_error *err)
+{
+    struct nk_slice_checked checked;
+    char quoted[512];
+    int rc = nk_slice_check_wait(check, &checked, err);
+
+    if (!rc && (nk_file_watch_written(&s->file) ||
+                (s->file.fd >= 0 && !nk_file_watch_is_at(&s->file, s->path))))
+        rc = nk_fail(err, NK_E_ABORTED, "file_changed", "%s was changed while it was loaded",
+                     s->path);
+    s->info.verified = checked.verified;
+    if (!rc && checked.verified == NK_VERIFIED_NO_DIGESTS && s->file.fd >= 0)
+        nk_log(NK_LOG_STAGE, NK_LOG_WARN,
+               "slice=%s msg=\"an earlier version wrote this slice, without digests: whether it is "
+               "damaged cannot be told; a new split has them\"",
+               nk_log_quote(quoted, sizeof quoted, s->path));
+    return rc;
+}
+
 static int check_opts(const struct nk_stage_opts *o, struct nk_error *err)
 {
     if (o->n_seq_max < 1 || o->n_seq_max > (int)llama_max_parallel_sequences())
@@ -479,16 +500,26 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
                   struct nk_error *err)
 {
     nk_stage *s = calloc(1, sizeof *s);
+    nk_slice_check *check = NULL;
     nk_model *m = NULL;
+    struct nk_error why;
     size_t rows;
     int rc;
 
     *out = NULL;
     if (!s)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "out of memory");
+    s->file = (struct nk_file_watch)NK_FILE_WATCH_INIT;
     rc = check_opts(opts, err);
+    if (!rc && !(s->path = strdup(path)))
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "out of memory");
+    /* Before anybody else opens it. */
+    if (!rc && !opts->whole_model)
+        rc = nk_file_watch_open(&s->file, path, err);
     if (!rc)
         rc = read_file_info(s, &m, path, opts, err);
+    if (!rc && !opts->whole_model)
+        rc = nk_slice_check_start(&check, m, opts->verify, err);
     if (!rc)
         rc = load_model(s, path, opts, err);
     if (rc)
@@ -507,9 +538,14 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
     s->n_swa = llama_model_n_swa(s->model);
     s->real_ids = llama_vocab_n_tokens(llama_model_get_vocab(s->model)) >= s->info.n_vocab;
     if (s->info.is_first && !s->real_ids) {
-        rc = nk_embd_open(&s->embd, m, err);
+        rc = nk_embd_open(&s->embd, m, opts->weights == NK_WEIGHTS_READ, err);
         s->embd_width = (size_t)nk_model_info(m)->n_embd;
     }
+    if (rc)
+        goto out;
+    /* Before it computes: the other threads would be in the way of libllama's. */
+    rc = finish_check(s, check, err);
+    check = NULL;
     if (!rc)
         rc = make_context(s, path, opts, err);
     if (rc)
@@ -534,6 +570,8 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
                      s->info.n_batch);
         goto out;
     }
+    if (opts->weights == NK_WEIGHTS_READ && !s->on_device)
+        nk_file_watch_close(&s->file);
     nk_log(NK_LOG_STAGE, NK_LOG_DEBUG,
            "event=loaded arch=%s layers=%d-%d/%d device=%s n_ctx=%d enter=%s", s->info.architecture,
            s->info.layer_begin, s->info.layer_end, s->info.layer_count, s->info.device,
@@ -544,6 +582,12 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
     *out = s;
     s = NULL;
 out:
+    /* A damaged file is why, whatever else it has led to. */
+    if (nk_slice_check_wait(check, NULL, &why) == NK_E_DATA_LOSS) {
+        rc = why.code;
+        if (err)
+            *err = why;
+    }
     nk_model_close(m);
     nk_stage_close(s);
     return rc;
@@ -558,6 +602,8 @@ void nk_stage_close(nk_stage *s)
     if (s->model)
         llama_model_free(s->model);
     nk_embd_close(s->embd);
+    nk_file_watch_close(&s->file);
+    free(s->path);
     free(s->mapped);
     free(s->zero_ids);
     free(s->one_seq);

@@ -133,23 +133,64 @@ static int check_batch(nk_stage *s, const struct nk_stage_batch *b, struct nk_er
     return n_seq > 1 && s->info.equal_rows_per_run ? check_equal_rows(s, b, n_seq, err) : 0;
 }
 
-static int check_finite(const nk_stage *s, const struct nk_stage_batch *b, struct nk_error *err)
+/* The first element that is NaN or infinite; n: there is none. */
+static size_t first_not_finite(const float *rows, size_t n)
 {
-    size_t width = (size_t)s->info.n_embd, n = (size_t)b->n_tokens * width;
     uint32_t bits;
     unsigned bad = 0;
+    size_t i = 0;
 
-    for (size_t i = 0; i < n; i++) {
-        memcpy(&bits, &b->rows[i], sizeof bits);
+    for (size_t k = 0; k < n; k++) {
+        memcpy(&bits, &rows[k], sizeof bits);
         bad |= (bits & 0x7f800000u) == 0x7f800000u;
     }
     if (!bad)
+        return n;
+    while (i < n && isfinite(rows[i]))
+        i++;
+    return i;
+}
+
+static int check_finite(const nk_stage *s, const struct nk_stage_batch *b, struct nk_error *err)
+{
+    size_t width = (size_t)s->info.n_embd, n = (size_t)b->n_tokens * width;
+    size_t i = first_not_finite(b->rows, n);
+
+    if (i == n)
         return 0;
-    for (size_t i = 0; i < n; i++)
-        if (!isfinite(b->rows[i]))
-            return nk_fail(err, NK_E_INVALID, "not_finite", "element %zu of row %zu is %f",
-                           i % width, i / width, (double)b->rows[i]);
-    return 0;
+    return nk_fail(err, NK_E_INVALID, "not_finite",
+                   "element %zu of row %zu is %f: whoever computed it should look at its slice's "
+                   "file first (nakshatra inspect)",
+                   i % width, i / width, (double)b->rows[i]);
+}
+
+/* Here the next stage would refuse them, and be the one that is named. */
+static int check_computed(const nk_stage *s, int n_rows, struct nk_error *err)
+{
+    size_t width = (size_t)s->info.n_embd, n = (size_t)n_rows * width, i;
+    const char *name = strrchr(s->path, '/');
+
+    if (s->info.is_last) /* logits: the sampler looks at them */
+        return 0;
+    i = first_not_finite(s->out_rows, n);
+    if (i == n)
+        return 0;
+    return nk_fail(err, NK_E_INTERNAL, "not_finite",
+                   "layers %d-%d gave %f as element %zu of row %zu: the slice's file is the first "
+                   "thing to look at (nakshatra inspect %s)",
+                   s->info.layer_begin, s->info.layer_end, (double)s->out_rows[i], i % width,
+                   i / width, name ? name + 1 : s->path);
+}
+
+int nk_stage_file_check(const nk_stage *s, struct nk_error *err)
+{
+    if (!nk_file_watch_written(&s->file))
+        return 0;
+    return nk_fail(err, NK_E_DATA_LOSS, "slice_changed",
+                   "%s was written to while it was in use, and the weights are read from it: a "
+                   "file that is served is replaced by a new one (mv), or read into memory before "
+                   "(--no-mmap)",
+                   s->path);
 }
 
 /* Can sequence seq be cut back to pos (0 <= pos <= its length)? */
@@ -249,6 +290,10 @@ int nk_stage_run(nk_stage *s, const struct nk_stage_batch *b, struct nk_error *e
         if (s->first_pos[seq] >= 0 && s->first_pos[seq] < nk__stage_seq_length(s, seq))
             forget(s, seq, s->first_pos[seq]);
     rc = decode(s, b, err);
+    if (!rc)
+        rc = nk_stage_file_check(s, err);
+    if (!rc)
+        rc = check_computed(s, b->n_tokens, err);
     if (rc)
         for (int seq = 0; seq < s->info.n_seq_max; seq++)
             if (s->first_pos[seq] >= 0 && nk__stage_seq_length(s, seq) != s->first_pos[seq])

@@ -2,8 +2,8 @@
  * logits) out.
  *
  * This layer is the only place that computes with llama.h. A stage has one owner thread: every
- * function here, but for nk_stage_info(), nk_stage_cancel() and nk_stage_use_huge_pages(), is
- * called by that thread alone.
+ * function here, but for nk_stage_info(), nk_stage_cancel(), nk_stage_file_check() and
+ * nk_stage_use_huge_pages(), is called by that thread alone.
  *
  * How rows get in and out of an unpatched libllama (docs/internals/llama.md, "Rows out" and "Rows
  * in"): a *token* batch is decoded and the context's cb_eval overwrites the residual that feeds
@@ -23,6 +23,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "slice/slice.h"
 
 typedef struct nk_stage nk_stage;
 struct llama_vocab;
@@ -66,6 +67,8 @@ struct nk_stage_opts {
     int n_threads;       /* for runs of at most n_seq_max rows, which is decode; 0: all cores */
     int n_threads_batch; /* for prefill; 0: n_threads */
     enum nk_stage_weights weights;
+    enum nk_slice_verify
+        verify; /* a slice against its own digests, while it is loaded (slice/slice.h) */
     /* The KV cache's types and how attention is computed: parts of what a model computes, so the
      * whole model's tokens are those of a whole model with the same three. */
     const char *cache_type_k, *cache_type_v; /* nk_cache_type_check's names; NULL: "f16" */
@@ -115,6 +118,7 @@ struct nk_stage_info {
     uint64_t weights_bytes, kv_bytes; /* on the device */
     char cache_type_k[16], cache_type_v[16];
     int n_threads;
+    enum nk_slice_verified verified; /* whether the slice is what was written */
 };
 
 /* Loads. On success *out is owned by the caller; on failure it is NULL.
@@ -125,6 +129,8 @@ struct nk_stage_info {
  *   NOT_FOUND     no_device        no such device; the message lists what there is
  *   EXHAUSTED     no_memory
  *   INVALID       bad_option       an option out of bounds
+ *   DATA_LOSS     damaged          the slice is not what was written
+ *   ABORTED       file_changed     the file was changed while it was loaded
  *   UNIMPLEMENTED unsupported      llama.cpp cannot load it, or its graph has no place to enter or
  *                                  leave */
 int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *opts,
@@ -173,8 +179,16 @@ struct nk_stage_batch {
  *   OUT_OF_RANGE  gap            the position is past the sequence's end
  *   EXHAUSTED     kv_full        no room in the KV cache
  *   CANCELLED     cancelled      nk_stage_cancel
- *   INTERNAL      decode_failed  llama_decode's answer is in the message */
+ *   INTERNAL      decode_failed  llama_decode's answer is in the message
+ *   INTERNAL      not_finite     the rows that leave hold NaN or infinity
+ *   DATA_LOSS     slice_changed  nk_stage_file_check */
 int nk_stage_run(nk_stage *s, const struct nk_stage_batch *batch, struct nk_error *err);
+/* Fails when somebody has written to the slice's file since it was opened and the stage still reads
+ * from it: what it computes is then nobody's model. Each run ends with it, so that nothing is given
+ * out that was computed afterwards; there is no way back but to open the stage again. Never where
+ * the weights were read into memory (NK_WEIGHTS_READ on the CPU). Any thread.
+ *   DATA_LOSS  slice_changed */
+int nk_stage_file_check(const nk_stage *s, struct nk_error *err);
 /* Any thread: makes a running nk_stage_run end soon with CANCELLED. Does not affect a later run. */
 void nk_stage_cancel(nk_stage *s);
 

@@ -9,6 +9,7 @@
 
 #include <llama.h>
 
+#include "base/file.h"
 #include "slice/slice.h"
 #include "stage/graph_int.h"
 #include "stage/stage.h"
@@ -28,6 +29,8 @@ struct nk_stage {
     struct nk_stage_info info;
     struct llama_model *model;
     struct llama_context *ctx;
+    char *path;
+    struct nk_file_watch file; /* where the slice is still read from */
     nk_embd *embd; /* a first slice with a stub vocabulary: the rows of the embedding; else NULL */
     enum nk__enter enter;
     struct nk__place in, out; /* found: whether they are used */
@@ -37,6 +40,7 @@ struct nk_stage {
     /* Weights and caches in the CPU's memory, for nk_stage_use_huge_pages. */
     struct ggml_backend_buffer *buffers[NK__BUFFERS_MAX];
     int n_buffers;
+    bool on_device;          /* the weights are copied there */
     bool keeps_mapping;      /* there is not memory enough for more than that */
     struct nk__span *mapped; /* weights that are read from the mapping of the file */
     int n_mapped;

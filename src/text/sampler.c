@@ -398,9 +398,12 @@ int nk_sampler_sample(nk_sampler *s, const float *logits, int n_logprobs, struct
     out->n_top = 0;
     if (!largest(logits, s->n_vocab, &max))
         return nk_fail(err, NK_E_INTERNAL, "bad_logits",
-                       "a logit is not a number: the computation before is broken");
+                       "a logit is not a number: the computation before is broken, and the slices' "
+                       "files are the first thing to look at (nakshatra inspect)");
     if (max == -INFINITY)
-        return nk_fail(err, NK_E_INTERNAL, "bad_logits", "every logit is -infinity");
+        return nk_fail(err, NK_E_INTERNAL, "bad_logits",
+                       "every logit is -infinity: the slices' files are the first thing to look at "
+                       "(nakshatra inspect)");
     out->id = first_equal(logits, s->n_vocab, max);
     if (s->chain && !(s->lowered && !is_lowered(s, out->id))) {
         llama_token_data_array c = all_candidates(s, logits);

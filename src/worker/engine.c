@@ -435,6 +435,7 @@ static int stage_open(nk_engine *e, struct nk_error *err)
     }
     if (!e->info.n_embd)
         e->info = *info;
+    atomic_store(&e->counters.verified, (unsigned)info->verified);
     if (info->is_last && !(e->answering.vocab = nk_vocab_borrow(nk_stage_vocab(stage)))) {
         stage_close(e);
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
@@ -625,6 +626,17 @@ struct nk_engine_counters *nk__engine_counters(nk_engine *e)
 const struct nk_stage_info *nk__engine_info(const nk_engine *e)
 {
     return &e->info;
+}
+
+int nk__engine_check(nk_engine *e, struct nk_error *err)
+{
+    int rc = 0;
+
+    pthread_mutex_lock(&e->mutex); /* the stage is not closed meanwhile */
+    if (e->stage)
+        rc = nk_stage_file_check(e->stage, err);
+    pthread_mutex_unlock(&e->mutex);
+    return rc;
 }
 
 const nk_vocab *nk__engine_vocab(const nk_engine *e)

@@ -175,6 +175,8 @@ static void info_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
     nk__wire_computed(&computed, w);
     m.n_computed = nk_computed_pack(&computed, facts, fact_list);
     m.computed = fact_list;
+    m.verified = (char *)(uintptr_t)nk_slice_verified_text(
+        (enum nk_slice_verified)atomic_load(&n->verified));
     m.state = (char *)(uintptr_t)state_name(w);
     m.deterministic = w->opts.deterministic;
     if (info->can_rollback)

@@ -92,8 +92,13 @@ int nk__wire_rows(float *out, const Nakshatra__V1__Rows *in, int n_rows, int wid
     }
     for (size_t i = 0; i < n; i++)
         if (!isfinite(out[i]))
-            return nk_fail(err, NK_E_INVALID, "not_finite", "row %zu holds NaN or infinity",
-                           i / (size_t)width);
+            return nk_fail(err, NK_E_INVALID, "not_finite",
+                           "row %zu holds NaN or infinity: the slice's file of the worker before "
+                           "this one is the first thing to look at (nakshatra inspect)%s",
+                           i / (size_t)width,
+                           in->dtype == NAKSHATRA__V1__DTYPE__DTYPE_F16
+                               ? "; or a number was too large for f16, and f32 is needed"
+                               : "");
     return 0;
 }
 

@@ -191,6 +191,11 @@ const struct nk_stage_info *nk_worker_stage(const nk_worker *w)
     return nk__engine_info(w->engine);
 }
 
+int nk_worker_check(nk_worker *w, struct nk_error *err)
+{
+    return nk__engine_check(w->engine, err);
+}
+
 static void draining_status(const nk_worker *w, struct nk_error *out)
 {
     nk_fail(out, NK_E_UNAVAILABLE, "draining", "worker %s shuts down", w->id);

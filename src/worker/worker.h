@@ -59,6 +59,9 @@ int nk_worker_start(nk_worker **out, const struct nk_worker_opts *opts, struct n
 int nk_worker_port(const nk_worker *w);
 /* Of the loaded slice; borrowed until stop. */
 const struct nk_stage_info *nk_worker_stage(const nk_worker *w);
+/* 0, or why the worker must end: nk_stage_file_check's error. Its sessions fail with the same, so
+ * nothing wrong is given out until somebody asks. Any thread. */
+int nk_worker_check(nk_worker *w, struct nk_error *err);
 /* Takes no new sessions, lets running ones finish for at most grace_ms, then cancels them, unloads
  * and frees. */
 void nk_worker_stop(nk_worker *w, uint32_t grace_ms);

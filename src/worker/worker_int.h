@@ -185,6 +185,7 @@ struct nk_compute_job {
 struct nk_engine_counters { /* any thread */
     atomic_ullong runs, rows, steps, tokens_prefilled, tokens_decoded, compute_ns, queue_ns;
     atomic_int jobs_queued;
+    atomic_uint verified; /* enum nk_slice_verified, of the stage that was opened last */
 };
 
 /* Opens the stage (on the thread that will run it) and starts to run jobs. */
@@ -196,6 +197,8 @@ void nk__engine_stop(nk_engine *e);
 struct nk_engine_counters *nk__engine_counters(nk_engine *e);
 /* The loaded slice; also while asleep. */
 const struct nk_stage_info *nk__engine_info(const nk_engine *e);
+/* nk_stage_file_check; 0 while the worker is asleep. Any thread. */
+int nk__engine_check(nk_engine *e, struct nk_error *err);
 /* Last stage: the vocabulary, while awake. */
 const nk_vocab *nk__engine_vocab(const nk_engine *e);
 /* A job from the pool with room for n ids and, if with_rows, their rows. EXHAUSTED `no_memory`.

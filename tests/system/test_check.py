@@ -54,7 +54,7 @@ class Check(unittest.TestCase):
         done = self.check()
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         for w, r in zip(self.chain.workers, self.chain.ranges):
-            self.assertRegex(done.stdout, rf"(?m)^{w.id} +{w.address} +{r} +serving +CPU +512 +512 +0 +\d+$")
+            self.assertRegex(done.stdout, rf"(?m)^{w.id} +{w.address} +{r} +serving +(yes|earlier) +CPU +512 +512 +0 +\d+$")
         self.assertRegex(done.stdout, r"One token went through all 3 workers and back in [\d.]+ ms")
         self.chain.assert_idle()
 
@@ -72,7 +72,8 @@ class Check(unittest.TestCase):
             self.assertEqual(entry["worker_id"], info.worker_id)
             self.assertEqual((entry["has_layer_begin"], entry["has_layer_end"]), (info.layer_begin, info.layer_end))
             for field in ("llama_version", "n_embd", "n_ctx", "n_seq_max", "device", "backend", "model_sha256", "architecture",
-                          "quantisation", "layer_count", "n_threads", "weights_bytes", "state", "cache_type_k", "cache_type_v"):
+                          "quantisation", "layer_count", "n_threads", "weights_bytes", "state", "cache_type_k", "cache_type_v",
+                          "verified"):
                 self.assertEqual(entry[field], getattr(info, field), field)
             self.assertGreater(entry["rtt_us"], 0)
             self.assertGreater(entry["counters"]["runs"], 0)

@@ -99,6 +99,60 @@ class Good(Case):
         self.assertIn("shard 2 of 4", nk.run("inspect", self.path("lone.gguf")).stderr)
 
 
+class Whole(Case):
+    """Slices and vocabulary files are compared with their own digests; the model is not there any more."""
+
+    def setUp(self):
+        super().setUp()
+        nk.out("split", nk.KJV, "--layers", "0-3,3-8", "--out", self.path("s"))
+        self.slice, self.vocab = (os.path.join(self.path("s"), f"kjv-tiny.{x}.gguf") for x in ("003-008", "vocab"))
+
+    def write(self, path, at, data):
+        with open(path, "r+b") as f:
+            f.seek(at, os.SEEK_END if at < 0 else os.SEEK_SET)
+            f.write(data)
+
+    def refused(self, path, sentence, report):
+        done = nk.run("inspect", path)
+        self.assertEqual(done.returncode, 1, done)
+        self.assertRegex(done.stderr, sentence)
+        self.assertEqual(done.stderr.count("\n"), 1)
+        self.assertRegex(done.stdout, r"(?m)^  whole +no$")
+        done = nk.run("inspect", path, "--json")
+        self.assertEqual(done.returncode, 1)
+        found = json.loads(done.stdout)
+        found = found.get("slice", found)
+        self.assertEqual({k: found[k] for k in report}, report)
+
+    def test_whole__a_slice_and_a_vocabulary_say_so(self):
+        self.assertRegex(nk.out("inspect", self.slice), r"(?m)^  whole +yes: \d+ parts")
+        self.assertEqual({k: inspect(self.slice)["slice"][k] for k in ("whole", "damaged")}, {"whole": True, "damaged": []})
+        self.assertRegex(nk.out("inspect", self.vocab), r"(?m)^  whole +yes: 1 parts")
+        self.assertEqual(inspect(self.vocab), {"path": self.vocab, "vocabulary": True, "whole": True})
+
+    def test_whole__damage_is_named(self):
+        s = ggufio.read(self.slice)
+        t = s.tensors["blk.2.attn_v.weight"]  # of the slice; layer 5 of the model
+        self.write(self.slice, s.data_offset + t.offset + 100, b"XX")
+        self.refused(self.slice, r"kjv-tiny\.003-008\.gguf is damaged: 1 of its \d+ parts .*blk\.5\.attn_v\.weight",
+                     {"whole": False, "damaged": ["blk.5.attn_v.weight"]})
+        self.write(self.vocab, 3000, b"X")
+        self.refused(self.vocab, "is damaged: 1 of its 1 parts .*header", {"whole": False})
+
+    def test_whole__a_seal_that_was_cut_off_is_damage_too(self):
+        os.truncate(self.slice, os.path.getsize(self.slice) - 1)
+        self.refused(self.slice, "damaged.*cut off", {"whole": False, "damaged": []})
+
+    def test_whole__a_vocabulary_that_is_not_whole_is_not_used(self):
+        path = self.path("c.yaml")
+        with open(path, "w") as f:
+            f.write(nk.cluster_text("kjv", nk.sha256(nk.KJV), [("a", "127.0.0.1:1", "0-8")], vocab=self.vocab))
+        self.write(self.vocab, 3000, b"X")
+        done = nk.run("run", "--cluster", path, "--prompt", "In", "-n", "2")
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertRegex(done.stderr, r"kjv-tiny\.vocab\.gguf is damaged")
+
+
 class Bad(Case):
     def refused(self, path, *texts, code=(1, 2)):
         """Both commands refuse it in one line that names the file and says texts, and leave nothing behind."""

@@ -204,6 +204,23 @@ class Up(unittest.TestCase):
         self.assertGreaterEqual(len(seen[0]), 3)
         self.assertEqual(seen[0], seen[1])
 
+    def test_up__cuts_a_damaged_slice_or_vocabulary_again(self):
+        cache = os.path.join(self.dir, "cache")
+        env = dict(self.env, XDG_CACHE_HOME=cache)
+        up = "up", nk.KJV, "--threads", "1", "--prompt", "In the beginning", "-n", "8", "--temp", "0"
+        right = nk.out(*up, env=env)
+        for ending, sentence in ((".004-008.gguf", "blk."), (".vocab.gguf", "header")):
+            path, = (os.path.join(folder, name) for folder, _, names in os.walk(cache) for name in names
+                     if name.endswith(ending))
+            before = nk.sha256(path)
+            with open(path, "r+b") as f:
+                f.seek(3000 if "vocab" in ending else os.path.getsize(path) * 2 // 3)
+                f.write(b"X")
+            done = nk.run(*up, env=env)
+            self.assertEqual((done.returncode, done.stdout), (0, right), done.stderr)
+            self.assertRegex(done.stderr, f"event=cut_again .*{ending} is damaged.*{sentence}")
+            self.assertEqual(nk.sha256(path), before)
+
     def test_up__a_cache_on_a_full_disk_is_said_and_no_half_slice_is_left(self):
         if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
             nk.missing("mounting needs root (unshare -m)")

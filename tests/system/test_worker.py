@@ -519,6 +519,70 @@ class Starting(unittest.TestCase):
                 w.kill()
 
 
+class Damaged(unittest.TestCase):
+    """A slice that is not what was written, or does not stay that."""
+
+    def setUp(self):
+        self.dir = tempfile.TemporaryDirectory(prefix="nk-damaged-")
+        self.addCleanup(self.dir.cleanup)
+        nk.out("split", nk.KJV, "--layers", "0-4,4-8", "--out", self.dir.name)
+        self.path = os.path.join(self.dir.name, "kjv-tiny.000-004.gguf")
+
+    def write_over(self, data=b"X" * 64):
+        with open(self.path, "r+b") as f:
+            f.seek(os.path.getsize(self.path) // 2)
+            f.write(data)
+
+    def start(self, *options):
+        return nk.Worker("--slice", self.path, "--threads", 1, *options, env_more={"XDG_CACHE_HOME": self.dir.name})
+
+    def ended(self, w, sentence):
+        """By itself, with a sentence that names the file."""
+        w.process.wait(nk.LONG_S)
+        w.kill()
+        self.assertEqual(w.process.returncode, 1, w.log())
+        self.assertRegex(w.log(), f"nakshatra: {re.escape(self.path)}.*{sentence}")
+
+    def test_damaged__is_not_served(self):
+        w = self.start()
+        self.assertEqual(w.info().verified, "yes")
+        w.stop()
+        self.write_over()
+        for how in "always", "once":
+            done = nk.run("worker", "--slice", self.path, "--listen", "127.0.0.1:0", "--verify", how)
+            self.assertEqual((done.returncode, done.stdout), (1, ""), done)
+            self.assertRegex(done.stderr, r"kjv-tiny\.000-004\.gguf is damaged: 1 of its \d+ parts .*blk\.\d\.")
+        w = self.start("--verify", "never")
+        self.assertEqual(w.info().verified, "no")
+        w.stop()
+
+    def test_damaged__while_it_is_served_ends_an_idle_worker_too(self):
+        w = self.start("--mmap")
+        self.write_over()
+        self.ended(w, "was written to while it was in use")
+
+    def test_damaged__nothing_is_given_out_after_it_was_written_over(self):
+        last = nk.Worker("--slice", self.path.replace("000-004", "004-008"), "--threads", 1, "--ctx", LONG)
+        w = self.start("--ctx", LONG, "--mmap", "--allow-peer", last.address)
+        with talk.Wire([w, last]) as wire:
+            right = wire.generate(PROMPT, 400)
+            self.assertEqual(right.code, "OK", right.error)
+            running = wire.start(PROMPT, LONG // 2)
+            running.until_tokens(10)
+            self.write_over(os.urandom(1 << 18))
+            r = running.wait()
+        self.assertEqual((r.code, r.reason), ("DATA_LOSS", "slice_changed"))
+        common = min(len(r.text), len(right.text))
+        self.assertEqual(r.text[:common], right.text[:common])
+        self.ended(w, "was written to while it was in use")
+        self.assertEqual(last.stop(), 0)
+
+    def test_damaged__made_shorter_ends_it_with_a_sentence(self):
+        w = self.start("--mmap")
+        os.truncate(self.path, 4096)
+        self.ended(w, "(was written to while it was in use|is not there any more)")
+
+
 class Ending(unittest.TestCase):
     N = 300
 

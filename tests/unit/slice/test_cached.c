@@ -41,12 +41,12 @@ static void test_cached__a_slice_is_written_once(void **state)
     ino_t first;
 
     (void)state;
-    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 2, 5 }, &a, &err), 0);
+    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 2, 5 }, NK_VERIFY_ONCE, &a, &err), 0);
     first = inode(a);
-    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 2, 5 }, &b, &err), 0);
+    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 2, 5 }, NK_VERIFY_ONCE, &b, &err), 0);
     assert_string_equal(a, b);
     assert_int_equal(inode(b), first);
-    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 5, 8 }, &c, &err), 0);
+    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 5, 8 }, NK_VERIFY_ONCE, &c, &err), 0);
     assert_string_not_equal(a, c);
     assert_int_equal(nk_model_open(&slice, a, &err), 0);
     assert_true(nk_model_info(slice)->is_slice);
@@ -66,15 +66,15 @@ static void test_cached__what_is_not_the_slice_is_replaced(void **state)
     char *a, *b;
 
     (void)state;
-    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 0, 3 }, &a, &err), 0);
+    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 0, 3 }, NK_VERIFY_ONCE, &a, &err), 0);
     assert_int_equal(truncate(a, 1000), 0);
-    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 0, 3 }, &b, &err), 0);
+    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 0, 3 }, NK_VERIFY_ONCE, &b, &err), 0);
     assert_true(access(b, R_OK) == 0);
     free(b);
-    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 3, 8 }, &b, &err), 0);
+    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 3, 8 }, NK_VERIFY_ONCE, &b, &err), 0);
     assert_int_equal(rename(b, a), 0); /* another slice under this one's name */
     free(b);
-    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 0, 3 }, &b, &err), 0);
+    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 0, 3 }, NK_VERIFY_ONCE, &b, &err), 0);
     nk_model_close(m);
     assert_int_equal(nk_model_open(&m, b, &err), 0);
     assert_int_equal(nk_model_info(m)->layer_begin, 0);
@@ -91,9 +91,9 @@ static void test_cached__vocabulary_too(void **state)
     ino_t first;
 
     (void)state;
-    assert_int_equal(nk_vocab_cached(m, &a, &err), 0);
+    assert_int_equal(nk_vocab_cached(m, NK_VERIFY_ONCE, &a, &err), 0);
     first = inode(a);
-    assert_int_equal(nk_vocab_cached(m, &b, &err), 0);
+    assert_int_equal(nk_vocab_cached(m, NK_VERIFY_ONCE, &b, &err), 0);
     assert_int_equal(inode(b), first);
     nk_model_close(m);
     free(a);
@@ -107,13 +107,15 @@ static void test_cached__refuses_what_cannot_be(void **state)
     char *path, *none;
 
     (void)state;
-    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 5, 9 }, &none, &err), NK_E_INVALID);
+    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 5, 9 }, NK_VERIFY_ONCE, &none, &err),
+                     NK_E_INVALID);
     assert_null(none);
-    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 0, 2 }, &path, &err), 0);
+    assert_int_equal(nk_slice_cached(m, (struct nk_range){ 0, 2 }, NK_VERIFY_ONCE, &path, &err), 0);
     assert_int_equal(nk_model_open(&slice, path, &err), 0);
-    assert_int_equal(nk_slice_cached(slice, (struct nk_range){ 0, 2 }, &none, &err), NK_E_INVALID);
+    assert_int_equal(nk_slice_cached(slice, (struct nk_range){ 0, 2 }, NK_VERIFY_ONCE, &none, &err),
+                     NK_E_INVALID);
     assert_string_equal(err.reason, "not_a_model");
-    assert_int_equal(nk_vocab_cached(slice, &none, &err), NK_E_INVALID);
+    assert_int_equal(nk_vocab_cached(slice, NK_VERIFY_ONCE, &none, &err), NK_E_INVALID);
     assert_null(none);
     nk_model_close(slice);
     nk_model_close(m);

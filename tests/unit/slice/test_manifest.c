@@ -1,4 +1,5 @@
 #include "slice/manifest_int.h"
+#include "slice/write_int.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -33,6 +34,7 @@ static void test_manifest__reads_what_was_written(void **state)
     snprintf(a->architecture, sizeof a->architecture, "llama");
     a->n_layer = 28;
     a->n_embd = 2048;
+    a->slice_format = NK__SLICE_FORMAT;
     a->n_files = 2;
     a->files[0] = (struct nk_manifest_file){
         .name = "x.000-014.gguf", .range = { 0, 14 }, .size_bytes = 1ULL << 40, .sha256 = HASH

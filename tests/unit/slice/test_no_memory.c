@@ -63,7 +63,7 @@ static int write_vocab(void *m, struct nk_error *err)
 static int map_embd(void *m, struct nk_error *err)
 {
     nk_embd *e;
-    int rc = nk_embd_open(&e, m, err);
+    int rc = nk_embd_open(&e, m, false, err);
 
     assert_true(!rc == !!e);
     nk_embd_close(e);

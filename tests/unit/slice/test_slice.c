@@ -124,8 +124,8 @@ static void test_slice__first_slice_has_every_embedding_row_of_the_model(void **
     double sum = 0;
 
     (void)state;
-    assert_int_equal(nk_embd_open(&a, whole, &err), 0);
-    assert_int_equal(nk_embd_open(&b, first, &err), 0);
+    assert_int_equal(nk_embd_open(&a, whole, false, &err), 0);
+    assert_int_equal(nk_embd_open(&b, first, false, &err), 0);
     for (int id = 0; id < 1024; id++) {
         nk_embd_row(a, id, x);
         nk_embd_row(b, id, y);
@@ -135,7 +135,7 @@ static void test_slice__first_slice_has_every_embedding_row_of_the_model(void **
     }
     assert_true(sum > 100); /* they are numbers, not a hole */
     nk_embd_close(b);
-    assert_int_equal(nk_embd_open(&b, last, &err), NK_E_PRECONDITION);
+    assert_int_equal(nk_embd_open(&b, last, false, &err), NK_E_PRECONDITION);
     assert_string_equal(err.reason, "no_embd");
     nk_embd_close(a);
     nk_model_close(whole);
