@@ -164,11 +164,18 @@ static int check_finite(const nk_stage *s, const struct nk_stage_batch *b, struc
                    i % width, i / width, (double)b->rows[i]);
 }
 
+/* What clients are told of it: the folders are nobody else's business. */
+static const char *file_name(const nk_stage *s)
+{
+    const char *slash = strrchr(s->path, '/');
+
+    return slash ? slash + 1 : s->path;
+}
+
 /* Here the next stage would refuse them, and be the one that is named. */
 static int check_computed(const nk_stage *s, int n_rows, struct nk_error *err)
 {
     size_t width = (size_t)s->info.n_embd, n = (size_t)n_rows * width, i;
-    const char *name = strrchr(s->path, '/');
 
     if (s->info.is_last) /* logits: the sampler looks at them */
         return 0;
@@ -179,10 +186,10 @@ static int check_computed(const nk_stage *s, int n_rows, struct nk_error *err)
                    "layers %d-%d gave %f as element %zu of row %zu: the slice's file is the first "
                    "thing to look at (nakshatra inspect %s)",
                    s->info.layer_begin, s->info.layer_end, (double)s->out_rows[i], i % width,
-                   i / width, name ? name + 1 : s->path);
+                   i / width, file_name(s));
 }
 
-int nk_stage_file_check(const nk_stage *s, struct nk_error *err)
+static int check_file(const nk_stage *s, const char *path, struct nk_error *err)
 {
     if (!nk_file_watch_written(&s->file))
         return 0;
@@ -190,7 +197,12 @@ int nk_stage_file_check(const nk_stage *s, struct nk_error *err)
                    "%s was written to while it was in use, and the weights are read from it: a "
                    "file that is served is replaced by a new one (mv), or read into memory before "
                    "(--no-mmap)",
-                   s->path);
+                   path);
+}
+
+int nk_stage_file_check(const nk_stage *s, struct nk_error *err)
+{
+    return check_file(s, s->path, err);
 }
 
 /* Can sequence seq be cut back to pos (0 <= pos <= its length)? */
@@ -291,7 +303,7 @@ int nk_stage_run(nk_stage *s, const struct nk_stage_batch *b, struct nk_error *e
             forget(s, seq, s->first_pos[seq]);
     rc = decode(s, b, err);
     if (!rc)
-        rc = nk_stage_file_check(s, err);
+        rc = check_file(s, file_name(s), err);
     if (!rc)
         rc = check_computed(s, b->n_tokens, err);
     if (rc)

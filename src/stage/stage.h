@@ -186,7 +186,8 @@ int nk_stage_run(nk_stage *s, const struct nk_stage_batch *batch, struct nk_erro
 /* Fails when somebody has written to the slice's file since it was opened and the stage still reads
  * from it: what it computes is then nobody's model. Each run ends with it, so that nothing is given
  * out that was computed afterwards; there is no way back but to open the stage again. Never where
- * the weights were read into memory (NK_WEIGHTS_READ on the CPU). Any thread.
+ * the weights were read into memory (NK_WEIGHTS_READ on the CPU). The message names the path, that
+ * of a run the file's name only. Any thread.
  *   DATA_LOSS  slice_changed */
 int nk_stage_file_check(const nk_stage *s, struct nk_error *err);
 /* Any thread: makes a running nk_stage_run end soon with CANCELLED. Does not affect a later run. */

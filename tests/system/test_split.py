@@ -1,4 +1,5 @@
 """nakshatra split: what is in the slices, that files appear whole or not at all, and that nothing is done twice."""
+import hashlib
 import json
 import os
 import pty
@@ -23,6 +24,19 @@ MIB = 1 << 20
 
 def size_limit(n):
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (n, n))
+
+
+def seal(path):
+    """A file's seal (docs/integrity.md): where it begins, and its parts (begin, size, digest, name)."""
+    with open(path, "rb") as f:
+        data = f.read()
+    last = data[:-1].rfind(b"\n") + 1
+    word, size, digest = data[last:].split()
+    begin = last - int(size)
+    assert (word, hashlib.sha256(data[begin:last]).hexdigest()) == (b"seal", digest.decode())
+    first, *lines = data[begin:last].decode().splitlines()
+    assert first == "nakshatra seal 1"
+    return begin, [(int(b), int(n), d, name) for b, n, d, name in (line.split(" ", 3) for line in lines)]
 
 
 class Case(unittest.TestCase):
@@ -68,6 +82,29 @@ class Slices(Case):
                                                                 "has_token_embd", "has_lm_head", "model_sha256", "model_name")],
                              [begin, end, 8, 1024, begin == 0, end == 8, nk.sha256(nk.KJV).encode(), b"kjv-tiny"])
 
+    def test_split__every_file_ends_with_the_digests_of_its_parts(self):
+        models.small(self.path("m.gguf"), tied=False)  # a hole in the last slice
+        whole, seen = g.read(self.path("m.gguf")), {}
+        slices, _ = self.split(self.path("m.gguf"), "--layers", "0-1,1-3,3-4")
+        for s in slices:
+            begin, parts = seal(s.path)
+            with open(s.path, "rb") as f:
+                data = f.read()
+            self.assertEqual(sum(n for _, n, _, _ in parts), begin)
+            at = 0
+            for (part, n, digest, name) in parts:
+                self.assertEqual(part, at)
+                at += n
+                if digest == "-":
+                    self.assertEqual((name, data[part:at]), ("token_embd.weight", bytes(n)))
+                    continue
+                self.assertEqual(hashlib.sha256(data[part:at]).hexdigest(), digest, name)
+                if name.startswith("blk."):
+                    self.assertEqual(data[part:part + whole.tensors[name].size], whole.data(name))
+                    self.assertEqual(seen.setdefault(name, digest), digest)
+            self.assertEqual(parts[0][3], "header")
+        self.assertEqual(len(seen), len([n for n in whole.tensors if n.startswith("blk.")]))
+
     def test_split__manifest_has_the_hashes_of_what_is_there(self):
         _, m = self.split(nk.KJV, "--into", "3")
         self.assertEqual((m["model_id"], m["model_sha256"], m["architecture"], m["n_layer"], m["n_embd"]),
@@ -97,8 +134,8 @@ class Slices(Case):
                 t = a.tensors["token_embd.weight"]
                 self.assertEqual(list(a.tensors)[-1], "token_embd.weight")
                 self.assertEqual(a.data(t, 64 * n), whole.data(embd))
-                self.assertLess(os.path.getsize(a.path) - (a.data_offset + t.offset + 64 * n), 32)
-                self.assertLess(os.path.getsize(b.path), b.data_offset + b.tensors["token_embd.weight"].offset + 32 * n + 32)
+                self.assertLess(seal(a.path)[0] - (a.data_offset + t.offset + 64 * n), 32)
+                self.assertLess(seal(b.path)[0], b.data_offset + b.tensors["token_embd.weight"].offset + 32 * n + 32)
                 # The last slice has the vocabulary, and the rows where the head shares them.
                 self.assertEqual(c.tensors["token_embd.weight"].ne, [32, 64])
                 self.assertEqual(c.data("token_embd.weight"), whole.data(embd) if tied else bytes(64 * n))

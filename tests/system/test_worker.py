@@ -577,6 +577,21 @@ class Damaged(unittest.TestCase):
         self.ended(w, "was written to while it was in use")
         self.assertEqual(last.stop(), 0)
 
+    def test_damaged__while_it_slept_it_does_not_wake(self):
+        w = self.start()
+        with nk.Client(w.address) as client:
+            client.sleep()
+            with open(self.path, "rb") as f:
+                right = f.read()
+            self.write_over()
+            talk.complaint(self, client.wake, "DATA_LOSS", "damaged", "kjv-tiny.000-004.gguf")
+            self.assertEqual(w.info().state, "asleep")
+            with open(self.path, "wb") as f:  # in place, and whole again
+                f.write(right)
+            client.wake()
+            self.assertEqual((w.info().state, w.info().verified), ("serving", "yes"))
+        self.assertEqual(w.stop(), 0, w.log())
+
     def test_damaged__made_shorter_ends_it_with_a_sentence(self):
         w = self.start("--mmap")
         os.truncate(self.path, 4096)

@@ -19,7 +19,7 @@
 #include "slice/write_int.h"
 
 static char dir[64];
-static const char model_sha256[] =
+static const char model_sha256[NK_SHA256_HEX] =
     "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 static const char *in_dir(const char *name)
@@ -252,6 +252,63 @@ static void test_check__a_file_without_digests_is_not_called_whole(void **state)
     nk__seal_release(&s);
 }
 
+/* Whoever wrote it has digested it right, and it is nonsense all the same. */
+static void test_check__a_seal_that_contradicts_itself_is_damage(void **state)
+{
+    static const struct {
+        struct nk__seal_part parts[3];
+        int n;
+    } wrong[] = {
+        { { { .begin = 0, .size = 99, .name = "a" } }, 1 },
+        { { { .begin = 0, .size = 101, .name = "a" } }, 1 },
+        { { { .begin = 0, .size = UINT64_MAX, .name = "a" } }, 1 },
+        { { { .begin = 1, .size = 99, .name = "a" } }, 1 },
+        { { { .begin = 0, .size = 50, .name = "a" }, { .begin = 49, .size = 51, .name = "b" } },
+          2 },
+        { { { .begin = 0, .size = 50, .name = "a" }, { .begin = 51, .size = 49, .name = "b" } },
+          2 },
+        { { { .begin = 0, .size = 50, .name = "a" },
+            { .begin = 50, .size = UINT64_MAX - 49, .name = "b" },
+            { .begin = 0, .size = 100, .name = "c" } },
+          3 },
+        { { { .begin = 0, .size = 100, .name = "" } }, 1 },
+        { { { .begin = 0, .size = 100, .name = "a\nb" } }, 1 },
+        { { { .begin = 0, .size = 100, .name = "a", .is_hole = true } },
+          1 }, /* this one is right */
+        { .n = 0 },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        struct nk_buf b = NK_BUF_INIT(4096);
+        struct nk__seal_part parts[3];
+        struct nk__source source = { .fd = -1 };
+        struct nk_error err = { 0 };
+        struct nk__seal s;
+        int rc;
+
+        memcpy(parts, wrong[i].parts, sizeof parts);
+        for (int k = 0; k < 3; k++)
+            memcpy(parts[k].sha256, model_sha256, sizeof model_sha256);
+        assert_int_equal(nk_buf_add(&b, (char[100]){ 0 }, 100, &err), 0);
+        assert_int_equal(nk__seal_format(parts, wrong[i].n, &b, &err), 0);
+        source.data = (const uint8_t *)b.data;
+        source.size = b.size;
+        rc = nk__seal_read(&s, &source, true, &err);
+        if (parts[0].is_hole) {
+            assert_int_equal(rc, 0);
+            assert_int_equal(s.n_parts, 1);
+            assert_true(s.parts[0].is_hole);
+        } else {
+            assert_int_equal(rc, NK_E_DATA_LOSS);
+            assert_string_equal(err.reason, "damaged");
+            assert_int_equal(s.n_parts, 0);
+        }
+        nk__seal_release(&s);
+        nk_buf_release(&b);
+    }
+}
+
 static int n_marks(void)
 {
     DIR *d = opendir(in_dir("nakshatra/verified"));
@@ -379,6 +436,7 @@ int main(void)
             test_check__a_changed_number_in_the_metadata_is_found_before_anything_is_read),
         cmocka_unit_test(test_check__all_that_is_damaged_is_named),
         cmocka_unit_test(test_check__a_file_without_digests_is_not_called_whole),
+        cmocka_unit_test(test_check__a_seal_that_contradicts_itself_is_damage),
         cmocka_unit_test(test_check__what_was_whole_is_not_read_again_until_it_is_changed),
         cmocka_unit_test(test_check__marks_do_not_grow_without_bound),
         cmocka_unit_test(test_check__words),

@@ -70,6 +70,21 @@ static int map_embd(void *m, struct nk_error *err)
     return rc;
 }
 
+static int copy_embd(void *m, struct nk_error *err)
+{
+    nk_embd *e;
+    int rc = nk_embd_open(&e, m, true, err);
+
+    assert_true(!rc == !!e);
+    nk_embd_close(e);
+    return rc;
+}
+
+static int check_file(void *path, struct nk_error *err)
+{
+    return nk_slice_check_file(path, NK_VERIFY_ALWAYS, NULL, err);
+}
+
 /* What failed may leave whole files behind, and a list of them, as when it is interrupted. */
 static int split(void *m, struct nk_error *err)
 {
@@ -126,6 +141,21 @@ static void test_embd__mapping(void **state)
 {
     (void)state;
     with_model(map_embd, 1);
+    with_model(copy_embd, 2);
+}
+
+static void test_check__says_that_there_is_no_memory_not_that_it_is_damaged(void **state)
+{
+    static char path[] = "no-memory-check.gguf";
+    struct nk_error err = { 0 };
+    nk_model *m;
+
+    (void)state;
+    assert_int_equal(nk_model_open(&m, model_path, &err), 0);
+    assert_int_equal(nk_slice_write(m, (struct nk_range){ 2, 5 }, sha256, path, NULL, &err), 0);
+    nk_model_close(m);
+    each_allocation_refused(check_file, path, 6);
+    unlink(path);
 }
 
 static void test_split__no_manifest_and_no_temporary_file(void **state)
@@ -141,6 +171,7 @@ int main(void)
         cmocka_unit_test(test_ranges__balancing),
         cmocka_unit_test(test_slice__is_complete_or_not_there),
         cmocka_unit_test(test_embd__mapping),
+        cmocka_unit_test(test_check__says_that_there_is_no_memory_not_that_it_is_damaged),
         cmocka_unit_test(test_split__no_manifest_and_no_temporary_file),
     };
     const char *models = getenv("NK_MODELS");
