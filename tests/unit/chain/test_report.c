@@ -30,6 +30,7 @@ static void test_report__workers_that_fit_are_ok_and_told_as_they_are(void **sta
     assert_int_equal(fakes[0].n_infos, 5);
     /* As an older worker, which does not say. */
     assert_string_equal(r->workers[0].cache_type_k, "f16");
+    assert_string_equal(r->workers[0].verified, "unknown"); /* an older worker's silence */
     free(r);
     fakes[0].info.cache_type_k = fakes[0].info.cache_type_v = (char[]){ "q8_0" };
     r = check(PATIENCE_MS);
