@@ -73,6 +73,8 @@ static int up(struct nk_generate *g, const struct nk_serve *s, struct nk_local_o
     struct nk_error err;
     int code, rc = nk_generate_prepare(g, false, &err);
 
+    if (!rc && s)
+        rc = nk_serve_check(s, &err);
     if (!rc)
         rc = nk_local_files_make(&files, o, &err);
     /* Until here Ctrl-C ends it at once: there is nothing to end before. */

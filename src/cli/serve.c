@@ -44,67 +44,107 @@ struct nk_serve nk_serve_default(void)
     };
 }
 
-int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, const nk_vocab *v,
-                   bool deterministic, struct nk_error *err)
+/* The gateway's options, and the files that they name. */
+struct given {
+    struct nk_buf keys, cert, key, tmpl;
+    char *self;               /* this program */
+    struct nk_gateway_opts o; /* borrows from the others */
+};
+
+static int read_given(struct given *f, const struct nk_serve *s, struct nk_error *err)
 {
-    struct nk_buf keys = NK_BUF_INIT(FILE_BYTES_MAX), cert = NK_BUF_INIT(FILE_BYTES_MAX),
-                  key = NK_BUF_INIT(FILE_BYTES_MAX), tmpl = NK_BUF_INIT(FILE_BYTES_MAX);
-    struct nk_gateway_opts o = nk_gateway_opts_default();
-    char *self = NULL;
+    struct nk_gateway_opts *o = &f->o;
     int rc;
 
-    *out = NULL;
-    o.listen = s->listen;
-    o.chain = c;
-    o.vocab = v;
-    o.insecure = s->insecure;
-    o.deterministic = deterministic;
-    o.no_page = s->no_page;
-    o.limits.running_max = (int)s->running;
-    o.limits.waiting_max = (int)s->waiting;
-    o.limits.waiting_ms = (uint32_t)s->waiting_ms;
-    o.limits.body_bytes_max = (size_t)s->body_kib << 10;
-    o.limits.requests_bytes_max = (size_t)s->requests_mib << 20;
-    o.limits.output_bytes_max = (size_t)s->output_kib << 10;
-    o.limits.header_ms = (uint32_t)s->header_ms;
-    o.limits.body_ms = (uint32_t)s->body_ms;
-    o.limits.idle_ms = (uint32_t)s->idle_ms;
-    o.limits.connections_max = (int)s->connections;
-    o.limits.connections_per_address = (int)s->per_address;
+    nk_buf_init(&f->keys, FILE_BYTES_MAX);
+    nk_buf_init(&f->cert, FILE_BYTES_MAX);
+    nk_buf_init(&f->key, FILE_BYTES_MAX);
+    nk_buf_init(&f->tmpl, FILE_BYTES_MAX);
+    f->self = NULL;
+    *o = nk_gateway_opts_default();
+    o->listen = s->listen;
+    o->insecure = s->insecure;
+    o->no_page = s->no_page;
+    o->limits.running_max = (int)s->running;
+    o->limits.waiting_max = (int)s->waiting;
+    o->limits.waiting_ms = (uint32_t)s->waiting_ms;
+    o->limits.body_bytes_max = (size_t)s->body_kib << 10;
+    o->limits.requests_bytes_max = (size_t)s->requests_mib << 20;
+    o->limits.output_bytes_max = (size_t)s->output_kib << 10;
+    o->limits.header_ms = (uint32_t)s->header_ms;
+    o->limits.body_ms = (uint32_t)s->body_ms;
+    o->limits.idle_ms = (uint32_t)s->idle_ms;
+    o->limits.connections_max = (int)s->connections;
+    o->limits.connections_per_address = (int)s->per_address;
     if (s->names.n > NK_GATEWAY_NAMES_MAX || s->origins.n > NK_GATEWAY_ORIGINS_MAX ||
         s->hosts.n > NK_GATEWAY_HOSTS_MAX)
         return nk_fail(err, NK_E_INVALID, "bad_argument",
                        "--name, --cors-origin and --allowed-host can be given %d times each",
                        NK_GATEWAY_NAMES_MAX);
     for (int i = 0; i < s->names.n; i++)
-        o.names[o.n_names++] = s->names.items[i];
+        o->names[o->n_names++] = s->names.items[i];
     for (int i = 0; i < s->origins.n; i++)
-        o.origins[o.n_origins++] = s->origins.items[i];
+        o->origins[o->n_origins++] = s->origins.items[i];
     for (int i = 0; i < s->hosts.n; i++)
-        o.hosts[o.n_hosts++] = s->hosts.items[i];
-    rc = nk_process_self(&self, err);
-    o.program = self;
+        o->hosts[o->n_hosts++] = s->hosts.items[i];
+    rc = nk_process_self(&f->self, err);
+    o->program = f->self;
     if (!rc)
-        rc = read_file(nk_file_read_secret, s->api_key_file, &keys, &o.api_keys, err);
+        rc = read_file(nk_file_read_secret, s->api_key_file, &f->keys, &o->api_keys, err);
     if (!rc)
-        rc = read_file(nk_file_read, s->tls_cert, &cert, &o.tls_certificate, err);
+        rc = read_file(nk_file_read, s->tls_cert, &f->cert, &o->tls_certificate, err);
     if (!rc)
-        rc = read_file(nk_file_read_secret, s->tls_key, &key, &o.tls_key, err);
+        rc = read_file(nk_file_read_secret, s->tls_key, &f->key, &o->tls_key, err);
     if (!rc)
-        rc = nk_chat_template_read(s->chat_template, &tmpl, &o.chat_template, err);
-    if (!rc)
-        rc = nk_gateway_start(out, &o, err);
+        rc = nk_chat_template_read(s->chat_template, &f->tmpl, &o->chat_template, err);
+    return rc;
+}
+
+static void release_given(struct given *f)
+{
+    /* A private key does not stay in freed memory. */
+    if (f->key.data)
+        explicit_bzero(f->key.data, f->key.size);
+    nk_buf_release(&f->keys);
+    nk_buf_release(&f->cert);
+    nk_buf_release(&f->key);
+    nk_buf_release(&f->tmpl);
+    free(f->self);
+}
+
+/* rc, with the key file's name before what is wrong in it. */
+static int named(int rc, const struct nk_serve *s, struct nk_error *err)
+{
     if (rc && !strcmp(err->reason, "bad_key_file"))
         nk_wrap(rc, err, "%s", s->api_key_file);
-    /* A private key does not stay in freed memory. */
-    if (key.data)
-        explicit_bzero(key.data, key.size);
-    nk_buf_release(&keys);
-    nk_buf_release(&cert);
-    nk_buf_release(&key);
-    nk_buf_release(&tmpl);
-    free(self);
     return rc;
+}
+
+int nk_serve_check(const struct nk_serve *s, struct nk_error *err)
+{
+    struct given f;
+    int rc = read_given(&f, s, err);
+
+    if (!rc)
+        rc = nk_gateway_check(&f.o, err);
+    release_given(&f);
+    return named(rc, s, err);
+}
+
+int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, const nk_vocab *v,
+                   bool deterministic, struct nk_error *err)
+{
+    struct given f;
+    int rc = read_given(&f, s, err);
+
+    *out = NULL;
+    f.o.chain = c;
+    f.o.vocab = v;
+    f.o.deterministic = deterministic;
+    if (!rc)
+        rc = nk_gateway_start(out, &f.o, err);
+    release_given(&f);
+    return named(rc, s, err);
 }
 
 void nk_serve_stop(nk_gateway *g, uint32_t grace_ms, void (*last)(void *arg), void *arg)

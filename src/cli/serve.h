@@ -57,6 +57,9 @@ struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
                    "after a signal running requests have so many ms"),                             \
         NK_OPT_FLAG("no-page", 0, &(s).no_page, "no page at /")
 
+/* What nk_serve_start would refuse of the options, of the files that they name, and of the address
+ * as it is now: for before the time is spent on a model. */
+int nk_serve_check(const struct nk_serve *s, struct nk_error *err);
 /* Reads the files that the options name and starts. The chain and the vocabulary are borrowed until
  * nk_gateway_stop.
  * Errors: nk_gateway_start's, NOT_FOUND no_file. */

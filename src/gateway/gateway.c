@@ -100,7 +100,8 @@ static void tick(void *user)
 
 /* ---- starting and stopping ---- */
 
-static int check_opts(nk_gateway *g, const struct nk_gateway_opts *o, struct nk_error *err)
+static int check_opts(const struct nk_listen *listen, const struct nk_gateway_opts *o,
+                      struct nk_error *err)
 {
     const struct nk_gateway_limits *l = &o->limits;
 
@@ -115,12 +116,26 @@ static int check_opts(nk_gateway *g, const struct nk_gateway_opts *o, struct nk_
         return nk_fail(err, NK_E_INVALID, "bad_certificate",
                        "TLS needs a certificate and its key; only the %s was given",
                        o->tls_key ? "key" : "certificate");
-    if (!g->listen.loopback && (!o->tls_certificate || !o->api_keys) && !o->insecure)
+    if (!listen->loopback && (!o->tls_certificate || !o->api_keys) && !o->insecure)
         return nk_fail(err, NK_E_PRECONDITION, "insecure",
                        "%s is reachable from other machines: give --tls-cert, --tls-key and "
                        "--api-key-file, or --insecure to let everybody in",
                        o->listen);
     return 0;
+}
+
+int nk_gateway_check(const struct nk_gateway_opts *opts, struct nk_error *err)
+{
+    struct nk_listen listen;
+    nk_keys *keys = NULL;
+    int rc = nk__listen_parse(&listen, opts->listen, err);
+
+    if (!rc)
+        rc = check_opts(&listen, opts, err);
+    if (!rc && opts->api_keys)
+        rc = nk__keys_new(&keys, opts->api_keys, err);
+    nk__keys_free(keys);
+    return rc ? rc : nk__listen_try(&listen, opts->listen, err);
 }
 
 static int copy_opts(nk_gateway *g, const struct nk_gateway_opts *o, struct nk_error *err)
@@ -201,7 +216,7 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     g->started_ns = nk_clock_now_ns(g->clock);
     rc = nk__listen_parse(&g->listen, opts->listen, err);
     if (!rc)
-        rc = check_opts(g, opts, err);
+        rc = check_opts(&g->listen, opts, err);
     if (!rc)
         rc = copy_opts(g, opts, err);
     if (!rc && opts->api_keys)

@@ -74,6 +74,10 @@ typedef struct nk_gateway nk_gateway;
 /* 127.0.0.1:8080 and the limits; chain and vocab are the caller's to fill in. */
 struct nk_gateway_opts nk_gateway_opts_default(void);
 
+/* What nk_gateway_start would refuse of the options and of the address as it is now, before the
+ * time is spent on what it needs: chain, vocab and chat_template are not looked at. Errors:
+ * nk_gateway_start's. */
+int nk_gateway_check(const struct nk_gateway_opts *opts, struct nk_error *err);
 /* Listens. Strings are copied. *out owned by the caller. The workers need not be there yet: until
  * they are, requests are answered with 503 and /readyz says why.
  *   INVALID       bad_listen, bad_limit, bad_certificate, bad_key_file, bad_template

@@ -1073,11 +1073,13 @@ int nk__http_start(nk_gateway *g, struct nk_error *err)
         nk__door_free(g->door);
         g->watch = NULL;
         g->door = NULL;
-        return nk_fail(err, NK_E_UNAVAILABLE, "cannot_listen", "cannot listen on %s%s",
-                       g->opts.listen,
-                       g->tls_certificate ? " (is the address in use? are certificate and key PEM, "
-                                            "and do they belong together?)"
-                                          : ": is the address in use, or not this machine's?");
+        rc = nk__listen_try(&g->listen, g->opts.listen, err);
+        return rc ? rc
+                  : nk_fail(err, NK_E_UNAVAILABLE, "cannot_listen", "cannot listen on %s%s",
+                            g->opts.listen,
+                            g->tls_certificate
+                                ? ": are certificate and key PEM, and do they belong together?"
+                                : "");
     }
     info = MHD_get_daemon_info(g->daemon, MHD_DAEMON_INFO_BIND_PORT);
     g->port = info ? info->port : 0;

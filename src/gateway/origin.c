@@ -1,6 +1,7 @@
 #include "gateway/origin.h"
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -49,6 +50,21 @@ int nk__listen_parse(struct nk_listen *out, const char *text, struct nk_error *e
     out->loopback = is_loopback(found->ai_addr);
     freeaddrinfo(found);
     return 0;
+}
+
+int nk__listen_try(const struct nk_listen *l, const char *text, struct nk_error *err)
+{
+    int fd = socket(l->address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1, sys = 0;
+
+    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) < 0 ||
+        bind(fd, (const struct sockaddr *)&l->address, l->size) < 0 || listen(fd, 1) < 0)
+        sys = errno;
+    if (fd >= 0)
+        close(fd);
+    if (sys)
+        nk_fail(err, NK_E_UNAVAILABLE, "cannot_listen", "cannot listen on %s: %s", text,
+                strerror(sys));
+    return sys ? NK_E_UNAVAILABLE : 0;
 }
 
 /* The host of "HOST:PORT" in out; false: too long. */

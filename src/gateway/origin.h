@@ -17,6 +17,9 @@ struct nk_listen {
 /* "127.0.0.1:8080", "[::1]:0", "localhost:8080", ":8080" (all addresses).
  *   INVALID  bad_listen */
 int nk__listen_parse(struct nk_listen *out, const char *text, struct nk_error *err);
+/* Listens there, and no more. text: as it was given, for the message. UNAVAILABLE cannot_listen,
+ * with the system's reason. */
+int nk__listen_try(const struct nk_listen *l, const char *text, struct nk_error *err);
 
 /* May a request with this Host (with or without a port) be for this gateway? DNS rebinding ends
  * here: a foreign page whose name is made to resolve to the gateway's address is of the gateway's

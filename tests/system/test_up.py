@@ -128,12 +128,18 @@ class Up(unittest.TestCase):
                 self.assertEqual(up.wait(30), 0 if n_signals == 1 else 130, up.stderr)
                 self.assert_gone(pids)
 
-    def test_up__a_port_that_is_taken_is_named_and_nothing_is_left(self):
+    def test_up__what_the_gateway_would_refuse_is_named_before_anything_is_cut(self):
+        cache = os.path.join(self.dir, "cache")
+        env = dict(self.env, XDG_CACHE_HOME=cache)
         with socket.create_server(("127.0.0.1", 0)) as s:
             address = "127.0.0.1:%d" % s.getsockname()[1]
-            done = self.up("--listen", address)
-            self.assertEqual(done.returncode, 1)
-            self.assertIn(address, done.stderr)
+            for options, code, words in ((("--listen", address), 1, (address, "in use")), (("--listen", "0.0.0.0:0"), 1, ("--insecure",)),
+                                         (("--listen", "nowhere"), 2, ("HOST:PORT",)), (("--api-key-file", "/nonexistent"), 2, ("/nonexistent",)),
+                                         (("--chat-template", "/nonexistent"), 2, ("/nonexistent",))):
+                done = nk.run("up", nk.KJV, *options, env=env)
+                self.assertEqual((done.returncode, done.stdout), (code, ""), done.stderr)
+                for word in words:
+                    self.assertIn(word, done.stderr)
         self.assertEqual(os.listdir(self.dir), [])
 
     def test_up__ctrl_c_in_a_generation_ends_all(self):
