@@ -188,6 +188,8 @@ static void renew(nk_monitor *m)
     }
     nk__snapshot_unref(before);
     pthread_mutex_lock(&m->mutex);
+    m->looking_ns = 0;
+    pthread_cond_broadcast(&m->looked);
     m->next_ns = nk_clock_now_ns(m->clock) + (m->doubted ? AGAIN_MS : EVERY_MS) * 1000000ull;
     before = s ? m->latest : NULL;
     if (s) {
@@ -200,10 +202,8 @@ static void renew(nk_monitor *m)
         m->handlers.published(m->handlers.user, s);
     nk__snapshot_unref(s);
     pthread_mutex_lock(&m->mutex);
-    m->looking_ns = 0;
     while (wake_one(m, &m->looking, UINT64_MAX))
         ;
-    pthread_cond_broadcast(&m->looked);
 }
 
 static void *loop(void *arg)
