@@ -264,19 +264,16 @@ static int check_experts(const nk_model *m, struct nk_error *err)
     return 0;
 }
 
-/* libllama divides by these. */
+/* libllama divides the width of these by it. (Others may have the key with a 0.) */
 static int check_divisors(const nk_model *m, struct nk_error *err)
 {
-    static const char *const all[] = { "full_attention_interval", "ssm.time_step_rank",
-                                       "wkv.head_size" };
+    static const char *const archs[] = { "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7" };
+    struct nk__key k = nk__model_key(m, "wkv.head_size");
+    uint64_t v;
 
-    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
-        struct nk__key k = nk__model_key(m, all[i]);
-        uint64_t v;
-
-        if (nk__kv_uint(m->kv, k.text, &v) && !v)
+    for (size_t i = 0; i < sizeof archs / sizeof archs[0]; i++)
+        if (!strcmp(m->info.architecture, archs[i]) && nk__kv_uint(m->kv, k.text, &v) && !v)
             return bad(m, err, "%s is 0; 1 or more is expected", k.text);
-    }
     return 0;
 }
 
