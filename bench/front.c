@@ -78,8 +78,9 @@ static int write_cluster(nk_system *s, char *path, size_t size, struct nk_error 
 static int start_gateway(nk_system *s, struct nk_error *err)
 {
     char cluster[4200], log[4200], line[512];
-    const char *argv[] = { s->opts.nakshatra, "serve",       "--cluster", cluster,
-                           "--listen",        "127.0.0.1:0", NULL };
+    /* All clients are of one address, and those of the last turn may be there for a second more. */
+    const char *argv[] = { s->opts.nakshatra, "serve",         "--cluster", cluster, "--listen",
+                           "127.0.0.1:0",     "--connections", "4000",      NULL };
     struct nk_process_opts opts = { .argv = argv, .capture_out = true, .err_path = log };
     const char *colon;
     int rc = write_cluster(s, cluster, sizeof cluster, err);

@@ -85,15 +85,21 @@ static int become(const struct nk_process_opts *opts, char **env, int out, int n
         return errno;
     if (opts->in_child && (e = opts->in_child(opts->in_child_arg)))
         return e;
-    execve(opts->argv[0], (char *const *)(uintptr_t)opts->argv, env);
+    execve(opts->program ? opts->program : opts->argv[0], (char *const *)(uintptr_t)opts->argv,
+           env);
     return errno;
 }
 
 /* A pipe whose ends are not inherited and are none of 0, 1 and 2 (which `become` replaces). */
 static int make_pipe(int fds[2])
 {
+#ifdef __linux__ /* two threads may start children at the same time */
+    if (pipe2(fds, O_CLOEXEC) < 0)
+        return -1;
+#else
     if (pipe(fds) < 0)
         return -1;
+#endif
     for (int i = 0; i < 2; i++) {
         int fd = fcntl(fds[i], F_DUPFD_CLOEXEC, 3);
         int e = errno;

@@ -32,6 +32,7 @@ struct nk_process {
 
 struct nk_process_opts {
     const char *const *argv; /* argv[0] is the program's path; NULL-terminated; borrowed */
+    const char *program;     /* this is executed, and argv[0] only its name; NULL: argv[0] */
     const int *keep_fds;     /* inherited under the same numbers, besides 0 (/dev/null), 1 and 2 */
     int n_keep_fds;
     bool capture_out;     /* standard output becomes out_fd; otherwise it is inherited */

@@ -49,7 +49,7 @@ static int serve(const struct nk_serve *s, const char *cluster_path, bool determ
         nk_serve_print_url(g);
         wait_for_end(parent_fd);
         /* A second Ctrl-C ends it at once. */
-        nk_serve_stop(g, (uint32_t)s->drain_ms, NULL, NULL);
+        nk_serve_stop(g, (uint32_t)s->drain_ms, NK_EXIT_OK, NULL, NULL);
     }
     if (c)
         nk_chain_close(c);

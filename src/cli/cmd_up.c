@@ -27,16 +27,17 @@ static int serve_until_end(const struct nk_serve *s, bool deterministic, struct 
 {
     nk_gateway *gateway = NULL;
     struct nk_error err;
-    int rc = nk_serve_start(&gateway, s, c, v, deterministic, &err);
+    int exit_code, rc = nk_serve_start(&gateway, s, c, v, deterministic, &err);
 
     if (rc)
         return nk_cli_report(&err);
     printf("cluster file: %s\n", l->cluster->path);
     nk_serve_print_url(gateway);
     rc = nk_local_wait(l, &err);
+    exit_code = rc ? nk_cli_report(&err) : NK_EXIT_OK;
     /* Without a worker nothing that runs can end well. */
-    nk_serve_stop(gateway, rc ? 0 : (uint32_t)s->drain_ms, end_local, l);
-    return rc ? nk_cli_report(&err) : NK_EXIT_OK;
+    nk_serve_stop(gateway, rc ? 0 : (uint32_t)s->drain_ms, exit_code, end_local, l);
+    return exit_code;
 }
 
 static int use(struct nk_generate *g, const struct nk_serve *s, struct nk_local *l)

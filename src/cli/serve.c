@@ -89,6 +89,11 @@ static int read_given(struct given *f, const struct nk_serve *s, struct nk_error
         o->hosts[o->n_hosts++] = s->hosts.items[i];
     rc = nk_process_self(&f->self, err);
     o->program = f->self;
+#ifdef __linux__
+    /* The running program, also after its file was replaced by another version's, or removed. */
+    if (!access("/proc/self/exe", X_OK))
+        o->program = "/proc/self/exe";
+#endif
     if (!rc)
         rc = read_file(nk_file_read_secret, s->api_key_file, &f->keys, &o->api_keys, err);
     if (!rc)
@@ -147,14 +152,15 @@ int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, cons
     return named(rc, s, err);
 }
 
-void nk_serve_stop(nk_gateway *g, uint32_t grace_ms, void (*last)(void *arg), void *arg)
+void nk_serve_stop(nk_gateway *g, uint32_t grace_ms, int exit_code, void (*last)(void *arg),
+                   void *arg)
 {
     if (nk_gateway_stop(g, grace_ms))
         return;
     if (last)
         last(arg);
     fflush(NULL);
-    _exit(NK_EXIT_OK);
+    _exit(exit_code);
 }
 
 void nk_serve_print_url(const nk_gateway *g)

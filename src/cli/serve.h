@@ -65,9 +65,11 @@ int nk_serve_check(const struct nk_serve *s, struct nk_error *err);
  * Errors: nk_gateway_start's, NOT_FOUND no_file. */
 int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, const nk_vocab *v,
                    bool deterministic, struct nk_error *err);
-/* nk_gateway_stop. When somebody in it does not come back, the process ends here, after `last`
- * (which may be NULL) has removed what must not stay: what is borrowed cannot be freed. */
-void nk_serve_stop(nk_gateway *g, uint32_t grace_ms, void (*last)(void *arg), void *arg);
+/* nk_gateway_stop. When somebody in it does not come back, the process ends here with exit_code,
+ * after `last` (which may be NULL) has removed what must not stay: what is borrowed cannot be
+ * freed. */
+void nk_serve_stop(nk_gateway *g, uint32_t grace_ms, int exit_code, void (*last)(void *arg),
+                   void *arg);
 /* "listening on URL" on standard output, for people and programs. */
 void nk_serve_print_url(const nk_gateway *g);
 

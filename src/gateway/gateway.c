@@ -277,6 +277,7 @@ bool nk_gateway_stop(nk_gateway *g, uint32_t grace_ms)
                       nk_clock_now_ns(clock) + grace_ms * 1000000ull);
     /* What is left ends now: who reads is told, and nobody is suspended any more. */
     nk__presence_close(&g->presence);
+    nk__monitor_hurry(g->monitor);
     nk__admission_close(g->admission); /* what is cancelled leaves room for nobody */
     nk__jobs_cancel(g);
     nk__http_wake_listeners(g);
@@ -298,6 +299,9 @@ bool nk_gateway_stop(nk_gateway *g, uint32_t grace_ms)
         return false;
     }
     nk__http_stop(g);
+    /* A request that was on its way when `stopping` was set has come to its end with HTTP's. */
+    nk__pool_wait_idle(g->pool, UINT64_MAX);
+    nk__presence_wait(&g->presence, NK_PRESENT_HELD, clock, UINT64_MAX);
     free_gateway(g);
     return true;
 }

@@ -27,6 +27,7 @@ struct choice {
     nk_gen *gen; /* while it runs and the handle is known */
     bool done;   /* no token comes any more */
     bool opened; /* it has its place on every stage */
+    bool waited; /* how long it did was counted */
     bool over;   /* the generation that was begun last is; set back when the next one begins */
     int n_lost;  /* generations that were lost with a worker, without a token */
     bool ended;  /* was ended because its one tool call is complete: the cancellation is no error */
@@ -75,7 +76,8 @@ struct nk_job {
 
     pthread_mutex_t mutex; /* what follows */
     bool ending;           /* nk__job_end: nobody reads any more */
-    bool prepared_ok, failed, began, overflowed, cancelled;
+    bool prepared_ok, failed, overflowed, cancelled;
+    bool broken; /* a choice's error is among the events: the stream ends with it */
     struct nk_error err;
     char param[128];
     /* Streamed: the HTTP thread's alone once events come; whole: under the mutex. */
@@ -92,6 +94,7 @@ struct nk_job {
     bool out_ended, cut_off;
     atomic_ullong last_read_ns; /* others look at it */
     atomic_bool keepalive;      /* others set it */
+    atomic_bool began;          /* its status has been sent; others look at it */
 };
 
 static void wake(nk_job *j)
@@ -126,6 +129,7 @@ nk_job *nk__job_new(nk_gateway *g, enum nk_api api, struct nk_buf *body, size_t 
     j->begin_ns = begin_ns;
     atomic_init(&j->last_read_ns, begin_ns);
     atomic_init(&j->keepalive, false);
+    atomic_init(&j->began, false);
     snprintf(j->key, sizeof j->key, "%s", key);
     j->held_body = *held;
     *held = 0;
@@ -240,7 +244,6 @@ void nk__job_cancel(nk_job *j, int code, const char *reason, const char *msg)
     struct nk_error err;
     bool first, ready;
 
-    atomic_store(&j->unwanted, true);
     pthread_mutex_lock(&j->mutex);
     first = !j->cancelled;
     j->cancelled = true;
@@ -252,6 +255,8 @@ void nk__job_cancel(nk_job *j, int code, const char *reason, const char *msg)
         cancel_choices(j);
     nk_fail(&err, code, reason, "%s", msg);
     fail(j, &err, "");
+    /* Last: a helper that stops for it fails with "cancelled", and the first failure is told. */
+    atomic_store(&j->unwanted, true);
 }
 
 void nk__job_shut_down(nk_job *j)
@@ -428,7 +433,7 @@ static bool try_again(struct choice *c, const struct nk_error *err)
     if (!strcmp(err->reason, "asleep")) /* somebody wanted that, and it may last */
         return false;
     pthread_mutex_lock(&j->mutex);
-    again = !c->n_generated && !j->failed && !j->ending && !j->cancelled &&
+    again = !c->n_generated && !j->failed && !j->broken && !j->ending && !j->cancelled &&
             (unreached || ++c->n_lost < LOST_MAX);
     gen = again ? c->gen : NULL;
     if (again) {
@@ -482,9 +487,14 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
             ours.code = NK_E_UNAVAILABLE;
         err = &ours;
     }
-    /* Before there is room: the next one would be lost as well. */
-    if (err && is_workers_fault(err->code))
-        nk__readiness_lost(&g->readiness, err);
+    /* Before there is room: the next one would be lost as well. INTERNAL may be of this request
+     * alone, which must not keep the others waiting. */
+    if (err && is_workers_fault(err->code)) {
+        if (err->code == NK_E_INTERNAL)
+            nk__monitor_doubt(g->monitor);
+        else
+            nk__readiness_lost(&g->readiness, err);
+    }
     nk__admission_leave(g->admission, &c->ticket);
     /* All that is counted and doubted is so before anybody can see that it is over. */
     note_stages(g, stats);
@@ -545,9 +555,10 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
         nk_fail(&j->err, NK_E_EXHAUSTED, "no_memory", "no memory for the reply's end");
     } else if (e && (aborted || (!j->request.stream && err)))
         free(e);
-    else if (e && j->request.stream)
+    else if (e && j->request.stream) {
+        j->broken = j->broken || err;
         push(j, e);
-    else if (e) {
+    } else if (e) {
         int rc = nk__reply_done(j->reply, c->index, &e->done, &j->out, &j->err);
 
         j->failed = rc != 0;
@@ -590,8 +601,10 @@ static void start_choice(struct nk_ticket *t)
     nk_gen *gen = NULL;
     int rc;
 
-    nk__metrics_observe(j->g->metrics, NK_METRIC_WAIT, NULL,
-                        (double)(t->started_ns - t->entered_ns) / 1e9, 1);
+    if (!c->waited)
+        nk__metrics_observe(j->g->metrics, NK_METRIC_WAIT, NULL,
+                            (double)(t->started_ns - t->entered_ns) / 1e9, 1);
+    c->waited = true;
     nk__readiness_n_ctx(&j->g->readiness, &n_ctx, NULL);
     n_ctx = r->num_ctx && r->num_ctx < n_ctx ? r->num_ctx : n_ctx;
     left = n_ctx - (int)prompt->n;
@@ -1069,6 +1082,7 @@ ssize_t nk__job_read(nk_job *j, char *out, size_t max)
 {
     size_t n;
 
+    atomic_store(&j->began, true);
     atomic_store(&j->last_read_ns, nk_clock_now_ns(j->g->clock));
     while (j->out.size - j->n_out < max && !j->out_ended && !j->cut_off) {
         enum nk_job_state state = nk__job_poll(j);
@@ -1173,7 +1187,7 @@ void nk__jobs_tick(nk_gateway *g)
     {
         if (n == 64) /* the others a second later */
             break;
-        if (is_openai(j) && streams(j) && is_opened(j) &&
+        if (is_openai(j) && streams(j) && (atomic_load(&j->began) || is_opened(j)) &&
             now - atomic_load(&j->last_read_ns) >= ms * 1000000ull) {
             atomic_store(&j->last_read_ns, now);
             nk__job_ref(j);

@@ -97,7 +97,17 @@ static void rates(struct nk_snapshot *s, const struct nk_snapshot *before)
     }
 }
 
-/* Asks the workers. NULL: no memory. */
+static bool is_stopping(nk_monitor *m)
+{
+    bool stop;
+
+    pthread_mutex_lock(&m->mutex);
+    stop = m->stop;
+    pthread_mutex_unlock(&m->mutex);
+    return stop;
+}
+
+/* Asks the workers, and only once when it is to stop. NULL: no memory. */
 static struct nk_snapshot *look(nk_monitor *m, bool probe, const struct nk_snapshot *before)
 {
     struct nk_snapshot *s = calloc(1, sizeof *s);
@@ -111,7 +121,7 @@ static struct nk_snapshot *look(nk_monitor *m, bool probe, const struct nk_snaps
     /* Late is not gone: where all was well before, an answer that does not come is asked for once
      * more. */
     if (before && before->report->ok && !s->report->ok && s->report->err.code == NK_E_DEADLINE &&
-        !m->handlers.check(m->handlers.user, &again)) {
+        !is_stopping(m) && !m->handlers.check(m->handlers.user, &again)) {
         free(s->report);
         s->report = again;
     }
@@ -122,7 +132,7 @@ static struct nk_snapshot *look(nk_monitor *m, bool probe, const struct nk_snaps
     s->not_ready = s->report->err;
     rates(s, before);
     if (s->ready && probe && !is_recent(m, m->progress_ns, PROBE_AGE_MS) &&
-        !m->handlers.busy(m->handlers.user)) {
+        !m->handlers.busy(m->handlers.user) && !is_stopping(m)) {
         s->ready = !m->handlers.probe(m->handlers.user, &s->not_ready);
         if (s->ready)
             nk__monitor_progress(m);
@@ -234,7 +244,7 @@ static void *be_impatient(void *arg)
 
     pthread_mutex_lock(&m->mutex);
     while (!m->stop_impatient) {
-        uint64_t now = nk_clock_now_ns(m->clock), next = UINT64_MAX;
+        uint64_t now = m->stop ? UINT64_MAX : nk_clock_now_ns(m->clock), next = UINT64_MAX;
         struct nk_waiter *w;
 
         if (wake_one(m, &m->looking, now) || wake_one(m, &m->waiters, now))
@@ -303,6 +313,15 @@ int nk__monitor_start(nk_monitor **out, struct nk_clock *clock,
     return 0;
 }
 
+void nk__monitor_hurry(nk_monitor *m)
+{
+    pthread_mutex_lock(&m->mutex);
+    m->stop = true;
+    pthread_cond_signal(&m->changed);
+    pthread_cond_signal(&m->hurry);
+    pthread_mutex_unlock(&m->mutex);
+}
+
 bool nk__monitor_quit(nk_monitor *m, uint64_t ns)
 {
     bool idle;
@@ -350,8 +369,8 @@ bool nk__monitor_want(nk_monitor *m, struct nk_waiter *w, uint32_t max_age_ms, b
     bool fresh;
 
     pthread_mutex_lock(&m->mutex);
-    fresh = m->latest && !m->doubted && is_recent(m, m->latest->time_ns, max_age_ms) &&
-            (!probe || !m->latest->ready || is_recent(m, m->progress_ns, max_age_ms));
+    fresh = m->stop || (m->latest && !m->doubted && is_recent(m, m->latest->time_ns, max_age_ms) &&
+                        (!probe || !m->latest->ready || is_recent(m, m->progress_ns, max_age_ms)));
     if (!fresh) {
         uint64_t now = nk_clock_now_ns(m->clock);
 

@@ -56,7 +56,9 @@ struct nk_monitor_handlers { /* all on the monitor's thread, without its lock */
  *   EXHAUSTED no_memory, no_thread */
 int nk__monitor_start(nk_monitor **out, struct nk_clock *clock,
                       const struct nk_monitor_handlers *handlers, struct nk_error *err);
-/* No more looks. Waits until the one that is under way has ended, or it is `ns`. False: it has
+/* No more looks: who waits for one is called now. */
+void nk__monitor_hurry(nk_monitor *m);
+/* The same. Waits until the one that is under way has ended, or it is `ns`. False: it has
  * not. */
 bool nk__monitor_quit(nk_monitor *m, uint64_t ns);
 /* Waiters are called before it returns, when the look that is under way has ended. */

@@ -57,6 +57,8 @@ int nk__listen_try(const struct nk_listen *l, const char *text, struct nk_error 
     int fd = socket(l->address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1, sys = 0;
 
     if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) < 0 ||
+        (l->address.ss_family == AF_INET6 && /* as libmicrohttpd does */
+         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one) < 0) ||
         bind(fd, (const struct sockaddr *)&l->address, l->size) < 0 || listen(fd, 1) < 0)
         sys = errno;
     if (fd >= 0)

@@ -1,8 +1,10 @@
 #include "gateway/readiness.h"
 
+#include <string.h>
+
 void nk__readiness_init(struct nk_readiness *r)
 {
-    r->paused = false;
+    r->paused = r->unfit = false;
     r->paused_ns = r->away_ns = 0;
     r->n_ctx = 0;
     r->why.code = 0;
@@ -36,11 +38,19 @@ static int capacity(const struct nk_readiness *r, const struct nk_chain_report *
     return least;
 }
 
+/* It may come back by itself. */
+static bool is_away(const struct nk_error *e)
+{
+    return (e->code == NK_E_UNAVAILABLE || e->code == NK_E_DEADLINE) &&
+           strcmp(e->reason, "asleep") != 0;
+}
+
 void nk__readiness_seen(struct nk_readiness *r, const struct nk_snapshot *s)
 {
     const struct nk_chain_report *report = s->report;
 
     pthread_mutex_lock(&r->mutex);
+    r->unfit = !report->ok && !is_away(&report->err);
     if (!report->ok) {
         if (r->n_ctx)
             pause_for(r, &report->err);
@@ -74,10 +84,22 @@ int nk__readiness_n_ctx(struct nk_readiness *r, int *n_ctx, struct nk_error *err
     *n_ctx = r->n_ctx;
     if (!r->n_ctx && !r->why.code)
         rc = nk_fail(err, NK_E_UNAVAILABLE, "not_ready", "the workers were not asked yet");
-    else if (!r->n_ctx ||
+    else if (!r->n_ctx || r->unfit ||
              (r->away_ns && nk_clock_now_ns(r->clock) - r->away_ns >= r->waiting_ms * 1000000ull))
         rc = nk_fail(err, nk_code_http(r->why.code) >= 500 ? r->why.code : NK_E_UNAVAILABLE,
                      r->why.reason, "%s", r->why.msg);
     pthread_mutex_unlock(&r->mutex);
     return rc;
+}
+
+bool nk__readiness_paused(struct nk_readiness *r, struct nk_error *err)
+{
+    bool paused;
+
+    pthread_mutex_lock(&r->mutex);
+    paused = r->paused;
+    if (paused)
+        nk_fail(err, NK_E_UNAVAILABLE, r->why.reason, "%s", r->why.msg);
+    pthread_mutex_unlock(&r->mutex);
+    return paused;
 }

@@ -21,6 +21,7 @@ struct nk_readiness {
     bool paused;
     uint64_t paused_ns; /* the last time that it was said */
     uint64_t away_ns;   /* since when they are away; 0: they are there */
+    bool unfit;         /* the last look saw one that is there, and cannot serve this chain */
     int n_ctx;          /* of the chain when it was last there; 0: it never was */
     struct nk_error why;
 };
@@ -35,7 +36,11 @@ void nk__readiness_seen(struct nk_readiness *r, const struct nk_snapshot *s);
  * are there. [any thread, as below] */
 void nk__readiness_lost(struct nk_readiness *r, const struct nk_error *why);
 /* The context of the chain, tokens; of when it was last there, if that is no longer ago than
- * waiting_ms. Else fails with what is in the way: UNAVAILABLE, or as the monitor's look said. */
+ * waiting_ms. Else, and when a worker is there that does not fit or is asleep (which does not mend
+ * itself), fails with what is in the way: UNAVAILABLE, or as the monitor's look said. *n_ctx is
+ * set in either way. */
 int nk__readiness_n_ctx(struct nk_readiness *r, int *n_ctx, struct nk_error *err);
+/* True: nothing starts at present, and err says why (UNAVAILABLE, the failure's reason). */
+bool nk__readiness_paused(struct nk_readiness *r, struct nk_error *err);
 
 #endif

@@ -324,6 +324,9 @@ static void answer_readyz(nk_gateway *g, const char *rest, const struct nk_buf *
                 (double)overdue_ms / 1000);
         return;
     }
+    /* A generation has just been lost with a worker, whatever the last look said. */
+    if (nk__readiness_paused(&g->readiness, &a->err))
+        return;
     if (s && s->ready) {
         nk_buf_adds(a->body, "{\"status\":\"ready\"}", NULL);
         return;

@@ -131,8 +131,24 @@ static int check_different(const nk_model *m, const struct tokens_array *a, stru
                          m->info.path);
             goto out;
         }
-        tokens[i] = (struct token){ .text = a->data + at + sizeof size, .size = size, .id = i };
+        /* libllama reads it as a C string. */
+        tokens[i] = (struct token){ .text = a->data + at + sizeof size, .id = i };
+        tokens[i].size = strnlen((const char *)tokens[i].text, (size_t)size);
         at += sizeof size + (size_t)size;
+    }
+    for (uint64_t i = 0; i < a->n && !rc; i++) { /* libllama gives an empty one such a text */
+        char text[32];
+        unsigned long long k;
+        int end = 0;
+
+        if (tokens[i].size >= sizeof text)
+            continue;
+        memcpy(text, tokens[i].text, (size_t)tokens[i].size);
+        text[tokens[i].size] = '\0';
+        if (sscanf(text, "[EMPTY_%19llu]%n", &k, &end) == 1 && end && !text[end] && k < a->n &&
+            !tokens[k].size)
+            rc = bad(m, err, "token %llu is what llama.cpp calls token %llu, which is empty",
+                     (unsigned long long)i, k);
     }
     qsort(tokens, (size_t)a->n, sizeof *tokens, compare_tokens);
     for (uint64_t i = 1; i < a->n && !rc; i++)

@@ -274,6 +274,9 @@ static bool begins_special(const nk_cuts *c, uint32_t before, const char *text, 
 
     if (nk_utf8_next(text, size, &first) <= 0 || has(c, before, first))
         return false;
+    /* A special token that strips white space may take some of it. */
+    if (c->strips && is_space(first))
+        return false;
     s = special_at(c, text, size, parse_special);
     if (!s || (s->lstrip && is_space(before)))
         return false;

@@ -301,8 +301,11 @@ static int ask(struct child **c, struct question *q, const char *const texts[TEX
         rc = send_all(*c, texts[i], q->size[i], end_ns, work, err);
     if (!rc)
         rc = receive_all(*c, &a, sizeof a, end_ns, work, err);
-    if (!rc && a.code)
-        return nk_fail(err, a.code, a.reason, "%s", a.msg);
+    if (!rc && a.code) { /* a template may have taken it over: its words are bounded */
+        a.reason[sizeof a.reason - 1] = a.msg[sizeof a.msg - 1] = '\0';
+        return nk_fail(err, a.code < 0 && a.code >= NK_E_UNAUTHENTICATED ? a.code : NK_E_INVALID,
+                       a.reason, "%s", a.msg);
+    }
     if (!rc) {
         *caps = a.caps;
         rc = nk_buf_reserve(out, a.size, &where, err);
@@ -349,11 +352,15 @@ static int start_child(nk_template *t, struct child **out, struct nk_work *work,
     rc = nk_process_start(
         &c->process,
         &(struct nk_process_opts){
-            .argv = (const char *const[]){ t->program, NK_TEMPLATE_ARG, number, NULL },
+            .argv = (const char *const[]){ "nakshatra", NK_TEMPLATE_ARG, number, NULL },
+            .program = t->program,
             .keep_fds = &fds[1],
             .n_keep_fds = 1 },
         err);
     close(fds[1]);
+    if (rc && work) /* where the program is is nobody's business who sends requests */
+        rc = nk_fail(err, NK_E_UNAVAILABLE, "cannot_start",
+                     "no process could be started for the chat template; try again later");
     if (!rc)
         rc = ask(&c, &q, (const char *const *)t->texts, work, caps, &none, err);
     if (rc)

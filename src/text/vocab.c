@@ -22,6 +22,7 @@ struct nk_vocab {
     enum llama_vocab_type type;
     /* A BPE vocabulary without a token for every byte: libllama drops the rest in silence. */
     bool may_lose_bytes;
+    bool by_regex; /* see RUN_MAX */
     /* No token stands for more bytes of a text; 0: not known. */
     size_t token_bytes_max;
     nk_cuts *cuts; /* NULL: its texts are tokenized whole */
@@ -144,6 +145,15 @@ static int check_tokens(const struct gguf_context *g, struct nk_error *err)
                          "token %zu stands for a byte, which the tokenizer \"bert\" does not have",
                          i);
     }
+    for (size_t i = 0; i < n && !rc; i++) { /* libllama gives an empty one such a text */
+        unsigned long long k;
+        int end = 0;
+
+        if (sscanf(tokens[i].text, "[EMPTY_%19llu]%n", &k, &end) == 1 && end &&
+            !tokens[i].text[end] && k < n && !tokens[k].text[0])
+            rc = nk_fail(err, NK_E_INVALID, "bad_gguf",
+                         "token %zu is what llama.cpp calls token %llu, which is empty", i, k);
+    }
     qsort(tokens, n, sizeof *tokens, compare_tokens);
     for (size_t i = 1; i < n && !rc; i++)
         if (tokens[i].text[0] && !strcmp(tokens[i].text, tokens[i - 1].text))
@@ -228,6 +238,25 @@ static void init(nk_vocab *v, const struct llama_vocab *llama)
     v->type = llama_vocab_type(llama);
     v->n_tokens = llama_vocab_n_tokens(llama);
     v->may_lose_bytes = v->type == LLAMA_VOCAB_TYPE_BPE && !has_every_byte(llama);
+    v->by_regex = v->type == LLAMA_VOCAB_TYPE_BPE; /* as long as it is not known better */
+}
+
+/* libllama splits a BPE text by std::regex for pre-tokenizers that it has no splitter of its own
+ * for, and that recurses for each character of a run that one expression takes: 21,000 letters
+ * overflow a stack of 8 MiB. (llama.cpp's issues 27783 and 26965.) */
+enum { RUN_MAX = 8000 };
+
+static bool splits_by_regex(const struct llama_model *model)
+{
+    static const char *const own[] = { "gpt-2", "llama-bpe", "qwen2", "qwen35" }; /* were tried */
+    char pre[64];
+
+    if (llama_model_meta_val_str(model, "tokenizer.ggml.pre", pre, sizeof pre) < 0)
+        return true;
+    for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
+        if (!strcmp(pre, own[i]))
+            return false;
+    return true;
 }
 
 int nk_vocab_open(nk_vocab **out, const char *path, struct nk_error *err)
@@ -253,6 +282,7 @@ int nk_vocab_open(nk_vocab **out, const char *path, struct nk_error *err)
     init(v, llama_model_get_vocab(v->model));
     v->cuts = nk__cuts_new(v->llama);
     v->token_bytes_max = longest_token(v->llama);
+    v->by_regex = v->by_regex && splits_by_regex(v->model);
     if (v->type == LLAMA_VOCAB_TYPE_NONE || v->n_tokens <= 0) {
         rc = nk_fail(err, NK_E_INVALID, "no_vocab", "%s has no vocabulary", path);
         goto out;
@@ -343,8 +373,8 @@ static bool can_express(const nk_vocab *v, const char *text, size_t size)
 
 /* Names the first character that this vocabulary cannot express. Prompt text itself does not belong
  * into messages. */
-static int cannot_express(const nk_vocab *v, const char *text, size_t size, struct nk_work *work,
-                          struct nk_error *err)
+static int check_expressible(const nk_vocab *v, const char *text, size_t size, struct nk_work *work,
+                             struct nk_error *err)
 {
     size_t pos = 0, block = 0; /* what is before block can be expressed */
 
@@ -373,7 +403,16 @@ static int cannot_express(const nk_vocab *v, const char *text, size_t size, stru
                            pos);
         pos += (size_t)n;
     }
-    return nk_fail(err, NK_E_INVALID, "bad_text", "this vocabulary cannot express the text");
+    return 0;
+}
+
+static int cannot_express(const nk_vocab *v, const char *text, size_t size, struct nk_work *work,
+                          struct nk_error *err)
+{
+    int rc = check_expressible(v, text, size, work, err);
+
+    return rc ? rc
+              : nk_fail(err, NK_E_INVALID, "bad_text", "this vocabulary cannot express the text");
 }
 
 static int tokenize(const nk_vocab *v, const char *text, size_t size, bool add_special,
@@ -496,6 +535,39 @@ static int add_ends(const nk_vocab *v, size_t max_tokens, struct nk_tokens *t, s
     return 0;
 }
 
+enum kind { LETTERS, DIGITS, SPACES, SIGNS };
+
+static enum kind kind_of(unsigned char c)
+{
+    if (c >= 0x80 || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'))
+        return LETTERS;
+    if (c >= '0' && c <= '9')
+        return DIGITS;
+    return c == ' ' || (c >= '\t' && c <= '\r') ? SPACES : SIGNS;
+}
+
+static int check_runs(const char *text, size_t size, struct nk_error *err)
+{
+    static const char *const names[] = { "letters", "digits", "spaces and line ends", "signs" };
+    enum kind kind = LETTERS;
+    size_t n = 0;
+
+    for (size_t i = 0; i < size; i++) {
+        unsigned char c = (unsigned char)text[i];
+
+        if ((c & 0xc0) == 0x80) /* within a character */
+            continue;
+        n = kind_of(c) == kind ? n + 1 : 1;
+        kind = kind_of(c);
+        if (n > RUN_MAX)
+            return nk_fail(err, NK_E_INVALID, "bad_text",
+                           "the text has more than %d %s in a row, until byte %zu: llama.cpp's "
+                           "tokenizer for this vocabulary cannot take so many",
+                           RUN_MAX, names[kind], i);
+    }
+    return 0;
+}
+
 int nk_vocab_tokenize(const nk_vocab *v, const char *text, size_t size, bool add_special,
                       bool parse_special, size_t max_tokens, struct nk_work *work,
                       struct nk_tokens *out, struct nk_error *err)
@@ -522,8 +594,12 @@ int nk_vocab_tokenize(const nk_vocab *v, const char *text, size_t size, bool add
                        "the text has %zu bytes, and a token of this vocabulary at most %zu: %zu "
                        "tokens or more; at most %zu are taken",
                        size, v->token_bytes_max, size / v->token_bytes_max, max_tokens);
-    if (v->may_lose_bytes && !can_express(v, text, size))
-        return cannot_express(v, text, size, work, err);
+    rc = v->by_regex ? check_runs(text, size, err) : 0;
+    if (rc)
+        return rc;
+    rc = v->may_lose_bytes ? check_expressible(v, text, size, work, err) : 0;
+    if (rc)
+        return rc;
     if (!v->cuts || size <= NK_CUT_BYTES) {
         rc = nk_work_spend(work, (int64_t)(1 + size / 8), "the text", err);
         return rc ? rc

@@ -50,7 +50,8 @@ struct nk_tokens {
  * and a text is given up where it has too many. work: what it may cost, and whether it is still
  * wanted; NULL: anything. A long text is tokenized in parts where that gives the same (text/cut.h).
  *   INVALID    bad_text     not UTF-8 (position named), or a character that this vocabulary cannot
- *                           express and has no "unknown" token for (named)
+ *                           express and has no "unknown" token for (named); or so many letters,
+ *                           digits, spaces or signs in a row that libllama would overflow its stack
  *   INVALID    no_vocab     a borrowed stub
  *   INVALID    too_much_work, or CANCELLED
  *   EXHAUSTED  too_large    more than max_tokens, or than NK_TEXT_BYTES_MAX */

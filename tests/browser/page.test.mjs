@@ -196,7 +196,7 @@ test("a text that is too long is named, with what to do", () => withPage(browser
     await ask(page, "word ".repeat(40000));
     const problem = page.locator(".turn .problem");
     await problem.waitFor();
-    assert.match(await problem.textContent(), /Too long for the context.*\d+ tokens.*Shorten the text/);
+    assert.match(await problem.textContent(), /Too long for the context.*200\d+ bytes.*32768.*Shorten the text/);
     assert.equal(await problem.getAttribute("role"), "alert");
 }, { allowed: [/status of 400/] }));
 

@@ -78,13 +78,14 @@ static nk_vocab *spm_vocab(int traits)
 }
 
 /* A BPE vocabulary: its regular expression, and special tokens that overlap. */
-static const char *const bpe_pres[] = { "gpt-2", "llama-bpe", "qwen2", "jina-v2-code" };
+static const char *const bpe_pres[] = { "gpt-2", "llama-bpe", "qwen2", "jina-v2-code", "gpt-4o" };
 enum { BPE_PRES = sizeof bpe_pres / sizeof bpe_pres[0] };
 
 static nk_vocab *bpe_vocab(int pre)
 {
-    static const char *const user[] = { "[U]", "[U]a", "]ddd", "<mask>",
-                                        NULL }; /* takes space along */
+    static const char *const user[] = { "[U]", "[U]a",   "]ddd",
+                                        "  ",  "<mask>", /* takes space along */
+                                        NULL };
     static const char *const control[] = { "<|c|>", "<|cc|>", "|>d", "<s>", "</s>", NULL };
     struct vocab_file *f = calloc(1, sizeof *f);
     struct gguf_context *g = gguf_init_empty();
@@ -283,6 +284,41 @@ static void test_cut__every_place_that_may_be_cut_is_one(void **state)
     }
 }
 
+/* libllama would recurse for each character, until the stack is full. */
+static void test_cut__a_run_that_overflows_the_stack_is_refused(void **state)
+{
+    static const char runs[] = "a1 .";
+    enum { SIZE = 60000, MAX = 8000 };
+    char *text = malloc(SIZE);
+
+    (void)state;
+    assert_non_null(text);
+    for (int pre = 0; pre < BPE_PRES; pre++) {
+        nk_vocab *v = bpe_vocab(pre);
+        bool own = pre < 3;
+
+        for (const char *c = runs; *c; c++) {
+            struct nk_tokens t;
+            struct nk_error err;
+
+            memset(text, *c, SIZE);
+            if (!own) {
+                assert_int_equal(
+                    nk_vocab_tokenize(v, text, SIZE, false, false, SIZE, NULL, &t, &err),
+                    NK_E_INVALID);
+                assert_string_equal(err.reason, "bad_text");
+                assert_non_null(strstr(err.msg, "until byte 8000"));
+            }
+            assert_int_equal(
+                nk_vocab_tokenize(v, text, own ? SIZE : MAX, false, false, SIZE, NULL, &t, &err),
+                0);
+            free(t.ids);
+        }
+        nk_vocab_close(v);
+    }
+    free(text);
+}
+
 /* The oracle is the length of the parts: within one, libllama's work grows with its square. */
 static void test_cut__no_part_grows_with_a_text_that_the_vocabulary_lacks(void **state)
 {
@@ -399,6 +435,7 @@ int main(void)
         cmocka_unit_test(test_cut__parts_have_the_tokens_of_the_whole),
         cmocka_unit_test(test_cut__every_place_that_may_be_cut_is_one),
         cmocka_unit_test(test_cut__no_part_grows_with_a_text_that_the_vocabulary_lacks),
+        cmocka_unit_test(test_cut__a_run_that_overflows_the_stack_is_refused),
         cmocka_unit_test(test_cut__no_part_grows_with_the_number_of_special_tokens),
         cmocka_unit_test(test_cut__a_text_that_cannot_fit_is_refused_before_it_is_tokenized),
         cmocka_unit_test(test_cut__a_text_that_nobody_waits_for_is_given_up),
