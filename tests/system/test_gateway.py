@@ -15,6 +15,7 @@ import unittest
 
 import ggufio
 import nk
+import talk
 from gateway import Gateway, HERMES, certificate
 
 MODEL = os.path.basename(nk.KJV)
@@ -896,19 +897,20 @@ class Failing(unittest.TestCase):
             self.assertEqual(gateway.post("/v1/completions", completion()).status, 200)
 
     def test_restarts_fail_nobody_who_has_no_token_yet(self):
-        """Two generations run and six wait, some streamed, whenever the second worker is killed and started again."""
+        """Two generations run and 32 wait, half of them streamed, whenever the second worker is killed and started again.
+        NK_RESTARTS: how often."""
         with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000", "--sequences", "2") as chain, \
                 Gateway(chain.file, "--waiting-ms", "600000", "--output-kib", "65536") as gateway:
             gateway.wait_ready()
-            for i in range(3):
+            for i in range(int(os.environ.get("NK_RESTARTS", 3))):
                 running = [gateway.connect() for _ in range(2)]
                 for c in running:
                     c.send("POST", "/v1/completions", completion(stream=True, **{**Going.LONG, "max_tokens": 15000}))
                     self.assertEqual(c.head()[0], 200)
-                waiting = [gateway.connect() for _ in range(6)]
+                waiting = [gateway.connect() for _ in range(32)]
                 for k, c in enumerate(waiting):
                     c.send("POST", "/v1/completions", completion(stream=k % 2 == 0))
-                self.assertTrue(nk.wait_for(lambda: gateway.get("/cluster").json["gateway"]["waiting"] == 6))
+                self.assertTrue(nk.wait_for(lambda: gateway.get("/cluster").json["gateway"]["waiting"] == 32))
                 port = chain.workers[1].port
                 chain.workers[1].kill()
                 for c in running:
@@ -923,7 +925,7 @@ class Failing(unittest.TestCase):
                 for k, c in enumerate(waiting + [late]):
                     reply = c.reply()
                     self.assertEqual(reply.status, 200, reply)
-                    if k < 6 and k % 2 == 0:
+                    if k < 32 and k % 2 == 0:
                         self.assertEqual(len(reply.chunks()), 9)
                     c.close()
             chain.assert_idle()
@@ -1018,6 +1020,40 @@ class Failing(unittest.TestCase):
             for process in [gateway.process] + [w.process for w in chain.workers]:
                 takes = nk.threads_that_take(process.pid, signal.SIGTERM)
                 self.assertEqual(takes, [process.pid])
+
+
+class Soak(unittest.TestCase):
+    def test_memory_stays_flat_over_good_and_hostile_requests(self):
+        """NK_REQUESTS: how many; what they leave behind would show after the first third."""
+        n = int(os.environ.get("NK_REQUESTS", 300))
+        deep = {"$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(12)} | {"d12": {"type": "string"}},
+                "$ref": "#/$defs/d0"}
+        hostile = (
+            b"{" * 2000, b"[" + b"0," * 20000 + b"0]", b"\xff\xfe", json.dumps(completion(temprature=1)).encode(),
+            json.dumps(chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": deep}})).encode(),
+            json.dumps(completion(grammar="root ::= root root | \"a\"")).encode(),
+            json.dumps(completion(prompt="x " * 30000)).encode(),
+            json.dumps(chat(messages=[{"role": "user", "content": "a" * 5000}] * 50)).encode())
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "2048", "--sequences", "4") as chain, Gateway(chain.file, "--chat-template", "chatml") as gateway:
+            gateway.wait_ready()
+
+            def some(count):
+                for i in range(count):
+                    if i % 3 == 0:
+                        self.assertEqual(gateway.post("/v1/completions", completion(stream=i % 2 == 0, max_tokens=4, seed=i)).status, 200)
+                    elif i % 3 == 1:
+                        with gateway.connect() as c:
+                            c.send("POST", "/v1/chat/completions" if b"messages" in hostile[i % 8] else "/v1/completions", hostile[i % 8])
+                            self.assertIn(c.reply().status, (200, 400, 413))
+                    else:
+                        with gateway.connect() as c:  # and goes
+                            c.send("POST", "/v1/completions", completion(stream=True, max_tokens=400, ignore_eos=True))
+                chain.assert_idle()
+            some(n // 3)
+            before = talk.rss(gateway.process.pid)
+            some(n)
+            if not os.environ.get("NK_SANITIZE"):  # their allocators keep freed memory back
+                self.assertLess(talk.rss(gateway.process.pid), before * 1.1)
 
 
 class Security(unittest.TestCase):
