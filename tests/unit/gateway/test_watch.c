@@ -40,6 +40,26 @@ static void note(int *n, int change, void *request)
     pthread_mutex_unlock(&seen.mutex);
 }
 
+static int now_seen(const int *n)
+{
+    int value;
+
+    pthread_mutex_lock(&seen.mutex);
+    value = *n;
+    pthread_mutex_unlock(&seen.mutex);
+    return value;
+}
+
+static void *last_request(void)
+{
+    void *request;
+
+    pthread_mutex_lock(&seen.mutex);
+    request = seen.request;
+    pthread_mutex_unlock(&seen.mutex);
+    return request;
+}
+
 static void on_gone(void *request)
 {
     note(&seen.n_gone, 1, request);
@@ -83,7 +103,7 @@ static void begin(bool tls)
 static void end(void)
 {
     nk__watch_stop(w);
-    assert_int_equal(seen.n_refs, 0);
+    assert_int_equal(now_seen(&seen.n_refs), 0);
     virtual_clock_release(&v);
 }
 
@@ -283,8 +303,8 @@ static void test_watch__a_client_that_goes_is_told_while_its_request_runs(void *
     close(c.client);
     wait_for(&seen.n_gone, 1);
     wait_for(&seen.n_refs, 0);
-    assert_ptr_equal(seen.request, &request);
-    assert_int_equal(seen.n_half_closed, 0);
+    assert_ptr_equal(last_request(), &request);
+    assert_int_equal(now_seen(&seen.n_half_closed), 0);
     nk__watch_drop(c.watched);
     nk__watch_drop(idle.watched);
     close(c.server);
@@ -307,12 +327,12 @@ test_watch__a_client_that_closes_its_side_is_told_once_and_then_that_it_goes(voi
     wait_for(&seen.n_half_closed, 1);
     wait_for(&seen.n_refs, 0);
     step(TICK_MS); /* another turn tells nothing new */
-    assert_int_equal(seen.n_half_closed, 1);
-    assert_int_equal(seen.n_gone, 0);
+    assert_int_equal(now_seen(&seen.n_half_closed), 1);
+    assert_int_equal(now_seen(&seen.n_gone), 0);
     close(c.client);
     wait_for(&seen.n_gone, 1);
     wait_for(&seen.n_refs, 0);
-    assert_int_equal(seen.n_half_closed, 1);
+    assert_int_equal(now_seen(&seen.n_half_closed), 1);
     nk__watch_drop(c.watched);
     close(c.server);
     end();
@@ -335,7 +355,7 @@ static void test_watch__the_next_request_of_a_half_closed_connection_is_told_aga
     nk__watch_request(c.watched, &second);
     wait_for(&seen.n_half_closed, 2);
     wait_for(&seen.n_refs, 0);
-    assert_ptr_equal(seen.request, &second);
+    assert_ptr_equal(last_request(), &second);
     disconnect(&c);
     end();
 }
