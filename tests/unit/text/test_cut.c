@@ -319,30 +319,39 @@ static void test_cut__a_run_that_overflows_the_stack_is_refused(void **state)
     free(text);
 }
 
+/* Of the unit repeated. */
+static size_t longest_part(const nk_cuts *c, const char *unit)
+{
+    enum { SIZE = 100000 };
+    char *text = malloc(SIZE + 16);
+    size_t size = 0, longest = 0;
+
+    assert_non_null(text);
+    for (; size < SIZE; size += strlen(unit))
+        memcpy(text + size, unit, strlen(unit));
+    for (size_t at = 0, end; at < size; at = end) {
+        end = nk__cuts_next(c, text, size, at + NK_CUT_BYTES, true);
+        longest = end - at > longest ? end - at : longest;
+    }
+    free(text);
+    return longest;
+}
+
 /* The oracle is the length of the parts: within one, libllama's work grows with its square. */
 static void test_cut__no_part_grows_with_a_text_that_the_vocabulary_lacks(void **state)
 {
     static const char *const units[] = { "\xE4\xB8\xAD",    "\xE4\xB8\xAD ",
                                          "a\xE4\xB8\xAD\n", "\xE4\xB8\xAD</s>\xE4\xB8\xAD",
                                          "a</s>",           "\xE4\xB8\xAD\xE4\xBD\xA0" };
-    enum { SIZE = 100000 };
-    char *text = malloc(SIZE + 16);
 
     (void)state;
-    assert_non_null(text);
     for (int kind = 0; kind <= TRAITS; kind++) {
         nk_vocab *v = kind < TRAITS ? spm_vocab(kind) : test_vocab(VOCAB_KJV);
         nk_cuts *c = nk__cuts_new(nk_vocab_llama(v));
 
         for (size_t u = 0; u < sizeof units / sizeof units[0]; u++) {
-            size_t size = 0, longest = 0;
+            size_t longest = longest_part(c, units[u]);
 
-            for (; size < SIZE; size += strlen(units[u]))
-                memcpy(text + size, units[u], strlen(units[u]));
-            for (size_t at = 0, end; at < size; at = end) {
-                end = nk__cuts_next(c, text, size, at + NK_CUT_BYTES, true);
-                longest = end - at > longest ? end - at : longest;
-            }
             if (longest > NK_CUT_BYTES + 32)
                 fail_msg("\"%s\" repeated, traits %d: a part of %zu bytes", units[u], kind,
                          longest);
@@ -350,30 +359,20 @@ static void test_cut__no_part_grows_with_a_text_that_the_vocabulary_lacks(void *
         nk__cuts_free(c);
         nk_vocab_close(v);
     }
-    free(text);
 }
 
 static void test_cut__no_part_grows_with_the_number_of_special_tokens(void **state)
 {
     static const char *const units[] = { "a<|c|>", "<|cc|>b\n", "</s> ", "[U]<|c|>" };
-    enum { SIZE = 100000 };
-    char *text = malloc(SIZE + 16);
 
     (void)state;
-    assert_non_null(text);
     for (int pre = 0; pre < BPE_PRES; pre++) {
         nk_vocab *v = bpe_vocab(pre);
         nk_cuts *c = nk__cuts_new(nk_vocab_llama(v));
 
         for (size_t u = 0; u < sizeof units / sizeof units[0]; u++) {
-            size_t size = 0, longest = 0;
+            size_t longest = longest_part(c, units[u]);
 
-            for (; size < SIZE; size += strlen(units[u]))
-                memcpy(text + size, units[u], strlen(units[u]));
-            for (size_t at = 0, end; at < size; at = end) {
-                end = nk__cuts_next(c, text, size, at + NK_CUT_BYTES, true);
-                longest = end - at > longest ? end - at : longest;
-            }
             if (longest > NK_CUT_BYTES + 32)
                 fail_msg("\"%s\" repeated, %s: a part of %zu bytes", units[u], bpe_pres[pre],
                          longest);
@@ -381,7 +380,6 @@ static void test_cut__no_part_grows_with_the_number_of_special_tokens(void **sta
         nk__cuts_free(c);
         nk_vocab_close(v);
     }
-    free(text);
 }
 
 static void test_cut__a_text_that_cannot_fit_is_refused_before_it_is_tokenized(void **state)
