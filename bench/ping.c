@@ -85,7 +85,7 @@ static void echo_open(nk_call *c, void *user)
 
 int nk_ping_serve(void (*ready)(int port, void *arg), void *arg, struct nk_error *err)
 {
-    static const struct nk_method methods[] = { { METHOD, echo_open } };
+    static const struct nk_method methods[] = { { METHOD, echo_open, 0 } };
     struct nk_server_opts opts = { .listen = "127.0.0.1:0", .methods = methods, .n_methods = 1 };
     nk_server *server;
     nk_net *net;

@@ -29,7 +29,7 @@ static void release(nk_chain *c)
     free(c);
 }
 
-/* The PEM texts that the cluster file names; all NULL where it names none. */
+/* What the cluster file names: an identity folder, or PEM texts; all NULL where it names none. */
 struct pem {
     struct nk_buf ca, certificate, key;
     struct nk_credentials credentials; /* borrows from the buffers */
@@ -40,6 +40,8 @@ static int read_pem(struct pem *p, const struct nk_cluster *c, struct nk_error *
     int rc;
 
     *p = (struct pem){ 0 };
+    if (c->identity[0])
+        p->credentials.identity = c->identity;
     if (!c->tls_ca[0])
         return 0;
     rc = nk_file_read(c->tls_ca, PEM_BYTES_MAX, &p->ca, err);
@@ -47,8 +49,9 @@ static int read_pem(struct pem *p, const struct nk_cluster *c, struct nk_error *
         rc = nk_file_read(c->tls_certificate, PEM_BYTES_MAX, &p->certificate, err);
     if (!rc)
         rc = nk_file_read_secret(c->tls_key, PEM_BYTES_MAX, &p->key, err);
-    p->credentials = (struct nk_credentials){ nk_buf_str(&p->ca), nk_buf_str(&p->certificate),
-                                              nk_buf_str(&p->key) };
+    p->credentials.ca = nk_buf_str(&p->ca);
+    p->credentials.certificate = nk_buf_str(&p->certificate);
+    p->credentials.key = nk_buf_str(&p->key);
     return rc ? nk_wrap(rc, err, "%s: tls", c->path) : 0;
 }
 
@@ -88,7 +91,7 @@ int nk_chain_open(nk_chain **out, const struct nk_cluster *cluster,
                   : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
     for (int i = 0; !rc && i < c->cluster.n_workers; i++) {
         rc = nk_channel_open(&c->channels[i], c->net, c->cluster.workers[i].address,
-                             pem.credentials.ca ? &pem.credentials : NULL, err);
+                             &pem.credentials, err);
         if (rc)
             nk__wrap_worker(rc, err, &c->cluster.workers[i]);
     }

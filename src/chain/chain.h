@@ -28,9 +28,9 @@ struct nk_chain_opts {
     struct nk_clock *clock;
     struct nk_chance *chance;
 };
-/* Does not connect yet. The cluster is copied, the files of its tls are read. opts NULL: the
+/* Does not connect yet. The cluster is copied, the files of its tls or identity are read. opts NULL: the
  * system's clock and chance. *out owned by the caller.
- *   INVALID    bad_address, bad_credentials
+ *   INVALID    bad_address, bad_credentials, bad_identity
  *   NOT_FOUND  no_file
  *   EXHAUSTED  no_memory, no_thread */
 int nk_chain_open(nk_chain **out, const struct nk_cluster *cluster,
@@ -59,6 +59,7 @@ struct nk_worker_report {
     uint64_t sessions_opened, sessions_open, sessions_kept, sessions_failed, tokens_prefilled;
     uint64_t tokens_decoded, tokens_reused, runs, rows_in_runs, compute_us, queue_us, uptime_ms;
     uint64_t streams_open, jobs_queued, steps, wire_us, wire_steps;
+    uint64_t epoch; /* of the plan that it was started for; 0: none */
     bool deterministic;
     struct nk_computed computed;
     double rtt_us; /* of a small call, the best of a few */

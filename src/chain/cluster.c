@@ -246,6 +246,19 @@ static int read_tls(struct reader *r)
     return rc ? rc : check_seen(r, line, "tls", keys, seen, 7);
 }
 
+static int read_epoch(struct reader *r)
+{
+    char text[32];
+    int rc = read_text(r, "epoch", text, sizeof text);
+
+    if (rc)
+        return rc;
+    if (strspn(text, "0123456789") != strlen(text) || strlen(text) > 19)
+        return bad(r, line_of(r), "epoch: '%s' is no number of at most 19 digits", text);
+    r->c->epoch = strtoull(text, NULL, 10);
+    return 0;
+}
+
 static int read_dtype(struct reader *r)
 {
     char text[16];
@@ -399,7 +412,8 @@ static int check_workers(struct reader *r, int line)
 
 static int read_document(struct reader *r)
 {
-    static const char *const keys[] = { "model", "tls", "dtype", "workers", NULL };
+    static const char *const keys[] = { "model",    "tls",   "dtype", "workers",
+                                        "identity", "epoch", NULL };
     unsigned seen = 0;
     bool end;
     int key, line, workers_line = 1, rc = next(r); /* stream start */
@@ -424,6 +438,10 @@ static int read_document(struct reader *r)
             rc = read_tls(r);
         } else if (key == 2) {
             rc = read_dtype(r);
+        } else if (key == 4) {
+            rc = read_path(r, "identity", r->c->identity, sizeof r->c->identity);
+        } else if (key == 5) {
+            rc = read_epoch(r);
         } else {
             rc = next(r);
             workers_line = line_of(r);
@@ -437,6 +455,8 @@ static int read_document(struct reader *r)
     }
     if (!rc)
         rc = check_seen(r, line, "the file", keys, seen, 1 | 8);
+    if (!rc && r->c->identity[0] && r->c->tls_ca[0])
+        rc = bad(r, line, "the file: 'tls' and 'identity' are both given; one of them is right");
     if (!rc)
         rc = check_workers(r, workers_line);
     if (!rc)
@@ -605,6 +625,14 @@ int nk_cluster_format(const struct nk_cluster *c, struct nk_buf *out, struct nk_
         emit_path(&w, "certificate", c->tls_certificate);
         emit_path(&w, "key", c->tls_key);
         emit_mapping(&w, false);
+    }
+    if (c->identity[0])
+        emit_path(&w, "identity", c->identity);
+    if (c->epoch) {
+        char epoch[24];
+
+        snprintf(epoch, sizeof epoch, "%llu", (unsigned long long)c->epoch);
+        emit_pair(&w, "epoch", epoch);
     }
     emit_pair(&w, "dtype", c->f16 ? "f16" : "f32");
     emit_text(&w, "workers");

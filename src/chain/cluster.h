@@ -10,6 +10,8 @@
  *     ca: ca.pem                 # whom to trust
  *     certificate: me.pem        # own
  *     key: me.key.pem
+ *   identity: /var/lib/me        # instead of tls: an identity folder (rpc/identity.h)
+ *   epoch: 3                     # of the plan; workers that were started for another one refuse
  *   dtype: f32                   # rows on the wire: f32 (exact, default) or f16
  *   workers:
  *     - id: attic
@@ -23,6 +25,7 @@
 #define NK_CHAIN_CLUSTER_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "base/buf.h"
 #include "base/error.h"
@@ -39,7 +42,9 @@ struct nk_cluster {
     char model_id[128], model_sha256[65];
     char vocab_path[4096]; /* made absolute or relative to the current folder; "" when not given */
     char tls_ca[4096], tls_certificate[4096],
-        tls_key[4096]; /* paths as above; "" (all three): plain text */
+        tls_key[4096];   /* paths as above; "" (all three): plain text */
+    char identity[4096]; /* path as above; then there is no tls */
+    uint64_t epoch;      /* 0: none */
     bool f16;
     int n_workers;
     struct nk_cluster_worker workers[NK_CLUSTER_WORKERS_MAX]; /* in the order of their layers */

@@ -83,6 +83,7 @@ static void take_reply(struct asking *a, const Nakshatra__V1__InfoReply *m)
     w->weights_bytes = m->weights_bytes;
     w->kv_bytes = m->kv_bytes;
     w->deterministic = m->deterministic;
+    w->epoch = m->epoch;
     nk_computed_unpack(&w->computed, m->computed, m->n_computed, m->llama_version);
     if (m->counters) {
         const Nakshatra__V1__Counters *n = m->counters;
@@ -229,6 +230,9 @@ static int compare(const struct check *k, int idx, const struct nk_worker_report
         return misfit("model_mismatch",
                       "it has the model %s (%.60s), the cluster file wants %s (%.60s)",
                       w->model_sha256, w->model_id, c->model_sha256, c->model_id);
+    if (w->epoch && w->epoch != c->epoch)
+        return misfit("stale_epoch", "it is of epoch %llu of the plan, the cluster file of %llu",
+                      (unsigned long long)w->epoch, (unsigned long long)c->epoch);
     if (w->has_begin != in_file->layer_begin || w->has_end != in_file->layer_end)
         return misfit("layers_mismatch", "it has layers %d-%d, the cluster file says %d-%d",
                       w->has_begin, w->has_end, in_file->layer_begin, in_file->layer_end);

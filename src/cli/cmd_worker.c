@@ -28,10 +28,10 @@ enum {
 
 struct options {
     const char *slice, *model, *layers, *listen, *id, *device, *cluster, *trace, *tls_ca, *tls_cert,
-        *tls_key, *verify;
+        *tls_key, *identity, *verify;
     enum nk_slice_verify how; /* what verify says */
     int64_t ctx, sequences, batch, chunk, threads, threads_batch, drain_ms, stall_ms, idle_ms,
-        queue, queue_ms, parent_fd;
+        queue, queue_ms, parent_fd, epoch;
     bool deterministic, insecure, mmap, no_mmap, shared_cores;
     struct nk_cache_args cache;
     struct nk_arg_list peers;
@@ -119,6 +119,10 @@ static int check_options(struct options *o, struct nk_error *err)
     if ((o->tls_cert || o->tls_key || o->tls_ca) && !(o->tls_cert && o->tls_key && o->tls_ca))
         return nk_fail(err, NK_E_INVALID, "bad_argument",
                        "mutual TLS needs all of --tls-ca, --tls-cert and --tls-key");
+    if (o->identity && (o->tls_ca || o->insecure))
+        return nk_fail(err, NK_E_INVALID, "bad_argument",
+                       "--identity and %s were both given; one of them says who may come in",
+                       o->tls_ca ? "--tls-ca, --tls-cert and --tls-key" : "--insecure");
     rc = nk_cache_args_check(&o->cache, err);
     if (!rc)
         rc = nk_wrap(nk_slice_verify_parse(o->verify, &o->how, err), err, "--verify");
@@ -135,12 +139,13 @@ static int check_options(struct options *o, struct nk_error *err)
     if (o->parent_fd >= 0 && fcntl((int)o->parent_fd, F_GETFD) < 0)
         return nk_fail(err, NK_E_INVALID, "bad_argument", "--parent-fd %d is not open",
                        (int)o->parent_fd);
-    if (!nk_address_is_loopback(o->listen) && !o->tls_cert && !o->insecure)
-        return nk_fail(err, NK_E_INVALID, "not_loopback",
-                       "--listen %s is reachable from other machines: give --tls-ca, --tls-cert "
-                       "and --tls-key, or --insecure if everybody on that network may use this "
-                       "worker and read what passes",
-                       o->listen);
+    if (!nk_address_is_loopback(o->listen) && !o->tls_cert && !o->identity && !o->insecure)
+        return nk_fail(
+            err, NK_E_INVALID, "not_loopback",
+            "--listen %s is reachable from other machines: give --identity, or --tls-ca, "
+            "--tls-cert and --tls-key, or --insecure if everybody on that network may "
+            "use this worker and read what passes",
+            o->listen);
     return 0;
 }
 
@@ -226,7 +231,8 @@ int nk_cmd_worker(int argc, char **argv)
             "shared-cores", 0, &o.shared_cores,
             "other workers compute on the same cores: prompts in larger chunks, decode in turns"),
         NK_OPT_LIST("allow-peer", 0, &o.peers, "HOST:PORT",
-                    "a worker that routes may continue at; repeatable"),
+                    "a worker that routes may continue at; repeatable; not needed with "
+                    "--identity"),
         NK_OPT_STRING("cluster", 0, &o.cluster, "FILE", "allow the workers of this cluster file"),
         NK_OPT_FLAG("deterministic", 0, &o.deterministic,
                     "sessions do not touch each other; each has a share of --ctx"),
@@ -249,6 +255,10 @@ int nk_cmd_worker(int argc, char **argv)
                    "a session that is sent nothing for so many ms ends"),
         NK_OPT_INT("queue", 0, &o.queue, "N", 0, 10000, "sessions that may wait for room"),
         NK_OPT_INT("queue-ms", 0, &o.queue_ms, "N", 0, 3600000, "and for how many ms"),
+        NK_OPT_STRING("identity", 0, &o.identity, "DIR",
+                      "this machine's identity folder: TLS with the members of its cluster alone"),
+        NK_OPT_INT("epoch", 0, &o.epoch, "N", 0, INT64_MAX,
+                   "of the cluster's plan: sessions of another one are refused; 0: none"),
         NK_OPT_STRING("tls-ca", 0, &o.tls_ca, "FILE",
                       "PEM: the cluster's CA; peers must have its certificates"),
         NK_OPT_STRING("tls-cert", 0, &o.tls_cert, "FILE", "PEM: this worker's certificate"),
@@ -291,9 +301,12 @@ int nk_cmd_worker(int argc, char **argv)
             rc = nk_file_read(o.tls_cert, PEM_BYTES_MAX, &cert, &err);
         if (!rc)
             rc = nk_file_read_secret(o.tls_key, PEM_BYTES_MAX, &key, &err);
-        opts.credentials =
-            (struct nk_credentials){ nk_buf_str(&ca), nk_buf_str(&cert), nk_buf_str(&key) };
+        opts.credentials.ca = nk_buf_str(&ca);
+        opts.credentials.certificate = nk_buf_str(&cert);
+        opts.credentials.key = nk_buf_str(&key);
     }
+    opts.credentials.identity = o.identity;
+    opts.epoch = (uint64_t)o.epoch;
     if (rc)
         goto out;
     for (int i = 0; i < o.peers.n; i++)

@@ -207,6 +207,8 @@ static void op_send_done(struct nk__op *op, bool ok)
         out_drop(c);
     }
     pthread_mutex_unlock(&c->mu);
+    if (c->membership && c->is_client && !c->member[0] && ok)
+        nk__call_identify(c);
     pump(c);
     nk__call_maybe_end(c);
 }
@@ -558,6 +560,18 @@ void nk__call_maybe_end(nk_call *c)
         nk__channel_unref(c->channel);
     nk__call_unpin(c);
     nk_call_unref(c);
+}
+
+const char *nk_call_identity(const nk_call *c)
+{
+    NK_ASSERT(nk_net_is_current(c->net));
+    return c->member;
+}
+
+enum nk_role nk_call_role(const nk_call *c)
+{
+    NK_ASSERT(nk_net_is_current(c->net));
+    return c->member[0] ? nk_identity_find(c->membership->identity, c->member, NULL) : NK_ROLE_NONE;
 }
 
 const char *nk_call_peer(const nk_call *call)

@@ -24,23 +24,12 @@ static void target_format(char *out, const char *address)
     *out = '\0';
 }
 
-int nk_channel_open(nk_channel **out, nk_net *net, const char *address,
-                    const struct nk_credentials *credentials, struct nk_error *err)
+static grpc_channel *channel_create(const nk_channel *ch)
 {
-    struct nk_credentials plain = { 0 };
     struct nk__args args = { 0 };
-    grpc_channel_credentials *creds;
+    const nk_net *net = ch->net;
     char target[8 + 3 * NK__ADDRESS_MAX];
-    nk_channel *ch;
-    int rc;
 
-    *out = NULL;
-    rc = nk_address_check(address, 1, err);
-    if (rc)
-        return rc;
-    rc = nk__channel_credentials(&creds, credentials ? credentials : &plain, err);
-    if (rc)
-        return rc;
     nk__args_common(&args, net, net->channel_quota);
     /* A worker that comes back is reached within a second; one that drops packets is given up after
      * five (the third is so called; it is the time limit of one attempt). */
@@ -55,15 +44,34 @@ int nk_channel_open(nk_channel **out, nk_net *net, const char *address,
     nk__args_int(&args, GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
     /* A proxy for the web has no part between the machines of a cluster. */
     nk__args_int(&args, GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+    target_format(target, ch->address);
+    return grpc_channel_create(target, ch->credentials, &args.args);
+}
 
+int nk_channel_open(nk_channel **out, nk_net *net, const char *address,
+                    const struct nk_credentials *credentials, struct nk_error *err)
+{
+    struct nk_credentials plain = { 0 };
+    nk_channel *ch;
+    int rc;
+
+    *out = NULL;
+    rc = nk_address_check(address, 1, err);
+    if (rc)
+        return rc;
     ch = nk__alloc(1, sizeof *ch);
+    rc = nk__channel_credentials(&ch->credentials, &ch->membership, &ch->verifier, net, address,
+                                 credentials ? credentials : &plain, err);
+    if (rc) {
+        free(ch);
+        return rc;
+    }
     ch->net = net;
     atomic_init(&ch->refs, 1);
+    pthread_mutex_init(&ch->mu, NULL);
     ch->address = strdup(address);
     NK_ASSERT(ch->address);
-    target_format(target, address);
-    ch->g = grpc_channel_create(target, creds, &args.args);
-    grpc_channel_credentials_release(creds);
+    ch->g = channel_create(ch);
     pthread_mutex_lock(&net->mu);
     LIST_INSERT_HEAD(&net->channels, ch, link);
     pthread_mutex_unlock(&net->mu);
@@ -78,6 +86,8 @@ void nk__channel_unref(nk_channel *ch)
     if (atomic_fetch_sub(&ch->refs, 1) != 1)
         return;
     grpc_channel_destroy(ch->g);
+    grpc_channel_credentials_release(ch->credentials);
+    pthread_mutex_destroy(&ch->mu);
     free(ch->address);
     free(ch);
 }
@@ -124,6 +134,28 @@ static void arm_deadline(void *arg)
     nk_call_unref(c);
 }
 
+static grpc_call *call_create(nk_channel *ch, const char *path, gpr_timespec deadline)
+{
+    grpc_slice method = grpc_slice_from_copied_string(path);
+    grpc_call *g;
+
+    if (ch->membership) {
+        pthread_mutex_lock(&ch->mu);
+        /* The connection is to somebody who was taken off the roster: whoever is at that address
+         * now has to show who it is. */
+        if (nk__verifier_is_stale(ch->verifier)) {
+            grpc_channel_destroy(ch->g);
+            ch->g = channel_create(ch);
+        }
+    }
+    g = grpc_channel_create_call(ch->g, NULL, GRPC_PROPAGATE_DEFAULTS, ch->net->cq, method, NULL,
+                                 deadline, NULL);
+    if (ch->membership)
+        pthread_mutex_unlock(&ch->mu);
+    grpc_slice_unref(method);
+    return g;
+}
+
 int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t deadline_ms,
                   const struct nk_call_handlers *handlers, void *user, struct nk_error *err)
 {
@@ -131,9 +163,9 @@ int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t dead
     grpc_op status = { .op = GRPC_OP_RECV_STATUS_ON_CLIENT };
     grpc_op send_headers = { .op = GRPC_OP_SEND_INITIAL_METADATA };
     grpc_op recv_headers = { .op = GRPC_OP_RECV_INITIAL_METADATA };
-    grpc_slice method;
 
     *out = NULL;
+    c->membership = ch->membership; /* before it is on the list */
     if (!nk__call_link(c, false)) {
         nk_call_unref(c);
         return nk_fail(err, NK_E_UNAVAILABLE, "net_stopped", "%s: this process is stopping",
@@ -146,12 +178,9 @@ int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t dead
     c->deadline_ms = deadline_ms;
     if (deadline_ms)
         c->deadline_ns = nk_clock_now_ns(ch->net->clock) + (uint64_t)deadline_ms * 1000000u;
-    method = grpc_slice_from_copied_string(path);
-    c->g = grpc_channel_create_call(ch->g, NULL, GRPC_PROPAGATE_DEFAULTS, ch->net->cq, method, NULL,
-                                    deadline_ms ? nk__deadline(ch->net, c->deadline_ns)
-                                                : gpr_inf_future(GPR_CLOCK_MONOTONIC),
-                                    NULL);
-    grpc_slice_unref(method);
+    c->g = call_create(ch, path,
+                       deadline_ms ? nk__deadline(ch->net, c->deadline_ns)
+                                   : gpr_inf_future(GPR_CLOCK_MONOTONIC));
     status.data.recv_status_on_client.trailing_metadata = &c->trailers;
     status.data.recv_status_on_client.status = &c->code;
     status.data.recv_status_on_client.status_details = &c->details;
@@ -187,9 +216,23 @@ static bool is_connected(nk_call *c)
            (!strncmp(peer, "ipv4:", 5) || !strncmp(peer, "ipv6:", 5) || !strncmp(peer, "unix:", 5));
 }
 
+/* Connecting failed: what gRPC says of it, or what our verifier has said, without gRPC's frame. */
+static void unreachable_error(nk_call *c, const char *text, struct nk_error *out)
+{
+    static const char frame[] = "Custom verification check failed with error: UNAUTHENTICATED: ";
+    const char *ours = c->membership ? strstr(text, frame) : NULL;
+    bool closed =
+        c->membership && (strstr(text, "Socket closed") ||
+                          strstr(text, "Connection reset by peer") || strstr(text, "Broken pipe"));
+
+    nk_fail(out, NK_E_UNAVAILABLE, "unreachable", "%s cannot be reached (%s%s)",
+            c->channel->address, ours ? ours + strlen(frame) : text,
+            closed ? "; that machine may have refused this one, and says why in its log" : "");
+}
+
 bool nk__client_status(nk_call *c, struct nk_error *out)
 {
-    char text[256];
+    char text[400];
     size_t size = GRPC_SLICE_LENGTH(c->details);
     int code = -(int)c->code;
 
@@ -228,8 +271,7 @@ bool nk__client_status(nk_call *c, struct nk_error *out)
             nk_fail(out, code, "peer_gone", "%s: the connection was lost (%s)", c->channel->address,
                     text);
         else
-            nk_fail(out, code, "unreachable", "%s cannot be reached (%s)", c->channel->address,
-                    text);
+            unreachable_error(c, text, out);
         break;
     case NK_E_CANCELLED:
         nk_fail(out, code, "cancelled", "%s: the call was cancelled", c->channel->address);

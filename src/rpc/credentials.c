@@ -68,13 +68,78 @@ out:
     return rc;
 }
 
-int nk__server_credentials(grpc_server_credentials **out, const struct nk_credentials *c,
-                           struct nk_error *err)
+/* ---- an identity folder: gRPC watches its files, and asks us who is let in ---- */
+
+static int check_alone(const struct nk_credentials *c, struct nk_error *err)
+{
+    if (c->ca || c->certificate || c->key)
+        return nk_fail(err, NK_E_INVALID, "bad_credentials",
+                       "an identity folder and PEM texts were both given; one of them is right");
+    return 0;
+}
+
+/* gRPC does not verify certificates itself (see identity.c); that whoever shows one has its key is
+ * part of the handshake in any case. */
+static grpc_tls_credentials_options *identity_options(struct nk__membership *m,
+                                                      struct nk__verifier *verifier)
+{
+    grpc_tls_credentials_options *o = grpc_tls_credentials_options_create();
+
+    grpc_tls_credentials_options_set_certificate_provider(o, m->provider);
+    grpc_tls_credentials_options_watch_root_certs(o);
+    grpc_tls_credentials_options_watch_identity_key_cert_pairs(o);
+    grpc_tls_credentials_options_set_check_call_host(o, 0);
+    nk__verifier_set(verifier, o);
+    return o;
+}
+
+static int server_identity(grpc_server_credentials **out, struct nk__membership **membership,
+                           nk_net *net, const struct nk_credentials *c, struct nk_error *err)
+{
+    grpc_tls_credentials_options *o;
+    int rc = check_alone(c, err);
+
+    if (!rc)
+        rc = nk__membership_get(membership, net, c->identity, err);
+    if (rc)
+        return rc;
+    o = identity_options(*membership, nk__verifier_new(*membership, NULL));
+    grpc_tls_credentials_options_set_cert_request_type(
+        o, GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_BUT_DONT_VERIFY);
+    *out = grpc_tls_server_credentials_create(o);
+    return 0;
+}
+
+static int channel_identity(grpc_channel_credentials **out, struct nk__membership **membership,
+                            struct nk__verifier **verifier, nk_net *net, const char *address,
+                            const struct nk_credentials *c, struct nk_error *err)
+{
+    grpc_tls_credentials_options *o;
+    int rc = check_alone(c, err);
+
+    if (!rc)
+        rc = nk__membership_get(membership, net, c->identity, err);
+    if (rc)
+        return rc;
+    *verifier = nk__verifier_new(*membership, address);
+    o = identity_options(*membership, *verifier);
+    grpc_tls_credentials_options_set_verify_server_cert(o, 0);
+    *out = grpc_tls_credentials_create(o);
+    return 0;
+}
+
+/* ---- what servers and channels ask for ---- */
+
+int nk__server_credentials(grpc_server_credentials **out, struct nk__membership **membership,
+                           nk_net *net, const struct nk_credentials *c, struct nk_error *err)
 {
     grpc_ssl_pem_key_cert_pair pair = { c->key, c->certificate };
     int rc;
 
     *out = NULL;
+    *membership = NULL;
+    if (c->identity)
+        return server_identity(out, membership, net, c, err);
     if (!c->ca && !c->certificate && !c->key) {
         *out = grpc_insecure_server_credentials_create();
         return 0;
@@ -95,13 +160,18 @@ int nk__server_credentials(grpc_server_credentials **out, const struct nk_creden
     return rc;
 }
 
-int nk__channel_credentials(grpc_channel_credentials **out, const struct nk_credentials *c,
-                            struct nk_error *err)
+int nk__channel_credentials(grpc_channel_credentials **out, struct nk__membership **membership,
+                            struct nk__verifier **verifier, nk_net *net, const char *address,
+                            const struct nk_credentials *c, struct nk_error *err)
 {
     grpc_ssl_pem_key_cert_pair pair = { c->key, c->certificate };
     int rc;
 
     *out = NULL;
+    *membership = NULL;
+    *verifier = NULL;
+    if (c->identity)
+        return channel_identity(out, membership, verifier, net, address, c, err);
     if (!c->ca && !c->certificate && !c->key) {
         *out = grpc_insecure_credentials_create();
         return 0;

@@ -137,7 +137,7 @@ static void open_watch(nk_call *c, void *server)
 }
 
 const struct nk_method nk__health_methods[] = {
-    { "/grpc.health.v1.Health/Check", open_check },
-    { "/grpc.health.v1.Health/Watch", open_watch },
+    { "/grpc.health.v1.Health/Check", open_check, 0 },
+    { "/grpc.health.v1.Health/Watch", open_watch, 0 },
 };
 const int nk__n_health_methods = sizeof nk__health_methods / sizeof nk__health_methods[0];

@@ -411,6 +411,12 @@ void nk_net_stop(nk_net *net)
         LIST_REMOVE(ch, link);
         nk__channel_unref(ch);
     }
+    while (!LIST_EMPTY(&net->memberships)) {
+        struct nk__membership *m = LIST_FIRST(&net->memberships);
+
+        LIST_REMOVE(m, link);
+        nk__membership_free(m);
+    }
     while (!LIST_EMPTY(&net->servers)) {
         nk_server *s = LIST_FIRST(&net->servers);
 

@@ -290,7 +290,7 @@ static void open_reflection(nk_call *c, void *server)
 }
 
 const struct nk_method nk__reflection_methods[] = {
-    { "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", open_reflection },
+    { "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", open_reflection, 0 },
 };
 const int nk__n_reflection_methods =
     sizeof nk__reflection_methods / sizeof nk__reflection_methods[0];

@@ -20,6 +20,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/error.h"
+#include "rpc/identity.h"
 
 /* The one ceiling of a message: the rows of a prefill chunk, 2048 rows x 8192 floats x 4 bytes = 64
  * MiB, and 1 MiB for everything else in it. */
@@ -66,10 +67,26 @@ int nk_address_check(const char *address, int port_min, struct nk_error *err);
 bool nk_address_is_loopback(const char *address);
 
 /* ---- credentials ---- */
-struct nk_credentials { /* PEM texts, borrowed for the call that takes them; all NULL: plain text */
-    const char *ca;     /* whom to trust */
-    const char *certificate; /* own */
-    const char *key;
+/* How a server or a channel proves who it is, and whom it believes. Three kinds; all NULL: plain
+ * text. Borrowed for the call that takes them.
+ *
+ * PEM texts: mutual TLS with what is given, for as long as the server or channel lives; whoever has
+ * a certificate of that CA may do everything.
+ *
+ * An identity folder (identity.h): mutual TLS among the members of one cluster. Both sides must
+ * show a certificate of the cluster's CA with the URI of a member that the roster lists; host names
+ * are not checked. Certificate, key, CA and roster are read again when they change: the first three
+ * about once a second, for the handshakes that follow; the roster at every handshake and call.
+ * Within a second (of the net's clock) after a member was taken off the roster its open calls end
+ * with DENIED `removed`, on servers and on clients; after that second those that have not ended are
+ * cut. While the roster cannot be read nobody is let in and no call is taken; open ones go on.
+ * Whom this side refuses, and why, is in its log, since the peer reads no more than "Socket
+ * closed". */
+struct nk_credentials {
+    const char *ca;          /* PEM texts: whom to trust, */
+    const char *certificate; /* own, */
+    const char *key;         /* its key */
+    const char *identity;    /* path of an identity folder; then the others are NULL */
 };
 
 /* ---- calls, on either side ---- */
@@ -110,15 +127,25 @@ void nk_call_resume(nk_call *c);
 nk_call *nk_call_ref(nk_call *c);
 void nk_call_unref(nk_call *c);
 const char *nk_call_peer(const nk_call *c); /* "ipv4:127.0.0.1:41234"; borrowed until `end` */
+/* The other side's member ID, proven by its certificate; "" without an identity, and on a client
+ * until the connection is there (from the first message on it is). Borrowed until `end`. */
+const char *nk_call_identity(const nk_call *c);
+/* What the roster says now of the other side; NK_ROLE_NONE where nk_call_identity says "". */
+enum nk_role nk_call_role(const nk_call *c);
 
 /* ---- server ---- */
+/* Who may call a method, where the server has an identity; 0: every member. Elsewhere there are no
+ * roles, and everybody may who is let in. */
+enum { NK_ROLES_MEMBER = 1 << NK_ROLE_MEMBER, NK_ROLES_GATEWAY = 1 << NK_ROLE_GATEWAY };
 struct nk_method {
     const char *path; /* "/nakshatra.v1.Nakshatra/Info" */
     /* A call has begun: sets its handlers (nk_call_accept), or finishes it at once. */
     void (*open)(nk_call *c, void *server_user);
+    unsigned roles; /* NK_ROLES_..., or-ed */
 };
 struct nk_server_opts {
-    const char *listen; /* "127.0.0.1:5530", "[::1]:0"; port 0: a free one */
+    /* "127.0.0.1:5530", "[::1]:0"; port 0: a free one. "[::]" takes IPv4, too. */
+    const char *listen;
     struct nk_credentials credentials;
     const struct nk_method *methods; /* borrowed until the server has stopped */
     int n_methods;
@@ -132,9 +159,12 @@ struct nk_server_opts {
 };
 /* Also answers grpc.health.v1.Health (Check and Watch) and reflection, 128 such calls at once
  * beside calls_max. Unknown methods: UNIMPLEMENTED `unknown_method`. With credentials, only clients
- * with a certificate of that CA are let in. [any]
+ * with a certificate of that CA are let in; with an identity only members, and a method is refused
+ * to those who may not call it: DENIED `not_allowed`, or `removed` and `not_a_member` when the
+ * roster does not list them any more or cannot be read. [any]
  *   INVALID      bad_address      not HOST:PORT
  *   INVALID      bad_credentials  one is missing, cannot be read, or does not fit; named
+ *   ...          nk_identity_open's errors
  *   INVALID      bad_descriptors
  *   UNAVAILABLE  cannot_listen    with the system's reason */
 int nk_server_start(nk_server **out, nk_net *net, const struct nk_server_opts *opts,
@@ -148,9 +178,11 @@ void nk_server_stop(nk_server *s, uint32_t grace_ms);
 
 /* ---- client ---- */
 /* address "host:port". Connecting happens when a call needs it. With a CA among the credentials,
- * TLS; with a certificate and key too, the client shows them. The server's certificate must name
- * the host. [any]
- *   INVALID  bad_address, bad_credentials */
+ * TLS; with a certificate and key too, the client shows them, and the server's certificate must
+ * name the host. With an identity the server must be a member; one that is none, or was taken off
+ * the roster, is connected to by no call that begins afterwards (UNAVAILABLE `unreachable` with the
+ * reason). [any]
+ *   INVALID  bad_address, bad_credentials; nk_identity_open's errors */
 int nk_channel_open(nk_channel **out, nk_net *net, const char *address,
                     const struct nk_credentials *credentials, struct nk_error *err);
 void nk_channel_close(nk_channel *ch); /* [any] calls on it live on */

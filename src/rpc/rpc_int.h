@@ -8,6 +8,8 @@
  *   reflection.c  grpc.reflection.v1alpha.ServerReflection
  *   args.c        addresses and gRPC's settings
  *   credentials.c TLS
+ *   identity.c    identity folders: who this machine is, who else is a member
+ *   membership.c  identities in use: who is let in, and who is no member any more
  *
  * Every operation given to gRPC is tagged with a struct nk__op inside the object it belongs to; the
  * net thread takes it from the completion queue and calls op->done. gRPC never calls us by itself,
@@ -24,6 +26,7 @@
 #include <grpc/support/alloc.h>
 #include <grpc/support/time.h>
 
+#include "rpc/identity_int.h"
 #include "rpc/rpc.h"
 
 struct nk__op {
@@ -92,6 +95,7 @@ struct nk_net {
     size_t n_calls; /* whose grpc_call exists */
     LIST_HEAD(, nk_server) servers;
     LIST_HEAD(, nk_channel) channels;
+    LIST_HEAD(, nk__membership) memberships;
 
     /* net thread only */
     struct nk__inbox running;
@@ -127,10 +131,11 @@ struct nk_call {
     /* g: one until the end, one per thread that is inside gRPC with it; taken under mu. */
     _Atomic int g_refs;
     bool is_client;
-    nk_channel *channel; /* client */
-    nk_server *server;   /* server */
-    bool is_internal;    /* server: health and reflection; does not hold up a stop */
-    bool is_counted;     /* server: counts towards calls_max */
+    nk_channel *channel;               /* client */
+    nk_server *server;                 /* server */
+    bool is_internal;                  /* server: health and reflection; does not hold up a stop */
+    bool is_counted;                   /* server: counts towards calls_max */
+    struct nk__membership *membership; /* of the server or channel; NULL: it has no identity */
     struct nk_call_handlers handlers;
     void *user;
     char *peer;
@@ -160,7 +165,10 @@ struct nk_call {
     bool accepted, reading, paused, in_message, eof, held_eof, resume_posted;
     grpc_byte_buffer *incoming, *held;
     bool status_done, end_done;
-    nk_timer *deadline_timer; /* client */
+    nk_timer *deadline_timer;            /* client */
+    char member[NK_MEMBER_ID_CHARS + 1]; /* the other side's; "": not known, or no identity */
+    unsigned roles;                      /* server: of the method */
+    bool expelled;                       /* the other side is no member any more */
     grpc_metadata_array headers, trailers;
     grpc_metadata trailer_out;
     grpc_status_code code;
@@ -193,7 +201,44 @@ struct nk_channel {
     grpc_channel *g;
     char *address;
     _Atomic int refs; /* the owner's, and one per call */
+    /* With an identity, else NULL; g may then be another one after a member was taken off, and is
+     * used under mu. */
+    struct nk__membership *membership;
+    struct nk__verifier *verifier; /* lives as long as the credentials */
+    grpc_channel_credentials *credentials;
+    pthread_mutex_t mu;
 };
+
+/* An identity folder in use on a net: one watcher of its files, one timer. Lives as long as the
+ * net. */
+struct nk__membership {
+    LIST_ENTRY(nk__membership) link; /* net->memberships; net->mu */
+    nk_net *net;
+    nk_identity *identity;
+    grpc_tls_certificate_provider *provider;
+    /* net thread only */
+    uint64_t generation; /* of the roster that the calls were held against */
+    bool cutting;        /* some were expelled then */
+};
+/* The net's use of the folder, begun if there is none. [any] Errors: nk_identity_open's. */
+int nk__membership_get(struct nk__membership **out, nk_net *net, const char *folder,
+                       struct nk_error *err);
+void nk__membership_free(struct nk__membership *m); /* when the net has stopped */
+/* What gRPC asks about the certificate of whoever is at the other end. One per server or channel.
+ * target: the server's address, on a client; else NULL. */
+struct nk__verifier;
+struct nk__verifier *nk__verifier_new(struct nk__membership *m, const char *target);
+/* Sets it among the options, which then own it. */
+void nk__verifier_set(struct nk__verifier *v, grpc_tls_credentials_options *options);
+/* Was the last one that was let in a member who is none now? Then that is forgotten. [any] */
+bool nk__verifier_is_stale(struct nk__verifier *v);
+/* Finds out who is at the other end; false: the call was ended, because that is no member any more.
+ * Net thread. */
+bool nk__call_identify(nk_call *c);
+/* Server: may the other side call this method (NULL: there is none of that name)? DENIED removed,
+ * not_a_member, not_allowed. Net thread. */
+int nk__call_check_role(nk_call *c, const struct nk_method *m, const char *path,
+                        struct nk_error *err);
 
 enum {
     NK__SERVER_REQUESTS = 16, /* calls that gRPC may hand over before we ask for more */
@@ -222,6 +267,7 @@ struct nk_server {
     int n_methods;
     void *user;
     int calls_max;
+    struct nk__membership *membership; /* NULL: no identity */
     _Atomic bool serving;
     struct nk__reflection *reflection;
 
@@ -263,9 +309,11 @@ void nk__args_int(struct nk__args *a, const char *key, int value);
 void nk__args_common(struct nk__args *a, const nk_net *net, grpc_resource_quota *quota);
 #define NK__ADDRESS_MAX 272 /* a DNS name (253), brackets, a port */
 
-int nk__server_credentials(grpc_server_credentials **out, const struct nk_credentials *c,
-                           struct nk_error *err);
-int nk__channel_credentials(grpc_channel_credentials **out, const struct nk_credentials *c,
-                            struct nk_error *err);
+/* *membership is NULL without an identity, as is *verifier. */
+int nk__server_credentials(grpc_server_credentials **out, struct nk__membership **membership,
+                           nk_net *net, const struct nk_credentials *c, struct nk_error *err);
+int nk__channel_credentials(grpc_channel_credentials **out, struct nk__membership **membership,
+                            struct nk__verifier **verifier, nk_net *net, const char *address,
+                            const struct nk_credentials *c, struct nk_error *err);
 
 #endif

@@ -78,6 +78,7 @@ static void request_done(struct nk__op *op, bool ok)
     struct nk__incoming *r = nk__container(op, struct nk__incoming, op);
     nk_server *s = r->server;
     const struct nk_method *m;
+    struct nk_error denied = { 0 };
     grpc_op close = { .op = GRPC_OP_RECV_CLOSE_ON_SERVER };
     char path[200];
     int *count;
@@ -93,6 +94,7 @@ static void request_done(struct nk__op *op, bool ok)
     c = nk__call_new(s->net, false);
     c->g = r->g;
     c->server = s;
+    c->membership = s->membership;
     s->n_calls++;
     m = find(s->methods, s->n_methods, r->details.method);
     if (!m) {
@@ -121,7 +123,9 @@ static void request_done(struct nk__op *op, bool ok)
     if (!s->stopping)
         request_next(r);
 
-    if (!m) {
+    if (s->membership && nk__call_check_role(c, m, path, &denied)) {
+        nk_call_finish(c, &denied);
+    } else if (!m) {
         struct nk_error e = { 0 };
 
         nk_fail(&e, NK_E_UNIMPLEMENTED, "unknown_method", "this server has no method %s", path);
@@ -254,7 +258,7 @@ int nk_server_start(nk_server **out, nk_net *net, const struct nk_server_opts *o
 
     rc = nk_address_check(opts->listen, 0, err);
     if (!rc)
-        rc = nk__server_credentials(&creds, &opts->credentials, err);
+        rc = nk__server_credentials(&creds, &s->membership, net, &opts->credentials, err);
     if (!rc)
         rc = nk__reflection_new(&s->reflection, opts->descriptors, err);
     if (rc)

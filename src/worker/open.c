@@ -68,6 +68,24 @@ static int check_route(const nk_worker *w, const Nakshatra__V1__Open *m, struct 
     return 0;
 }
 
+/* Whether the one that opens may, and is of the same plan as this worker. */
+static int check_opener(const session *s, const Nakshatra__V1__Open *m, struct nk_error *err)
+{
+    const nk_worker *w = s->w;
+
+    if (w->identity && m->stage_idx == 0 && nk_call_role(s->up) != NK_ROLE_GATEWAY)
+        return nk_fail(err, NK_E_DENIED, "not_allowed",
+                       "member %s may not open a first stage: its role is %s, and gateway is "
+                       "needed",
+                       nk_call_identity(s->up), nk_role_text(nk_call_role(s->up)));
+    if (w->opts.epoch && m->epoch != w->opts.epoch)
+        return nk_fail(err, NK_E_PRECONDITION, "stale_epoch",
+                       "the request is of epoch %llu of the cluster's plan, this worker of epoch "
+                       "%llu",
+                       (unsigned long long)m->epoch, (unsigned long long)w->opts.epoch);
+    return 0;
+}
+
 static int parse_limits(session *s, const Nakshatra__V1__Open *m, struct nk_error *err)
 {
     const struct nk_stage_info *info = nk__stage_info(s->w);
@@ -227,7 +245,9 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
     if (m->session.len != NK_SESSION_ID_BYTES)
         return nk_fail(err, NK_E_INVALID, "bad_session", "a session id of %zu bytes; %d are right",
                        m->session.len, NK_SESSION_ID_BYTES);
-    rc = check_route(w, m, err);
+    rc = check_opener(s, m, err);
+    if (!rc)
+        rc = check_route(w, m, err);
     if (rc)
         return rc;
     if (m->deterministic && !w->opts.deterministic)
@@ -316,15 +336,52 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
 
 /* ---- to the next stage ---- */
 
+/* A place for an address that this worker was not told of: a free one, or that of the one that was
+ * used longest ago. Its calls live on. */
+static struct nk_peer *peer_add(nk_worker *w, const char *address, struct nk_error *err)
+{
+    struct nk_peer *p = NULL;
+    char *copy;
+
+    if (nk_address_check(address, 1, err))
+        return NULL;
+    if (w->n_peers < NK_WORKER_PEERS_MAX)
+        p = &w->peers[w->n_peers];
+    for (int i = 0; i < w->n_peers && w->n_peers == NK_WORKER_PEERS_MAX; i++)
+        if (!w->peers[i].is_told && (!p || w->peers[i].used_ns < p->used_ns))
+            p = &w->peers[i];
+    copy = p ? strdup(address) : NULL;
+    if (!copy) {
+        nk_fail(err, NK_E_EXHAUSTED, p ? "no_memory" : "too_many_peers",
+                p ? "no memory" : "this worker was told of %d addresses, and knows no more",
+                NK_WORKER_PEERS_MAX);
+        return NULL;
+    }
+    if (p == &w->peers[w->n_peers])
+        w->n_peers++;
+    nk_channel_close(p->channel);
+    free(p->address);
+    *p = (struct nk_peer){ .address = copy };
+    return p;
+}
+
 static nk_channel *peer_channel(nk_worker *w, const char *address, struct nk_error *err)
 {
-    for (int i = 0; i < w->n_peers; i++) {
-        struct nk_peer *p = &w->peers[i];
+    bool secret = w->ca || w->identity;
+    struct nk_peer *p = NULL;
 
-        if (strcmp(p->address, address) != 0)
-            continue;
-        if (!p->channel &&
-            nk_channel_open(&p->channel, w->net, address, w->ca ? &w->opts.credentials : NULL, err))
+    for (int i = 0; i < w->n_peers && !p; i++)
+        if (!strcmp(w->peers[i].address, address))
+            p = &w->peers[i];
+    if (!p && w->identity) {
+        p = peer_add(w, address, err);
+        if (!p)
+            return NULL;
+    }
+    if (p) {
+        p->used_ns = nk__worker_now_ns(w);
+        if (!p->channel && nk_channel_open(&p->channel, w->net, address,
+                                           secret ? &w->opts.credentials : NULL, err))
             return NULL;
         return p->channel;
     }

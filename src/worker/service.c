@@ -179,6 +179,7 @@ static void info_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
         (enum nk_slice_verified)atomic_load(&n->verified));
     m.state = (char *)(uintptr_t)state_name(w);
     m.deterministic = w->opts.deterministic;
+    m.epoch = w->opts.epoch;
     if (info->can_rollback)
         capabilities[n_capabilities++] = (char *)(uintptr_t) "rollback";
     if (!w->opts.deterministic)
@@ -454,12 +455,15 @@ static void wake_open(nk_call *c, void *worker)
 
 const struct nk_method *nk__service_methods(int *n)
 {
+    /* A member that is no gateway has a session only as the stage before this one: Open (open.c)
+     * sees to that. */
+    enum { MEMBERS = NK_ROLES_MEMBER | NK_ROLES_GATEWAY };
     static const struct nk_method methods[] = {
-        { "/nakshatra.v1.Nakshatra/Info", info_open },
-        { "/nakshatra.v1.Nakshatra/Forward", forward_open },
-        { "/nakshatra.v1.Nakshatra/Inference", nk__session_open_call },
-        { "/nakshatra.v1.Nakshatra/Sleep", sleep_open },
-        { "/nakshatra.v1.Nakshatra/Wake", wake_open },
+        { "/nakshatra.v1.Nakshatra/Info", info_open, MEMBERS },
+        { "/nakshatra.v1.Nakshatra/Forward", forward_open, NK_ROLES_GATEWAY },
+        { "/nakshatra.v1.Nakshatra/Inference", nk__session_open_call, MEMBERS },
+        { "/nakshatra.v1.Nakshatra/Sleep", sleep_open, NK_ROLES_GATEWAY },
+        { "/nakshatra.v1.Nakshatra/Wake", wake_open, NK_ROLES_GATEWAY },
     };
 
     *n = sizeof methods / sizeof methods[0];

@@ -46,7 +46,8 @@ static int copy_opts(nk_worker *w, const struct nk_worker_opts *o, struct nk_err
         (rc = copy(&w->cache_type_v, o->stage.cache_type_v, err)) ||
         (rc = copy(&w->ca, o->credentials.ca, err)) ||
         (rc = copy(&w->certificate, o->credentials.certificate, err)) ||
-        (rc = copy(&w->key, o->credentials.key, err)))
+        (rc = copy(&w->key, o->credentials.key, err)) ||
+        (rc = copy(&w->identity, o->credentials.identity, err)))
         return rc;
     w->opts.slice_path = w->slice_path;
     w->opts.listen = w->listen;
@@ -54,7 +55,9 @@ static int copy_opts(nk_worker *w, const struct nk_worker_opts *o, struct nk_err
     w->opts.stage.cache_type_k = w->cache_type_k;
     w->opts.stage.cache_type_v = w->cache_type_v;
     w->opts.stage.separate_kv = o->deterministic;
-    w->opts.credentials = (struct nk_credentials){ w->ca, w->certificate, w->key };
+    w->opts.credentials = (struct nk_credentials){
+        .ca = w->ca, .certificate = w->certificate, .key = w->key, .identity = w->identity
+    };
     if (o->n_peers > NK_WORKER_PEERS_MAX)
         return nk_fail(err, NK_E_INVALID, "bad_option", "%d peers; at most %d are possible",
                        o->n_peers, NK_WORKER_PEERS_MAX);
@@ -62,6 +65,7 @@ static int copy_opts(nk_worker *w, const struct nk_worker_opts *o, struct nk_err
         rc = copy(&w->peers[i].address, o->peers[i], err);
         if (rc)
             return rc;
+        w->peers[i].is_told = true;
         w->n_peers++;
     }
     w->opts.peers = NULL;
@@ -83,6 +87,7 @@ static void worker_free(nk_worker *w)
     free(w->ca);
     free(w->certificate);
     free(w->key);
+    free(w->identity);
     free(w->seq_used);
     pthread_cond_destroy(&w->cond);
     pthread_mutex_destroy(&w->mutex);

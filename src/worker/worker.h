@@ -25,7 +25,8 @@ struct nk_worker_opts {
     const char *id; /* NULL: "HOST:PORT" as it listens */
     const char *listen;
     struct nk_stage_opts stage;
-    /* Addresses that a route may name after this worker; borrowed for nk_worker_start. */
+    /* Addresses that a route may name after this worker; borrowed for nk_worker_start. Not needed
+     * with an identity. */
     const char *const *peers;
     int n_peers;
     /* Sessions do not touch each other: rows are never merged, each has KV cells of its own (a
@@ -43,7 +44,12 @@ struct nk_worker_opts {
     uint32_t stall_ms; /* a step that the next stage does not answer for so long ends the session */
     uint32_t idle_ms;  /* a session that is sent nothing for so long ends */
     const char *trace_path; /* NULL: none */
+    /* With an identity a first stage is opened by a gateway only, the later ones also by members,
+     * and a route may name any address, since whoever is there must prove to be a member. */
     struct nk_credentials credentials;
+    /* Of the plan that this worker is for; 0: none. A session of another one is refused:
+     * PRECONDITION stale_epoch. */
+    uint64_t epoch;
     /* Every time and deadline goes by this clock; random are seeds and what tells groups of several
      * senders apart. Borrowed until nk_worker_stop has returned. */
     struct nk_clock *clock;

@@ -223,11 +223,14 @@ enum nk_worker_state { NK_WORKER_SERVING, NK_WORKER_ASLEEP, NK_WORKER_WAKING, NK
 struct nk_peer { /* a channel to a worker that a route may name */
     char *address;
     nk_channel *channel; /* opened when first needed */
+    bool is_told;        /* stays; others, of routes among members, yield to newer ones */
+    uint64_t used_ns;
 };
 
 struct nk_worker {
     struct nk_worker_opts opts; /* strings owned below */
-    char *slice_path, *listen, *device, *cache_type_k, *cache_type_v, *ca, *certificate, *key;
+    char *slice_path, *listen, *device, *cache_type_k, *cache_type_v, *ca, *certificate, *key,
+        *identity;
     char id[128];
     nk_net *net;
     nk_server *server;

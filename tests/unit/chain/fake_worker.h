@@ -338,9 +338,10 @@ static inline void fake_reset(void)
 
 static inline int fake_start(void **state)
 {
-    static const struct nk_method methods[] = { { "/nakshatra.v1.Nakshatra/Info", fake_info },
-                                                { "/nakshatra.v1.Nakshatra/Inference",
-                                                  fake_inference } };
+    static const struct nk_method methods[] = {
+        { "/nakshatra.v1.Nakshatra/Info", fake_info, 0 },
+        { "/nakshatra.v1.Nakshatra/Inference", fake_inference, 0 },
+    };
     struct nk_error err;
 
     (void)state;

@@ -262,9 +262,13 @@ static inline void open_paused(nk_call *c, void *user)
 }
 
 static const struct nk_method test_methods[] = {
-    { "/t.T/Echo", open_echo },     { "/t.T/Record", open_record },
-    { "/t.T/Refuse", open_refuse }, { "/t.T/Nothing", open_nothing },
-    { "/t.T/Paused", open_paused },
+    { "/t.T/Echo", open_echo, 0 },
+    { "/t.T/Record", open_record, 0 },
+    { "/t.T/Refuse", open_refuse, 0 },
+    { "/t.T/Nothing", open_nothing, 0 },
+    { "/t.T/Paused", open_paused, 0 },
+    { "/t.T/Gateway", open_echo, NK_ROLES_GATEWAY },
+    { "/t.T/Member", open_echo, NK_ROLES_MEMBER },
 };
 
 static inline struct nk_server_opts test_opts(struct fixture *f)

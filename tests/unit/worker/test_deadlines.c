@@ -847,7 +847,7 @@ static void test_worker__draws_from_the_chance_that_it_is_given(void **state)
 
 static int begin(void **state)
 {
-    static const struct nk_method methods[] = { { inference, next_open } };
+    static const struct nk_method methods[] = { { inference, next_open, 0 } };
     struct nk_server_opts server = { .listen = "127.0.0.1:0", .methods = methods, .n_methods = 1 };
     const char *models = getenv("NK_MODELS");
     struct nk_error err;
