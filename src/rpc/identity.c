@@ -56,6 +56,7 @@ struct nk_identity {
     _Atomic int refs;
     char *folder, *ca_path, *certificate_path, *key_path, *members_path;
     char cluster[NK_CLUSTER_ID_CHARS + 1], id[NK_MEMBER_ID_CHARS + 1];
+    X509 *own; /* as it was when the folder was opened */
     struct nk_log_limit refusals;
 
     pthread_mutex_t mu; /* all below; held while a file is read */
@@ -434,6 +435,8 @@ static void now_format(char *out, size_t size, int64_t now_s)
         snprintf(out, size, "an unknown time");
 }
 
+enum { NO_TIME = -1 }; /* whenever that is */
+
 /* A certificate against the CA, at a time. 0 or DENIED wrong_ca, expired, not_yet_valid,
  * bad_certificate. */
 static int verify(X509_STORE *store, X509 *x, int purpose, int64_t now_s, struct nk_error *err)
@@ -447,7 +450,10 @@ static int verify(X509_STORE *store, X509 *x, int purpose, int64_t now_s, struct
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory to verify a certificate");
         goto out;
     }
-    X509_VERIFY_PARAM_set_time(X509_STORE_CTX_get0_param(ctx), (time_t)now_s);
+    if (now_s == NO_TIME)
+        X509_VERIFY_PARAM_set_flags(X509_STORE_CTX_get0_param(ctx), X509_V_FLAG_NO_CHECK_TIME);
+    else
+        X509_VERIFY_PARAM_set_time(X509_STORE_CTX_get0_param(ctx), (time_t)now_s);
     X509_VERIFY_PARAM_set_auth_level(X509_STORE_CTX_get0_param(ctx), AUTH_LEVEL);
     if (X509_verify_cert(ctx) == 1)
         goto out;
@@ -588,6 +594,18 @@ out:
     return rc;
 }
 
+void nk__identity_check_date(nk_identity *i, int64_t now_s)
+{
+    X509_STORE *store = get_store(i, NULL);
+    struct nk_error e;
+    char quoted[sizeof e.msg + 64];
+
+    if (store && verify(store, i->own, X509_PURPOSE_ANY, now_s, &e))
+        nk_log(NK_LOG_RPC, NK_LOG_WARN, "event=identity path=%s reason=%s msg=%s",
+               i->certificate_path, e.reason, nk_log_quote(quoted, sizeof quoted, e.msg));
+    X509_STORE_free(store);
+}
+
 void nk__identity_log_refusal(nk_identity *i, const char *side, const char *target,
                               const struct nk_error *e)
 {
@@ -653,14 +671,11 @@ static int read_own(nk_identity *i, struct nk_error *err)
         nk_wrap(rc, err, "%s", i->certificate_path);
         goto out;
     }
-    if (verify(store, x, X509_PURPOSE_ANY, (int64_t)time(NULL), &e)) {
-        char quoted[sizeof e.msg + 64];
-
-        if (strcmp(e.reason, "expired") != 0 && strcmp(e.reason, "not_yet_valid") != 0)
-            rc = bad(i->certificate_path, e.msg, err);
-        else
-            nk_log(NK_LOG_RPC, NK_LOG_WARN, "event=identity path=%s reason=%s msg=%s",
-                   i->certificate_path, e.reason, nk_log_quote(quoted, sizeof quoted, e.msg));
+    if (verify(store, x, X509_PURPOSE_ANY, NO_TIME, &e))
+        rc = bad(i->certificate_path, e.msg, err);
+    if (!rc) {
+        i->own = x;
+        x = NULL;
     }
 out:
     ERR_clear_error();
@@ -716,6 +731,7 @@ void nk_identity_unref(nk_identity *i)
         return;
     roster_release(&i->roster);
     X509_STORE_free(i->store);
+    X509_free(i->own);
     pthread_mutex_destroy(&i->mu);
     free(i->folder);
     free(i->ca_path);

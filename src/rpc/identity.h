@@ -45,9 +45,9 @@ struct nk_member {
 typedef struct nk_identity nk_identity;
 
 /* Reads the folder and checks that it is whole: the certificate has its URI, is signed by the CA
- * and fits the key, whose file is for its owner alone. A certificate that is out of date is only
- * logged, since it may be renewed while it is in use; so is a roster that cannot be read. *out is
- * owned by the caller: nk_identity_unref().
+ * and fits the key, whose file is for its owner alone. Its dates do not matter here, since it may
+ * be renewed while it is in use; a roster that cannot be read is only logged. *out is owned by the
+ * caller: nk_identity_unref().
  *   NOT_FOUND, DENIED  no_file          a file is not there, or cannot be opened
  *   DENIED             open_to_others   others may read the key
  *   INVALID            bad_identity     what is wrong, and with which file

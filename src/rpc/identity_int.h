@@ -22,6 +22,8 @@ enum nk_role nk__identity_role(nk_identity *i, const char *id);
  *           roster's error: a sentence that says who, what was found and what would be right */
 int nk__identity_judge(nk_identity *i, const char *pem, bool is_client, int64_t now_s,
                        char id[NK_MEMBER_ID_CHARS + 1], struct nk_error *err);
+/* Says in the log when this machine's own certificate is out of date. */
+void nk__identity_check_date(nk_identity *i, int64_t now_s);
 /* One line for the operator, at most one a second. target: the server that was to be reached, or
  * NULL. */
 void nk__identity_log_refusal(nk_identity *i, const char *side, const char *target,

@@ -279,8 +279,10 @@ int nk__membership_get(struct nk__membership **out, nk_net *net, const char *fol
         LIST_INSERT_HEAD(&net->memberships, m, link);
     }
     pthread_mutex_unlock(&net->mu);
-    if (is_new)
+    if (is_new) {
+        nk__identity_check_date(i, nk_clock_unix_s(net->clock));
         nk_net_post(net, roster_tick, m);
+    }
     *out = m;
     return 0;
 }

@@ -162,7 +162,7 @@ void nk_call_accept(nk_call *c, const struct nk_call_handlers *handlers, void *u
 
 bool nk__server_status(nk_call *c, struct nk_error *out)
 {
-    if (c->peer_cancelled) {
+    if (c->peer_cancelled && !c->expelled) {
         if (c->deadline_ns && !c->cancelled &&
             nk_clock_now_ns(c->net->clock) + 1000000u >= c->deadline_ns)
             nk_fail(out, NK_E_DEADLINE, "deadline", "the client's deadline has passed");
