@@ -349,5 +349,87 @@ class Tls(unittest.TestCase):
         self.assertEqual(done.returncode, 2)
 
 
+class Identity(unittest.TestCase):
+    """Workers with identity folders, which only members of their cluster talk to."""
+
+    CLUSTER = "0123456789abcdef" * 2
+    GATEWAY, STAGE = "00000000000000aa", "00000000000000bb"
+
+    @classmethod
+    def setUpClass(cls):
+        cls.dir = tempfile.mkdtemp()
+        cls.addClassCleanup(shutil.rmtree, cls.dir)
+        for ca in ("ca", "stranger"):
+            cls.openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+                        "-subj", "/CN=" + ca, "-keyout", ca + ".key", "-out", ca + ".pem")
+        cls.folder("gateway", "ca", cls.GATEWAY)
+        cls.folder("stage", "ca", cls.STAGE)
+        cls.folder("stranger", "stranger", cls.GATEWAY)
+        w1 = nk.Worker("--model", nk.KJV, "--layers", "4-8", "--threads", 1, "--identity", cls.path("stage"), "--epoch", 7,
+                       listen="[::]:0", id="w1")
+        cls.addClassCleanup(w1.kill)
+        w0 = nk.Worker("--model", nk.KJV, "--layers", "0-4", "--threads", 1, "--identity", cls.path("stage"), "--epoch", 7, id="w0")
+        cls.addClassCleanup(w0.kill)
+        cls.workers, cls.digest = (w0, w1), nk.sha256(nk.KJV)
+
+    @classmethod
+    def openssl(cls, *args):
+        subprocess.run(["openssl", *args], cwd=cls.dir, check=True, capture_output=True)
+
+    @classmethod
+    def path(cls, name):
+        return os.path.join(cls.dir, name)
+
+    @classmethod
+    def folder(cls, name, ca, member):
+        """An identity folder with a certificate of that CA."""
+        os.makedirs(cls.path(name + "/0001"))
+        os.symlink("0001", cls.path(name + "/current"))
+        shutil.copy(cls.path(ca + ".pem"), cls.path(name + "/ca.pem"))
+        with open(cls.path("ext"), "w") as f:
+            f.write(f"subjectAltName=URI:spiffe://{cls.CLUSTER}/member/{member}\n")
+        cls.openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=me",
+                    "-keyout", f"{name}/0001/key.pem", "-out", "me.csr")
+        cls.openssl("x509", "-req", "-in", "me.csr", "-CA", ca + ".pem", "-CAkey", ca + ".key", "-CAcreateserial", "-days", "2",
+                    "-extfile", "ext", "-out", f"{name}/0001/certificate.pem")
+        with open(cls.path(name + "/members"), "w") as f:
+            f.write(f"nakshatra-members 1 1\n{cls.GATEWAY} gateway attic\n{cls.STAGE} member cellar\n")
+
+    def cluster(self, identity, epoch):
+        path = self.path("cluster.yaml")
+        with open(path, "w") as f:
+            f.write(f"identity: {identity}\nepoch: {epoch}\n" + nk.cluster_text("kjv", self.digest, [
+                ("w0", self.workers[0].address, "0-4"), ("w1", f"127.0.0.1:{self.workers[1].port}", "4-8")], vocab=nk.KJV))
+        return path
+
+    def refused(self, identity, epoch, *words):
+        for command, more in ("check", ("--timeout-ms", 3000 * nk.SLOW)), ("run", ("--prompt", "And", "-n", "1")):
+            with self.subTest(command):
+                done = nk.run(command, "--cluster", self.cluster(identity, epoch), *more)
+                self.assertNotEqual(done.returncode, 0, done.stdout)
+                self.assertIn("w0", done.stderr)
+                for word in words:
+                    self.assertIn(word, done.stderr)
+
+    def test_run__over_members_gives_the_text_of_plain_workers(self):
+        file = self.cluster("gateway", 7)
+        done = nk.run("check", "--cluster", file)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        got = nk.out("run", "--cluster", file, "--prompt", "And it came to pass", "-n", "64", "--temp", "0")
+        self.assertEqual("And it came to pass" + got, nk.golden("kjv-tiny")["text"])
+
+    def test_run__of_another_epoch_is_refused_with_both(self):
+        self.refused("gateway", 8, "epoch 8", "7")
+
+    def test_run__by_a_member_that_is_no_gateway_is_refused(self):
+        done = nk.run("run", "--cluster", self.cluster("stage", 7), "--prompt", "And", "-n", "1")
+        self.assertNotEqual(done.returncode, 0, done.stdout)
+        self.assertIn(f"member {self.STAGE} may not open a first stage", done.stderr)
+
+    def test_run__with_a_strangers_certificate_is_refused(self):
+        self.refused("stranger", 7, "not of this cluster's CA")
+        self.assertIn("reason=wrong_ca", self.workers[0].log())
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -100,6 +100,32 @@ static void test_cluster__reads_the_files_of_tls_relative_to_itself(void **state
     free(c);
 }
 
+static void test_cluster__reads_an_identity_relative_to_itself_and_the_epoch(void **state)
+{
+    struct nk_cluster *c;
+    struct nk_error err;
+
+    (void)state;
+    assert_int_equal(parse(&c,
+                           MODEL "identity: me\nepoch: 9223372036854775807\n"
+                                 "workers: [{id: a, address: h:1, layers: 0-1}]\n",
+                           &err),
+                     0);
+    assert_string_equal(c->identity, "some/me");
+    assert_true(c->epoch == INT64_MAX);
+    free(c);
+    assert_int_equal(parse(&c, MODEL "workers: [{id: a, address: h:1, layers: 0-1}]\n", &err), 0);
+    assert_string_equal(c->identity, "");
+    assert_true(c->epoch == 0);
+    free(c);
+    refuse(MODEL "epoch: -1\n", "4: epoch: '-1' is no number");
+    refuse(MODEL "epoch: 12345678901234567890\n", "4: epoch: '12345678901234567890' is no number");
+    refuse(MODEL "identity: [a]\n", "4: identity: expected a value, found a list");
+    refuse(MODEL "identity: a\ntls: {ca: a, certificate: b, key: c}\n"
+                 "workers: [{id: a, address: h:1, layers: 0-1}]\n",
+           "1: 'tls' and 'identity' are both given");
+}
+
 static void test_cluster__sorts_workers_by_their_layers(void **state)
 {
     struct nk_cluster *c;
@@ -339,6 +365,7 @@ static void test_cluster__what_format_writes_parse_reads(void **state)
     strcpy(c->tls_ca, "/tls/ca.pem");
     strcpy(c->tls_certificate, "/tls/me.pem");
     strcpy(c->tls_key, "/tls/me.key");
+    c->epoch = 3;
     c->f16 = true;
     c->n_workers = 2;
     c->workers[0] = (struct nk_cluster_worker){ "null", "[::1]:5530", 0, 3, 0 };
@@ -352,6 +379,7 @@ static void test_cluster__what_format_writes_parse_reads(void **state)
     assert_string_equal(d->tls_ca, c->tls_ca);
     assert_string_equal(d->tls_certificate, c->tls_certificate);
     assert_string_equal(d->tls_key, c->tls_key);
+    assert_true(d->epoch == 3);
     assert_int_equal(d->f16, c->f16);
     assert_int_equal(d->n_workers, 2);
     for (int i = 0; i < 2; i++) {
@@ -360,6 +388,14 @@ static void test_cluster__what_format_writes_parse_reads(void **state)
         assert_int_equal(d->workers[i].layer_begin, c->workers[i].layer_begin);
         assert_int_equal(d->workers[i].layer_end, c->workers[i].layer_end);
     }
+    free(d);
+    c->tls_ca[0] = '\0';
+    strcpy(c->identity, "/state/identity");
+    nk_buf_reset(&b);
+    assert_int_equal(nk_cluster_format(c, &b, &err), 0);
+    if (parse(&d, nk_buf_str(&b), &err))
+        fail_msg("%s in\n%s", err.msg, nk_buf_str(&b));
+    assert_string_equal(d->identity, c->identity);
     free(c);
     free(d);
     nk_buf_release(&b);
@@ -410,6 +446,7 @@ int main(void)
         cmocka_unit_test(test_cluster__reads_the_form_of_its_header),
         cmocka_unit_test(test_cluster__dtype_is_f32_where_not_given_and_vocab_empty),
         cmocka_unit_test(test_cluster__reads_the_files_of_tls_relative_to_itself),
+        cmocka_unit_test(test_cluster__reads_an_identity_relative_to_itself_and_the_epoch),
         cmocka_unit_test(test_cluster__sorts_workers_by_their_layers),
         cmocka_unit_test(test_cluster__takes_a_hash_in_capitals),
         cmocka_unit_test(test_cluster__refuses_what_is_not_the_form_with_its_line),
