@@ -231,7 +231,8 @@ static int compare(const struct check *k, int idx, const struct nk_worker_report
                       "it has the model %s (%.60s), the cluster file wants %s (%.60s)",
                       w->model_sha256, w->model_id, c->model_sha256, c->model_id);
     if (w->epoch && w->epoch != c->epoch)
-        return misfit("stale_epoch", "the cluster file is of epoch %llu of the cluster's plan, "
+        return misfit("stale_epoch",
+                      "the cluster file is of epoch %llu of the cluster's plan, "
                       "this worker of epoch %llu",
                       (unsigned long long)c->epoch, (unsigned long long)w->epoch);
     if (w->has_begin != in_file->layer_begin || w->has_end != in_file->layer_end)
