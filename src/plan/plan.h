@@ -235,7 +235,7 @@ int nk_plan_new(struct nk_plan **out, struct nk_error *err);
 int nk_plan_chain_add(struct nk_plan *p, const struct nk_plan_stage *stages, int n,
                       struct nk_error *err);
 
-/* Do they say the same: the same chains in the same order, ids and ranges? */
+/* Do they say the same: the same chains, whatever their order, with the same ids and ranges? */
 bool nk_plan_same(const struct nk_plan *a, const struct nk_plan *b);
 
 #endif
