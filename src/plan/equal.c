@@ -1,8 +1,8 @@
 /* Any number of machines, where what arriving at one costs does not depend on where one comes from
  * and all blocks are equal. Then the order of the stages between the first and the last does not
  * matter, nor which blocks a machine holds, only how many: machine by machine, a state is (how many
- * blocks are placed, is there a first, is there a last, how many are between them, counted up to what
- * is asked for at least). One machine alone is no case of this. */
+ * blocks are placed, is there a first, is there a last, how many are between them, counted up to
+ * what is asked for at least). */
 #include "plan/plan_int.h"
 
 #include <math.h>
@@ -18,28 +18,20 @@ struct step {
 };
 
 /* The most blocks that m can hold as role. */
-static int most(const struct nk__problem *p, const struct nk__price *price, int m, double busy_max,
-                int role)
+static int most(const struct nk__problem *p, uint64_t block_bytes, int m, int role)
 {
     const struct nk__machine *x = &p->machines[m];
-    uint64_t block = p->weights[1] + p->kv[1], fixed = p->model->other_bytes;
-    double busy = busy_max - price->busy_fixed, cost = p->cost[1] * price->busy_slope;
-    uint64_t fit;
+    uint64_t fixed = p->model->other_bytes, fit;
 
     fixed += role == LAST ? x->overhead_last + p->model->head_bytes : x->overhead;
     fixed += role == FIRST ? p->model->embd_bytes : 0;
-    busy -= role == LAST ? price->busy_head : role == FIRST ? price->busy_embd : 0;
-    if (fixed > x->room || busy < 0)
+    if (fixed > x->room)
         return 0;
-    fit = (x->room - fixed) / block;
-    if (fit > (uint64_t)p->n_blocks - 1)
-        fit = (uint64_t)p->n_blocks - 1;
-    if (isfinite(busy) && cost > 0 && busy / cost < (double)fit)
-        fit = (uint64_t)(busy / cost + 1e-9);
-    return (int)fit;
+    fit = block_bytes ? (x->room - fixed) / block_bytes : UINT64_MAX;
+    return fit < (uint64_t)p->n_blocks - 1 ? (int)fit : p->n_blocks - 1;
 }
 
-double nk__equal(struct nk__problem *p, const struct nk__load *load, double busy_max,
+double nk__equal(struct nk__problem *p, const struct nk__load *load, uint64_t block_bytes,
                  const int *list, int n, const double *arrive, int k_min, struct nk__chain *out)
 {
     int n_blocks = p->n_blocks, n_counts = k_min > 2 ? k_min - 2 : 0;
@@ -75,7 +67,7 @@ double nk__equal(struct nk__problem *p, const struct nk__load *load, double busy
         for (size_t s = 0; s < table; s++)
             before[s] = now[s];
         for (int kind = 0; kind < 3; kind++) {
-            int cap = most(p, &price, list[i], busy_max, kinds[kind]);
+            int cap = most(p, block_bytes, list[i], kinds[kind]);
             double fixed = price.fixed + (kinds[kind] == FIRST ? price.embd : arrive[i]) +
                            (kinds[kind] == LAST ? price.head : 0);
 

@@ -1,6 +1,6 @@
 /* Few machines, any links: every set of machines, in the best order, with the best cuts. A state is
- * (which machines hold something, which of them is the last so far, how many blocks are placed): the
- * order within the set does not matter for what follows. */
+ * (which machines hold something, which of them is the last so far, how many blocks are placed):
+ * the order within the set does not matter for what follows. */
 #include "plan/plan_int.h"
 
 #include <math.h>

@@ -393,13 +393,17 @@ static int set_blocks(struct nk__problem *p, struct nk_error *err)
             p->kv[n] += m->state_bytes[i] * (uint64_t)p->opts->sequences;
     }
     p->n_blocks = n;
-    p->equal_blocks = true;
-    for (int i = 1; i < n; i++)
+    p->equal_costs = true;
+    p->block_min = p->block_max = p->weights[1] + p->kv[1];
+    for (int i = 1; i < n; i++) {
+        uint64_t bytes = p->weights[i + 1] - p->weights[i] + p->kv[i + 1] - p->kv[i];
+
+        p->block_min = bytes < p->block_min ? bytes : p->block_min;
+        p->block_max = bytes > p->block_max ? bytes : p->block_max;
         if (p->at[i + 1] - p->at[i] != p->at[1] ||
-            p->weights[i + 1] - p->weights[i] + p->kv[i + 1] - p->kv[i] !=
-                p->weights[1] + p->kv[1] ||
             fabs(p->cost[i + 1] - p->cost[i] - p->cost[1]) > 1e-9 * p->cost[n])
-            p->equal_blocks = false;
+            p->equal_costs = false;
+    }
     return 0;
 }
 

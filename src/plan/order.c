@@ -44,8 +44,8 @@ static void trace(const struct nodes *nodes, int last, struct nk__chain *out)
     }
 }
 
-/* A label per number of blocks placed (and of stages, up to k_min - 1): the best chain so far that ends
- * there, whichever machine is its last. */
+/* A label per number of blocks placed (and of stages, up to k_min - 1): the best chain so far that
+ * ends there, whichever machine is its last. */
 double nk__sequence(struct nk__problem *p, const struct nk__load *load, double busy_max,
                     const int *list, int n, int k_min, struct nk__chain *out)
 {

@@ -9,7 +9,7 @@
 
 #include "plan/plan_int.h"
 
-enum { ALTERNATIVES_MAX = 16, EXPLAINED_MAX = 32, SEARCH_STATES = 4000000 };
+enum { ALTERNATIVES_MAX = 16, EXPLAINED_MAX = 32, SEARCH_STATES = 1000000 };
 
 struct nk_plan_opts nk_plan_opts_default(void)
 {

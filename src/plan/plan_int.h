@@ -28,7 +28,10 @@ struct nk__problem {
     int *at;                /* block i is layers [at[i], at[i + 1]) */
     double *cost;           /* of all blocks before i, in layers' layer_ms */
     uint64_t *weights, *kv; /* bytes of all blocks before i */
-    bool equal_blocks;      /* in all of these */
+    /* Blocks of as many layers and of one cost each; and what the smallest and the largest weighs,
+     * with its KV. */
+    bool equal_costs;
+    uint64_t block_min, block_max;
     double *rtt, *per_byte; /* ms, [from * n + to]; NULL: the default for all */
     double default_rtt, default_per_byte;
     bool rates_known;
@@ -90,21 +93,22 @@ int nk__reach(const struct nk__problem *p, const struct nk__price *price, int m,
               int *lo);
 bool nk__holds_all(const struct nk__problem *p, const struct nk__price *price, int m,
                    double busy_max);
-/* For e from first + 1 to n_blocks: value[e] = the least from[b] + slope * (cost[e] - cost[b]) over b
- * in [max(lo[e], first), e), and at[e] where that is; INFINITY and -1 where none is. queue: room for
- * n_blocks + 1. lo never falls. */
+/* For e from first + 1 to n_blocks: value[e] = the least from[b] + slope * (cost[e] - cost[b]) over
+ * b in [max(lo[e], first), e), and at[e] where that is; INFINITY and -1 where none is. queue: room
+ * for n_blocks + 1. lo never falls. */
 void nk__advance(struct nk__problem *p, double slope, const double *from, const int *lo, int first,
                  double *value, int *at, int *queue);
 
 /* The solvers below choose among the n machines in list, and answer with the chain whose one group
- * waits the least (returned; INFINITY: there is none) under `load`, with no machine and no link busy
- * for more than busy_max, of k_min to k_max stages. A negative return is an error. */
+ * waits the least (returned; INFINITY: there is none) under `load`, with no machine and no link
+ * busy for more than busy_max, of k_min to k_max stages. A negative return: no memory for that. */
 double nk__exact(struct nk__problem *p, const struct nk__load *load, double busy_max,
                  const int *list, int n, int k_min, int k_max, struct nk__chain *out);
 
-/* Arriving at machine m costs arrive[m], wherever one comes from. Blocks must be equal. The order
- * of the stages between the first and the last is that of list. */
-double nk__equal(struct nk__problem *p, const struct nk__load *load, double busy_max,
+/* Arriving at list[i] costs arrive[i], wherever one comes from, and each block weighs block_bytes,
+ * with its KV. p->equal_costs must hold. The stages between the first and the last are in the order
+ * of list. One machine alone is no case of this. */
+double nk__equal(struct nk__problem *p, const struct nk__load *load, uint64_t block_bytes,
                  const int *list, int n, const double *arrive, int k_min, struct nk__chain *out);
 
 /* In the order of list, each machine used or left out; not always the best when links differ. */

@@ -55,8 +55,8 @@ static double rate_of(const struct nk__problem *p, const struct nk__chain *c, in
     return t.tokens_per_s;
 }
 
-/* One stream for each chain, and the others one after the other (many: some at a time) to where they
- * gain the most. Returns the rate of all. */
+/* One stream for each chain, and the others one after the other (many: some at a time) to where
+ * they gain the most. Returns the rate of all, or -1: no memory. */
 static double share_streams(const struct nk__problem *p, const struct nk__chain *chains, int n,
                             int *streams)
 {
@@ -126,9 +126,10 @@ int nk__replicas(struct nk__problem *p, struct nk__chain chains[NK_PLAN_CHAINS_M
     rc = peel(p, NK_PLAN_ONE_STREAM, 1, n_max, own, &n_own, err);
     if (!rc && choose(p, own, n_own, chains, streams, n, rate) < 0)
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
-    for (int k = 2; k <= n_own + 1 && k <= n_max && k <= 16 && p->n <= LOOK_FIRST && !rc;
-         k += 1 + k / 4) {
-        int n_found;
+    if (p->opts->objective != NK_PLAN_RATE || p->n > LOOK_FIRST)
+        n_own = 0; /* only told as another possibility, or too much to look at */
+    for (int k = 2; n_own && k <= n_own + 1 && k <= n_max && k <= 16 && !rc; k += 1 + k / 4) {
+        int n_found = 0;
 
         rc = peel(p, NK_PLAN_RATE, (p->opts->streams + k - 1) / k, k, own, &n_found, err);
         if (!rc && choose(p, own, n_found, chains, streams, n, rate) < 0)

@@ -13,7 +13,6 @@ struct solver {
     const int *list;
     int n, k_min;
     double *arrive; /* to list[i], from the nearest of the others */
-    bool equal_arrivals;
     uint64_t chance;
     struct nk__found *best;
 };
@@ -355,7 +354,7 @@ static bool choose_for_rate(struct solver *s, int k, const double *cap, struct w
             double free_ms = limit - price.busy_fixed, own;
 
             own = free_ms <= 0 ? 0 : price.busy_slope > 0 ? free_ms / price.busy_slope : whole;
-            if (p->equal_blocks)
+            if (p->equal_costs)
                 own = floor(own / p->cost[1] + 1e-9) * p->cost[1];
             worths[i] = (struct worth){ fmin(own, cap[i]), s->list[i] };
         }
@@ -488,7 +487,7 @@ static int search(struct solver *s)
 
     if (!rc && s->objective == NK_PLAN_RATE)
         rc = start_for_rate(s, order);
-    for (int i = 0; i < STARTS && !rc; i++) {
+    for (int i = 0; i < (s->p->search_states ? STARTS : 4) && !rc; i++) {
         memcpy(order, s->list, (size_t)s->n * sizeof *order); /* the fastest first */
         if (i == 1) {
             for (int a = 0; a < s->n / 2; a++) {
@@ -540,7 +539,6 @@ static int solve_large(struct solver *s)
     struct nk__load one = nk__load_of(1, 1);
     struct nk__chain *c = malloc(sizeof *c);
     double way = INFINITY, busy = 0, alone = INFINITY;
-    bool equal_done = false;
     int rc = c ? 0 : -1;
 
     for (int i = 0; i < s->n && !rc; i++) {
@@ -554,33 +552,33 @@ static int solve_large(struct solver *s)
         alone = fmin(alone, nk__value(p, c, NK_PLAN_ONE_STREAM, 1));
         offer(s, c);
     }
-    if (!rc && p->equal_blocks) {
-        way = nk__equal(p, &one, INFINITY, s->list, s->n, s->arrive, s->k_min, c);
-        equal_done = way >= 0;
-        if (equal_done && c->n && s->objective == NK_PLAN_ONE_STREAM)
-            offer(s, c);
-        else if (equal_done && c->n) {
-            int order[NK_PLAN_LAYERS_MAX], k = c->n;
+    if (!rc)
+        rc = bound_way(s, &one, &way);
+    /* Blocks that weigh what the lightest does give a bound; the heaviest a chain that is
+     * possible. */
+    if (!rc && p->equal_costs && isfinite(way)) {
+        double light = nk__equal(p, &one, p->block_min, s->list, s->n, s->arrive, s->k_min, c);
 
-            for (int i = 0; i < k; i++)
+        way = light >= 0 ? fmax(way, light) : way;
+        if (light >= 0 && p->block_max > p->block_min)
+            light = nk__equal(p, &one, p->block_max, s->list, s->n, s->arrive, s->k_min, c);
+        if (light >= 0 && c->n) {
+            int order[NK_PLAN_LAYERS_MAX];
+
+            if (s->objective == NK_PLAN_ONE_STREAM)
+                offer(s, c);
+            for (int i = 0; i < c->n; i++)
                 order[i] = c->machine[i];
-            rc = try_order(s, order, k);
+            rc = try_order(s, order, c->n);
         }
     }
-    if (!rc && equal_done) {
-        s->best->bound = fmin(way, alone);
-        s->best->exact =
-            !isfinite(s->best->bound) || (s->objective == NK_PLAN_ONE_STREAM && s->equal_arrivals);
-    } else if (!rc) {
-        rc = bound_way(s, &one, &way);
-        s->best->bound = fmin(way, alone);
-        s->best->exact = !isfinite(s->best->bound);
-    }
+    s->best->bound = fmin(way, alone);
+    s->best->exact = !isfinite(s->best->bound);
     if (!rc && s->objective == NK_PLAN_RATE && !s->best->exact) {
         rc = bound_busy(s, &busy);
         s->best->bound = fmax(s->best->bound, busy);
     }
-    if (!rc && !s->best->exact)
+    if (!rc && !s->best->exact && s->best->value > s->best->bound * (1 + 1e-9))
         rc = search(s);
     if (!rc && s->best->value <= s->best->bound * (1 + 1e-9))
         s->best->exact = true;
@@ -592,21 +590,14 @@ static void set_arrivals(struct solver *s)
 {
     struct nk__load one = nk__load_of(1, 1);
 
-    s->equal_arrivals = true;
     for (int i = 0; i < s->n; i++) {
-        double least = INFINITY, most = 0;
+        double least = INFINITY;
 
         for (int j = 0; j < s->n && (s->p->rtt || j < 2); j++) {
-            double hop = nk__hop(s->p, &one, s->list[j], s->list[i]);
-
-            if (s->p->rtt && i == j)
-                continue;
-            least = fmin(least, hop);
-            most = fmax(most, hop);
+            if (!s->p->rtt || i != j)
+                least = fmin(least, nk__hop(s->p, &one, s->list[j], s->list[i]));
         }
         s->arrive[i] = least;
-        if (most > least)
-            s->equal_arrivals = false;
     }
 }
 
