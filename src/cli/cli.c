@@ -15,6 +15,7 @@
     /* name      what it does */                                                                   \
     XX(inspect,  "architecture, layers, legal cuts of a GGUF; whether a slice is whole")           \
     XX(split,    "a model into slices, a vocabulary file and a manifest")                          \
+    XX(plan,     "which machine would get which layers, and how fast that would be")               \
     XX(verify,   "chain of slices against the whole model, in one process; exit 0 if exact")       \
     XX(worker,   "one stage, served over gRPC")                                                    \
     XX(check,    "is a cluster what its file says, and would a request run?")                      \
