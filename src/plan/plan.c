@@ -232,11 +232,8 @@ static int read_plan(const struct nk__problem *p, const struct nk_plan *plan, st
                            layer, p->model->n_layer);
     }
     out->n = plan->n_chains;
-    for (int i = 0; i < out->n; i++) /* as the gateway spreads them: each its share */
-        out->streams[i] = p->opts->streams / out->n + (i < p->opts->streams % out->n);
-    for (int i = 0; i < out->n; i++)
-        if (!out->streams[i])
-            out->streams[i] = 1;
+    if (nk__share_streams(p, out->chains, out->n, out->streams) < 0)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
     choice_evaluate(p, out);
     return 0;
 }
@@ -390,7 +387,7 @@ static int explain_spare(struct nk__problem *p, const struct choice *c, int m, i
         return 0;
     }
     if (n_explained >= EXPLAINED_MAX) {
-        say(out->why, "the others are as fast without it");
+        say(out->why, "the others are as fast or faster without it");
         return 0;
     }
     rc = value_with(p, &c->chains[0], m, c->streams[0], &value, err);
@@ -403,10 +400,11 @@ static int explain_spare(struct nk__problem *p, const struct choice *c, int m, i
         say(out->why,
             "no place for it: the model has no further legal cut, or a neighbour no room");
     else if (value > now)
-        say(out->why, "it would gain nothing that counts: %.4g tokens/s with it, %.4g without",
-            value, now);
+        say(out->why, "it would gain too little: %s would get %.4g tokens/s with it, %.4g without",
+            than, value, now);
     else
-        say(out->why, "with it %s would get %.4g tokens/s instead of %.4g", than, value, now);
+        say(out->why, "added to the chain where it does best, %s would get %.4g tokens/s, not %.4g",
+            than, value, now);
     return 0;
 }
 
@@ -717,7 +715,7 @@ static void keep(struct decision *d)
     if (o->spread > 1 && (d->other.n > 1 || d->other.chains[0].n < o->spread))
         return;
     by = d->best.n ? gain(p, &d->best, &d->other) : 0;
-    if (by >= 1 + o->keep)
+    if (by >= 1 + o->keep && by > 1 + 1e-9)
         return;
     t = d->best;
     d->best = d->other;

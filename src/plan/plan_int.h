@@ -135,6 +135,10 @@ double nk__most_cost(const struct nk__problem *p, const struct nk__price *price,
 /* The least ms per row of a layer, with any number of rows up to the streams'. */
 double nk__least_each(const struct nk__problem *p, int m, int streams);
 
+/* One stream for each chain, and the others one after the other (many: some at a time) to where
+ * they gain the most. Returns the rate of all, or -1: no memory. */
+double nk__share_streams(const struct nk__problem *p, const struct nk__chain *chains, int n,
+                         int *streams);
 /* Several chains at a time: takes the best chain out of the machines, and again, as long as one is
  * left; then as many of these as give the highest rate for all streams. Sets as many chains as
  * there are, and the streams of each; *n 0: there are not two. *rate: tokens per second. */

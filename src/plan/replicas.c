@@ -55,10 +55,8 @@ static double rate_of(const struct nk__problem *p, const struct nk__chain *c, in
     return t.tokens_per_s;
 }
 
-/* One stream for each chain, and the others one after the other (many: some at a time) to where
- * they gain the most. Returns the rate of all, or -1: no memory. */
-static double share_streams(const struct nk__problem *p, const struct nk__chain *chains, int n,
-                            int *streams)
+double nk__share_streams(const struct nk__problem *p, const struct nk__chain *chains, int n,
+                         int *streams)
 {
     int left = p->opts->streams - n,
         piece = p->opts->streams / 128 > 1 ? p->opts->streams / 128 : 1;
@@ -95,7 +93,7 @@ static int choose(const struct nk__problem *p, const struct nk__chain *from, int
     int own[NK_PLAN_CHAINS_MAX];
 
     for (int k = 2; k <= n_from && k <= p->opts->streams; k += 1 + k / 8) {
-        double sum = share_streams(p, from, k, own);
+        double sum = nk__share_streams(p, from, k, own);
 
         if (sum < 0)
             return -1;
