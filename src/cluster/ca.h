@@ -40,7 +40,7 @@ typedef struct nk_ca nk_ca;
  * now_s is the time of day, for making one. *out is the caller's.
  *   DATA_LOSS     ca_damaged      a file is not what it should be, or the two do not fit: named
  *   DENIED        open_to_others  as nk_file_read_secret
- *   PRECONDITION  clock_off       this machine's clock is before 2025: no CA is made by it
+ *   PRECONDITION  clock_off       this machine's clock is before 2023: no CA is made by it
  *   and those of writing files (base/file.h) */
 int nk_ca_open(nk_ca **out, const char *dir, int64_t now_s, struct nk_error *err);
 void nk_ca_close(nk_ca *ca);                    /* NULL is fine */

@@ -71,7 +71,8 @@ struct nk_enrol_handlers {
     bool (*is_removed)(void *user, const char *id);
     /* 0: it is a member now, remembered before this returns, and gets a certificate. An error
      * refuses it: code, reason and sentence travel to the machine as they are. May be called again
-     * for an id that was admitted before (an answer was lost): then it is the same member. */
+     * for an id that was admitted before (an answer was lost): then it is the same member, unless
+     * it was removed in between (DENIED `removed`). */
     int (*admit)(void *user, const struct nk_enrol_admission *who, struct nk_enrol_admitted *out,
                  struct nk_error *err);
 };
@@ -129,8 +130,8 @@ struct nk_enrol_join_opts {
     const struct nk_identity *old; /* or NULL: keeps its id, if it is of this cluster */
     struct nk_clock *clock;
 };
-/* Joins with a token. Blocks, at most NK_ENROL_CLIENT_MS by the clock. out is initialised by this
- * and the caller's in every case: nk_enrolled_release().
+/* Joins with a token. Blocks, at most NK_ENROL_CLIENT_MS by the clock. The process ignores
+ * SIGPIPE. out is initialised by this and the caller's in every case: nk_enrolled_release().
  *   UNAVAILABLE      unreachable    no address answered: each, and why
  *   UNAUTHENTICATED  wrong_cluster  an answer came, but from another CA: both ids
  *   DENIED           expired_token, used_token, revoked_token, removed

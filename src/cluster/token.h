@@ -50,8 +50,7 @@ struct nk_token {
     char addresses[NK_TOKEN_ADDRESSES_MAX][46]; /* as inet_ntop writes them */
 };
 
-/* The token's text. Addresses that do not fit any more are left out from the end on; the first one
- * always fits.
+/* The token's text. An address that does not fit any more is left out; the first one always fits.
  *   INVALID  bad_address  not an IPv4 or IPv6 address, or none at all */
 int nk_token_encode(const struct nk_token *t, char text[NK_TOKEN_TEXT_SIZE], struct nk_error *err);
 /* Reads what a person has typed or pasted. Each failure is INVALID `bad_token`, and the sentence
