@@ -14,7 +14,7 @@
 #include "base/file.h"
 #include "cluster/cluster_int.h"
 
-enum { JOINED_BYTES_MAX = 16384, READ_TRIES = 5 };
+enum { JOINED_BYTES_MAX = 16384, READ_TRIES = 100 };
 
 static int no_memory(struct nk_error *err)
 {
