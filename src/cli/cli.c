@@ -17,6 +17,7 @@
     XX(split,    "a model into slices, a vocabulary file and a manifest")                          \
     XX(plan,     "which machine would get which layers, and how fast that would be")               \
     XX(verify,   "chain of slices against the whole model, in one process; exit 0 if exact")       \
+    XX(measure,  "what this machine could do for a model, without its weights")                    \
     XX(worker,   "one stage, served over gRPC")                                                    \
     XX(check,    "is a cluster what its file says, and would a request run?")                      \
     XX(run,      "one generation, or a conversation, through a cluster")                           \

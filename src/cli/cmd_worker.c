@@ -13,6 +13,7 @@
 #include "chain/cluster.h"
 #include "cli/cache_args.h"
 #include "cli/cli.h"
+#include "cli/spinning.h"
 #include "slice/slice.h"
 #include "stage/stage.h"
 #include "worker/worker.h"
@@ -173,25 +174,6 @@ static int find_slice(const struct options *o, char **path, struct nk_error *err
     return rc;
 }
 
-/* How long ggml's threads spin at a barrier before they sleep, in OpenMP's rounds: about half a
- * millisecond. Barriers within a run are microseconds apart, and a thread that sleeps there is late
- * for the next ones, too. But they wait for the next run in the same way, on cores that another
- * worker may need as soon as this one has run; libgomp's own 300000 are several milliseconds of
- * them (docs/performance.md has the measurements; docs/internals/llama.md, "Threads that spin"). */
-#define SPINS "20000"
-
-/* A second start with OpenMP's spinning bounded, which libgomp reads only while it is loaded.
- * Whoever sets one of these knows better. */
-static void bound_spinning(char **argv)
-{
-    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY"))
-        return;
-    setenv("GOMP_SPINCOUNT", SPINS, 1);
-    argv[-1] = (char *)(uintptr_t) "nakshatra";
-    execv("/proc/self/exe", argv - 1);
-    /* Not Linux, or no /proc: slower, not wrong. */
-}
-
 int nk_cmd_worker(int argc, char **argv)
 {
     const struct nk_worker_opts defaults = nk_worker_opts_default();
@@ -291,7 +273,7 @@ int nk_cmd_worker(int argc, char **argv)
     rc = check_options(&o, &err);
     if (rc)
         goto out;
-    bound_spinning(argv);
+    nk_cli_bound_spinning(argv);
     rc = find_slice(&o, &slice, &err);
     if (!rc && o.cluster)
         rc = nk_cluster_read(&cluster, o.cluster, &err);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "slice/model_int.h"
+#include "slice/random_int.h"
 
 struct nk_embd {
     void *map; /* NULL: the rows are in copy */
@@ -86,6 +87,49 @@ int nk_embd_open(nk_embd **out, const nk_model *m, bool in_memory, struct nk_err
     e->row_bytes = ggml_row_size((enum ggml_type)t->type, t->ne[0]);
     e->n_rows = m->info.n_vocab;
     e->n_embd = (int)t->ne[0];
+    *out = e;
+    return 0;
+}
+
+int nk_embd_open_random(nk_embd **out, const nk_model *m, int max, int *n_rows,
+                        struct nk_error *err)
+{
+    const struct nk__tensor *t = nk__model_tensor(m, "token_embd.weight");
+    nk_embd *e = calloc(1, sizeof *e);
+    nk__random *random = NULL;
+    size_t at = 0, size, n = 1;
+    int rc;
+
+    *out = NULL;
+    if (!t || !e) {
+        free(e);
+        return t ? nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory")
+                 : nk_fail(err, NK_E_PRECONDITION, "no_embd", "%s has no embedding rows",
+                           m->info.path);
+    }
+    e->to_float = ggml_get_type_traits((enum ggml_type)t->type)->to_float;
+    e->row_bytes = ggml_row_size((enum ggml_type)t->type, t->ne[0]);
+    e->n_rows = m->info.n_vocab < max ? m->info.n_vocab : max;
+    e->n_embd = (int)t->ne[0];
+    size = (size_t)e->n_rows * e->row_bytes;
+    e->copy = malloc(size + NK__RANDOM_BYTES_MAX);
+    e->rows = e->copy;
+    rc = e->copy ? nk__random_new(&random, err)
+                 : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    if (!rc && !e->to_float && t->type != GGML_TYPE_F32)
+        rc = nk_fail(err, NK_E_UNIMPLEMENTED, "unsupported",
+                     "%s: embedding rows of type %s cannot be read as numbers", m->info.path,
+                     ggml_type_name((enum ggml_type)t->type));
+    while (!rc && n && at < size)
+        at += n = nk__random_draw(random, t, size - at, e->copy + at);
+    if (!rc && !n)
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    nk__random_free(random);
+    if (rc) {
+        nk_embd_close(e);
+        return rc;
+    }
+    *n_rows = e->n_rows;
     *out = e;
     return 0;
 }

@@ -217,4 +217,24 @@ int nk_slice_cached(nk_model *m, struct nk_range range, enum nk_slice_verify how
                     struct nk_error *err);
 int nk_vocab_cached(nk_model *m, enum nk_slice_verify how, char **path, struct nk_error *err);
 
+/* ---- a model without its weights, for measuring: nothing here reads the data of a tensor ---- */
+
+/* What makes layers take equally long, as a digest: names, shapes and types of a layer's tensors,
+ * and of which kinds it is. layer -1: of the whole model, with the keys that say how it is computed
+ * (a digest of what a machine has to do for it, whatever its weights are). EXHAUSTED no_memory. */
+int nk_model_shape(const nk_model *m, int layer, char hex[NK_SHA256_HEX], struct nk_error *err);
+/* Bytes of the layer's weights that one row reads: of experts, those that it uses. */
+uint64_t nk_model_bytes_per_row(const nk_model *m, int layer);
+
+/* Writes to fd, an empty file, the slice that nk_slice_write would write, but for the weights,
+ * which are random, and the digests, which it has none of. Numbers stay within what a model's are,
+ * so that it runs as the slice would; what it says is noise. The same model and range give the same
+ * bytes. path is for messages.
+ *   INVALID  not_a_model; EXHAUSTED no_space, no_memory; and those of nk_ranges_check */
+int nk_slice_write_random(const nk_model *m, struct nk_range range, int fd, const char *path,
+                          struct nk_error *err);
+/* As nk_embd_open, with random rows, at most max of them: *n_rows. */
+int nk_embd_open_random(nk_embd **out, const nk_model *m, int max, int *n_rows,
+                        struct nk_error *err);
+
 #endif

@@ -40,6 +40,7 @@
 
 #include "slice/arch_int.h"
 #include "slice/model_int.h"
+#include "slice/random_int.h"
 #include "slice/write_int.h"
 
 enum { STUB_ROWS = 32, META_MAX = 1 << 27 };
@@ -478,4 +479,63 @@ int nk_slice_write(nk_model *m, struct nk_range range, const char *model_sha256,
     if (!rc)
         rc = nk_ranges_check(m, &range, 1, false, err);
     return rc ? rc : nk__slice_write(m, range, model_sha256, path, sha256, NULL, NULL, NULL, err);
+}
+
+/* ---- with random weights ---- */
+
+static int write_random(const struct plan *p, nk__stream *s, struct nk_error *err)
+{
+    uint8_t *data = malloc(NK__RANDOM_BYTES_MAX);
+    nk__random *random = NULL;
+    int rc = data ? nk__random_new(&random, err) : no_memory(err);
+
+    for (int i = 0; i < p->n_pieces && !rc; i++) {
+        const struct piece *q = &p->pieces[i];
+        uint64_t left = q->copy_bytes ? q->size_bytes : 0;
+
+        while (left && !rc) {
+            size_t n = nk__random_draw(random, q->source, left, data);
+
+            rc = n ? nk__stream_add(s, data, n, err) : no_memory(err);
+            left -= n;
+        }
+        /* A hole's bytes, or the rows past the stub, which libllama does not read. */
+        if (!rc && !q->copy_bytes)
+            rc = nk__stream_zeros(s, q->size_bytes, err);
+        else if (!rc)
+            rc = nk__stream_zeros(s, q->copy_bytes - q->size_bytes, err);
+        if (!rc)
+            rc = add_padding(s, p->alignment, err);
+    }
+    nk__random_free(random);
+    free(data);
+    return rc;
+}
+
+int nk_slice_write_random(const nk_model *m, struct nk_range range, int fd, const char *path,
+                          struct nk_error *err)
+{
+    static const char no_hash[] =
+        "0000000000000000000000000000000000000000000000000000000000000000"; /* of no model */
+    struct nk_newfile file = { fd, (char *)(uintptr_t)path, NULL };
+    nk__stream *s = NULL;
+    struct plan p = { 0 };
+    int rc = nk__model_check_whole(m, err);
+
+    if (!rc)
+        rc = nk_ranges_check(m, &range, 1, false, err);
+    if (rc)
+        return rc;
+    rc = plan_make(&p, m, range, no_hash, err);
+    if (!rc)
+        rc = nk__stream_new(&s, &file, 0, NULL, NULL, err);
+    if (!rc)
+        rc = write_header(&p, s, err);
+    if (!rc)
+        rc = write_random(&p, s, err);
+    if (!rc)
+        rc = nk__stream_finish(s, NULL, err);
+    nk__stream_free(s);
+    plan_release(&p);
+    return rc;
 }

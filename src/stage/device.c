@@ -42,6 +42,48 @@ static void keep_error(const char *line)
              colon && !memchr(line, ' ', (size_t)(colon - line)) ? colon + 2 : line);
 }
 
+/* No function of libllama tells how large its compute buffers are, but it says so (at the level of
+ * information): "sched_reserve:      CUDA0 compute buffer size =   304.75 MiB". */
+static _Thread_local struct {
+    char name[32];
+    double mib;
+} compute[8];
+
+void nk__llama_compute_reset(void)
+{
+    memset(compute, 0, sizeof compute);
+}
+
+static void keep_compute(const char *line)
+{
+    const char *at = strstr(line, " compute buffer size ="), *name = at;
+    size_t n;
+
+    if (!at)
+        return;
+    while (name > line && name[-1] != ' ')
+        name--;
+    n = (size_t)(at - name);
+    if (n == 0 || n >= sizeof compute[0].name)
+        return;
+    for (size_t i = 0; i < sizeof compute / sizeof compute[0]; i++)
+        if (!compute[i].name[0] || (!strncmp(compute[i].name, name, n) && !compute[i].name[n])) {
+            memcpy(compute[i].name, name, n);
+            compute[i].mib = strtod(strchr(at, '=') + 1, NULL);
+            return;
+        }
+}
+
+void nk__llama_compute_bytes(const char *device, uint64_t *on_device, uint64_t *elsewhere)
+{
+    *on_device = *elsewhere = 0;
+    for (size_t i = 0; i < sizeof compute / sizeof compute[0] && compute[i].name[0]; i++)
+        if (!strcmp(compute[i].name, device))
+            *on_device += (uint64_t)(compute[i].mib * (1 << 20));
+        else
+            *elsewhere += (uint64_t)(compute[i].mib * (1 << 20));
+}
+
 /* libllama's log comes in pieces of lines, from the thread that calls it. */
 static void log_piece(enum ggml_log_level level, const char *text, void *user)
 {
@@ -61,7 +103,8 @@ static void log_piece(enum ggml_log_level level, const char *text, void *user)
         line_level = level >= GGML_LOG_LEVEL_NONE && level <= GGML_LOG_LEVEL_ERROR ? levels[level]
                                                                                    : NK_LOG_DEBUG;
     }
-    if (line_level != NK_LOG_ERROR && !nk_log_enabled(NK_LOG_LLAMA, line_level))
+    if (line_level != NK_LOG_ERROR && line_level != NK_LOG_DEBUG &&
+        !nk_log_enabled(NK_LOG_LLAMA, line_level))
         return;
     for (; *text; text++) {
         if (*text != '\n') {
@@ -73,6 +116,8 @@ static void log_piece(enum ggml_log_level level, const char *text, void *user)
         if (size) {
             if (line_level == NK_LOG_ERROR)
                 keep_error(line);
+            if (line_level == NK_LOG_DEBUG)
+                keep_compute(line);
             if (!hushed)
                 nk_log(NK_LOG_LLAMA, line_level, "msg=%s",
                        nk_log_quote(quoted, sizeof quoted, line));
@@ -180,26 +225,30 @@ static bool is_usable(ggml_backend_dev_t dev)
     return is_gpu(dev) || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
 }
 
+static void describe(struct nk_device *out, ggml_backend_dev_t dev)
+{
+    size_t free_bytes = 0, total_bytes = 0;
+
+    memset(out, 0, sizeof *out);
+    snprintf(out->name, sizeof out->name, "%s", ggml_backend_dev_name(dev));
+    snprintf(out->description, sizeof out->description, "%s", ggml_backend_dev_description(dev));
+    ggml_backend_dev_memory(dev, &free_bytes, &total_bytes);
+    out->memory_free_bytes = free_bytes;
+    out->memory_total_bytes = total_bytes;
+    out->is_gpu = is_gpu(dev);
+}
+
 int nk_device_list(struct nk_device *out, int max)
 {
     int n = 0;
 
     for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
         ggml_backend_dev_t dev = ggml_backend_dev_get(i);
-        size_t free_bytes = 0, total_bytes = 0;
 
         if (!is_usable(dev))
             continue;
-        if (n < max) {
-            memset(&out[n], 0, sizeof out[n]);
-            snprintf(out[n].name, sizeof out[n].name, "%s", ggml_backend_dev_name(dev));
-            snprintf(out[n].description, sizeof out[n].description, "%s",
-                     ggml_backend_dev_description(dev));
-            ggml_backend_dev_memory(dev, &free_bytes, &total_bytes);
-            out[n].memory_free_bytes = free_bytes;
-            out[n].memory_total_bytes = total_bytes;
-            out[n].is_gpu = is_gpu(dev);
-        }
+        if (n < max)
+            describe(&out[n], dev);
         n++;
     }
     return n;
@@ -234,4 +283,14 @@ int nk__device_find(ggml_backend_dev_t *out, const char *name, struct nk_error *
                        is_private ? " in " : "", is_private ? where : "");
     return nk_fail(err, NK_E_NOT_FOUND, "no_device", "there is no device '%s' here; there is: %s",
                    name, known);
+}
+
+int nk_device_find(struct nk_device *out, const char *name, struct nk_error *err)
+{
+    ggml_backend_dev_t dev;
+    int rc = nk__device_find(&dev, name, err);
+
+    if (!rc)
+        describe(out, dev);
+    return rc;
 }

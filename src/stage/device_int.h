@@ -3,6 +3,7 @@
 #define NK_STAGE_DEVICE_INT_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include <ggml-backend.h>
 
@@ -19,5 +20,10 @@ const char *nk__llama_error(void);
 void nk__llama_error_reset(void);
 /* While hushed, what libllama says on this thread is kept as its error and not logged. */
 void nk__llama_hush(bool on);
+
+/* What libllama said of its compute buffers on this thread since the reset: bytes on the device of
+ * this name (nk_device.name), and on all others. */
+void nk__llama_compute_reset(void);
+void nk__llama_compute_bytes(const char *device, uint64_t *on_device, uint64_t *elsewhere);
 
 #endif

@@ -156,6 +156,7 @@ static int make_context(nk_stage *s, const char *path, const struct nk_stage_opt
     cp.abort_callback = nk__stage_aborted;
     cp.abort_callback_data = s;
     nk__llama_error_reset();
+    nk__llama_compute_reset();
     nk__llama_hush(ggml_is_quantized(type_k) || ggml_is_quantized(type_v)); /* told below */
     s->ctx = llama_init_from_model(s->model, cp);
     nk__llama_hush(false);
@@ -560,6 +561,7 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
         nk_wrap(rc, err, "%s", path);
         goto out;
     }
+    nk__llama_compute_bytes(s->info.device, &s->info.compute_bytes, &s->info.compute_host_bytes);
     rows = (size_t)s->info.n_batch * (size_t)s->info.n_embd;
     if (!s->info.is_last)
         s->out_rows = malloc(rows * sizeof(float));

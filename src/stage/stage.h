@@ -46,6 +46,9 @@ struct nk_device {
 };
 /* Fills up to max entries; returns how many there are. */
 int nk_device_list(struct nk_device *out, int max);
+/* The one that a stage with this name in its options gets (NULL: the first GPU, else the CPU).
+ * NOT_FOUND no_device, as nk_stage_open. */
+int nk_device_find(struct nk_device *out, const char *name, struct nk_error *err);
 
 /* How a stage on the CPU comes to its weights; on other devices they are mapped, and copied from
  * there. */
@@ -87,6 +90,11 @@ struct nk_stage_opts nk_stage_opts_default(void); /* n_ctx 0, n_seq_max 4, n_bat
 int nk_cache_type_check(const char *type_k, const char *type_v, bool no_flash_attn,
                         struct nk_error *err);
 
+/* Rows of a prefill chunk, where nobody says otherwise. Small ones let the stages of a chain begin
+ * soon after each other. Where they share their cores nothing is won by that, and larger ones keep
+ * the cores busier (docs/performance.md). */
+enum { NK_CHUNK_CPU = 64, NK_CHUNK_CPU_SHARED = 128, NK_CHUNK_GPU = 256 };
+
 enum nk_rope_factors { NK_ROPE_FACTORS_NONE, NK_ROPE_FACTORS_SHORT, NK_ROPE_FACTORS_LONG };
 
 struct nk_stage_info {
@@ -116,6 +124,9 @@ struct nk_stage_info {
     char device[64], device_description[128], backend[32]; /* what really runs it, from ggml */
     char llama_version[64], ggml_version[64];
     uint64_t weights_bytes, kv_bytes; /* on the device */
+    /* Buffers that libllama computes in, as it tells them: on the device, and beside it in the
+     * machine's memory. Hardly less for fewer layers. */
+    uint64_t compute_bytes, compute_host_bytes;
     char cache_type_k[16], cache_type_v[16];
     int n_threads;
     enum nk_slice_verified verified; /* whether the slice is what was written */

@@ -11,10 +11,6 @@
 #include "worker/service.h"
 #include "worker/worker_int.h"
 
-/* Small chunks let the stages of a chain begin soon after each other. Where they share their cores
- * nothing is won by that, and larger ones keep the cores busier (docs/performance.md). */
-enum { CHUNK_CPU = 64, CHUNK_CPU_SHARED = 128, CHUNK_GPU = 256 };
-
 struct nk_worker_opts nk_worker_opts_default(void)
 {
     return (struct nk_worker_opts){
@@ -99,9 +95,9 @@ static void set_chunk(nk_worker *w)
     const struct nk_stage_info *info = nk__engine_info(w->engine);
 
     if (w->opts.chunk <= 0)
-        w->opts.chunk = strcmp(info->device, "CPU") != 0 ? CHUNK_GPU
-                        : w->opts.shared_cores           ? CHUNK_CPU_SHARED
-                                                         : CHUNK_CPU;
+        w->opts.chunk = strcmp(info->device, "CPU") != 0 ? NK_CHUNK_GPU
+                        : w->opts.shared_cores           ? NK_CHUNK_CPU_SHARED
+                                                         : NK_CHUNK_CPU;
     if (w->opts.chunk > info->n_batch)
         w->opts.chunk = info->n_batch;
     if (w->opts.chunk > nk__wire_rows_max(info->n_embd))
