@@ -66,6 +66,11 @@ static void look_at_memory(struct nk_measured *r, const struct nk_device *dev,
     r->disk_free_bytes = nk__disk_free_bytes(opts->cache_dir);
 }
 
+static int least(int a, int b)
+{
+    return a < b ? a : b;
+}
+
 static int describe(struct nk_measured *r, const nk_model *m, const struct nk_measure_opts *opts,
                     const struct nk_device *dev, struct nk_error *err)
 {
@@ -90,8 +95,8 @@ static int describe(struct nk_measured *r, const nk_model *m, const struct nk_me
     r->n_sequences = opts->stage.n_seq_max;
     r->n_batch = opts->stage.n_batch;
     r->rows[NK_RUN_ONE] = 1;
-    r->rows[NK_RUN_EIGHT] = r->n_sequences < SEQUENCES ? r->n_sequences : SEQUENCES;
-    r->rows[NK_RUN_CHUNK] = chunk < r->n_batch ? chunk : r->n_batch;
+    r->rows[NK_RUN_EIGHT] = least(SEQUENCES, least(r->n_sequences, r->n_batch));
+    r->rows[NK_RUN_CHUNK] = least(chunk, r->n_batch);
     r->head_bytes = in->head_bytes;
     r->embd_bytes = in->embd_bytes;
     r->other_bytes = in->other_bytes;
@@ -167,6 +172,7 @@ static void note_stage(struct work *w, const struct nk_stage_info *info)
 
     snprintf(r->backend, sizeof r->backend, "%s", info->backend);
     r->n_ctx = info->n_ctx;
+    r->rows[NK_RUN_CHUNK] = least(r->rows[NK_RUN_CHUNK], info->n_ctx_seq);
     r->n_embd = info->n_embd;
     snprintf(r->cache_type_k, sizeof r->cache_type_k, "%s", info->cache_type_k);
     snprintf(r->cache_type_v, sizeof r->cache_type_v, "%s", info->cache_type_v);

@@ -68,7 +68,7 @@ static const struct field {
 enum { N_FIELDS = sizeof fields / sizeof fields[0] };
 
 static const int64_t bytes_max = (int64_t)1 << 53; /* what JSON's readers keep exactly */
-static const double ms_max = 1e9;
+static const double ms_max = 1e9, ms_min = 1e-9;   /* less is nothing */
 
 /* ---- out ---- */
 
@@ -77,7 +77,7 @@ static int add_times(struct nk_buf *out, const double ms[NK_RUN_KINDS], struct n
     int rc = nk_buf_adds(out, "[", err);
 
     for (int k = 0; k < NK_RUN_KINDS && !rc; k++) {
-        double x = ms[k], scale = x > 0 ? pow(10, 4 - floor(log10(x))) : 1;
+        double x = ms[k] < ms_min ? 0 : ms[k], scale = x > 0 ? pow(10, 4 - floor(log10(x))) : 1;
 
         rc = nk_buf_adds(out, k ? ", " : "", err);
         if (!rc) /* five digits: more were not measured */

@@ -7,7 +7,9 @@
 
 enum {
     RUNS_MIN = 3,
-    IDS = 32, /* ids that every slice knows: those of the stub vocabulary (slice/write.c) */
+    DEPTH = 4, /* chunks of a prompt; what is decoded then comes after it */
+    IDS = 32,  /* ids that every slice knows: those of the stub vocabulary (slice/write.c) */
+    STOCK = 64,
     EMBD_ROWS = 4096,
     EMBD_LOOKUPS = 1024,
     EMBD_MS = 50,
@@ -53,11 +55,12 @@ struct runs {
     const struct nk_stage_info *info;
     enum nk_measure_run kind;
     int n_rows;
-    int pos;     /* of the next row of each sequence */
-    size_t next; /* of the rows that come in */
+    bool begins_again;
+    int pos;              /* of the next row of each sequence; of a chunk its first */
+    size_t next, n_stock; /* of the rows that come in, so that no two runs have the same */
     int32_t *ids, *positions, *seqs;
     int8_t *want;
-    float *rows; /* 2 x n_rows, so that no two runs have the same */
+    float *rows; /* n_stock x n_embd */
 };
 
 /* One after the other, or all in one run, as the stage can. */
@@ -74,7 +77,7 @@ static int run_batches(struct runs *r, int n_batches, struct nk_error *err)
 
         b.seq = r->seqs + i;
         b.rows = r->info->is_first ? NULL : r->rows + r->next * width;
-        r->next = (r->next + (size_t)n) % (size_t)r->n_rows;
+        r->next = (r->next + (size_t)n) % (r->n_stock - (size_t)r->n_rows);
         rc = nk_stage_run(r->s, &b, err);
         /* Random weights may make anything; that takes as long. */
         if (rc && !(rc == NK_E_INTERNAL && !strcmp(err->reason, "not_finite")))
@@ -86,15 +89,19 @@ static int run_batches(struct runs *r, int n_batches, struct nk_error *err)
 static int run_once(void *arg, struct nk_error *err)
 {
     struct runs *r = arg;
-    struct nk_error why;
-    int n_batches = 1, rc;
+    struct nk_error why = { 0 };
+    int share = r->info->n_ctx_seq / r->info->n_seq_max, n_batches = 1, rc;
+    int step = r->kind == NK_RUN_CHUNK ? r->n_rows : 1;
 
-    if (r->kind == NK_RUN_CHUNK || r->pos >= r->info->n_ctx_seq / r->info->n_seq_max)
+    if (r->kind == NK_RUN_CHUNK && DEPTH * step < share)
+        share = DEPTH * step;
+    /* A run that failed left nothing that could be continued. */
+    if (r->begins_again || r->pos + step > share)
         r->pos = 0;
     for (int i = 0; i < r->n_rows; i++) {
         r->ids[i] = (int32_t)((r->next + (size_t)i) * 7 %
                               (size_t)(r->info->n_vocab < IDS ? r->info->n_vocab : IDS));
-        r->positions[i] = r->kind == NK_RUN_CHUNK ? i : r->pos;
+        r->positions[i] = r->pos + (r->kind == NK_RUN_CHUNK ? i : 0);
         r->seqs[i] = r->kind == NK_RUN_EIGHT ? i : 0;
         /* Of a chunk the head sees the last row only. */
         r->want[i] = r->kind != NK_RUN_CHUNK || i == r->n_rows - 1;
@@ -104,19 +111,26 @@ static int run_once(void *arg, struct nk_error *err)
     rc = run_batches(r, n_batches, &why);
     if (rc && err)
         *err = why;
-    r->pos++;
+    r->begins_again = why.code != 0;
+    r->pos += step;
     return rc;
 }
 
-static int time_kind(struct runs *r, struct nk_clock *clock, uint64_t end_ns, double *ms,
-                     struct nk_error *err)
+/* A prompt first, then what follows it. */
+static int time_kind(struct runs *r, enum nk_measure_run kind, int n_rows, struct nk_clock *clock,
+                     uint64_t end_ns, double *ms, struct nk_error *err)
 {
     const struct nk__timed t = { run_once, r };
 
-    r->pos = 0;
-    for (int i = 0; i < r->info->n_seq_max; i++)
-        nk_stage_seq_clear(r->s, i);
-    return nk__time(clock, &t, r->kind == NK_RUN_CHUNK ? 1 : RUNS_MIN, end_ns, ms, err);
+    r->kind = kind;
+    r->n_rows = n_rows;
+    r->next = 0;
+    if (kind == NK_RUN_EIGHT) { /* of sequences that have the same length */
+        r->pos = 0;
+        for (int i = 0; i < r->info->n_seq_max; i++)
+            nk_stage_seq_clear(r->s, i);
+    }
+    return nk__time(clock, &t, kind == NK_RUN_CHUNK ? 1 : RUNS_MIN, end_ns, ms, err);
 }
 
 int nk__time_stage(nk_stage *s, const int rows[NK_RUN_KINDS], struct nk_clock *clock,
@@ -131,7 +145,8 @@ int nk__time_stage(nk_stage *s, const int rows[NK_RUN_KINDS], struct nk_clock *c
     for (int k = 0; k < NK_RUN_KINDS; k++)
         if ((size_t)rows[k] > most)
             most = (size_t)rows[k];
-    n_floats = 2 * most * (size_t)info->n_embd;
+    r.n_stock = 2 * most + STOCK;
+    n_floats = r.n_stock * (size_t)info->n_embd;
     r.ids = malloc(most * sizeof *r.ids);
     r.positions = malloc(most * sizeof *r.positions);
     r.seqs = malloc(most * sizeof *r.seqs);
@@ -148,13 +163,12 @@ int nk__time_stage(nk_stage *s, const int rows[NK_RUN_KINDS], struct nk_clock *c
         /* Uniform, of variance 1. */
         r.rows[i] = ((float)(state >> 40) / (float)(1 << 24) - 0.5f) * 3.4641f;
     }
-    for (int k = 0; k < NK_RUN_KINDS && !rc; k++) {
+    for (int i = 0; i < NK_RUN_KINDS && !rc; i++) {
+        static const enum nk_measure_run order[] = { NK_RUN_CHUNK, NK_RUN_ONE, NK_RUN_EIGHT };
         uint64_t now = nk_clock_now_ns(clock), left = end_ns > now ? end_ns - now : 0;
 
-        r.kind = (enum nk_measure_run)k;
-        r.n_rows = rows[k];
-        r.next = 0;
-        rc = time_kind(&r, clock, now + left / (uint64_t)(NK_RUN_KINDS - k), &ms[k], err);
+        rc = time_kind(&r, order[i], rows[order[i]], clock,
+                       now + left / (uint64_t)(NK_RUN_KINDS - i), &ms[order[i]], err);
     }
 out:
     free(r.ids);
