@@ -47,7 +47,8 @@ struct nk__timed {
 enum { NK__RUNS_MAX = 64 };
 int nk__time(struct nk_clock *clock, const struct nk__timed *t, int n_min, uint64_t end_ns,
              double *ms, struct nk_error *err);
-/* Times the three kinds of runs of a stage within about the time until end_ns. rows: of each kind. */
+/* Times the three kinds of runs of a stage within about the time until end_ns. rows: of each
+ * kind. */
 int nk__time_stage(nk_stage *s, const int rows[NK_RUN_KINDS], struct nk_clock *clock,
                    uint64_t end_ns, double ms[NK_RUN_KINDS], struct nk_error *err);
 /* The look-up of one embedding row. */

@@ -1,10 +1,10 @@
 /* Weights that nobody has: what a machine needs to measure itself.
  *
  * Random bytes will not do: the scales of a quantised block could be NaN. Random floats, quantised
- * by ggml, will, but that takes 50 to 500 ns for each. So of each kind of tensor UNITS units of 256
- * weights are quantised once, and a tensor is a random sequence of these units. All blocks are then
- * valid ones, and a row of experts' weights differs from the next, so that a router spreads its
- * tokens.
+ * by ggml, will, but that takes up to a microsecond for each. So of each kind of tensor UNITS units
+ * of 256 weights are quantised once, and a tensor is a random sequence of these units. All blocks
+ * are then valid ones, and a row of experts' weights differs from the next, so that a router
+ * spreads its tokens.
  *
  * Matrices have a standard deviation of 1/sqrt(inputs) and norms are close to 1, as in a model that
  * was just initialised, so that rows keep a magnitude of about 1 whatever the depth: denormals
@@ -88,41 +88,72 @@ static float draw(enum kind kind, int64_t fan_in, uint64_t *state)
         return 0.02f * x;
     case KIND_DECAY:
         return -0.5f - fabsf(x);
-    default:
+    default: /* KIND_MATRIX */
         return x / sqrtf((float)fan_in);
     }
 }
 
-/* What ggml cannot make of floats (indices; a type that a new llama.cpp adds) stays zero, which is
- * a valid block of every type. */
-static void quantise(int type, const float *from, uint8_t *to)
+/* Types whose blocks are numbers of points of a grid: ggml's quantiser needs seconds to set up its
+ * search for the nearest ones. But every number is a valid point, so random ones do, with the
+ * block's scale set. False: it is another type. */
+static bool set_grid_scale(int type, uint8_t *block, float scale)
 {
-    const struct ggml_type_traits *traits = ggml_get_type_traits((enum ggml_type)type);
-    float importance[UNIT];
+    ggml_fp16_t half = ggml_fp32_to_fp16(scale);
 
     switch (type) {
-    case GGML_TYPE_F32:
-        memcpy(to, from, UNIT * sizeof *from);
-        return;
-    case GGML_TYPE_IQ2_XXS: /* only with a weight for each */
-    case GGML_TYPE_IQ2_XS:
     case GGML_TYPE_IQ1_S:
-    case GGML_TYPE_IQ1_M:
-        for (int i = 0; i < UNIT; i++)
-            importance[i] = 1.0f;
-        ggml_quantize_chunk((enum ggml_type)type, from, to, 0, 1, UNIT, importance);
-        return;
+    case GGML_TYPE_IQ2_XXS:
+    case GGML_TYPE_IQ2_XS:
+    case GGML_TYPE_IQ2_S:
+    case GGML_TYPE_IQ3_XXS:
+    case GGML_TYPE_IQ3_S:
+        memcpy(block, &half, sizeof half); /* the first field of all of them */
+        return true;
+    case GGML_TYPE_IQ1_M: /* the top four bits of each of the last four words */
+        for (int i = 0; i < 4; i++) {
+            uint8_t *at = block + ggml_type_size(GGML_TYPE_IQ1_M) - 8 + 2 * i;
+            uint16_t word;
+
+            memcpy(&word, at, sizeof word);
+            word = (uint16_t)((word & 0x0fff) | (half >> (4 * i) & 0xf) << 12);
+            memcpy(at, &word, sizeof word);
+        }
+        return true;
     default:
-        if (traits->from_float_ref)
-            traits->from_float_ref(from, to, UNIT);
+        return false;
     }
+}
+
+/* One unit. What ggml cannot make of floats (indices; a type that a new llama.cpp adds) stays zero,
+ * which is a valid block of every type. */
+static void make_unit(int type, enum kind kind, int64_t fan_in, uint64_t *state, uint8_t *to)
+{
+    const struct ggml_type_traits *traits = ggml_get_type_traits((enum ggml_type)type);
+    size_t size = ggml_row_size((enum ggml_type)type, UNIT);
+    float numbers[UNIT], square = 0;
+
+    if (set_grid_scale(type, to, 1)) {
+        for (size_t i = 0; i < size; i++)
+            to[i] = (uint8_t)(next64(state) >> 56);
+        set_grid_scale(type, to, 1);
+        traits->to_float(to, numbers, UNIT);
+        for (int i = 0; i < UNIT; i++)
+            square += numbers[i] * numbers[i];
+        set_grid_scale(type, to, 1 / sqrtf(square / UNIT * (float)fan_in));
+        return;
+    }
+    for (int i = 0; i < UNIT; i++)
+        numbers[i] = draw(kind, fan_in, state);
+    if (type == GGML_TYPE_F32)
+        memcpy(to, numbers, sizeof numbers);
+    else if (traits->from_float_ref)
+        traits->from_float_ref(numbers, to, UNIT);
 }
 
 static const struct pool *get_pool(nk__random *r, const struct nk__tensor *t)
 {
     enum kind kind = kind_of(t);
     struct pool *p = r->pools;
-    float from[UNIT];
 
     for (; p < r->pools + r->n_pools; p++)
         if (p->type == t->type && p->kind == kind && p->fan_in == t->ne[0])
@@ -138,12 +169,8 @@ static const struct pool *get_pool(nk__random *r, const struct nk__tensor *t)
     if (!p->units)
         return NULL;
     r->n_pools++;
-    ggml_quantize_init((enum ggml_type)t->type);
-    for (size_t u = 0; u < UNITS; u++) {
-        for (int i = 0; i < UNIT; i++)
-            from[i] = draw(kind, t->ne[0], &r->state);
-        quantise(t->type, from, p->units + u * p->unit_bytes);
-    }
+    for (size_t u = 0; u < UNITS; u++)
+        make_unit(t->type, kind, t->ne[0], &r->state, p->units + u * p->unit_bytes);
     return p;
 }
 
