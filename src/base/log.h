@@ -17,8 +17,8 @@ enum nk_log_level { NK_LOG_ERROR, NK_LOG_WARN, NK_LOG_INFO, NK_LOG_DEBUG, NK_LOG
 /* clang-format off */
 #define NK_LOG_COMPONENT_MAP(XX) \
     XX(BASE, "base") XX(SLICE, "slice") XX(STAGE, "stage") XX(TEXT, "text") XX(RPC, "rpc")  \
-    XX(CLUSTER, "cluster") XX(WORKER, "worker") XX(CHAIN, "chain") XX(GATEWAY, "gateway")   \
-    XX(CLI, "cli") XX(LLAMA, "llama")
+    XX(PIECES, "pieces") XX(CLUSTER, "cluster") XX(AGENT, "agent") XX(WORKER, "worker")     \
+    XX(CHAIN, "chain") XX(GATEWAY, "gateway") XX(CLI, "cli") XX(LLAMA, "llama")
 /* clang-format on */
 enum nk_log_component {
 #define XX(name, text) NK_LOG_##name,

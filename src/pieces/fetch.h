@@ -42,7 +42,7 @@ struct nk_fetch_opts {
     const char *const *folders;
     int n_folders;
     int parts_max;        /* in flight, over all sources (4 MiB of memory each); 0: 16 */
-    int source_parts_max; /* in flight, of one source; 0: 4 */
+    int source_parts_max; /* in flight or not yet written, of one source; 0: 3 */
     uint32_t part_ms;     /* a part that takes longer is late; 0: 30 s */
     /* No byte from anywhere for so long, nor a source to ask: UNAVAILABLE `no_source`. 0: never. */
     uint32_t give_up_ms;

@@ -55,39 +55,68 @@ static int is_there(const char *path, struct nk_range range, const char *model_s
     return 0;
 }
 
-static int cached(nk_model *m, struct nk_range range, enum nk_slice_verify how, char **out,
-                  struct nk_error *err)
+int nk_slice_cache_path(const nk_model *m, struct nk_range range, char **out, struct nk_error *err)
 {
     struct nk_buf path = NK_BUF_INIT(8192);
-    struct nk_progress bar;
-    char hash[NK_SHA256_HEX], sub[sizeof hash + 32], *dir = NULL;
-    uint64_t bytes = 0;
-    bool there = false;
-    int rc = nk_model_hash(m, hash, err);
+    char sub[NK_SHA256_HEX + 32], *dir = NULL;
+    int rc;
 
+    NK_ASSERT(m->hash[0]);
     *out = NULL;
-    if (!rc) {
-        snprintf(sub, sizeof sub, "slices/%s-%d", hash, NK__SLICE_FORMAT);
-        rc = nk_cache_dir(&dir, sub, err);
-    }
+    snprintf(sub, sizeof sub, "slices/%s-%d", m->hash, NK__SLICE_FORMAT);
+    rc = nk_cache_dir(&dir, sub, err);
     if (!rc)
         rc = range.end ? nk_buf_addf(&path, err, "%s/%s.%03d-%03d.gguf", dir, m->name, range.begin,
                                      range.end)
                        : nk_buf_addf(&path, err, "%s/%s.vocab.gguf", dir, m->name);
     if (!rc)
-        rc = is_there(path.data, range, hash, how, &there, err);
+        *out = nk_buf_take(&path, NULL);
+    nk_buf_release(&path);
+    free(dir);
+    return rc;
+}
+
+int nk_slice_cache_find(const nk_model *m, struct nk_range range, enum nk_slice_verify how,
+                        char **path, struct nk_error *err)
+{
+    bool there = false;
+    int rc = nk_slice_cache_path(m, range, path, err);
+
+    if (!rc)
+        rc = is_there(*path, range, m->hash, how, &there, err);
+    if (!there) {
+        free(*path);
+        *path = NULL;
+    }
+    return rc;
+}
+
+static int cached(nk_model *m, struct nk_range range, enum nk_slice_verify how, char **out,
+                  struct nk_error *err)
+{
+    struct nk_progress bar;
+    char hash[NK_SHA256_HEX], *path = NULL;
+    uint64_t bytes = 0;
+    bool there = false;
+    int rc = nk_model_hash(m, hash, err);
+
+    *out = NULL;
+    if (!rc)
+        rc = nk_slice_cache_path(m, range, &path, err);
+    if (!rc)
+        rc = is_there(path, range, hash, how, &there, err);
     if (!rc && !there) {
         rc = range.end ? nk__slice_bytes(m, range, &bytes, err) : 0;
         if (!rc) {
             nk_progress_start(&bar, "slicing", bytes);
-            rc = nk__slice_write(m, range, hash, path.data, NULL, NULL, nk__tick_bar, &bar, err);
+            rc = nk__slice_write(m, range, hash, path, NULL, NULL, nk__tick_bar, &bar, err);
             nk_progress_end(&bar);
         }
     }
-    if (!rc)
-        *out = nk_buf_take(&path, NULL);
-    nk_buf_release(&path);
-    free(dir);
+    if (rc)
+        free(path);
+    else
+        *out = path;
     return rc;
 }
 

@@ -35,14 +35,13 @@ static int compute(const nk_model *m, char hex[NK_SHA256_HEX], struct nk_error *
     return rc;
 }
 
-/* The cache's file for this model; NULL when there can be none. Owned by the caller. */
-static char *memory_path(const nk_model *m, int64_t now_s)
+/* What identifies the model's files without reading them; false: nothing does. */
+static bool identify(const nk_model *m, int64_t now_s, char hex[NK_SHA256_HEX])
 {
     nk_sha256 *h = nk_sha256_new();
-    char hex[NK_SHA256_HEX], *dir = NULL, *path = NULL;
 
     if (!h)
-        return NULL;
+        return false;
     for (int i = 0; i < m->info.n_shards; i++) {
         const struct nk__gguf *g = &m->shards[i];
         char *full = realpath(g->path, NULL), line[PATH_MAX + 128];
@@ -51,7 +50,7 @@ static char *memory_path(const nk_model *m, int64_t now_s)
         if (!full || now_s - g->id.mtime_s < NK__RACY_S) {
             free(full);
             nk_sha256_free(h);
-            return NULL;
+            return false;
         }
         n = snprintf(line, sizeof line, "%s\n%llu %lld.%09lld %llu:%llu\n", full,
                      (unsigned long long)g->source.size, (long long)g->id.mtime_s,
@@ -61,6 +60,21 @@ static char *memory_path(const nk_model *m, int64_t now_s)
         free(full);
     }
     nk_sha256_finish(h, hex);
+    return true;
+}
+
+bool nk_model_identity(const nk_model *m, char hex[NK_SHA256_HEX])
+{
+    return identify(m, time(NULL), hex);
+}
+
+/* The cache's file for this model; NULL when there can be none. Owned by the caller. */
+static char *memory_path(const nk_model *m, int64_t now_s)
+{
+    char hex[NK_SHA256_HEX], *dir = NULL, *path = NULL;
+
+    if (!identify(m, now_s, hex))
+        return NULL;
     if (!nk_cache_dir(&dir, "hashes", NULL)) {
         size_t size = strlen(dir) + sizeof hex + 1;
 
@@ -97,7 +111,7 @@ int nk__model_hash(nk_model *m, int64_t now_s, char hex[NK_SHA256_HEX], struct n
     if (!m->hash[0] && !(memory && recall(memory, m->hash))) {
         rc = compute(m, m->hash, err);
         if (!rc)
-            rc = nk__model_check_unchanged(m, err);
+            rc = nk_model_check_unchanged(m, err);
         if (!rc && memory)
             nk_file_write(memory, m->hash, strlen(m->hash), NULL); /* best effort */
     }
@@ -107,6 +121,17 @@ int nk__model_hash(nk_model *m, int64_t now_s, char hex[NK_SHA256_HEX], struct n
     else
         memcpy(hex, m->hash, NK_SHA256_HEX);
     return rc;
+}
+
+void nk_model_hash_known(nk_model *m, const char *hex)
+{
+    char *memory = memory_path(m, time(NULL));
+
+    NK_ASSERT(nk__is_sha256(hex));
+    memcpy(m->hash, hex, sizeof m->hash);
+    if (memory)
+        nk_file_write(memory, m->hash, strlen(m->hash), NULL); /* best effort */
+    free(memory);
 }
 
 int nk_model_hash(nk_model *m, char hex[NK_SHA256_HEX], struct nk_error *err)

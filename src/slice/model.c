@@ -32,7 +32,7 @@ int nk__model_check_whole(const nk_model *m, struct nk_error *err)
     return 0;
 }
 
-int nk__model_check_unchanged(const nk_model *m, struct nk_error *err)
+int nk_model_check_unchanged(const nk_model *m, struct nk_error *err)
 {
     for (int i = 0; i < m->info.n_shards; i++) {
         const struct nk__gguf *g = &m->shards[i];
@@ -43,6 +43,46 @@ int nk__model_check_unchanged(const nk_model *m, struct nk_error *err)
                            g->path);
     }
     return 0;
+}
+
+int nk_model_n_tensors(const nk_model *m)
+{
+    return m->n_tensors;
+}
+
+void nk_model_tensor_place(const nk_model *m, int tensor, struct nk_tensor_place *out)
+{
+    const struct nk__tensor *t = &m->tensors[tensor];
+
+    *out = (struct nk_tensor_place){ .name = t->name,
+                                     .type = t->type,
+                                     .layer = t->layer,
+                                     .shard = t->shard,
+                                     .offset = t->offset,
+                                     .size_bytes = t->size_bytes };
+    memcpy(out->ne, t->ne, sizeof out->ne);
+}
+
+const char *nk_model_file_name(const nk_model *m)
+{
+    return m->name;
+}
+
+uint64_t nk_model_shard_bytes(const nk_model *m, int shard)
+{
+    return m->shards[shard].source.size;
+}
+
+uint64_t nk_model_head_bytes(const nk_model *m, int shard)
+{
+    return m->shards[shard].header_end;
+}
+
+int nk_model_read(const nk_model *m, int shard, uint64_t offset, void *out, size_t n,
+                  struct nk_error *err)
+{
+    return nk_wrap(nk__source_read(&m->shards[shard].source, offset, out, n, err), err, "%s",
+                   m->shards[shard].path);
 }
 
 const struct nk_model_info *nk_model_info(const nk_model *m)

@@ -3,6 +3,7 @@
 #define NK_SLICE_MODEL_INT_H
 
 #include "slice/gguf_int.h"
+#include "slice/layout.h"
 #include "slice/slice.h"
 
 struct nk__tensor {
@@ -53,7 +54,5 @@ const struct nk__tensor *nk__model_tensor(const nk_model *m, const char *name);
 int nk__model_check_sound(const nk_model *m, struct nk_error *err);
 /* INVALID `not_a_model` when m is itself a slice. */
 int nk__model_check_whole(const nk_model *m, struct nk_error *err);
-/* ABORTED `file_changed` when the model's files are not what they were when it was opened. */
-int nk__model_check_unchanged(const nk_model *m, struct nk_error *err);
 
 #endif

@@ -59,17 +59,11 @@ static int no_memory(struct nk_error *err)
     return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
 }
 
-/* Opens shard number idx (from 0) of n; checks that it says the same of itself. */
-static int open_shard(nk_model *m, const char *path, int idx, int n, struct nk_error *err)
+/* Shard number idx (from 0) of n: does it say the same of itself? */
+static int check_shard(const nk_model *m, const char *path, int idx, int n, struct nk_error *err)
 {
     uint64_t no = 0, count = 0;
-    int rc = nk__gguf_open(&m->shards[idx], path, err);
 
-    if (rc == NK_E_NOT_FOUND && n > 1)
-        return nk_fail(err, NK_E_NOT_FOUND, "shard_missing", "%s: shard %d of %d is missing", path,
-                       idx + 1, n);
-    if (rc)
-        return rc;
     nk__kv_uint(m->shards[idx].ctx, "split.no", &no);
     if (!nk__kv_uint(m->shards[idx].ctx, "split.count", &count) || count == 0)
         count = 1;
@@ -84,6 +78,16 @@ static int open_shard(nk_model *m, const char *path, int idx, int n, struct nk_e
                        "%s: by its name shard %d of %d, by its metadata %llu of %llu", path,
                        idx + 1, n, (unsigned long long)no + 1, (unsigned long long)count);
     return 0;
+}
+
+static int open_shard(nk_model *m, const char *path, int idx, int n, struct nk_error *err)
+{
+    int rc = nk__gguf_open(&m->shards[idx], path, err);
+
+    if (rc == NK_E_NOT_FOUND && n > 1)
+        return nk_fail(err, NK_E_NOT_FOUND, "shard_missing", "%s: shard %d of %d is missing", path,
+                       idx + 1, n);
+    return rc ? rc : check_shard(m, path, idx, n, err);
 }
 
 static int open_shards(nk_model *m, const char *path, struct nk_error *err)
@@ -463,4 +467,78 @@ int nk__model_open_memory(nk_model **out, const void *data, size_t size, struct 
     snprintf(m->name, sizeof m->name, "memory");
     return finish_open(out, m, nk__gguf_open_memory(m->shards, "memory", data, size, true, err),
                        err);
+}
+
+/* ---- without weights ---- */
+
+/* Files are named after it. */
+static int check_name(const char *name, struct nk_error *err)
+{
+    size_t n = strlen(name);
+    bool ok = n > 0 && n <= 200 && name[0] != '.';
+
+    for (size_t i = 0; i < n; i++)
+        ok &= (unsigned char)name[i] >= 0x20 && name[i] != 0x7f && name[i] != '/';
+    return ok ? 0
+              : nk_fail(err, NK_E_INVALID, "bad_name",
+                        "a model's name must be 1 to 200 bytes without '/' and control "
+                        "characters, and not begin with '.'");
+}
+
+/* Would the tensors be within a file of that size? */
+static int check_file_bytes(const struct nk__gguf *g, uint64_t file_bytes, struct nk_error *err)
+{
+    for (int64_t i = 0; i < gguf_get_n_tensors(g->ctx); i++) {
+        uint64_t begin = g->data_offset + gguf_get_tensor_offset(g->ctx, i);
+
+        if (begin > file_bytes || gguf_get_tensor_size(g->ctx, i) > file_bytes - begin)
+            return nk_fail(err, NK_E_DATA_LOSS, "truncated",
+                           "%s: the tensor '%s' begins at byte %llu and has %llu; the file is "
+                           "said to have %llu bytes",
+                           g->path, gguf_get_tensor_name(g->ctx, i), (unsigned long long)begin,
+                           (unsigned long long)gguf_get_tensor_size(g->ctx, i),
+                           (unsigned long long)file_bytes);
+    }
+    return 0;
+}
+
+int nk_model_open_heads(nk_model **out, const char *name, const char *sha256,
+                        const struct nk_bytes *heads, const uint64_t *file_bytes, int n_shards,
+                        struct nk_error *err)
+{
+    nk_model *m;
+    int rc = check_name(name, err);
+
+    *out = NULL;
+    if (rc)
+        return rc;
+    if (n_shards < 1 || n_shards > SHARDS_MAX)
+        return nk_fail(err, NK_E_INVALID, "bad_gguf", "%d shards; 1 to %d are possible", n_shards,
+                       SHARDS_MAX);
+    m = calloc(1, sizeof *m);
+    if (m)
+        m->shards = calloc((size_t)n_shards, sizeof *m->shards);
+    if (!m || !m->shards) {
+        free(m);
+        return no_memory(err);
+    }
+    for (int i = 0; i < n_shards; i++)
+        m->shards[i] = (struct nk__gguf)NK__GGUF_INIT;
+    m->info.n_shards = n_shards;
+    snprintf(m->name, sizeof m->name, "%s", name);
+    snprintf(m->info.path, sizeof m->info.path, "%s", name);
+    for (int i = 0; i < n_shards && !rc; i++) {
+        rc = nk__gguf_open_memory(&m->shards[i], name, heads[i].data, heads[i].size, false, err);
+        if (!rc)
+            rc = check_shard(m, name, i, n_shards, err);
+        if (!rc)
+            rc = check_file_bytes(&m->shards[i], file_bytes[i], err);
+        m->info.file_bytes += file_bytes[i];
+    }
+    rc = finish_open(out, m, rc, err);
+    if (!rc) {
+        m->arch_unknown = !m->info.is_slice && !nk__arch_is_known(m->info.architecture);
+        snprintf(m->hash, sizeof m->hash, "%s", sha256);
+    }
+    return rc;
 }

@@ -204,6 +204,7 @@ int nk_split(nk_model *m, const struct nk_range *ranges, int n, const char *dir,
 /* Makes a running nk_split, nk_model_hash or nk_*_cached end soon with CANCELLED, and every later
  * one. Any thread, and signal handlers. */
 void nk_split_interrupt(void);
+bool nk_split_interrupted(void); /* for others that take as long */
 
 /* A manifest.json. *out owned by the caller (free).
  *   NOT_FOUND  no_file

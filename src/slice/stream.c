@@ -21,6 +21,11 @@ void nk_split_interrupt(void)
     atomic_store(&interrupted, true);
 }
 
+bool nk_split_interrupted(void)
+{
+    return atomic_load(&interrupted);
+}
+
 int nk__tick_bar(void *user, uint64_t bytes, struct nk_error *err)
 {
     if (atomic_load(&interrupted))

@@ -43,7 +43,7 @@
 #include "slice/random_int.h"
 #include "slice/write_int.h"
 
-enum { STUB_ROWS = 32, META_MAX = 1 << 27 };
+enum { STUB_ROWS = 32, META_MAX = 1 << 27, HEADER_MAX = 1 << 29 };
 
 struct piece {
     const struct nk__tensor *source;
@@ -369,15 +369,17 @@ static int add_padding(nk__stream *s, uint64_t alignment, struct nk_error *err)
 
 /* The header: what gguf.h makes of the plan, with the tokenizer's arrays, as the bytes they are in
  * the source, put before the other keys where the file has a vocabulary. */
-static int write_header(const struct plan *p, nk__stream *s, struct nk_error *err)
+static int header_bytes(const struct plan *p, struct nk_buf *out, struct nk_error *err)
 {
+    static const uint8_t zeros[64];
     const struct nk__gguf *source = &p->m->shards[0];
-    size_t size = gguf_get_meta_size(p->kv);
+    size_t size = gguf_get_meta_size(p->kv), padding;
     uint8_t *meta = size <= META_MAX ? malloc(size) : NULL;
     struct nk__gguf g = NK__GGUF_INIT;
     uint64_t n_kv;
     int rc;
 
+    nk_buf_init(out, HEADER_MAX);
     if (!meta)
         return no_memory(err);
     gguf_get_meta_data(p->kv, meta);
@@ -389,18 +391,41 @@ static int write_header(const struct plan *p, nk__stream *s, struct nk_error *er
         memcpy(meta + 16, &n_kv, sizeof n_kv);
     }
     if (!rc)
-        rc = nk__stream_part(s, "header", false, err);
+        rc = nk_buf_add(out, meta, 24, err);
+    for (int i = 0; i < source->n_heavy && (p->last || p->vocab) && !rc; i++) {
+        size_t n = (size_t)(source->heavy[i].end - source->heavy[i].begin);
+        char *where;
+
+        rc = nk_buf_reserve(out, n, &where, err);
+        if (!rc)
+            rc = nk__source_read(&source->source, source->heavy[i].begin, where, n, err);
+        if (!rc)
+            nk_buf_commit(out, n);
+    }
     if (!rc)
-        rc = nk__stream_add(s, meta, 24, err);
-    for (int i = 0; i < source->n_heavy && (p->last || p->vocab) && !rc; i++)
-        rc = nk__stream_copy(s, &source->source, source->heavy[i].begin,
-                             source->heavy[i].end - source->heavy[i].begin, err);
-    if (!rc)
-        rc = nk__stream_add(s, meta + 24, (size_t)g.header_end - 24, err);
-    if (!rc)
-        rc = add_padding(s, p->alignment, err);
+        rc = nk_buf_add(out, meta + 24, (size_t)g.header_end - 24, err);
+    padding = (size_t)((p->alignment - out->size % p->alignment) % p->alignment);
+    for (size_t n; padding && !rc; padding -= n) {
+        n = padding < sizeof zeros ? padding : sizeof zeros;
+        rc = nk_buf_add(out, zeros, n, err);
+    }
     nk__gguf_close(&g);
     free(meta);
+    if (rc)
+        nk_buf_release(out);
+    return rc;
+}
+
+static int write_header(const struct plan *p, nk__stream *s, struct nk_error *err)
+{
+    struct nk_buf header;
+    int rc = header_bytes(p, &header, err);
+
+    if (!rc)
+        rc = nk__stream_part(s, "header", false, err);
+    if (!rc)
+        rc = nk__stream_add(s, header.data, header.size, err);
+    nk_buf_release(&header);
     return rc;
 }
 
@@ -460,7 +485,7 @@ int nk__slice_write(const nk_model *m, struct nk_range range, const char *model_
     if (!rc)
         rc = nk__stream_finish(s, sha256, err);
     if (!rc)
-        rc = nk__model_check_unchanged(m, err);
+        rc = nk_model_check_unchanged(m, err);
     if (!rc && path)
         rc = nk_newfile_commit(&file, err);
     if (!rc && size_bytes)
@@ -537,5 +562,53 @@ int nk_slice_write_random(const nk_model *m, struct nk_range range, int fd, cons
         rc = nk__stream_finish(s, NULL, err);
     nk__stream_free(s);
     plan_release(&p);
+    return rc;
+}
+
+/* ---- layout ---- */
+
+int nk_slice_layout_new(struct nk_slice_layout **out, const nk_model *m, struct nk_range range,
+                        struct nk_error *err)
+{
+    struct nk_slice_layout *l;
+    struct plan p;
+    int rc = nk__model_check_whole(m, err);
+
+    *out = NULL;
+    NK_ASSERT(m->hash[0]);
+    if (!rc && range.end)
+        rc = nk_ranges_check(m, &range, 1, false, err);
+    if (rc)
+        return rc;
+    l = calloc(1, sizeof *l);
+    if (!l)
+        return no_memory(err);
+    l->m = m;
+    l->range = range;
+    rc = plan_make(&p, m, range, m->hash, err);
+    if (!rc)
+        rc = header_bytes(&p, &l->header, err);
+    if (!rc) {
+        l->tensors = calloc((size_t)p.n_pieces + 1, sizeof *l->tensors);
+        rc = l->tensors ? 0 : no_memory(err);
+    }
+    l->seal_at = l->header.size;
+    for (int i = 0; i < p.n_pieces && !rc; i++) {
+        const struct piece *q = &p.pieces[i];
+        uint64_t size = q->copy_bytes ? q->copy_bytes : q->size_bytes;
+
+        l->tensors[l->n_tensors++] = (struct nk_slice_tensor){
+            .tensor = (int)(q->source - m->tensors),
+            .at = l->seal_at,
+            .size_bytes = size,
+            .copy_bytes = q->copy_bytes,
+        };
+        l->seal_at += (size + p.alignment - 1) / p.alignment * p.alignment;
+    }
+    plan_release(&p);
+    if (rc)
+        nk_slice_layout_free(l);
+    else
+        *out = l;
     return rc;
 }
