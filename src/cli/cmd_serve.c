@@ -33,8 +33,8 @@ static int wait_for_end(int parent_fd)
 static int serve(const struct nk_serve *s, const char *cluster_path, bool deterministic,
                  int parent_fd, struct nk_error *err)
 {
+    struct nk_gateway_opts what = nk_gateway_opts_default();
     struct nk_cluster *cluster = NULL;
-    nk_chain *c = NULL;
     nk_vocab *v = NULL;
     nk_gateway *g = NULL;
     int rc = nk_cluster_read(&cluster, cluster_path, err);
@@ -42,17 +42,19 @@ static int serve(const struct nk_serve *s, const char *cluster_path, bool determ
     if (!rc)
         rc = nk_cluster_vocab_open(&v, cluster, err);
     if (!rc)
-        rc = nk_chain_open(&c, cluster, NULL, err);
+        rc = nk_chain_open(&what.chain, cluster, NULL, err);
+    what.vocab = v;
+    what.deterministic = deterministic;
     if (!rc)
-        rc = nk_serve_start(&g, s, c, v, deterministic, err);
-    if (!rc) {
+        rc = nk_serve_start(&g, s, &what, err);
+    if (rc)
+        nk_chain_close(what.chain);
+    else {
         nk_serve_print_url(g);
         wait_for_end(parent_fd);
         /* A second Ctrl-C ends it at once. */
         nk_serve_stop(g, (uint32_t)s->drain_ms, NK_EXIT_OK, NULL, NULL);
     }
-    if (c)
-        nk_chain_close(c);
     nk_vocab_close(v);
     free(cluster);
     return rc;

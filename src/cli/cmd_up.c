@@ -21,16 +21,23 @@ static void end_local(void *l)
     nk_local_end(l);
 }
 
-/* Without a prompt: serves until a signal comes or a worker ends. */
+/* Without a prompt: serves until a signal comes or a worker ends. Takes the chain. */
 static int serve_until_end(const struct nk_serve *s, bool deterministic, struct nk_local *l,
                            nk_chain *c, const nk_vocab *v)
 {
+    struct nk_gateway_opts what = nk_gateway_opts_default();
     nk_gateway *gateway = NULL;
     struct nk_error err;
-    int exit_code, rc = nk_serve_start(&gateway, s, c, v, deterministic, &err);
+    int exit_code, rc;
 
-    if (rc)
+    what.chain = c;
+    what.vocab = v;
+    what.deterministic = deterministic;
+    rc = nk_serve_start(&gateway, s, &what, &err);
+    if (rc) {
+        nk_chain_close(c);
         return nk_cli_report(&err);
+    }
     printf("cluster file: %s\n", l->cluster->path);
     nk_serve_print_url(gateway);
     rc = nk_local_wait(l, &err);
@@ -57,11 +64,12 @@ static int use(struct nk_generate *g, const struct nk_serve *s, struct nk_local 
         rc = err.code;
     }
     free(report);
-    if (rc)
-        code = nk_cli_report(&err);
-    else
-        code = s ? serve_until_end(s, g->opts.deterministic, l, c, v) : nk_generate_run(g, c, v);
-    nk_chain_close(c);
+    if (!rc && s)
+        code = serve_until_end(s, g->opts.deterministic, l, c, v);
+    else {
+        code = rc ? nk_cli_report(&err) : nk_generate_run(g, c, v);
+        nk_chain_close(c);
+    }
     nk_vocab_close(v);
     return code;
 }

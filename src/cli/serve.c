@@ -51,7 +51,9 @@ struct given {
     struct nk_gateway_opts o; /* borrows from the others */
 };
 
-static int read_given(struct given *f, const struct nk_serve *s, struct nk_error *err)
+/* what: the options begin as these. */
+static int read_given(struct given *f, const struct nk_serve *s, const struct nk_gateway_opts *what,
+                      struct nk_error *err)
 {
     struct nk_gateway_opts *o = &f->o;
     int rc;
@@ -61,7 +63,7 @@ static int read_given(struct given *f, const struct nk_serve *s, struct nk_error
     nk_buf_init(&f->key, FILE_BYTES_MAX);
     nk_buf_init(&f->tmpl, FILE_BYTES_MAX);
     f->self = NULL;
-    *o = nk_gateway_opts_default();
+    *o = *what;
     o->listen = s->listen;
     o->insecure = s->insecure;
     o->no_page = s->no_page;
@@ -127,8 +129,9 @@ static int named(int rc, const struct nk_serve *s, struct nk_error *err)
 
 int nk_serve_check(const struct nk_serve *s, struct nk_error *err)
 {
+    const struct nk_gateway_opts what = nk_gateway_opts_default();
     struct given f;
-    int rc = read_given(&f, s, err);
+    int rc = read_given(&f, s, &what, err);
 
     if (!rc)
         rc = nk_gateway_check(&f.o, err);
@@ -136,16 +139,13 @@ int nk_serve_check(const struct nk_serve *s, struct nk_error *err)
     return named(rc, s, err);
 }
 
-int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, const nk_vocab *v,
-                   bool deterministic, struct nk_error *err)
+int nk_serve_start(nk_gateway **out, const struct nk_serve *s, const struct nk_gateway_opts *what,
+                   struct nk_error *err)
 {
     struct given f;
-    int rc = read_given(&f, s, err);
+    int rc = read_given(&f, s, what, err);
 
     *out = NULL;
-    f.o.chain = c;
-    f.o.vocab = v;
-    f.o.deterministic = deterministic;
     if (!rc)
         rc = nk_gateway_start(out, &f.o, err);
     release_given(&f);

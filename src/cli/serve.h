@@ -60,11 +60,12 @@ struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
 /* What nk_serve_start would refuse of the options, of the files that they name, and of the address
  * as it is now: for before the time is spent on a model. */
 int nk_serve_check(const struct nk_serve *s, struct nk_error *err);
-/* Reads the files that the options name and starts. The chain and the vocabulary are borrowed until
- * nk_gateway_stop.
+/* Reads the files that the options name and starts. what: nk_gateway_opts_default() with what is
+ * no option of the command: chain (or model_id and model_sha256), vocab, deterministic, cluster_json
+ * and its like. The chain is the gateway's when this returns 0.
  * Errors: nk_gateway_start's, NOT_FOUND no_file. */
-int nk_serve_start(nk_gateway **out, const struct nk_serve *s, nk_chain *c, const nk_vocab *v,
-                   bool deterministic, struct nk_error *err);
+int nk_serve_start(nk_gateway **out, const struct nk_serve *s, const struct nk_gateway_opts *what,
+                   struct nk_error *err);
 /* nk_gateway_stop. When somebody in it does not come back, the process ends here with exit_code,
  * after `last` (which may be NULL) has removed what must not stay: what is borrowed cannot be
  * freed. */

@@ -1,11 +1,14 @@
-/* The gateway: an HTTP server in front of one chain. It speaks OpenAI's and Ollama's dialects,
- * serves the page, metrics and the state of the cluster (docs/api.md).
+/* The gateway: an HTTP server in front of one or more chains of one model (replicas). It speaks
+ * OpenAI's and Ollama's dialects, serves the page, metrics and the state of the cluster
+ * (docs/api.md). The chains come, change and go while it serves: what is new goes to the set of
+ * chains in force, what runs ends on the chain that it began on.
  *
  * Threads. One HTTP thread (libmicrohttpd over epoll) parses HTTP and writes replies; it never
  * computes anything long. Helper threads parse, render and tokenise requests. A watch thread sees
  * clients that went away. A monitor thread asks the workers how they are, only when somebody wants
  * to know. An admission thread starts generations when there is room. Handlers of generations run
- * on the chain's net thread and only append to the request's bounded queue. */
+ * on their chain's net thread and only append to the request's bounded queue. A reaper thread
+ * closes chains that nobody uses any more. */
 #ifndef NK_GATEWAY_GATEWAY_H
 #define NK_GATEWAY_GATEWAY_H
 
@@ -13,6 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/buf.h"
 #include "base/chance.h"
 #include "base/clock.h"
 #include "base/error.h"
@@ -20,6 +24,7 @@
 #include "text/vocab.h"
 
 enum { NK_GATEWAY_NAMES_MAX = 16, NK_GATEWAY_ORIGINS_MAX = 16, NK_GATEWAY_HOSTS_MAX = 16 };
+enum { NK_GATEWAY_CHAINS_MAX = 32 };                                    /* replicas */
 enum { NK_GATEWAY_LAST_WORDS_MS = 2000, NK_GATEWAY_GIVE_UP_MS = 3000 }; /* nk_gateway_stop's */
 
 struct nk_gateway_limits {
@@ -45,9 +50,13 @@ struct nk_gateway_limits {
 };
 
 struct nk_gateway_opts {
-    const char *listen;       /* "127.0.0.1:8080", "[::1]:0"; port 0: a free one */
-    nk_chain *chain;          /* borrowed until nk_gateway_stop, as are the next three */
-    const nk_vocab *vocab;    /* of the chain's model */
+    const char *listen; /* "127.0.0.1:8080", "[::1]:0"; port 0: a free one */
+    /* The first chain, as by nk_gateway_set_chains with epoch 0: the gateway's own from when
+     * nk_gateway_start has returned 0. NULL: it starts without any, and model_id and model_sha256
+     * say what it will serve. */
+    nk_chain *chain;
+    const char *model_id, *model_sha256; /* else the chain's; NULL with a chain */
+    const nk_vocab *vocab;    /* of the model; borrowed until nk_gateway_stop, as the next two */
     struct nk_clock *clock;   /* who is late is so by this one; NULL: the system's */
     struct nk_chance *chance; /* the ids of replies are drawn from it; NULL: the system's */
     /* More names of the model; the cluster's model id is always one. */
@@ -66,21 +75,29 @@ struct nk_gateway_opts {
     bool insecure;      /* listen beyond this machine although there is no TLS or no key */
     bool deterministic; /* every request is; workers that cannot do it are not ready */
     bool no_page;       /* "/" answers one line of text */
+    /* What /cluster and the page tell beyond the chains in force: one JSON object, appended to out
+     * (docs/api.md, "cluster"). Not 0: there is none now. NULL: there is none at all. [the HTTP
+     * thread and the monitor's, without any lock of the gateway's; it must not block] */
+    int (*cluster_json)(void *user, struct nk_buf *out);
+    /* The line that lets a machine join, appended to out as plain text; else as cluster_json. It is
+     * told only to who asks from this machine, or has an API key. */
+    int (*join_line)(void *user, struct nk_buf *out);
+    void *cluster_user; /* theirs */
     struct nk_gateway_limits limits;
 };
 
 typedef struct nk_gateway nk_gateway;
 
-/* 127.0.0.1:8080 and the limits; chain and vocab are the caller's to fill in. */
+/* 127.0.0.1:8080 and the limits; chain (or model) and vocab are the caller's to fill in. */
 struct nk_gateway_opts nk_gateway_opts_default(void);
 
 /* What nk_gateway_start would refuse of the options and of the address as it is now, before the
- * time is spent on what it needs: chain, vocab and chat_template are not looked at. Errors:
+ * time is spent on what it needs: chain, model, vocab and chat_template are not looked at. Errors:
  * nk_gateway_start's. */
 int nk_gateway_check(const struct nk_gateway_opts *opts, struct nk_error *err);
 /* Listens. Strings are copied. *out owned by the caller. The workers need not be there yet: until
  * they are, requests are answered with 503 and /readyz says why.
- *   INVALID       bad_listen, bad_limit, bad_certificate, bad_key_file, bad_template
+ *   INVALID       bad_listen, bad_limit, bad_certificate, bad_key_file, bad_template, bad_model
  *   PRECONDITION  insecure        beyond loopback without TLS and key, and without opts->insecure
  *   UNAVAILABLE   cannot_listen
  *   EXHAUSTED     no_memory, no_thread, no_resources */
@@ -90,8 +107,46 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
  *
  * True: all have come back, and g is freed. False: NK_GATEWAY_GIVE_UP_MS later somebody still has
  * not (a library that a helper thread has called does not return). Then g and what it borrows are
- * still in use: the process must end (_exit) without freeing them, or this be called again. */
+ * still in use: the process must end (_exit) without freeing them, or this be called again.
+ *
+ * nk_gateway_set_chains and the like must have returned before, and are not called any more. The
+ * chains are closed. */
 bool nk_gateway_stop(nk_gateway *g, uint32_t grace_ms);
+
+/* ---- chains that come, change and go [any thread; none of these waits for a worker] ---- */
+
+/* From now on these n chains (0: none) are the set in force, and the gateway's own. Requests that
+ * begin now are spread over them by free places; one that continues an earlier one goes to the
+ * chain that keeps it, where that has room. Generations that run end on the chain they began on;
+ * those that have no token yet and fail there since a worker is gone begin again on the new set
+ * (three losses at most, as ever). A chain is closed when the last that uses it has ended.
+ *
+ * While the new set's workers are asked for the first time, requests wait their time, as they do
+ * while workers are away (limits.waiting_ms); after a gateway that never had a set that was ready
+ * they are answered with 503. Without any chain likewise, with the sentence of
+ * nk_gateway_set_waiting.
+ *
+ * On an error nothing has changed, and the chains are still the caller's.
+ *   INVALID       bad_chains   n out of range, a chain twice
+ *   PRECONDITION  wrong_model  a chain of another model; both hashes are named
+ *                 stale_epoch  epoch is less than that of the set in force; both are named
+ *   EXHAUSTED     no_memory */
+int nk_gateway_set_chains(nk_gateway *g, nk_chain *const *chains, int n, uint64_t epoch,
+                          struct nk_error *err);
+/* What is waited for while there is no chain, a sentence for people ("waiting for 2 more machines:
+ * ..."); copied. NULL: words of the gateway's own. */
+void nk_gateway_set_waiting(nk_gateway *g, const char *text);
+
+struct nk_gateway_measured {
+    int running, waiting;     /* generations, on the set in force; that wait for a place */
+    double tokens_per_second; /* of all together, over the last seconds */
+    /* Between two tokens of one generation, the mean of all since the set is in force; NaN: there
+     * were none. */
+    double ms_per_token;
+};
+/* What the set in force really does. */
+void nk_gateway_measured(nk_gateway *g, struct nk_gateway_measured *out);
+
 /* "http://127.0.0.1:8080"; borrowed until stop. */
 const char *nk_gateway_url(const nk_gateway *g);
 int nk_gateway_port(const nk_gateway *g);
