@@ -61,8 +61,8 @@ struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
  * as it is now: for before the time is spent on a model. */
 int nk_serve_check(const struct nk_serve *s, struct nk_error *err);
 /* Reads the files that the options name and starts. what: nk_gateway_opts_default() with what is
- * no option of the command: chain (or model_id and model_sha256), vocab, deterministic, cluster_json
- * and its like. The chain is the gateway's when this returns 0.
+ * no option of the command: chain (or model_id and model_sha256), vocab, deterministic,
+ * cluster_json and its like. The chain is the gateway's when this returns 0.
  * Errors: nk_gateway_start's, NOT_FOUND no_file. */
 int nk_serve_start(nk_gateway **out, const struct nk_serve *s, const struct nk_gateway_opts *what,
                    struct nk_error *err);

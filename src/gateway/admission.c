@@ -15,10 +15,17 @@ struct nk_admission {
     bool stop, closed, paused;
     struct nk_error why; /* it is paused */
     int capacity, running, waiting;
+    int apart;                     /* of running: they take no place */
     TAILQ_HEAD(, nk_ticket) queue; /* who came first is first */
     uint64_t next_tick_ns;
     double mean_s; /* how long generations take: an average that forgets */
 };
+
+/* Free places; may be less than 0. Under the mutex. */
+static int n_free(const nk_admission *a)
+{
+    return a->capacity + a->apart - a->running;
+}
 
 /* Out of the queue. Under the mutex. */
 static void unlink_ticket(nk_admission *a, struct nk_ticket *t)
@@ -57,7 +64,7 @@ static void *loop(void *arg)
             if (a->opts.tick)
                 a->opts.tick(a->opts.user);
             pthread_mutex_lock(&a->mutex);
-        } else if (t && !a->closed && !a->paused && a->running < a->capacity) {
+        } else if (t && !a->closed && !a->paused && n_free(a) > 0) {
             unlink_ticket(a, t);
             t->state = NK_TICKET_RUNNING;
             t->started_ns = now;
@@ -138,6 +145,14 @@ void nk__admission_set_capacity(nk_admission *a, int capacity)
     pthread_mutex_unlock(&a->mutex);
 }
 
+void nk__admission_set_apart(nk_admission *a, int n)
+{
+    pthread_mutex_lock(&a->mutex);
+    a->apart = n;
+    pthread_cond_signal(&a->changed);
+    pthread_mutex_unlock(&a->mutex);
+}
+
 void nk__admission_pause(nk_admission *a, const struct nk_error *why)
 {
     pthread_mutex_lock(&a->mutex);
@@ -159,8 +174,7 @@ int nk__admission_enter(nk_admission *a, struct nk_ticket *const *tickets, int n
     int rc = 0, room;
 
     pthread_mutex_lock(&a->mutex);
-    room = a->opts.waiting_max + (a->capacity > a->running ? a->capacity - a->running : 0) -
-           a->waiting;
+    room = a->opts.waiting_max + (n_free(a) > 0 ? n_free(a) : 0) - a->waiting;
     if (n > room)
         rc = nk_fail(err, NK_E_EXHAUSTED, "queue_full",
                      "%d generations run and %d wait, of at most %d and %d; try again later",

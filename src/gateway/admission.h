@@ -46,6 +46,9 @@ void nk__admission_stop(nk_admission *a); /* when all tickets are out */
 /* How many may run, from now on: it ends a pause, too. Until it is first set, nothing starts. [any
  * thread, as all below] */
 void nk__admission_set_capacity(nk_admission *a, int capacity);
+/* So many of those that run take none of the places: they end on workers to which nothing new
+ * goes. */
+void nk__admission_set_apart(nk_admission *a, int n);
 /* Nothing starts until the capacity is set again. why is copied. */
 void nk__admission_pause(nk_admission *a, const struct nk_error *why);
 /* For the end: nothing starts any more, whatever comes free. Who waits is withdrawn, or expires. */
@@ -63,6 +66,7 @@ bool nk__admission_return(nk_admission *a, struct nk_ticket *t);
 
 struct nk_admission_counts {
     int running, waiting, capacity, waiting_max;
+    int ending; /* 0: nk__readiness_counts's to say */
     /* A guess of when there will be room, 1 to 60: the queue's length by the mean time of those
      * that ended. */
     int retry_after_s;

@@ -1,5 +1,6 @@
 #include "gateway/gateway.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,36 +38,42 @@ struct nk_gateway_opts nk_gateway_opts_default(void)
 
 /* ---- what the threads call ---- */
 
-static int check_chain(void *user, struct nk_chain_report **out)
+static struct nk_replicas *current_set(void *user)
+{
+    return nk__readiness_current(&((nk_gateway *)user)->readiness);
+}
+
+static int check_chain(void *user, struct nk_replicas *set, int idx, struct nk_chain_report **out)
 {
     nk_gateway *g = user;
-    int rc = nk_chain_check(g->chain, CHECK_MS, out, NULL);
+    int rc = nk_chain_check(set->chains[idx], CHECK_MS, out, NULL);
 
     if (!rc && g->opts.deterministic)
         nk_chain_report_want_deterministic(*out);
     return rc;
 }
 
-static int probe_chain(void *user, struct nk_error *err)
+static int probe_chain(void *user, struct nk_replicas *set, int idx, struct nk_error *err)
 {
     double us;
 
-    return nk_chain_probe(((nk_gateway *)user)->chain, PROBE_MS, &us, err);
+    (void)user;
+    return nk_chain_probe(set->chains[idx], PROBE_MS, &us, err);
 }
 
 static bool is_busy(void *user)
 {
     nk_gateway *g = user;
 
-    return nk__admission_counts(g->admission).running > 0;
+    return nk__readiness_counts(&g->readiness).running > 0;
 }
 
 static void on_published(void *user, const struct nk_snapshot *s)
 {
     nk_gateway *g = user;
 
-    nk__readiness_seen(&g->readiness, s);
-    nk__http_publish(g, s);
+    if (nk__readiness_seen(&g->readiness, s))
+        nk__http_publish(g, s);
 }
 
 /* Every second. */
@@ -138,6 +145,23 @@ int nk_gateway_check(const struct nk_gateway_opts *opts, struct nk_error *err)
     return rc ? rc : nk__listen_try(&listen, opts->listen, err);
 }
 
+/* Which model it is: the chain's, or the one that is named. */
+static int take_model(nk_gateway *g, const struct nk_gateway_opts *o, struct nk_error *err)
+{
+    const struct nk_cluster *c = o->chain ? nk_chain_cluster(o->chain) : NULL;
+    const char *id = c ? c->model_id : o->model_id, *sha = c ? c->model_sha256 : o->model_sha256;
+
+    if (!id || !id[0] || !sha || strlen(sha) + 1 != sizeof g->model_sha256)
+        return nk_fail(err, NK_E_INVALID, "bad_model",
+                       "without a chain the gateway needs the model's id and its SHA-256 (64 hex "
+                       "digits); \"%.100s\" and \"%.100s\" were given",
+                       id ? id : "", sha ? sha : "");
+    memcpy(g->model_sha256, sha, sizeof g->model_sha256);
+    g->names[0] = strdup(id);
+    g->n_names = g->names[0] != NULL;
+    return g->n_names ? 0 : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the gateway");
+}
+
 static int copy_opts(nk_gateway *g, const struct nk_gateway_opts *o, struct nk_error *err)
 {
     bool ok = true;
@@ -146,9 +170,7 @@ static int copy_opts(nk_gateway *g, const struct nk_gateway_opts *o, struct nk_e
     /* Half for each: who sends slowly keeps nobody's request from being parsed. */
     nk__budget_init(&g->bodies, o->limits.requests_bytes_max / 2);
     nk__budget_init(&g->parsed, o->limits.requests_bytes_max / 2);
-    g->chain = o->chain;
     g->vocab = o->vocab;
-    ok = (g->names[g->n_names++] = strdup(nk_chain_cluster(o->chain)->model_id)) && ok;
     for (int i = 0; i < o->n_names; i++)
         if (!nk__model_is_here(g, o->names[i]))
             ok = (g->names[g->n_names++] = strdup(o->names[i])) && ok;
@@ -170,6 +192,7 @@ static void free_gateway(nk_gateway *g)
     nk__admission_stop(g->admission); /* its ticks look at the pool */
     nk__pool_stop(g->pool);
     nk__readiness_release(&g->readiness);
+    nk__reaper_stop(g->reaper); /* all chains are closed then */
     nk__prompter_free(g->prompter);
     nk__keys_free(g->keys);
     nk__metrics_free(g->metrics);
@@ -189,7 +212,8 @@ static void free_gateway(nk_gateway *g)
 int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struct nk_error *err)
 {
     nk_gateway *g = calloc(1, sizeof *g);
-    const struct nk_monitor_handlers handlers = { .check = check_chain,
+    const struct nk_monitor_handlers handlers = { .current = current_set,
+                                                  .check = check_chain,
                                                   .probe = probe_chain,
                                                   .busy = is_busy,
                                                   .published = on_published,
@@ -218,6 +242,8 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     if (!rc)
         rc = check_opts(&g->listen, opts, err);
     if (!rc)
+        rc = take_model(g, opts, err);
+    if (!rc)
         rc = copy_opts(g, opts, err);
     if (!rc && opts->api_keys)
         rc = nk__keys_new(&g->keys, opts->api_keys, err);
@@ -237,11 +263,20 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     g->readiness.waiting_ms = opts->limits.waiting_ms;
     g->readiness.running_max = opts->limits.running_max;
     if (!rc)
-        rc = nk__monitor_start(&g->monitor, g->clock, &handlers, err);
-    g->readiness.monitor = g->monitor; /* nobody asks for a second look before it listens */
+        rc = nk__reaper_start(&g->reaper, err);
+    if (!rc && opts->chain)
+        rc = nk_gateway_set_chains(g, &opts->chain, 1, 0, err);
     if (!rc)
+        rc = nk__monitor_start(&g->monitor, g->clock, &handlers, err);
+    if (!rc) {
+        nk__readiness_attach(&g->readiness, g->monitor);
         rc = nk__http_start(g, err);
+    }
     if (rc) {
+        /* The chain stays its caller's. */
+        nk__monitor_stop(g->monitor);
+        g->monitor = NULL;
+        nk__replicas_dissolve(atomic_exchange(&g->readiness.set, NULL));
         free_gateway(g);
         return rc;
     }
@@ -314,4 +349,75 @@ const char *nk_gateway_url(const nk_gateway *g)
 int nk_gateway_port(const nk_gateway *g)
 {
     return g->port;
+}
+
+/* ---- chains that come, change and go ---- */
+
+static int check_chains(const nk_gateway *g, nk_chain *const *chains, int n, struct nk_error *err)
+{
+    if (n < 0 || n > NK_GATEWAY_CHAINS_MAX)
+        return nk_fail(err, NK_E_INVALID, "bad_chains", "%d chains; 0 to %d are possible", n,
+                       NK_GATEWAY_CHAINS_MAX);
+    for (int i = 0; i < n; i++) {
+        const char *sha = nk_chain_cluster(chains[i])->model_sha256;
+
+        if (strcmp(sha, g->model_sha256) != 0)
+            return nk_fail(err, NK_E_PRECONDITION, "wrong_model",
+                           "chain %d is of the model %s; this gateway serves %s", i, sha,
+                           g->model_sha256);
+        for (int k = 0; k < i; k++)
+            if (chains[k] == chains[i])
+                return nk_fail(err, NK_E_INVALID, "bad_chains", "chains %d and %d are the same", k,
+                               i);
+    }
+    return 0;
+}
+
+int nk_gateway_set_chains(nk_gateway *g, nk_chain *const *chains, int n, uint64_t epoch,
+                          struct nk_error *err)
+{
+    struct nk_replicas *set = NULL;
+    int rc = check_chains(g, chains, n, err);
+
+    if (!rc && n && !(set = nk__replicas_new(g->reaper, chains, n, epoch)))
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the chains");
+    if (!rc)
+        rc = nk__readiness_set(&g->readiness, set, epoch, err);
+    if (rc) {
+        nk__replicas_dissolve(set);
+        return rc;
+    }
+    pthread_mutex_lock(&g->mutex);
+    g->token_s = 0;
+    g->n_token_s = 0;
+    pthread_mutex_unlock(&g->mutex);
+    nk_log(NK_LOG_GATEWAY, NK_LOG_INFO, "chains=%d epoch=%llu", n, (unsigned long long)epoch);
+    return 0;
+}
+
+void nk_gateway_set_waiting(nk_gateway *g, const char *text)
+{
+    nk__readiness_set_waiting(&g->readiness, text);
+}
+
+void nk__gateway_note_token(nk_gateway *g, double seconds)
+{
+    pthread_mutex_lock(&g->mutex);
+    g->token_s += seconds;
+    g->n_token_s++;
+    pthread_mutex_unlock(&g->mutex);
+}
+
+void nk_gateway_measured(nk_gateway *g, struct nk_gateway_measured *out)
+{
+    struct nk_admission_counts c = nk__readiness_counts(&g->readiness);
+
+    pthread_mutex_lock(&g->mutex);
+    *out = (struct nk_gateway_measured){
+        .running = c.running,
+        .waiting = c.waiting,
+        .tokens_per_second = g->tokens_per_second,
+        .ms_per_token = g->n_token_s ? g->token_s * 1000 / (double)g->n_token_s : NAN,
+    };
+    pthread_mutex_unlock(&g->mutex);
 }

@@ -39,7 +39,8 @@ struct nk_gateway {
     int64_t started; /* seconds since 1970 */
     uint64_t started_ns;
 
-    nk_chain *chain;
+    char model_sha256[65];
+    nk_reaper *reaper;
     const nk_vocab *vocab;
     nk_prompter *prompter;
     nk_keys *keys;                 /* NULL: no key is needed */
@@ -68,6 +69,12 @@ struct nk_gateway {
     double tokens_before;     /* the counter at the last tick */
     bool stuck;               /* the log has been told that no helper thread is free */
     uint64_t tick_ns;
+    /* Times between two tokens of one generation, on the set in force. */
+    double token_s;
+    uint64_t n_token_s;
 };
+
+/* So long between two tokens of a generation on the set in force. [any thread] */
+void nk__gateway_note_token(nk_gateway *g, double seconds);
 
 #endif

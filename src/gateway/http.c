@@ -84,6 +84,7 @@ struct nk_exchange {
     char param[128];
     char key[NK_SHA256_HEX]; /* the digest of its API key; "": none */
     char origin[256];        /* that is allowed; "" for none */
+    bool trusted;            /* it may see what lets a machine join */
 
     pthread_mutex_t mutex;
     bool woken, suspended, over;
@@ -399,7 +400,9 @@ static bool look(nk_exchange *x, uint32_t age_ms, bool probe)
 static enum MHD_Result answer_short(nk_exchange *x)
 {
     struct nk_buf body = NK_BUF_INIT(SHORT_REPLY_BYTES_MAX);
-    struct nk_route_answer a = { .status = 200, .type = "application/json", .body = &body };
+    struct nk_route_answer a = {
+        .trusted = x->trusted, .status = 200, .type = "application/json", .body = &body
+    };
     struct nk_snapshot *s = nk__monitor_peek(x->g->monitor);
 
     x->route->answer(x->g, x->rest, &x->body, s, &a);
@@ -470,13 +473,13 @@ static ssize_t read_events(void *cls, uint64_t pos, char *out, size_t max)
     }
 }
 
-static struct blob *make_blob(nk_gateway *g, const struct nk_snapshot *s)
+static struct blob *make_blob(nk_gateway *g, const struct nk_snapshot *s, bool trusted)
 {
     struct nk_buf b = NK_BUF_INIT(SHORT_REPLY_BYTES_MAX);
     struct blob *blob = calloc(1, sizeof *blob);
 
     if (!blob || nk_buf_adds(&b, "event: cluster\ndata: ", NULL) ||
-        nk__cluster_json(g, s, &b, NULL) || nk_buf_adds(&b, "\n\n", NULL)) {
+        nk__cluster_json(g, s, trusted, &b, NULL) || nk_buf_adds(&b, "\n\n", NULL)) {
         nk_buf_release(&b);
         free(blob);
         return NULL;
@@ -513,31 +516,36 @@ void nk__http_wake_listeners(nk_gateway *g)
 
 void nk__http_publish(nk_gateway *g, const struct nk_snapshot *s)
 {
-    struct blob *b;
+    struct blob *blobs[2]; /* without and with the join line */
+    bool wanted[2] = { false, false };
     nk_exchange *x;
-    bool any;
 
-    pthread_mutex_lock(&g->mutex);
-    any = !LIST_EMPTY(&g->listeners);
-    pthread_mutex_unlock(&g->mutex);
-    b = any ? make_blob(g, s) : NULL;
-    if (!b)
-        return;
     pthread_mutex_lock(&g->mutex);
     LIST_FOREACH(x, &g->listeners, link)
     {
-        give(x, b);
+        wanted[x->trusted] = true;
     }
     pthread_mutex_unlock(&g->mutex);
-    blob_unref(b);
-    nk__http_wake_listeners(g);
+    for (int i = 0; i < 2; i++)
+        blobs[i] = wanted[i] ? make_blob(g, s, i) : NULL;
+    pthread_mutex_lock(&g->mutex);
+    LIST_FOREACH(x, &g->listeners, link)
+    {
+        if (blobs[x->trusted])
+            give(x, blobs[x->trusted]);
+    }
+    pthread_mutex_unlock(&g->mutex);
+    blob_unref(blobs[0]);
+    blob_unref(blobs[1]);
+    if (wanted[0] || wanted[1])
+        nk__http_wake_listeners(g);
 }
 
 static enum MHD_Result answer_events(nk_exchange *x)
 {
     nk_gateway *g = x->g;
     struct nk_snapshot *s = nk__monitor_peek(g->monitor);
-    struct blob *b = make_blob(g, s); /* the first one at once, with what is known */
+    struct blob *b = make_blob(g, s, x->trusted); /* the first one at once, with what is known */
     struct MHD_Response *r;
 
     nk__snapshot_unref(s);
@@ -724,6 +732,22 @@ static void judge(nk_exchange *x, const char *method, bool fits)
     x->failed = false;
 }
 
+/* From this machine itself: not through a proxy that passes others' requests on, and not from a
+ * page of another's that may call. */
+static bool is_local(nk_exchange *x)
+{
+    static const char *const forwarded[] = { "Forwarded", "X-Forwarded-For", "X-Real-IP", "Via" };
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+
+    if (!info || !nk__address_is_loopback(info->client_addr) || header_of(x, "Origin"))
+        return false;
+    for (size_t i = 0; i < sizeof forwarded / sizeof forwarded[0]; i++)
+        if (header_of(x, forwarded[i]))
+            return false;
+    return true;
+}
+
 static nk_exchange *begin(nk_gateway *g, struct MHD_Connection *connection, const char *path,
                           const char *method, const char *version)
 {
@@ -759,6 +783,7 @@ static nk_exchange *begin(nk_gateway *g, struct MHD_Connection *connection, cons
         x->failed = x->at_once = true;
     else
         judge(x, method, fits);
+    x->trusted = !x->failed && (x->key[0] || (!g->keys && is_local(x)));
     return x;
 }
 
@@ -790,7 +815,7 @@ static enum MHD_Result go(nk_exchange *x)
         case NK_ROUTE_GENERATE:
             if (!x->job) {
                 struct nk_snapshot *s = nk__monitor_peek(g->monitor);
-                bool ok = s && s->report->ok;
+                bool ok = s && s->ok;
                 nk_job *j;
 
                 nk__snapshot_unref(s);

@@ -24,13 +24,14 @@ struct choice {
     nk_job *j;
     int index;
     struct nk_ticket ticket;
-    nk_gen *gen; /* while it runs and the handle is known */
-    bool done;   /* no token comes any more */
-    bool opened; /* it has its place on every stage */
-    bool waited; /* how long it did was counted */
-    bool over;   /* the generation that was begun last is; set back when the next one begins */
-    int n_lost;  /* generations that were lost with a worker, without a token */
-    bool ended;  /* was ended because its one tool call is complete: the cancellation is no error */
+    struct nk_place place; /* where it runs, from its start to its end */
+    nk_gen *gen;           /* while it runs and the handle is known */
+    bool done;             /* no token comes any more */
+    bool opened;           /* it has its place on every stage */
+    bool waited;           /* how long it did was counted */
+    bool over;  /* the generation that was begun last is; set back when the next one begins */
+    int n_lost; /* generations that were lost with a worker, without a token */
+    bool ended; /* was ended because its one tool call is complete: the cancellation is no error */
     int n_generated;
     uint64_t started_ns; /* under the job's mutex, as gen to n_generated */
     uint64_t last_token_ns;
@@ -349,7 +350,11 @@ static void on_token(void *user, const struct nk_gen_token *t)
     struct event *e = stream ? token_event(c->index, t) : NULL;
     struct nk_error err = { .code = 0 };
 
-    nk__monitor_progress(g->monitor);
+    if (nk__readiness_in_force(&g->readiness, &c->place)) {
+        nk__monitor_progress(g->monitor);
+        if (c->last_token_ns)
+            nk__gateway_note_token(g, (double)(now - c->last_token_ns) / 1e9);
+    }
     nk__metrics_add(g->metrics, NK_METRIC_GENERATED, NULL, 1);
     if (c->last_token_ns)
         nk__metrics_observe(g->metrics, NK_METRIC_TOKEN_TIME, NULL,
@@ -389,9 +394,9 @@ static void on_token(void *user, const struct nk_gen_token *t)
         wake(j);
 }
 
-static void note_stages(nk_gateway *g, const struct nk_gen_stats *stats)
+static void note_stages(nk_gateway *g, const struct nk_cluster *cluster,
+                        const struct nk_gen_stats *stats)
 {
-    const struct nk_cluster *cluster = nk_chain_cluster(g->chain);
 
     for (int i = 0; i < stats->n_stages && i < cluster->n_workers; i++) {
         const struct nk_stage_timing *t = &stats->stages[i];
@@ -418,6 +423,25 @@ static bool is_workers_fault(int code)
            code == NK_E_INTERNAL;
 }
 
+/* Its ticket waits again, before all others. False: the gateway ends, and it still counts as
+ * running. The job may be gone after true. */
+static bool go_back(struct choice *c)
+{
+    nk_job *j = c->j;
+    bool again, ended;
+
+    nk__job_ref(j);
+    nk__readiness_give_back(&j->g->readiness, &c->place);
+    again = nk__admission_return(j->g->admission, &c->ticket);
+    pthread_mutex_lock(&j->mutex);
+    ended = j->failed || j->ending || j->cancelled;
+    pthread_mutex_unlock(&j->mutex);
+    if (again && ended) /* meanwhile: who ended it saw no ticket in the queue */
+        cancel_choices(j);
+    nk__job_unref(j);
+    return again;
+}
+
 /* A worker went away before the first token, and it is not this request's fault as far as is known:
  * nobody has seen anything of it, so it begins anew when the worker is back. False: it ends with
  * err. The job may be gone after true. */
@@ -425,7 +449,7 @@ static bool try_again(struct choice *c, const struct nk_error *err)
 {
     nk_job *j = c->j;
     nk_gateway *g = j->g;
-    bool unreached = !strcmp(err->reason, "unreachable"), again, ended;
+    bool unreached = !strcmp(err->reason, "unreachable"), again;
     nk_gen *gen;
 
     if (err->code != NK_E_UNAVAILABLE && strcmp(err->reason, "stalled") != 0)
@@ -445,20 +469,12 @@ static bool try_again(struct choice *c, const struct nk_error *err)
     pthread_mutex_unlock(&j->mutex);
     if (!again)
         return false;
-    nk__readiness_lost(&g->readiness, err);
+    nk__readiness_lost(&g->readiness, &c->place, err);
     nk_log(NK_LOG_GATEWAY, NK_LOG_DEBUG, "request=%s choice=%d msg=\"tried again\" reason=%s",
            j->id, c->index, err->reason);
-    nk__job_ref(j);
-    again = nk__admission_return(g->admission, &c->ticket);
     if (gen)
-        nk_gen_free(gen);
-    pthread_mutex_lock(&j->mutex);
-    ended = j->failed || j->ending || j->cancelled;
-    pthread_mutex_unlock(&j->mutex);
-    if (again && ended) /* meanwhile: who ended it saw no ticket in the queue */
-        cancel_choices(j);
-    nk__job_unref(j);
-    return again;
+        nk_gen_free(gen); /* before its chain may be closed */
+    return go_back(c);
 }
 
 static void on_done(void *user, const struct nk_gen_stats *stats, const struct nk_error *err)
@@ -493,11 +509,13 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
         if (err->code == NK_E_INTERNAL)
             nk__monitor_doubt(g->monitor);
         else
-            nk__readiness_lost(&g->readiness, err);
+            nk__readiness_lost(&g->readiness, &c->place, err);
     }
-    nk__admission_leave(g->admission, &c->ticket);
     /* All that is counted and doubted is so before anybody can see that it is over. */
-    note_stages(g, stats);
+    if (c->place.set)
+        note_stages(g, nk_chain_cluster(c->place.set->chains[c->place.idx]), stats);
+    nk__readiness_give_back(&g->readiness, &c->place);
+    nk__admission_leave(g->admission, &c->ticket);
     nk__metrics_add(g->metrics, NK_METRIC_PROMPT, NULL, stats->n_prompt);
     nk__metrics_add(g->metrics, NK_METRIC_REUSED, NULL, stats->n_reused);
     pthread_mutex_lock(&j->mutex);
@@ -596,16 +614,26 @@ static void start_choice(struct nk_ticket *t)
     const struct nk_tokens *prompt = &j->prepared.prompts[c->index / r->n];
     int n_ctx, left;
     struct nk_gen_opts o = nk_gen_opts_default();
+    struct nk_gen_stats none = { .finish = NK_FINISH_NONE, .tail = "" };
+    struct nk_replicas *set;
+    struct nk_prefixes prefixes;
     struct nk_error err;
     bool cancelled;
     nk_gen *gen = NULL;
     int rc;
 
+    nk__prefixes_of(&prefixes, j->reuse_salt, prompt->ids, prompt->n);
+    if (nk__readiness_take(&j->g->readiness, &prefixes, &c->place, &err)) {
+        /* The chains went just now, and admission is paused: it waits for others. */
+        if (!go_back(c))
+            on_done(c, &none, &err);
+        return;
+    }
     if (!c->waited)
         nk__metrics_observe(j->g->metrics, NK_METRIC_WAIT, NULL,
                             (double)(t->started_ns - t->entered_ns) / 1e9, 1);
     c->waited = true;
-    nk__readiness_n_ctx(&j->g->readiness, &n_ctx, NULL);
+    n_ctx = c->place.n_ctx;
     n_ctx = r->num_ctx && r->num_ctx < n_ctx ? r->num_ctx : n_ctx;
     left = n_ctx - (int)prompt->n;
     o.ids = prompt->ids;
@@ -632,11 +660,11 @@ static void start_choice(struct nk_ticket *t)
     c->started_ns = nk_clock_now_ns(j->g->clock);
     c->over = false;
     pthread_mutex_unlock(&j->mutex);
-    rc = nk_gen_start(&gen, j->g->chain, &o, &handlers, c, &err);
+    set = nk__replicas_ref(c->place.set); /* `done` gives up the choice's own */
+    rc = nk_gen_start(&gen, set->chains[c->place.idx], &o, &handlers, c, &err);
     if (rc) {
-        struct nk_gen_stats stats = { .finish = NK_FINISH_NONE, .tail = "" };
-
-        on_done(c, &stats, &err);
+        nk__replicas_unref(set);
+        on_done(c, &none, &err);
         return;
     }
     /* `done` may have come already: then nobody but us can free the handle. The choice is alive:
@@ -652,6 +680,7 @@ static void start_choice(struct nk_ticket *t)
     pthread_mutex_unlock(&j->mutex);
     if (gen)
         nk_gen_free(gen);
+    nk__replicas_unref(set);
 }
 
 static void start_ticket(struct nk_ticket *t)

@@ -15,12 +15,20 @@ bool nk__model_is_here(const nk_gateway *g, const char *name)
     return false;
 }
 
+const struct nk_worker_report *nk__model_worker(const struct nk_snapshot *s)
+{
+    for (int k = 0; s && k < s->n; k++)
+        for (int i = 0; i < s->views[k].report->n_workers; i++)
+            if (s->views[k].report->workers[i].answered)
+                return &s->views[k].report->workers[i];
+    return NULL;
+}
+
 void nk__model_fingerprint(nk_gateway *g, char out[96])
 {
     struct nk_snapshot *s = nk__monitor_peek(g->monitor);
-    const struct nk_worker_report *w = s && s->report->n_workers ? &s->report->workers[0] : NULL;
+    const struct nk_worker_report *w = nk__model_worker(s);
 
-    snprintf(out, 96, "nakshatra-%.12s-%s", nk_chain_cluster(g->chain)->model_sha256,
-             w && w->answered ? w->llama_version : "unknown");
+    snprintf(out, 96, "nakshatra-%.12s-%s", g->model_sha256, w ? w->llama_version : "unknown");
     nk__snapshot_unref(s);
 }

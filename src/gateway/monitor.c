@@ -21,6 +21,7 @@ struct nk_monitor {
     pthread_cond_t changed, hurry, looked;
     bool stop, stop_impatient, doubted;
     bool probe_wanted; /* with the next look */
+    uint64_t n_sets;   /* how often there was another set */
     int n_listeners;
     uint64_t next_ns;                /* when the next snapshot is due for those who listen */
     struct waiters waiters, looking; /* for the next look; for the one that is under way */
@@ -33,7 +34,10 @@ void nk__snapshot_unref(struct nk_snapshot *s)
 {
     if (!s || atomic_fetch_sub(&s->refs, 1) != 1)
         return;
-    free(s->report);
+    for (int i = 0; i < s->n; i++)
+        free(s->views[i].report);
+    free(s->views);
+    nk__replicas_unref(s->set);
     free(s);
 }
 
@@ -68,7 +72,7 @@ static void stage_rates(struct nk_stage_rates *r, const struct nk_worker_report 
     r->busy = fmin(1, (double)(now->compute_us - then->compute_us) / 1000 / ms);
 }
 
-static void rates(struct nk_snapshot *s, const struct nk_snapshot *before)
+static void rates(struct nk_replica_view *s, const struct nk_replica_view *before)
 {
     static const struct nk_worker_report none;
 
@@ -97,47 +101,139 @@ static void rates(struct nk_snapshot *s, const struct nk_snapshot *before)
     }
 }
 
-static bool is_stopping(nk_monitor *m)
+/* Nobody wants the look that is under way any more. */
+static bool is_stale(nk_monitor *m, uint64_t n_sets)
 {
-    bool stop;
+    bool stale;
 
     pthread_mutex_lock(&m->mutex);
-    stop = m->stop;
+    stale = m->stop || m->n_sets != n_sets;
     pthread_mutex_unlock(&m->mutex);
-    return stop;
+    return stale;
 }
 
-/* Asks the workers, and only once when it is to stop. NULL: no memory. */
-static struct nk_snapshot *look(nk_monitor *m, bool probe, const struct nk_snapshot *before)
+struct asking { /* the workers of one chain */
+    nk_monitor *m;
+    struct nk_snapshot *s;
+    const struct nk_snapshot *before;
+    uint64_t n_sets;
+    int idx, rc;
+    pthread_t thread;
+    bool threaded;
+};
+
+static void *ask(void *arg)
+{
+    struct asking *a = arg;
+    nk_monitor *m = a->m;
+    struct nk_chain_report *report, *again;
+
+    a->rc = m->handlers.check(m->handlers.user, a->s->set, a->idx, &report);
+    if (a->rc)
+        return NULL;
+    /* Late is not gone: where all was well before, an answer that does not come is asked for once
+     * more; and only once when that is for nobody. */
+    if (a->before && a->before->views[a->idx].report->ok && !report->ok &&
+        report->err.code == NK_E_DEADLINE && !is_stale(m, a->n_sets) &&
+        !m->handlers.check(m->handlers.user, a->s->set, a->idx, &again)) {
+        free(report);
+        report = again;
+    }
+    a->s->views[a->idx].report = report;
+    return NULL;
+}
+
+/* All chains at one time: one whose machine is gone keeps nobody from knowing of the others. */
+static int ask_all(nk_monitor *m, struct nk_snapshot *s, const struct nk_snapshot *before,
+                   uint64_t n_sets)
+{
+    struct asking all[NK_GATEWAY_CHAINS_MAX];
+    int rc = 0;
+
+    for (int i = s->n - 1; i >= 0; i--) {
+        all[i] = (struct asking){ .m = m, .s = s, .before = before, .n_sets = n_sets, .idx = i };
+        all[i].threaded = i && !nk_thread_start(&all[i].thread, ask, &all[i]);
+        if (!all[i].threaded)
+            ask(&all[i]);
+    }
+    for (int i = 0; i < s->n; i++) {
+        if (all[i].threaded)
+            pthread_join(all[i].thread, NULL);
+        rc = rc ? rc : all[i].rc;
+    }
+    return rc;
+}
+
+/* Whether a request would run: one chain is enough. */
+static void judge(nk_monitor *m, struct nk_snapshot *s, bool probe, uint64_t n_sets)
+{
+    for (int i = s->n - 1; i >= 0; i--) {
+        const struct nk_chain_report *r = s->views[i].report;
+
+        if (!r->ok && !s->ok)
+            s->err = r->err;
+        else if (r->ok) {
+            s->ok = true;
+            s->n_ctx = s->n_ctx && s->n_ctx < r->n_ctx ? s->n_ctx : r->n_ctx;
+        }
+    }
+    if (!s->n)
+        nk_fail(&s->err, NK_E_UNAVAILABLE, "not_ready", "there is no chain of workers yet");
+    s->ready = s->ok;
+    s->not_ready = s->err;
+    if (!s->ready || !probe || is_recent(m, m->progress_ns, PROBE_AGE_MS) ||
+        m->handlers.busy(m->handlers.user))
+        return;
+    for (int i = 0; i < s->n && !is_stale(m, n_sets); i++) {
+        if (!s->views[i].report->ok)
+            continue;
+        s->ready = !m->handlers.probe(m->handlers.user, s->set, i, &s->not_ready);
+        if (!s->ready)
+            continue;
+        nk__monitor_progress(m);
+        return;
+    }
+}
+
+/* Asks the workers. n_sets: of the set that is asked. NULL: no memory. */
+static struct nk_snapshot *look(nk_monitor *m, bool probe, const struct nk_snapshot *before,
+                                uint64_t n_sets)
 {
     struct nk_snapshot *s = calloc(1, sizeof *s);
-    struct nk_chain_report *again;
-    uint64_t begun_ns = nk_clock_now_ns(m->clock);
 
-    if (!s || m->handlers.check(m->handlers.user, &s->report)) {
-        free(s);
+    if (!s)
+        return NULL;
+    atomic_init(&s->refs, 1);
+    s->begun_ns = nk_clock_now_ns(m->clock);
+    s->set = m->handlers.current(m->handlers.user);
+    s->views = s->set ? calloc((size_t)s->set->n, sizeof *s->views) : NULL;
+    s->n = s->views ? s->set->n : 0;
+    /* What was known may be of another set, whose end the caller will see. */
+    before = before && before->set == s->set ? before : NULL;
+    if ((s->set && !s->views) || ask_all(m, s, before, n_sets)) {
+        nk__snapshot_unref(s);
         return NULL;
     }
-    /* Late is not gone: where all was well before, an answer that does not come is asked for once
-     * more. */
-    if (before && before->report->ok && !s->report->ok && s->report->err.code == NK_E_DEADLINE &&
-        !is_stopping(m) && !m->handlers.check(m->handlers.user, &again)) {
-        free(s->report);
-        s->report = again;
-    }
-    atomic_init(&s->refs, 1);
-    s->begun_ns = begun_ns;
     s->time_ns = nk_clock_now_ns(m->clock);
-    s->ready = s->report->ok;
-    s->not_ready = s->report->err;
-    rates(s, before);
-    if (s->ready && probe && !is_recent(m, m->progress_ns, PROBE_AGE_MS) &&
-        !m->handlers.busy(m->handlers.user) && !is_stopping(m)) {
-        s->ready = !m->handlers.probe(m->handlers.user, &s->not_ready);
-        if (s->ready)
-            nk__monitor_progress(m);
-    }
+    for (int i = 0; i < s->n; i++)
+        rates(&s->views[i], before ? &before->views[i] : NULL);
+    judge(m, s, probe, n_sets);
     return s;
+}
+
+static void log_change(const struct nk_snapshot *s)
+{
+    char quoted[600];
+    int n = 0;
+
+    for (int i = 0; i < s->n; i++)
+        n += s->views[i].report->n_workers;
+    if (s->ready)
+        nk_log(NK_LOG_GATEWAY, NK_LOG_INFO, "state=ready workers=%d chains=%d epoch=%llu", n, s->n,
+               (unsigned long long)s->set->epoch);
+    else
+        nk_log(NK_LOG_GATEWAY, NK_LOG_WARN, "state=not_ready reason=%s msg=%s", s->not_ready.reason,
+               nk_log_quote(quoted, sizeof quoted, s->not_ready.msg));
 }
 
 /* Calls one of the list that waits no longer than until end_ns. False: there is none. Under the
@@ -165,18 +261,30 @@ static bool is_wanted(nk_monitor *m)
     return m->wanted_ns || (m->n_listeners && nk_clock_now_ns(m->clock) >= m->next_ns);
 }
 
+/* Those who wait for the look that ended wait for the next one: it was of another set. Under the
+ * mutex. */
+static void wait_on(nk_monitor *m)
+{
+    struct nk_waiter *w;
+
+    while ((w = LIST_FIRST(&m->looking))) {
+        LIST_REMOVE(w, link);
+        LIST_INSERT_HEAD(&m->waiters, w, link);
+    }
+}
+
 /* A new snapshot, for those who wait for it and those who listen. Under the mutex, which is let go
  * of meanwhile. */
 static void renew(nk_monitor *m)
 {
     struct nk_snapshot *s, *before = m->latest;
     struct nk_waiter *w;
-    bool probe = false;
+    bool probe = m->probe_wanted, changed, stale;
+    uint64_t n_sets = m->n_sets;
 
     m->doubted = false;
     m->looking_ns = nk_clock_now_ns(m->clock);
     m->wanted_ns = 0;
-    probe = m->probe_wanted;
     m->probe_wanted = false;
     while ((w = LIST_FIRST(&m->waiters))) {
         LIST_REMOVE(w, link);
@@ -186,29 +294,28 @@ static void renew(nk_monitor *m)
         atomic_fetch_add(&before->refs, 1);
     pthread_mutex_unlock(&m->mutex);
 
-    s = look(m, probe, before);
-    if (s && (!before || before->ready != s->ready)) {
-        char quoted[600];
-
-        if (s->ready)
-            nk_log(NK_LOG_GATEWAY, NK_LOG_INFO, "state=ready workers=%d", s->report->n_workers);
-        else
-            nk_log(NK_LOG_GATEWAY, NK_LOG_WARN, "state=not_ready reason=%s msg=%s",
-                   s->not_ready.reason, nk_log_quote(quoted, sizeof quoted, s->not_ready.msg));
-    }
+    s = look(m, probe, before, n_sets);
+    changed = s && (!before || before->ready != s->ready);
     nk__snapshot_unref(before);
     pthread_mutex_lock(&m->mutex);
     m->looking_ns = 0;
     pthread_cond_broadcast(&m->looked);
     m->next_ns = nk_clock_now_ns(m->clock) + (m->doubted ? AGAIN_MS : EVERY_MS) * 1000000ull;
-    before = s ? m->latest : NULL;
-    if (s) {
+    stale = m->n_sets != n_sets;
+    before = NULL;
+    if (stale) {
+        m->probe_wanted |= probe;
+        wait_on(m);
+    } else if (s) {
+        before = m->latest;
         m->latest = s;
         atomic_fetch_add(&s->refs, 1);
     }
     pthread_mutex_unlock(&m->mutex);
     nk__snapshot_unref(before);
-    if (s)
+    if (changed && !stale)
+        log_change(s);
+    if (s && !stale)
         m->handlers.published(m->handlers.user, s);
     nk__snapshot_unref(s);
     pthread_mutex_lock(&m->mutex);
@@ -396,6 +503,22 @@ void nk__monitor_listen(nk_monitor *m, int change)
 void nk__monitor_progress(nk_monitor *m)
 {
     atomic_store(&m->progress_ns, nk_clock_now_ns(m->clock));
+}
+
+void nk__monitor_forget(nk_monitor *m)
+{
+    struct nk_snapshot *before;
+
+    pthread_mutex_lock(&m->mutex);
+    m->n_sets++;
+    before = m->latest;
+    m->latest = NULL;
+    m->progress_ns = 0;
+    if (!m->wanted_ns)
+        m->wanted_ns = nk_clock_now_ns(m->clock);
+    pthread_cond_signal(&m->changed);
+    pthread_mutex_unlock(&m->mutex);
+    nk__snapshot_unref(before);
 }
 
 void nk__monitor_doubt(nk_monitor *m)

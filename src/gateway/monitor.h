@@ -1,5 +1,5 @@
 /* What the workers are and how they fare, asked only when somebody wants to know: a thread that has
- * the chain checked and probed, and publishes snapshots. How the chain is asked is handed in. A
+ * the chains in force checked and probed, and publishes snapshots. How they are asked is handed in. A
  * second thread answers those who do not want to wait until the workers have answered. */
 #ifndef NK_GATEWAY_MONITOR_H
 #define NK_GATEWAY_MONITOR_H
@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "chain/chain.h"
+#include "gateway/replicas.h"
 
 /* NaN: not known. */
 struct nk_stage_rates {
@@ -21,13 +22,22 @@ struct nk_stage_rates {
     double compute_ms, queue_ms, wire_ms;
 };
 
+struct nk_replica_view {            /* one chain of a set */
+    struct nk_chain_report *report; /* owned */
+    struct nk_stage_rates rates[NK_CLUSTER_WORKERS_MAX];
+};
+
 struct nk_snapshot { /* counted, constant */
     atomic_int refs;
+    struct nk_replicas *set;    /* whose workers were asked, a reference; NULL: there was none */
     uint64_t begun_ns, time_ns; /* when the workers were asked, and when they had answered */
-    struct nk_chain_report *report;
-    bool ready; /* a request would run */
+    int n;                      /* views: the set's chains; 0: there was no set */
+    struct nk_replica_view *views;
+    bool ok;             /* the workers of one of the chains are there and fit */
+    struct nk_error err; /* the first thing in the way, when not ok */
+    int n_ctx;           /* the least of those chains'; 0: there is none */
+    bool ready;          /* a request would run */
     struct nk_error not_ready;
-    struct nk_stage_rates rates[NK_CLUSTER_WORKERS_MAX];
 };
 void nk__snapshot_unref(struct nk_snapshot *s); /* NULL is fine */
 
@@ -40,11 +50,14 @@ struct nk_waiter {                      /* the caller's memory until ready was c
     uint64_t end_ns; /* it waits no longer; UINT64_MAX: as long as it takes */
 };
 
-struct nk_monitor_handlers { /* all on the monitor's thread, without its lock */
-    /* Asks the workers what they are, as nk_chain_check does. */
-    int (*check)(void *user, struct nk_chain_report **out);
-    /* Sends a token through the chain: 0, or err says what is in the way. */
-    int (*probe)(void *user, struct nk_error *err);
+struct nk_monitor_handlers { /* without the monitor's lock, and on its thread but for `check` */
+    /* The set to look at, a reference; NULL: there is none. */
+    struct nk_replicas *(*current)(void *user);
+    /* Asks the workers of one of its chains; for several chains at one time, on threads of their
+     * own. Not 0: no memory. */
+    int (*check)(void *user, struct nk_replicas *set, int idx, struct nk_chain_report **out);
+    /* Sends a token through a chain: 0, or err says what is in the way. */
+    int (*probe)(void *user, struct nk_replicas *set, int idx, struct nk_error *err);
     /* Generations run, so there is no need (and perhaps no room) for a probe. */
     bool (*busy)(void *user);
     /* A new snapshot is there. */
@@ -64,7 +77,8 @@ bool nk__monitor_quit(nk_monitor *m, uint64_t ns);
 /* Waiters are called before it returns, when the look that is under way has ended. */
 void nk__monitor_stop(nk_monitor *m);
 
-/* [any thread, as all below] The latest snapshot with a reference, or NULL before the first. */
+/* [any thread, as all below] The latest snapshot with a reference, or NULL before the first of the
+ * set in force. */
 struct nk_snapshot *nk__monitor_peek(nk_monitor *m);
 /* True: the latest is not older than max_age_ms (and, with probe, a token went through the chain no
  * longer ago). False: w is called when there is one, or after wait_ms (0: no limit) without one:
@@ -78,6 +92,9 @@ uint64_t nk__monitor_overdue_ms(nk_monitor *m);
 void nk__monitor_listen(nk_monitor *m, int change);
 /* A token went through the chain just now. */
 void nk__monitor_progress(nk_monitor *m);
+/* There is another set: what is known is of none that matters, and a look is due. A look that is
+ * under way is not published. */
+void nk__monitor_forget(nk_monitor *m);
 /* A generation failed for the workers' sake: what is known is old. */
 void nk__monitor_doubt(nk_monitor *m);
 

@@ -10,12 +10,16 @@
 #include <strings.h>
 #include <unistd.h>
 
-static bool is_loopback(const struct sockaddr *a)
+bool nk__address_is_loopback(const struct sockaddr *a)
 {
+    const struct in6_addr *six;
+
     if (a->sa_family == AF_INET)
         return (ntohl(((const struct sockaddr_in *)a)->sin_addr.s_addr) >> 24) == 127;
-    return a->sa_family == AF_INET6 &&
-           IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)a)->sin6_addr);
+    if (a->sa_family != AF_INET6)
+        return false;
+    six = &((const struct sockaddr_in6 *)a)->sin6_addr;
+    return IN6_IS_ADDR_LOOPBACK(six) || (IN6_IS_ADDR_V4MAPPED(six) && six->s6_addr[12] == 127);
 }
 
 int nk__listen_parse(struct nk_listen *out, const char *text, struct nk_error *err)
@@ -47,7 +51,7 @@ int nk__listen_parse(struct nk_listen *out, const char *text, struct nk_error *e
         return nk_fail(err, NK_E_INVALID, "bad_listen", "\"%s\": %s", text, gai_strerror(rc));
     memcpy(&out->address, found->ai_addr, found->ai_addrlen);
     out->size = found->ai_addrlen;
-    out->loopback = is_loopback(found->ai_addr);
+    out->loopback = nk__address_is_loopback(found->ai_addr);
     freeaddrinfo(found);
     return 0;
 }

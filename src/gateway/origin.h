@@ -8,6 +8,9 @@
 
 #include "base/error.h"
 
+/* 127.0.0.0/8, ::1, and the former as IPv6 writes it. */
+bool nk__address_is_loopback(const struct sockaddr *a);
+
 struct nk_listen {
     struct sockaddr_storage address;
     socklen_t size;

@@ -1,6 +1,7 @@
 /* The chains that requests go to: an immutable, counted set with an epoch. Who uses one of its
- * chains holds a reference to the set; when the last is given up, the reaper closes the chains, on a
- * thread of its own: closing waits for the chain's net thread, on which the last user often ends. */
+ * chains holds a reference to the set. When the last is given up the reaper closes the chains, on a
+ * thread of its own: closing waits for the chain's net thread, on which the last user often
+ * ends. */
 #ifndef NK_GATEWAY_REPLICAS_H
 #define NK_GATEWAY_REPLICAS_H
 
@@ -34,7 +35,7 @@ void nk__reaper_stop(nk_reaper *r);
 struct nk_replicas *nk__replicas_new(nk_reaper *r, nk_chain *const *chains, int n, uint64_t epoch);
 struct nk_replicas *nk__replicas_ref(struct nk_replicas *s); /* returns s; NULL is fine */
 void nk__replicas_unref(struct nk_replicas *s);              /* NULL is fine; never waits */
-/* What all of a set have in common is read from the first. */
-const struct nk_cluster *nk__replicas_cluster(const struct nk_replicas *s, int idx);
+/* Gives the only reference up, and the chains back to who handed them in. */
+void nk__replicas_dissolve(struct nk_replicas *s);
 
 #endif

@@ -16,27 +16,39 @@
 enum {
     SESSIONS_SHOWN = 64,
     LOOK_MS_MAX = 15000, /* two checks and a probe: 9 s */
+    OF_USER_BYTES_MAX = 1 << 20,
 };
 
 /* ---- what is known ---- */
 
-/* The first worker that answered, or NULL. */
-static const struct nk_worker_report *any_worker(const struct nk_snapshot *s)
+/* One whole model: a chain whose workers are there, or any; NULL: there is none. */
+static const struct nk_chain_report *any_report(const struct nk_snapshot *s)
 {
-    for (int i = 0; s && i < s->report->n_workers; i++)
-        if (s->report->workers[i].answered)
-            return &s->report->workers[i];
-    return NULL;
+    for (int i = 0; s && i < s->n; i++)
+        if (s->views[i].report->ok)
+            return s->views[i].report;
+    return s && s->n ? s->views[0].report : NULL;
 }
 
-static uint64_t sum_bytes(const struct nk_snapshot *s, bool kv)
+static uint64_t weights_bytes(const struct nk_snapshot *s)
 {
+    const struct nk_chain_report *r = any_report(s);
     uint64_t sum = 0;
 
-    for (int i = 0; s && i < s->report->n_workers; i++)
-        if (s->report->workers[i].answered)
-            sum += s->report->workers[i].weights_bytes + (kv ? s->report->workers[i].kv_bytes : 0);
+    for (int i = 0; r && i < r->n_workers; i++)
+        sum += r->workers[i].answered ? r->workers[i].weights_bytes : 0;
     return sum;
+}
+
+/* Is it ready? Else *err says why not; code 0: that is not known yet. */
+static bool is_ready(nk_gateway *g, const struct nk_snapshot *s, struct nk_error *err)
+{
+    err->code = 0;
+    if (nk__readiness_none(&g->readiness, err))
+        return false;
+    if (s && !s->ready)
+        *err = s->not_ready;
+    return s && s->ready;
 }
 
 /* ---- small pieces of JSON ---- */
@@ -110,8 +122,8 @@ static void write_model(struct out *o, nk_gateway *g, const char *name, const st
     str(o, "object", "model");
     num(o, "created", (double)g->started);
     str(o, "owned_by", "nakshatra");
-    if (s && s->report->ok)
-        num(o, "context_length", s->report->n_ctx);
+    if (s && s->ok)
+        num(o, "context_length", s->n_ctx);
     raw(o, "}");
 }
 
@@ -143,7 +155,7 @@ static void answer_models(nk_gateway *g, const char *rest, const struct nk_buf *
 
 static void write_details(struct out *o, const struct nk_snapshot *s)
 {
-    const struct nk_worker_report *w = any_worker(s);
+    const struct nk_worker_report *w = nk__model_worker(s);
 
     key(o, "details");
     raw(o, "{");
@@ -171,14 +183,13 @@ static void format_time(char out[32], int64_t unix_s)
 
 static void write_tag(struct out *o, nk_gateway *g, const char *name, const struct nk_snapshot *s)
 {
-    const struct nk_worker_report *w = any_worker(s);
     char tagged[200];
 
     snprintf(tagged, sizeof tagged, "%.180s%s", name, strchr(name, ':') ? "" : ":latest");
     str(o, "name", tagged);
     str(o, "model", tagged);
-    num(o, "size", (double)sum_bytes(s, false));
-    str(o, "digest", w ? w->model_sha256 : nk_chain_cluster(g->chain)->model_sha256);
+    num(o, "size", (double)weights_bytes(s));
+    str(o, "digest", g->model_sha256);
     write_details(o, s);
 }
 
@@ -204,21 +215,22 @@ static void answer_tags(nk_gateway *g, const char *rest, const struct nk_buf *re
 static void answer_ps(nk_gateway *g, const char *rest, const struct nk_buf *request,
                       const struct nk_snapshot *s, struct nk_route_answer *a)
 {
+    const struct nk_chain_report *r = any_report(s);
     struct out o = { a->body, 0 };
 
     (void)rest, (void)request;
     raw(&o, "{\"models\":[");
-    for (int i = 0; s && s->report->ok && i < g->n_names; i++) {
+    for (int i = 0; s && s->ok && i < g->n_names; i++) {
         uint64_t vram = 0;
 
-        for (int k = 0; k < s->report->n_workers; k++)
-            if (strcmp(s->report->workers[k].backend, "CPU"))
-                vram += s->report->workers[k].weights_bytes + s->report->workers[k].kv_bytes;
+        for (int k = 0; k < r->n_workers; k++)
+            if (strcmp(r->workers[k].backend, "CPU"))
+                vram += r->workers[k].weights_bytes + r->workers[k].kv_bytes;
         raw(&o, i ? ",{" : "{");
         write_tag(&o, g, g->names[i], s);
         str(&o, "expires_at", "9999-12-31T23:59:59Z");
         num(&o, "size_vram", (double)vram);
-        num(&o, "context_length", s->report->n_ctx);
+        num(&o, "context_length", s->n_ctx);
         raw(&o, "}");
     }
     raw(&o, "]}");
@@ -248,7 +260,7 @@ static void answer_show(nk_gateway *g, const char *rest, const struct nk_buf *re
 {
     const struct nk_request_limits limits = { .messages_max = 1, .n_max = 1 };
     const struct nk_prompter_caps caps = nk__prompter_caps(g->prompter);
-    const struct nk_worker_report *w = any_worker(s);
+    const struct nk_worker_report *w = nk__model_worker(s);
     struct out o = { a->body, 0 };
     struct nk_request_error e;
     struct nk_request r;
@@ -308,6 +320,7 @@ static void answer_readyz(nk_gateway *g, const char *rest, const struct nk_buf *
                           const struct nk_snapshot *s, struct nk_route_answer *a)
 {
     uint64_t stuck_ms = nk__pool_stuck_ms(g->pool), overdue_ms = nk__monitor_overdue_ms(g->monitor);
+    struct nk_error why;
 
     (void)rest, (void)request;
     if (stuck_ms >= NK_POOL_STUCK_MS) {
@@ -327,12 +340,11 @@ static void answer_readyz(nk_gateway *g, const char *rest, const struct nk_buf *
     /* A generation has just been lost with a worker, whatever the last look said. */
     if (nk__readiness_paused(&g->readiness, &a->err))
         return;
-    if (s && s->ready) {
+    if (is_ready(g, s, &why))
         nk_buf_adds(a->body, "{\"status\":\"ready\"}", NULL);
-        return;
-    }
-    nk_fail(&a->err, NK_E_UNAVAILABLE, s ? s->not_ready.reason : "not_ready", "%s",
-            s ? s->not_ready.msg : "the workers did not answer yet");
+    else
+        nk_fail(&a->err, NK_E_UNAVAILABLE, why.code ? why.reason : "not_ready", "%s",
+                why.code ? why.msg : "the workers did not answer yet");
 }
 
 static void answer_health(nk_gateway *g, const char *rest, const struct nk_buf *request,
@@ -347,7 +359,7 @@ static void answer_health(nk_gateway *g, const char *rest, const struct nk_buf *
 
 static void write_gateway(struct out *o, nk_gateway *g)
 {
-    struct nk_admission_counts c = nk__admission_counts(g->admission);
+    struct nk_admission_counts c = nk__readiness_counts(&g->readiness);
 
     key(o, "gateway");
     raw(o, "{");
@@ -355,6 +367,7 @@ static void write_gateway(struct out *o, nk_gateway *g)
     num(o, "uptime_s", (double)(nk_clock_now_ns(g->clock) - g->started_ns) / 1e9);
     num(o, "running", c.running);
     num(o, "running_max", c.capacity);
+    num(o, "ending", c.ending);
     num(o, "waiting", c.waiting);
     num(o, "waiting_max", c.waiting_max);
     pthread_mutex_lock(&g->mutex);
@@ -368,15 +381,16 @@ static void write_gateway(struct out *o, nk_gateway *g)
     raw(o, "}");
 }
 
-static void write_model_of_cluster(struct out *o, nk_gateway *g, const struct nk_snapshot *s)
+/* cluster: of one of the chains; NULL: there is none. */
+static void write_model_of_cluster(struct out *o, nk_gateway *g, const struct nk_cluster *cluster,
+                                   const struct nk_snapshot *s)
 {
-    const struct nk_cluster *cluster = nk_chain_cluster(g->chain);
-    const struct nk_worker_report *w = any_worker(s);
+    const struct nk_worker_report *w = nk__model_worker(s);
     const struct nk_prompter_caps caps = nk__prompter_caps(g->prompter);
 
     key(o, "model");
     raw(o, "{");
-    str(o, "id", cluster->model_id);
+    str(o, "id", g->names[0]);
     key(o, "names");
     raw(o, "[");
     for (int i = 0; i < g->n_names && !o->rc; i++) {
@@ -384,28 +398,29 @@ static void write_model_of_cluster(struct out *o, nk_gateway *g, const struct nk
         o->rc = nk_json_str(o->b, g->names[i], NULL);
     }
     raw(o, "]");
-    str(o, "sha256", cluster->model_sha256);
+    str(o, "sha256", g->model_sha256);
     str(o, "architecture", w ? w->architecture : NULL);
     str(o, "quantisation", w ? w->quantisation : NULL);
-    num(o, "layers", cluster->workers[cluster->n_workers - 1].layer_end);
+    num(o, "layers", cluster ? cluster->workers[cluster->n_workers - 1].layer_end : NAN);
     num(o, "width", w ? w->n_embd : NAN);
     num(o, "vocabulary", w ? w->n_vocab : NAN);
-    num(o, "context", s && s->report->ok ? s->report->n_ctx : NAN);
+    num(o, "context", s && s->ok ? s->n_ctx : NAN);
     num(o, "context_trained", w ? w->n_ctx_train : NAN);
-    str(o, "dtype", cluster->f16 ? "f16" : "f32");
+    str(o, "dtype", !cluster ? NULL : cluster->f16 ? "f16" : "f32");
     boolean(o, "chat", caps.chat);
     boolean(o, "tools", caps.tools);
     boolean(o, "thinking", caps.thinking);
     raw(o, "}");
 }
 
-static void write_stage(struct out *o, const struct nk_cluster_worker *c,
+static void write_stage(struct out *o, int chain, const struct nk_cluster_worker *c,
                         const struct nk_worker_report *w, const struct nk_stage_rates *r)
 {
     bool known = w && w->answered;
 
     raw(o, "{");
     str(o, "id", c->id);
+    num(o, "chain", chain);
     str(o, "address", c->address);
     num(o, "layer_begin", c->layer_begin);
     num(o, "layer_end", c->layer_end);
@@ -474,43 +489,103 @@ static void write_sessions(struct out *o, nk_gateway *g)
     raw(o, "]");
 }
 
-int nk__cluster_json(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *out,
+static void write_stages(struct out *o, const struct nk_replicas *set, const struct nk_snapshot *s)
+{
+    bool first = true;
+
+    key(o, "stages");
+    raw(o, "[");
+    for (int k = 0; set && k < set->n; k++) {
+        const struct nk_cluster *cluster = nk_chain_cluster(set->chains[k]);
+        const struct nk_replica_view *v = s ? &s->views[k] : NULL;
+
+        for (int i = 0; i < cluster->n_workers; i++, first = false) {
+            raw(o, first ? "" : ",");
+            write_stage(o, k, &cluster->workers[i], v ? &v->report->workers[i] : NULL,
+                        v ? &v->rates[i] : NULL);
+        }
+    }
+    raw(o, "]");
+}
+
+static void write_links(struct out *o, const struct nk_replicas *set, const struct nk_snapshot *s)
+{
+    bool first = true;
+
+    key(o, "links");
+    raw(o, "[");
+    for (int k = 0; set && k < set->n; k++) {
+        const struct nk_cluster *cluster = nk_chain_cluster(set->chains[k]);
+        const struct nk_replica_view *v = s ? &s->views[k] : NULL;
+
+        for (int i = 0; i < cluster->n_workers; i++, first = false) {
+            const struct nk_worker_report *w = v ? &v->report->workers[i] : NULL;
+
+            raw(o, first ? "{" : ",{");
+            str(o, "from", i ? cluster->workers[i - 1].id : "gateway");
+            str(o, "to", cluster->workers[i].id);
+            num(o, "rtt_ms", w && w->answered ? w->rtt_us / 1000 : NAN);
+            num(o, "wire_ms", v ? v->rates[i].wire_ms : NAN);
+            raw(o, "}");
+        }
+    }
+    raw(o, "]");
+}
+
+/* What the callback appends; null where it has nothing to say. */
+static void write_of_user(struct out *o, nk_gateway *g,
+                          int (*write)(void *user, struct nk_buf *out), bool text)
+{
+    struct nk_buf b = NK_BUF_INIT(OF_USER_BYTES_MAX);
+
+    if (write(g->opts.cluster_user, &b) || !b.size)
+        raw(o, "null");
+    else if (text)
+        o->rc = o->rc ? o->rc : nk_json_str(o->b, nk_buf_str(&b), NULL);
+    else {
+        /* Between tokens of JSON; and a line's end would end an event. */
+        for (size_t i = 0; i < b.size; i++)
+            if (b.data[i] == '\n' || b.data[i] == '\r')
+                b.data[i] = ' ';
+        o->rc = o->rc ? o->rc : nk_buf_add(o->b, b.data, b.size, NULL);
+    }
+    nk_buf_release(&b);
+}
+
+int nk__cluster_json(nk_gateway *g, const struct nk_snapshot *s, bool trusted, struct nk_buf *out,
                      struct nk_error *err)
 {
-    const struct nk_cluster *cluster = nk_chain_cluster(g->chain);
+    struct nk_replicas *set = s ? nk__replicas_ref(s->set) : nk__readiness_current(&g->readiness);
     struct out o = { out, 0 };
+    struct nk_error why;
     char now[32];
+    bool ready = is_ready(g, s, &why);
 
     nk_utc_format(now, sizeof now);
     raw(&o, "{");
     str(&o, "time", now);
-    boolean(&o, "ready", s && s->ready);
-    error_member(&o, s && !s->ready ? &s->not_ready : NULL);
-    write_model_of_cluster(&o, g, s);
+    boolean(&o, "ready", ready);
+    error_member(&o, why.code ? &why : NULL);
+    write_model_of_cluster(&o, g, set ? nk_chain_cluster(set->chains[0]) : NULL, s);
     write_gateway(&o, g);
-    key(&o, "stages");
-    raw(&o, "[");
-    for (int i = 0; i < cluster->n_workers; i++) {
-        raw(&o, i ? "," : "");
-        write_stage(&o, &cluster->workers[i], s ? &s->report->workers[i] : NULL,
-                    s ? &s->rates[i] : NULL);
-    }
-    raw(&o, "]");
-    key(&o, "links");
-    raw(&o, "[");
-    for (int i = 0; i < cluster->n_workers; i++) {
-        const struct nk_worker_report *w = s ? &s->report->workers[i] : NULL;
-
-        raw(&o, i ? ",{" : "{");
-        str(&o, "from", i ? cluster->workers[i - 1].id : "gateway");
-        str(&o, "to", cluster->workers[i].id);
-        num(&o, "rtt_ms", w && w->answered ? w->rtt_us / 1000 : NAN);
-        num(&o, "wire_ms", s ? s->rates[i].wire_ms : NAN);
-        raw(&o, "}");
-    }
-    raw(&o, "]");
+    num(&o, "epoch", set ? (double)set->epoch : NAN);
+    num(&o, "chains", set ? set->n : 0);
+    write_stages(&o, set, s);
+    write_links(&o, set, s);
     write_sessions(&o, g);
+    if (g->opts.cluster_json) {
+        key(&o, "cluster");
+        write_of_user(&o, g, g->opts.cluster_json, false);
+    }
+    if (g->opts.join_line) {
+        key(&o, "join_line");
+        if (trusted)
+            write_of_user(&o, g, g->opts.join_line, true);
+        else
+            raw(&o, "null");
+    }
     raw(&o, "}");
+    nk__replicas_unref(set);
     return o.rc ? nk_fail(err, NK_E_EXHAUSTED, "too_large", "the cluster's state does not fit") : 0;
 }
 
@@ -518,7 +593,7 @@ static void answer_cluster(nk_gateway *g, const char *rest, const struct nk_buf 
                            const struct nk_snapshot *s, struct nk_route_answer *a)
 {
     (void)rest, (void)request;
-    nk__cluster_json(g, s, a->body, &a->err);
+    nk__cluster_json(g, s, a->trusted, a->body, &a->err);
 }
 
 /* ---- /metrics ---- */
@@ -532,20 +607,28 @@ static void gauge(struct out *o, const char *name, const char *help, double valu
 }
 
 /* A family with one line per worker that answered (all: per worker). */
-static void per_stage(struct out *o, const struct nk_snapshot *s, const struct nk_cluster *cluster,
-                      const char *name, const char *type, const char *help, bool all,
+static void per_stage(struct out *o, const struct nk_snapshot *s, const char *name,
+                      const char *type, const char *help, bool all,
                       double (*value)(const struct nk_worker_report *w))
 {
     if (!o->rc)
         o->rc = nk__metrics_head(o->b, name, type, help, NULL);
-    for (int i = 0; s && i < s->report->n_workers && !o->rc; i++) {
-        char quoted[160], label[200];
+    for (int k = 0; s && k < s->n; k++) {
+        const struct nk_chain_report *r = s->views[k].report;
 
-        if (!all && !s->report->workers[i].answered)
-            continue;
-        nk__metrics_quote(quoted, sizeof quoted, cluster->workers[i].id);
-        snprintf(label, sizeof label, "stage=%s", quoted);
-        o->rc = nk__metrics_line(o->b, name, label, value(&s->report->workers[i]), NULL);
+        for (int i = 0; i < r->n_workers && !o->rc; i++) {
+            char quoted[160], label[200];
+
+            if (!all && !r->workers[i].answered)
+                continue;
+            nk__metrics_quote(quoted, sizeof quoted, r->workers[i].id);
+            /* A worker's id is its own in a chain only. */
+            if (s->n > 1)
+                snprintf(label, sizeof label, "stage=%s,chain=\"%d\"", quoted, k);
+            else
+                snprintf(label, sizeof label, "stage=%s", quoted);
+            o->rc = nk__metrics_line(o->b, name, label, value(&r->workers[i]), NULL);
+        }
     }
 }
 
@@ -572,14 +655,14 @@ STAGE_VALUE(stage_busy, w->compute_us / 1e6)
 static int write_live_metrics(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *out,
                               struct nk_error *err)
 {
-    const struct nk_cluster *cluster = nk_chain_cluster(g->chain);
-    const struct nk_worker_report *w = any_worker(s);
-    struct nk_admission_counts c = nk__admission_counts(g->admission);
+    const struct nk_worker_report *w = nk__model_worker(s);
+    struct nk_admission_counts c = nk__readiness_counts(&g->readiness);
+    struct nk_error why;
     struct out o = { out, 0 };
     struct rusage usage;
     char model[200], version[160], label[600];
 
-    nk__metrics_quote(model, sizeof model, cluster->model_id);
+    nk__metrics_quote(model, sizeof model, g->names[0]);
     nk__metrics_quote(version, sizeof version, w ? w->llama_version : "");
     snprintf(label, sizeof label, "version=\"%s\",llama_version=%s,model=%s", NK_VERSION, version,
              model);
@@ -587,41 +670,44 @@ static int write_live_metrics(nk_gateway *g, const struct nk_snapshot *s, struct
         nk__metrics_head(out, "nakshatra_build_info", "gauge", "What runs here; always 1.", NULL);
     if (!o.rc)
         o.rc = nk__metrics_line(out, "nakshatra_build_info", label, 1, NULL);
-    gauge(&o, "nakshatra_ready", "Whether a request would run, as last seen.", s && s->ready);
+    gauge(&o, "nakshatra_ready", "Whether a request would run, as last seen.",
+          is_ready(g, s, &why));
     gauge(&o, "nakshatra_generations_running", "Generations that run.", c.running);
     gauge(&o, "nakshatra_generations_running_limit", "How many may run at one time.", c.capacity);
+    gauge(&o, "nakshatra_generations_ending",
+          "Generations that end on chains which others have taken the place of.", c.ending);
+    gauge(&o, "nakshatra_chains", "Chains that requests go to.", s ? s->n : 0);
     gauge(&o, "nakshatra_queue_length", "Generations that wait for a sequence.", c.waiting);
     gauge(&o, "nakshatra_queue_limit", "How many may wait.", c.waiting_max);
     pthread_mutex_lock(&g->mutex);
     gauge(&o, "nakshatra_event_listeners", "Readers of /cluster/events.", g->n_listeners);
     pthread_mutex_unlock(&g->mutex);
-    per_stage(&o, s, cluster, "nakshatra_stage_up", "gauge", "Whether the worker answers and fits.",
-              true, stage_up);
-    per_stage(&o, s, cluster, "nakshatra_stage_kv_free_tokens", "gauge",
+    per_stage(&o, s, "nakshatra_stage_up", "gauge", "Whether the worker answers and fits.", true,
+              stage_up);
+    per_stage(&o, s, "nakshatra_stage_kv_free_tokens", "gauge",
               "Tokens of KV that no session has reserved.", false, stage_kv_free);
-    per_stage(&o, s, cluster, "nakshatra_stage_kv_tokens", "gauge", "Tokens of KV in all.", false,
-              stage_kv);
-    per_stage(&o, s, cluster, "nakshatra_stage_sequences_free", "gauge",
-              "Sequences that no session has.", false, stage_sequences_free);
-    per_stage(&o, s, cluster, "nakshatra_stage_sessions_open", "gauge", "Sessions that run.", false,
+    per_stage(&o, s, "nakshatra_stage_kv_tokens", "gauge", "Tokens of KV in all.", false, stage_kv);
+    per_stage(&o, s, "nakshatra_stage_sequences_free", "gauge", "Sequences that no session has.",
+              false, stage_sequences_free);
+    per_stage(&o, s, "nakshatra_stage_sessions_open", "gauge", "Sessions that run.", false,
               stage_sessions);
-    per_stage(&o, s, cluster, "nakshatra_stage_sessions_kept", "gauge",
+    per_stage(&o, s, "nakshatra_stage_sessions_kept", "gauge",
               "Sessions whose KV is kept for a later request.", false, stage_kept);
-    per_stage(&o, s, cluster, "nakshatra_stage_jobs_queued", "gauge",
-              "Steps that wait for the device.", false, stage_jobs);
-    per_stage(&o, s, cluster, "nakshatra_stage_round_trip_seconds", "gauge",
+    per_stage(&o, s, "nakshatra_stage_jobs_queued", "gauge", "Steps that wait for the device.",
+              false, stage_jobs);
+    per_stage(&o, s, "nakshatra_stage_round_trip_seconds", "gauge",
               "Of a small call from the gateway.", false, stage_rtt);
-    per_stage(&o, s, cluster, "nakshatra_stage_device_memory_free_bytes", "gauge",
+    per_stage(&o, s, "nakshatra_stage_device_memory_free_bytes", "gauge",
               "Of the device that computes.", false, stage_device_free);
-    per_stage(&o, s, cluster, "nakshatra_stage_weights_bytes", "gauge", "Of the loaded slice.",
-              false, stage_weights);
-    per_stage(&o, s, cluster, "nakshatra_stage_prefilled_tokens_total", "counter",
+    per_stage(&o, s, "nakshatra_stage_weights_bytes", "gauge", "Of the loaded slice.", false,
+              stage_weights);
+    per_stage(&o, s, "nakshatra_stage_prefilled_tokens_total", "counter",
               "Tokens of prompts that the stage processed.", false, stage_prefilled);
-    per_stage(&o, s, cluster, "nakshatra_stage_decoded_tokens_total", "counter",
+    per_stage(&o, s, "nakshatra_stage_decoded_tokens_total", "counter",
               "Generated tokens that the stage processed.", false, stage_decoded);
-    per_stage(&o, s, cluster, "nakshatra_stage_sessions_failed_total", "counter",
+    per_stage(&o, s, "nakshatra_stage_sessions_failed_total", "counter",
               "Sessions that ended with an error.", false, stage_failed);
-    per_stage(&o, s, cluster, "nakshatra_stage_busy_seconds_total", "counter",
+    per_stage(&o, s, "nakshatra_stage_busy_seconds_total", "counter",
               "Time that the stage computed.", false, stage_busy);
     if (!o.rc && !getrusage(RUSAGE_SELF, &usage)) {
         o.rc = nk__metrics_head(out, "process_cpu_seconds_total", "counter",

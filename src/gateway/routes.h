@@ -16,6 +16,7 @@ enum nk_route_kind {
 };
 
 struct nk_route_answer { /* of a short route; body is filled, status 200 is there already */
+    bool trusted;        /* who asks may see what lets a machine join */
     int status;
     const char *type;
     struct nk_buf *body;
@@ -47,8 +48,8 @@ const struct nk_route *nk__route_find(const char *path, const char *method, bool
 const struct nk_asset *nk__asset_find(const char *path);
 
 /* One JSON object about the whole cluster (docs/api.md). s may be NULL: nothing is known yet.
- * EXHAUSTED too_large. */
-int nk__cluster_json(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *out,
+ * trusted: with the join line. EXHAUSTED too_large. */
+int nk__cluster_json(nk_gateway *g, const struct nk_snapshot *s, bool trusted, struct nk_buf *out,
                      struct nk_error *err);
 
 #endif

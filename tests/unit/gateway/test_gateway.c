@@ -17,7 +17,6 @@ enum { TICK_MS = 1000, CALLS = 64, GOT_BYTES_MAX = 64 << 20 };
 
 static nk_vocab *vocab;
 static struct virtual_clock v;
-static nk_chain *chain;
 static nk_gateway *gateway;
 
 /* Generations that have begun at the first worker, in their order. */
@@ -182,9 +181,8 @@ static struct nk_gateway_opts options(int n_seq_max)
     fakes[0].script = opens;
     begun.n = 0;
     virtual_clock_init(&v);
-    chain = fake_chain();
     o.listen = "127.0.0.1:0";
-    o.chain = chain;
+    o.chain = fake_chain();
     o.vocab = vocab;
     o.clock = &v.clock;
     return o;
@@ -198,12 +196,12 @@ static void begin(const struct nk_gateway_opts *o)
         fail_msg("%s", err.msg);
 }
 
-/* After the gateway has stopped. */
+/* After the gateway has stopped, and has closed its chains. */
 static void release(void)
 {
-    nk_chain_close(chain);
     /* One that was begun for a client which has gone may only be here now. */
-    fake_wait(&fakes[0].n_ended, fakes[0].n_calls);
+    for (int i = 0; i < FAKES; i++)
+        fake_wait(&fakes[i].n_ended, fakes[i].n_calls);
     pthread_mutex_lock(&begun.mutex);
     for (int i = 0; i < begun.n; i++)
         nk_call_unref(begun.calls[i]);

@@ -47,13 +47,22 @@ static void wait_for(const int *n, int value)
     pthread_mutex_unlock(&seen.mutex);
 }
 
-static int check(void *user, struct nk_chain_report **out)
+static nk_reaper *reaper;
+static struct nk_replicas *set; /* of a chain that nobody looks at */
+
+static struct nk_replicas *current(void *user)
+{
+    (void)user;
+    return nk__replicas_ref(set);
+}
+
+static int check(void *user, struct nk_replicas *s, int idx, struct nk_chain_report **out)
 {
     struct nk_chain_report *r = calloc(1, sizeof *r);
     void (*during)(nk_monitor * m);
     int code;
 
-    (void)user;
+    (void)user, (void)s, (void)idx;
     assert_non_null(r);
     pthread_mutex_lock(&seen.mutex);
     code = seen.codes[seen.n_checks < seen.n_codes ? seen.n_checks : seen.n_codes - 1];
@@ -73,11 +82,11 @@ static int check(void *user, struct nk_chain_report **out)
     return 0;
 }
 
-static int probe(void *user, struct nk_error *err)
+static int probe(void *user, struct nk_replicas *s, int idx, struct nk_error *err)
 {
     int code;
 
-    (void)user;
+    (void)user, (void)s, (void)idx;
     pthread_mutex_lock(&seen.mutex);
     code = seen.probe_code;
     pthread_mutex_unlock(&seen.mutex);
@@ -112,10 +121,12 @@ static void on_ready(struct nk_waiter *w)
 static void begin(const int *codes, int n)
 {
     static const struct nk_monitor_handlers handlers = {
-        .check = check, .probe = probe, .busy = busy, .published = published
+        .current = current, .check = check, .probe = probe, .busy = busy, .published = published
     };
     struct nk_error err;
 
+    assert_int_equal(nk__reaper_start(&reaper, &err), 0);
+    set = nk__replicas_new(reaper, (nk_chain *[]){ NULL }, 1, 1);
     virtual_clock_init(&v);
     memcpy(seen.codes, codes, (size_t)n * sizeof *codes);
     seen.n_codes = n;
@@ -131,6 +142,8 @@ static void begin(const int *codes, int n)
 static void end(void)
 {
     nk__monitor_stop(monitor);
+    nk__replicas_unref(set);
+    nk__reaper_stop(reaper);
     virtual_clock_release(&v);
 }
 
@@ -209,7 +222,7 @@ static void test_monitor__a_late_answer_is_asked_for_once_more(void **state)
     assert_true(ask(2000, false));
     assert_int_equal(seen.n_checks, 3);
     s = nk__monitor_peek(monitor);
-    assert_true(s->ready && s->report->ok);
+    assert_true(s->ready && s->ok);
     nk__snapshot_unref(s);
     /* Late twice is late. */
     virtual_clock_advance_ms(&v, 10000);
@@ -260,7 +273,7 @@ static void test_monitor__readiness_takes_a_token_through_the_chain_once_in_a_wh
     virtual_clock_advance_ms(&v, 2001);
     assert_true(ask(2000, true));
     s = nk__monitor_peek(monitor);
-    assert_true(s->report->ok && !s->ready);
+    assert_true(s->ok && !s->ready);
     assert_string_equal(s->not_ready.reason, "no_way");
     nk__snapshot_unref(s);
     end();
@@ -319,7 +332,8 @@ static void test_monitor__rates_are_of_the_time_between_two_looks(void **state)
     (void)state;
     begin((int[]){ 0, 0, 0, NK_E_UNAVAILABLE, 0 }, 5);
     s = nk__monitor_peek(monitor);
-    assert_true(isnan(s->rates[0].rows_per_second) && isnan(s->rates[0].compute_ms));
+    assert_true(isnan(s->views[0].rates[0].rows_per_second) &&
+                isnan(s->views[0].rates[0].compute_ms));
     nk__snapshot_unref(s);
     seen.worker.uptime_ms = 1000;
     virtual_clock_advance_ms(&v, 1);
@@ -336,15 +350,16 @@ static void test_monitor__rates_are_of_the_time_between_two_looks(void **state)
     virtual_clock_advance_ms(&v, 1);
     assert_true(ask(0, false));
     s = nk__monitor_peek(monitor);
-    assert_true(s->rates[0].rows_per_second == 5 && s->rates[0].prompt_rows_per_second == 20);
-    assert_true(s->rates[0].busy == 0.5 && s->rates[0].compute_ms == 250);
-    assert_true(s->rates[0].queue_ms == 4);
+    assert_true(s->views[0].rates[0].rows_per_second == 5 &&
+                s->views[0].rates[0].prompt_rows_per_second == 20);
+    assert_true(s->views[0].rates[0].busy == 0.5 && s->views[0].rates[0].compute_ms == 250);
+    assert_true(s->views[0].rates[0].queue_ms == 4);
     nk__snapshot_unref(s);
     /* A worker that is away has no rates, but what a run took is still known. */
     virtual_clock_advance_ms(&v, 1);
     assert_true(ask(0, false));
     s = nk__monitor_peek(monitor);
-    assert_true(isnan(s->rates[0].busy) && s->rates[0].compute_ms == 250);
+    assert_true(isnan(s->views[0].rates[0].busy) && s->views[0].rates[0].compute_ms == 250);
     nk__snapshot_unref(s);
     end();
 }
