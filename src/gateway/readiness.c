@@ -10,6 +10,7 @@ void nk__readiness_init(struct nk_readiness *r)
     *r = (struct nk_readiness){ .clock = NULL };
     atomic_init(&r->set, NULL);
     snprintf(r->waiting, sizeof r->waiting, "%s", nothing_yet);
+    nk_fail(&r->why, NK_E_UNAVAILABLE, "not_ready", "%s", r->waiting);
     pthread_mutex_init(&r->mutex, NULL);
 }
 
@@ -334,10 +335,8 @@ int nk__readiness_n_ctx(struct nk_readiness *r, int *n_ctx, struct nk_error *err
 
     pthread_mutex_lock(&r->mutex);
     *n_ctx = r->n_ctx;
-    if (!r->n_ctx && !r->why.code)
-        rc = nk_fail(err, NK_E_UNAVAILABLE, "not_ready", "the workers were not asked yet");
-    else if (!r->n_ctx || r->unfit ||
-             (r->away_ns && nk_clock_now_ns(r->clock) - r->away_ns >= r->waiting_ms * 1000000ull))
+    if (!r->n_ctx || r->unfit ||
+        (r->away_ns && nk_clock_now_ns(r->clock) - r->away_ns >= r->waiting_ms * 1000000ull))
         rc = nk_fail(err, nk_code_http(r->why.code) >= 500 ? r->why.code : NK_E_UNAVAILABLE,
                      r->why.reason, "%s", r->why.msg);
     pthread_mutex_unlock(&r->mutex);
