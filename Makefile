@@ -3,7 +3,7 @@ BUILD ?= build
 JOBS  ?= $(shell nproc 2>/dev/null || echo 2)
 CMAKE_FLAGS ?=
 
-.PHONY: all deps test-deps build demo test check stress style asan tsan conformance fuzz bench format install clean help
+.PHONY: all deps test-deps build demo test check stress style asan tsan conformance fuzz bench format install dist clean help
 all: build
 
 deps:            ## install what the build needs (apt-get; llama.cpp from there or into .deps/)
@@ -55,6 +55,10 @@ install: build   ## to PREFIX (default /usr/local); the private llama.cpp goes a
 	@cmake -S . -B "$(BUILD)" -DCMAKE_INSTALL_PREFIX="$$(realpath -m "$(or $(PREFIX),/usr/local)")" >/dev/null
 	@MAKEFLAGS=--no-print-directory cmake --build "$(BUILD)" -j $(JOBS) --target installable
 	@cmake --install "$(BUILD)"
+
+dist: build      ## build/nakshatra-VERSION-linux-ARCH.tar.zst: unpack it on any Linux, and it runs
+	@MAKEFLAGS=--no-print-directory cmake --build "$(BUILD)" -j $(JOBS) --target distributable
+	@NK_BUILD="$(BUILD)" scripts/dist
 
 clean:           ## remove what was built; .deps/ stays
 	rm -rf build build-asan build-tsan build-fuzz

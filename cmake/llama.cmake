@@ -23,13 +23,14 @@ if(EXISTS "${NK_PRIVATE_ROOT}/usr/include/llama.h")
   target_link_directories(llama INTERFACE "${lib}")
   # A new copy means a new link: the names on the linker's command line below are no files that make could look at.
   set_property(TARGET llama PROPERTY INTERFACE_LINK_DEPENDS "${CMAKE_SOURCE_DIR}/.deps/stamp")
-  # A target with NK_INSTALLED looks for them in the prefix.
+  # A target with NK_INSTALLED looks for them in the prefix; one with NK_RELOCATABLE says itself where (cmake/dist.cmake).
   set(at "$<IF:$<BOOL:$<TARGET_PROPERTY:NK_INSTALLED>>,${CMAKE_INSTALL_PREFIX}/lib/nakshatra,${lib}>")
+  set(fixed "$<NOT:$<BOOL:$<TARGET_PROPERTY:NK_RELOCATABLE>>>")
   get_filename_component(loader_name "${loader}" NAME)
   # The private libraries must be direct dependencies of the program: libllama carries a RUNPATH of its own.
   target_link_options(llama INTERFACE
     "SHELL:-Wl,--no-as-needed -l:libstdc++.so.6 -l:libm.so.6 -l:libgcc_s.so.1 -l:libgomp.so.1 -l:libssl.so.3 -l:libcrypto.so.3 -l:libz.so.1 -l:libzstd.so.1 -lllama -lggml -lggml-base -Wl,--as-needed"
-    "LINKER:--allow-shlib-undefined" "LINKER:--disable-new-dtags" "LINKER:-rpath,${at}" "LINKER:--dynamic-linker=${at}/${loader_name}")
+    "LINKER:--allow-shlib-undefined" "LINKER:--disable-new-dtags" "$<${fixed}:LINKER:-rpath,${at}>" "$<${fixed}:LINKER:--dynamic-linker=${at}/${loader_name}>")
   set(NK_PRIVATE_LIB "${lib}")
   set(NK_BACKEND_SUBDIR ggml/backends0)
   set(NK_BACKEND_DIR "${lib}/${NK_BACKEND_SUBDIR}")
