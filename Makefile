@@ -2,6 +2,9 @@
 BUILD ?= build
 JOBS  ?= $(shell nproc 2>/dev/null || echo 2)
 CMAKE_FLAGS ?=
+# LLAMA_PREFIX=DIR: a llama.cpp of one's own, which is installed there (docs/gpus.md). The build folder remembers it; an
+# empty one takes it back.
+LLAMA = $(if $(filter undefined,$(origin LLAMA_PREFIX)),,-DNK_LLAMA_PREFIX="$(abspath $(LLAMA_PREFIX))")
 
 .PHONY: all deps test-deps build demo test check stress style asan tsan conformance fuzz bench format install dist clean help
 all: build
@@ -13,7 +16,7 @@ test-deps:       ## install what the tests need, too
 	@scripts/deps --test
 
 build: deps      ## build/nakshatra
-	@cmake -S . -B "$(BUILD)" $(CMAKE_FLAGS) >"$(BUILD).log" 2>&1 || { cat "$(BUILD).log"; exit 1; }; rm -f "$(BUILD).log"
+	@cmake -S . -B "$(BUILD)" $(LLAMA) $(CMAKE_FLAGS) >"$(BUILD).log" 2>&1 || { cat "$(BUILD).log"; exit 1; }; rm -f "$(BUILD).log"
 	@MAKEFLAGS=--no-print-directory cmake --build "$(BUILD)" -j $(JOBS) --target nakshatra
 
 demo: build      ## the main job on a real model over two worker processes

@@ -145,5 +145,72 @@ class Dist(unittest.TestCase):
                 self.assertNotIn("TOKEN", start)
 
 
+# A project with nothing but cmake/llama.cmake: says which libllama it runs with, and where its backends would be.
+PROJECT = """
+cmake_minimum_required(VERSION 3.25)
+project(small LANGUAGES C)
+set(CMAKE_SKIP_RPATH ON)
+include(${NK_SOURCE}/cmake/llama.cmake)
+add_executable(small small.c)
+target_link_libraries(small llama)
+target_compile_definitions(small PRIVATE _GNU_SOURCE SUBDIR="${NK_BACKEND_SUBDIR}")
+"""
+MAIN = """
+#include <dlfcn.h>
+#include <llama.h>
+#include <stdio.h>
+int main(void)
+{
+    Dl_info info;
+    return !dladdr((void *)llama_backend_init, &info) || printf("%s\\n%s\\n", info.dli_fname, SUBDIR) < 0;
+}
+"""
+
+
+@unittest.skipUnless(PRIVATE, "no second copy of llama.cpp to link with (NK_PRIVATE_LLAMA=1 make deps)")
+class Prefix(unittest.TestCase):
+    """A llama.cpp of one's own (make LLAMA_PREFIX=DIR): here a second copy of the private one, with a .pc file of its own. That
+    copy wants a newer C library than the system's, so the file has the options that come with it (cmake/llama.cmake)."""
+
+    def setUp(self):
+        self.dir = tempfile.mkdtemp(prefix="nk-prefix-")
+        self.addCleanup(shutil.rmtree, self.dir)
+        for name, text in ("CMakeLists.txt", PROJECT), ("small.c", MAIN):
+            with open(os.path.join(self.dir, name), "w") as f:
+                f.write(text)
+        os.symlink(os.path.join(nk.SOURCE, ".deps"), os.path.join(self.dir, ".deps"))  # what is there must not be taken
+
+    def configure(self, prefix):
+        return subprocess.run(["cmake", "-S", self.dir, "-B", os.path.join(self.dir, "build"), "-DNK_LLAMA_PREFIX=" + prefix,
+                               "-DNK_SOURCE=" + nk.SOURCE], capture_output=True, text=True, timeout=nk.LONG_S)
+
+    def test_a_llama_cpp_of_ones_own(self):
+        prefix = os.path.join(self.dir, "prefix")
+        own = os.path.join(prefix, "lib", "here")
+        shutil.copytree(os.environ["NK_LLAMA_LIB"], own, ignore=shutil.ignore_patterns(
+            "pkgconfig", "cmake", "gconv", "engines-*", "libggml-vulkan*", "libllama-common*", "libmtmd*"))
+        os.mkdir(os.path.join(own, "pkgconfig"))
+        os.symlink(os.path.join(nk.SOURCE, ".deps", "root", "usr", "include"), os.path.join(prefix, "include"))
+        libraries = " ".join("-l:" + name for name in ("libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libgomp.so.1"))
+        with open(os.path.join(own, "pkgconfig", "llama.pc"), "w") as f:
+            f.write(f"Name: llama\nDescription: llama.cpp\nVersion: 0.7.0\nprefix={prefix}\nlibdir={own}\n"
+                    f"Cflags: -I{prefix}/include\nLibs: -L{own} -Wl,--no-as-needed {libraries} -lllama -lggml -lggml-base "
+                    f"-Wl,--allow-shlib-undefined,--dynamic-linker={own}/{os.path.basename(PRIVATE)}\n")
+        done = self.configure(prefix)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn(f"-- llama.cpp 0.7.0 from {own}\n", done.stdout)
+        build = os.path.join(self.dir, "build")
+        done = subprocess.run(["cmake", "--build", build], capture_output=True, text=True, timeout=nk.LONG_S)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        library, subdir = nk.out(program=os.path.join(build, "small")).splitlines()
+        self.assertEqual(os.path.dirname(library), own)
+        self.assertTrue(glob.glob(os.path.join(own, subdir, "libggml-cpu*.so")), subdir)
+
+    def test_a_folder_without_one_is_refused(self):
+        done = self.configure(os.path.join(self.dir, "nothing"))
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn(f"no pkgconfig/llama.pc in the lib, lib64 or share of {self.dir}/nothing", " ".join(done.stderr.split()))
+
+
 if __name__ == "__main__":
     unittest.main()
