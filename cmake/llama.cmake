@@ -1,5 +1,5 @@
-# llama.cpp as an interface target `llama`: the system's own where pkg-config knows it, else the private copy that
-# scripts/deps unpacked (docs/internals/llama.md, "Where llama.cpp comes from").
+# llama.cpp as an interface target `llama`: that of NK_LLAMA_PREFIX where it is given, else the private copy that
+# scripts/deps unpacked (docs/internals/llama.md, "Where llama.cpp comes from"), else the system's own.
 #
 # Sets NK_LLAMA_LIBEXEC, NK_LLAMA_BIN (where llama.cpp's own tests and tools are) and, for the private copy only,
 # NK_LLAMA_LIB, NK_LLAMA_LOADER (its libraries and loader), NK_BACKEND_DIR, NK_BACKEND_SUBDIR (the folder that ggml loads its
