@@ -6,7 +6,7 @@ CMAKE_FLAGS ?=
 # empty one takes it back.
 LLAMA = $(if $(filter undefined,$(origin LLAMA_PREFIX)),,-DNK_LLAMA_PREFIX="$(abspath $(LLAMA_PREFIX))")
 
-.PHONY: all deps test-deps build demo test check stress style asan tsan conformance fuzz bench format install dist clean help
+.PHONY: all deps test-deps build demo demo-cluster test check stress style asan tsan conformance fuzz bench format install dist clean help
 all: build
 
 deps:            ## install what the build needs (apt-get; llama.cpp from there or into .deps/)
@@ -21,6 +21,9 @@ build: deps      ## build/nakshatra
 
 demo: build      ## the main job on a real model over two worker processes
 	@NK_BUILD="$(BUILD)" scripts/demo
+
+demo-cluster: build ## three machines (network namespaces; needs root): serve, join, join, and one that leaves and comes back
+	@NK_BUILD="$(BUILD)" scripts/demo-cluster
 
 test: test-deps build ## all tests: style, unit, system, the same under ASan+UBSan, threads under TSan, the conformance run
 	@scripts/test
@@ -52,7 +55,7 @@ bench: test-deps build ## build/nakshatra-bench, and the figures against peers; 
 	@BUILD="$(BUILD)" scripts/bench
 
 format:          ## clang-format over src, bench and tests
-	@git ls-files 'src/*.[ch]' 'bench/*.[ch]' 'tests/*.[ch]' | xargs clang-format -i
+	@git ls-files 'src/*.[ch]' 'bench/*.[ch]' 'tests/*.[ch]' 'packaging/*.[ch]' | xargs clang-format -i
 
 install: build   ## to PREFIX (default /usr/local); the private llama.cpp goes along where there is one
 	@cmake -S . -B "$(BUILD)" -DCMAKE_INSTALL_PREFIX="$$(realpath -m "$(or $(PREFIX),/usr/local)")" >/dev/null

@@ -6,7 +6,7 @@
 // One answer is written at a time. Its pieces are collected and shown once per frame; a screen reader hears that writing has
 // begun, and the text when it is complete, instead of every piece.
 import { generate } from "./api.js";
-import { byId, el, setText } from "./dom.js";
+import { announce, byId, copy, el, setText } from "./dom.js";
 import { explain } from "./explain.js";
 import { count, milliseconds, plural, rate, seconds } from "./format.js";
 import { TextView } from "./render.js";
@@ -354,22 +354,6 @@ function summary(usage, finish, begin, first, last) {
     if (finish === "length")
         words.push("cut off at the token limit");
     return words.join(" · ");
-}
-
-async function copy(text, button) {
-    const before = button.textContent;
-    try {
-        await navigator.clipboard.writeText(text);
-        setText(button, "Copied");
-        announce("Copied.");
-    } catch {
-        setText(button, "Not allowed"); // by the browser: without TLS only localhost may
-    }
-    setTimeout(() => setText(button, before), 1500);
-}
-
-function announce(text) {
-    setText(byId("announcer"), text);
 }
 
 // The conversation outlives a reload, not the tab.

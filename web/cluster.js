@@ -3,14 +3,18 @@
 import { Sparkline, constellation } from "./charts.js";
 import { byId, el, setText } from "./dom.js";
 import { workerAdvice } from "./explain.js";
-import { bytes, count, milliseconds, percent, plural, rate, seconds } from "./format.js";
+import { Machines } from "./machines.js";
+import { bytes, count, known, milliseconds, percent, plural, rate, seconds } from "./format.js";
 
 const HUES = 6; // stage colours in style.css
+const hue = (index) => `hue-${index % HUES}`;
 
 export class ClusterPanel {
     constructor() {
-        this.stages = new Map(); // id -> StageBox
-        this.shape = "";         // of the layers' bar
+        this.stages = [];    // StageBox
+        this.shape = null;   // of the stages: what they are, and in which order
+        this.bar = null;     // of the layers' bar
+        this.machines = new Machines();
         this.tiles = {
             speed: new Tile("Tokens per second", new Sparkline()),
             running: new Tile("Running", new Sparkline()),
@@ -25,11 +29,14 @@ export class ClusterPanel {
         byId("cluster-body").hidden = false;
         setState(c.ready ? "ready" : "down", c.ready ? "ready" : "not ready");
         setText(byId("model-name"), c.model.id);
-        const facts = [c.model.architecture, c.model.quantisation, plural(c.model.layers, "layer"), c.model.context && `context ${count(c.model.context)}`];
+        const facts = [c.model.architecture, c.model.quantisation, known(c.model.layers) && plural(c.model.layers, "layer"), c.model.context && `context ${count(c.model.context)}`];
         setText(byId("model-facts"), facts.filter((fact) => fact).join(" · "));
-        setText(byId("cluster-note"), `${plural(c.stages.length, "stage")} · rows as ${c.model.dtype} · version ${c.gateway.version} · up ${seconds(c.gateway.uptime_s)}`);
+        const note = [plural(c.stages.length, "stage") + (c.chains > 1 ? ` in ${c.chains} chains` : ""), c.model.dtype && `rows as ${c.model.dtype}`,
+            `version ${c.gateway.version}`, `up ${seconds(c.gateway.uptime_s)}`];
+        setText(byId("cluster-note"), note.filter((part) => part).join(" · "));
         this.#showProblem(c);
         this.#showTiles(c.gateway);
+        this.machines.show(c, (begin) => hue(Math.max(0, c.stages.findIndex((s) => s.layer_begin === begin))));
         this.#showLayers(c);
         this.#showStages(c);
         this.#showSessions(c.sessions);
@@ -66,11 +73,11 @@ export class ClusterPanel {
 
     #showLayers(c) {
         const shape = JSON.stringify(c.stages.map((s) => [s.id, s.layer_begin, s.layer_end, s.ok]));
-        if (shape === this.shape)
+        if (shape === this.bar)
             return;
-        this.shape = shape;
-        byId("layers").replaceChildren(...c.stages.map((s, i) => {
-            const part = el("span", { class: `part hue-${i % HUES}${s.ok ? "" : " gone"}` }, `${s.layer_begin}–${s.layer_end}`);
+        this.bar = shape;
+        byId("layers").replaceChildren(...c.stages.filter((s) => s.chain === 0).map((s, i) => {
+            const part = el("span", { class: `part ${hue(i)}${s.ok ? "" : " gone"}` }, `${s.layer_begin}–${s.layer_end}`);
             part.style.flexGrow = s.layer_end - s.layer_begin;
             return part;
         }));
@@ -78,22 +85,14 @@ export class ClusterPanel {
     }
 
     #showStages(c) {
-        for (const [i, stage] of c.stages.entries()) {
-            let box = this.stages.get(stage.id);
-            if (!box) {
-                box = new StageBox(stage, i);
-                this.stages.set(stage.id, box);
-                byId("stages").append(box.link, box.node);
-            }
-            box.show(stage, c.links[i], c.model.layers, c.gateway.running > 0);
+        const shape = JSON.stringify(c.stages.map((s) => [s.chain, s.id, s.address, s.layer_begin, s.layer_end]));
+        if (shape !== this.shape) { // other chains
+            this.shape = shape;
+            this.stages = c.stages.map((stage, i) => new StageBox(stage, i));
+            byId("stages").replaceChildren(...this.stages.flatMap((box) => [box.link, box.node]));
         }
-        for (const [id, box] of this.stages) { // another cluster after a restart
-            if (c.stages.some((stage) => stage.id === id))
-                continue;
-            box.link.remove();
-            box.node.remove();
-            this.stages.delete(id);
-        }
+        for (const [i, stage] of c.stages.entries())
+            this.stages[i].show(stage, c.links[i], c.model.layers, c.gateway.running > 0);
     }
 
     #showSessions(sessions) {
@@ -111,10 +110,10 @@ export class ClusterPanel {
         const ok = c.stages.map((stage) => stage.ok), shape = ok.join();
         if (byId("stars").dataset.shape !== shape) {
             byId("stars").dataset.shape = shape;
-            byId("stars").replaceChildren(constellation(ok));
+            byId("stars").replaceChildren(...(ok.length ? [constellation(ok)] : []));
         }
-        setText(byId("empty-title"), c.stages.length === 1 ? "One model, one machine" : `One model, ${c.stages.length} stages`);
-        setText(byId("empty-text"), `${c.model.id}: ${plural(c.model.layers, "layer")} over ${c.stages.map((s) => s.id).join(", ")}.`);
+        setText(byId("empty-title"), !c.stages.length ? "One model, many machines" : c.stages.length === 1 ? "One model, one machine" : `One model, ${c.stages.length} stages`);
+        setText(byId("empty-text"), c.stages.length ? `${c.model.id}: ${plural(c.model.layers, "layer")} over ${c.stages.map((s) => s.id).join(", ")}.` : "");
     }
 }
 
@@ -149,7 +148,7 @@ class Tile {
 /** A link and the stage that it leads to. */
 class StageBox {
     constructor(stage, index) {
-        this.index = index;
+        this.first = stage.layer_begin === 0;
         this.linkText = el("span");
         this.link = el("li", { class: "link" }, el("span", { class: "wire", "aria-hidden": "true" }), this.linkText);
         this.state = el("span", { class: "pill small" }, el("span"));
@@ -163,7 +162,7 @@ class StageBox {
         this.kv = new Fact("Free KV", ["used"]);
         this.sessions = el("p", { class: "note" });
         // The way from the gateway to the first stage is not measured.
-        this.parts = index ? ["compute", "queue", "wire"] : ["compute", "queue"];
+        this.parts = this.first ? ["compute", "queue"] : ["compute", "queue", "wire"];
         this.times = this.parts.map(() => el("dd"));
         this.timeBar = new Bar(this.parts);
         this.problem = el("div", { class: "problem", hidden: true });
@@ -173,14 +172,14 @@ class StageBox {
             this.timeBar.node,
             el("div", { class: "facts" }, this.memory.node, this.kv.node),
             this.device, this.sessions);
-        this.node = el("li", { class: `stage hue-${index % HUES}` },
+        this.node = el("li", { class: `stage ${hue(index)}` },
             el("div", { class: "stage-head" }, el("h3", {}, stage.id), el("span", { class: "note address" }, stage.address), this.state),
             el("div", { class: "layers-line" }, el("div", { class: "layers", "aria-hidden": "true" }, this.place), this.layers),
             this.problem, this.figures);
     }
 
     show(s, link, layers, running) {
-        const way = [`${milliseconds(link.rtt_ms)} round trip`, ...(this.index ? [`${milliseconds(link.wire_ms)} per step`] : [])];
+        const way = [`${milliseconds(link.rtt_ms)} round trip`, ...(this.first ? [] : [`${milliseconds(link.wire_ms)} per step`])];
         setText(this.linkText, `${link.from} → ${link.to}: ${link.rtt_ms === null ? "no answer" : way.join(", ")}`);
         this.link.classList.toggle("live", running && s.ok);
         this.link.classList.toggle("gone", !s.ok);

@@ -29,3 +29,21 @@ export function setText(node, text) {
 }
 
 export const byId = (id) => document.getElementById(id);
+
+/** Puts the text into the clipboard, and says on the button how that went. */
+export async function copy(text, button) {
+    const before = button.textContent;
+    try {
+        await navigator.clipboard.writeText(text);
+        setText(button, "Copied");
+        announce("Copied.");
+    } catch {
+        setText(button, "Not allowed"); // by the browser: without TLS only localhost may
+    }
+    setTimeout(() => setText(button, before), 1500);
+}
+
+/** Tells a screen reader. */
+export function announce(text) {
+    setText(byId("announcer"), text);
+}

@@ -1,7 +1,7 @@
 // Numbers as people read them. Unknown (null, NaN) is a dash everywhere.
 
 const DASH = "–";
-const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
+export const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
 
 export function bytes(value) {
     if (!known(value))

@@ -22,7 +22,7 @@ void nk_progress_start(struct nk_progress *p, const char *label, uint64_t total_
 static void draw(const struct nk_progress *p, uint64_t now)
 {
     double seconds = (double)(now - p->start_ns) / 1e9;
-    double rate = seconds > 0 ? (double)p->done_bytes / seconds : 0;
+    double rate = seconds > 0 ? (double)(p->done_bytes - p->earlier_bytes) / seconds : 0;
     double share = p->total_bytes ? (double)p->done_bytes / (double)p->total_bytes : 1;
     double left = rate > 0 ? (double)(p->total_bytes - p->done_bytes) / rate : 0;
     char rate_text[24], bar[31];

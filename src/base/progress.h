@@ -9,6 +9,7 @@
 struct nk_progress {
     const char *label; /* borrowed until the end */
     uint64_t total_bytes, done_bytes;
+    uint64_t earlier_bytes; /* of done_bytes, what was done before the start: 0, or set after it */
     uint64_t start_ns, drawn_ns;
     bool tty;
 };

@@ -28,8 +28,8 @@ struct nk_chain_opts {
     struct nk_clock *clock;
     struct nk_chance *chance;
 };
-/* Does not connect yet. The cluster is copied, the files of its tls or identity are read. opts NULL: the
- * system's clock and chance. *out owned by the caller.
+/* Does not connect yet. The cluster is copied, the files of its tls or identity are read. opts
+ * NULL: the system's clock and chance. *out owned by the caller.
  *   INVALID    bad_address, bad_credentials, bad_identity
  *   NOT_FOUND  no_file
  *   EXHAUSTED  no_memory, no_thread */

@@ -35,7 +35,8 @@ enum { NK_CLUSTER_WORKERS_MAX = 64 };
 struct nk_cluster_worker {
     char id[64], address[256];
     int layer_begin, layer_end;
-    int line; /* where it begins in the file */
+    uint64_t epoch; /* that it was started for; 0: the cluster's. Not in the file. */
+    int line;       /* where it begins in the file */
 };
 struct nk_cluster {
     char path[4096];
@@ -49,6 +50,12 @@ struct nk_cluster {
     int n_workers;
     struct nk_cluster_worker workers[NK_CLUSTER_WORKERS_MAX]; /* in the order of their layers */
 };
+
+/* The epoch that a worker of it was started for. */
+static inline uint64_t nk_cluster_epoch(const struct nk_cluster *c, int worker)
+{
+    return c->workers[worker].epoch ? c->workers[worker].epoch : c->epoch;
+}
 
 /* *out is owned by the caller: free(). Messages begin with "FILE:LINE: ".
  *   NOT_FOUND no_file

@@ -112,6 +112,7 @@ int nk__open_pack(uint8_t **out, size_t *size, const struct nk_cluster *c,
         stages[i].address = (char *)(uintptr_t)c->workers[i].address;
         stages[i].layer_begin = (uint32_t)c->workers[i].layer_begin;
         stages[i].layer_end = (uint32_t)c->workers[i].layer_end;
+        stages[i].epoch = nk_cluster_epoch(c, i);
         route[i] = &stages[i];
     }
     open.route = route;
@@ -148,7 +149,6 @@ int nk__open_pack(uint8_t **out, size_t *size, const struct nk_cluster *c,
             (ProtobufCBinaryData){ strlen(o->reuse_salt), (uint8_t *)(uintptr_t)o->reuse_salt };
     }
     open.special = o->special;
-    open.epoch = c->epoch;
     *size = nakshatra__v1__inference_request__get_packed_size(&request);
     if (*size > NK_RPC_MESSAGE_BYTES_MAX) {
         rc = nk_fail(err, NK_E_INVALID, "bad_request",

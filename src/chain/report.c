@@ -230,11 +230,11 @@ static int compare(const struct check *k, int idx, const struct nk_worker_report
         return misfit("model_mismatch",
                       "it has the model %s (%.60s), the cluster file wants %s (%.60s)",
                       w->model_sha256, w->model_id, c->model_sha256, c->model_id);
-    if (w->epoch && w->epoch != c->epoch)
+    if (w->epoch && w->epoch != nk_cluster_epoch(c, idx))
         return misfit("stale_epoch",
                       "the cluster file is of epoch %llu of the cluster's plan, "
                       "this worker of epoch %llu",
-                      (unsigned long long)c->epoch, (unsigned long long)w->epoch);
+                      (unsigned long long)nk_cluster_epoch(c, idx), (unsigned long long)w->epoch);
     if (w->has_begin != in_file->layer_begin || w->has_end != in_file->layer_end)
         return misfit("layers_mismatch", "it has layers %d-%d, the cluster file says %d-%d",
                       w->has_begin, w->has_end, in_file->layer_begin, in_file->layer_end);

@@ -22,7 +22,12 @@
     XX(check,    "is a cluster what its file says, and would a request run?")                      \
     XX(run,      "one generation, or a conversation, through a cluster")                           \
     XX(serve,    "the HTTP gateway: OpenAI's and Ollama's APIs, a page, metrics")                  \
+    XX(join,     "this machine works in somebody's cluster")                                       \
+    XX(token,    "join tokens of the cluster that this machine serves")                            \
+    XX(members,  "who belongs to the cluster, and removing one")                                   \
+    XX(status,   "what the machines of the cluster hold and do")                                   \
     XX(up,       "all of it on this machine, in one command")                                      \
+    XX(cache,    "what the cache folder holds, and its emptying")                                  \
     XX(help,     "this list, or a command's help")
 /* clang-format on */
 

@@ -9,9 +9,11 @@
 #include "base/error.h"
 
 /* Exit codes. 0: done. 1: it could not be done, or the answer is no. 2: the command line or a file
- * given is unusable. Beside these, 128 + N: signal N ended it; as filters do, a command whose
- * output nobody reads any more is ended by SIGPIPE (nk_cli_flush, cli/generate.h). */
-enum { NK_EXIT_OK = 0, NK_EXIT_FAILED = 1, NK_EXIT_USAGE = 2 };
+ * given is unusable. 3: a cluster refuses this machine, and asking again will not change that; for
+ * services, which try again after the others. Beside these, 128 + N: signal N ended it; as filters
+ * do, a command whose output nobody reads any more is ended by SIGPIPE (nk_cli_flush,
+ * cli/generate.h). */
+enum { NK_EXIT_OK = 0, NK_EXIT_FAILED = 1, NK_EXIT_USAGE = 2, NK_EXIT_REFUSED = 3 };
 
 /* For json_dump: on a terminal nothing but ASCII, so that no control character reaches it as
  * itself. */

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/buf.h"
+#include "cli/model_source.h"
 #include "slice/slice.h"
 
 enum { TYPES_MAX = 64, TEXT_MAX = 1 << 16 };
@@ -287,23 +288,29 @@ int nk_cmd_inspect(int argc, char **argv)
                    "layer, and before which layers it may be cut. Of a model in several files "
                    "(-00001-of-0000N.gguf) any one can be given. Of a slice, or a vocabulary file, "
                    "it tells whether it is whole: exit code 1 when a part of it is not what was "
-                   "written.",
+                   "written. " NK_MODEL_SOURCE_HELP,
         .args = args,
         .n_min = 1,
         .n_max = 1,
     };
     struct whole w = { .rc = 0 };
     struct nk_error err;
+    char *path;
     nk_model *m;
     int first, exit_code, rc;
 
     if (nk_cli_parse(argc, argv, &cmd, &first, &exit_code))
         return exit_code;
-    rc = nk_model_open(&m, argv[first], &err);
-    if (rc && !strcmp(err.reason, "bad_arch") && inspect_vocab(argv[first], json, &exit_code))
+    if (nk_model_source(&path, argv[first], &err))
+        return nk_cli_report(&err);
+    rc = nk_model_open(&m, path, &err);
+    if (rc && !strcmp(err.reason, "bad_arch") && inspect_vocab(path, json, &exit_code)) {
+        free(path);
         return exit_code;
+    }
     if (!rc && nk_model_info(m)->is_slice)
-        w.rc = nk_slice_check_file(argv[first], NK_VERIFY_ALWAYS, &w.checked, &w.err);
+        w.rc = nk_slice_check_file(path, NK_VERIFY_ALWAYS, &w.checked, &w.err);
+    free(path);
     if (!rc && json)
         rc = print_json(m, &w, &err);
     else if (!rc)

@@ -6,8 +6,10 @@
 #include "base/visible.h"
 #include "cli/cache_args.h"
 #include "cli/cli.h"
+#include "cli/model_source.h"
 #include "cli/spinning.h"
 #include "measure/measure.h"
+#include "pieces/catalogue.h"
 
 int nk_cmd_measure(int argc, char **argv);
 
@@ -91,7 +93,7 @@ int nk_cmd_measure(int argc, char **argv)
 {
     struct nk_measure_opts opts = nk_measure_opts_default();
     struct {
-        const char *device;
+        const char *device, *catalogue;
         int64_t ctx, sequences, batch, chunk, threads, threads_batch, budget_ms;
         struct nk_cache_args cache;
         bool deterministic, again, json;
@@ -101,6 +103,8 @@ int nk_cmd_measure(int argc, char **argv)
             .budget_ms = opts.budget_ms,
             .cache = NK_CACHE_ARGS_INIT };
     const struct nk_arg args[] = {
+        NK_OPT_STRING("catalogue", 0, &o.catalogue, "ID",
+                      "instead of MODEL: a model that the cache folder has the catalogue of"),
         NK_OPT_STRING(
             "device", 'd', &o.device, "NAME",
             "CPU, Vulkan0, CUDA0, ...; else the first GPU, or the CPU where there is none"),
@@ -122,7 +126,8 @@ int nk_cmd_measure(int argc, char **argv)
         { 0 },
     };
     const struct nk_command cmd = {
-        .usage = "measure MODEL.gguf [--device NAME] [--ctx N] [--sequences N] [--threads N] "
+        .usage = "measure (MODEL.gguf | --catalogue ID) [--device NAME] [--ctx N] [--sequences N] "
+                 "[--threads N] "
                  "[--again] [--json]",
         .summary = "Measures what this machine could do for a model: time per layer, for the head "
                    "and for an embedding, and the memory that a worker would need. Only the "
@@ -130,17 +135,24 @@ int nk_cmd_measure(int argc, char **argv)
                    "weights. The options are those of a worker. Kept in the cache folder until "
                    "hardware, build, model or options change.",
         .args = args,
-        .n_min = 1,
         .n_max = 1,
     };
     struct nk_measured r = { 0 };
     struct nk_error err;
-    char *dir = NULL;
-    nk_model *m = NULL;
+    char *dir = NULL, *path = NULL;
+    nk_catalogue *catalogue = NULL;
+    nk_model *file = NULL;
+    const nk_model *m = NULL;
     int first, exit_code, rc;
 
     if (nk_cli_parse(argc, argv, &cmd, &first, &exit_code))
         return exit_code;
+    if (!o.catalogue == (first == argc)) {
+        nk_fail(&err, NK_E_INVALID, "bad_argument",
+                o.catalogue ? "MODEL and --catalogue were both given; one of them says which model"
+                            : "which model is missing: MODEL.gguf, or --catalogue ID");
+        return nk_cli_report(&err);
+    }
     if (nk_cache_args_check(&o.cache, &err))
         return nk_cli_report(&err);
     nk_cli_bound_spinning(argv);
@@ -158,7 +170,15 @@ int nk_cmd_measure(int argc, char **argv)
     opts.chunk = (int)o.chunk;
     opts.again = o.again;
     opts.budget_ms = (uint32_t)o.budget_ms;
-    rc = nk_model_open(&m, argv[first], &err);
+    if (o.catalogue) {
+        rc = nk_catalogue_find(&catalogue, o.catalogue, &err);
+        m = rc ? NULL : nk_catalogue_model(catalogue);
+    } else {
+        rc = nk_model_source(&path, argv[first], &err);
+        if (!rc)
+            rc = nk_model_open(&file, path, &err);
+        m = file;
+    }
     if (!rc && !nk_cache_dir(&dir, "measured", NULL)) /* without a home nothing is kept */
         opts.cache_dir = dir;
     if (!rc) {
@@ -170,7 +190,9 @@ int nk_cmd_measure(int argc, char **argv)
     else if (!rc)
         print_table(&r, nk_model_info(m));
     nk_measured_release(&r);
-    nk_model_close(m);
+    nk_model_close(file);
+    nk_catalogue_unref(catalogue);
     free(dir);
+    free(path);
     return rc ? nk_cli_report(&err) : nk_cli_flush(NK_EXIT_OK);
 }

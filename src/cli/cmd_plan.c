@@ -1,5 +1,6 @@
 /* nakshatra plan: who would get which layers, before anything is loaded. */
 #include "cli/cli.h"
+#include "cli/model_source.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -13,7 +14,7 @@
 #include "plan/plan.h"
 #include "slice/slice.h"
 
-/* A file of members: 4096 with all of their links, measured, take no more. */
+/* A file of members: 2048 with many of their links, measured, take no more. */
 enum { FILE_BYTES_MAX = 64 << 20 };
 
 int nk_cmd_plan(int argc, char **argv);
@@ -559,13 +560,16 @@ int nk_cmd_plan(int argc, char **argv)
         .n_max = 1,
     };
     struct nk_plan *plan = NULL;
+    char *file = NULL;
     nk_model *m = NULL;
     struct nk_error err;
     int first, exit_code, rc;
 
     if (nk_cli_parse(argc, argv, &cmd, &first, &exit_code))
         return exit_code;
-    rc = nk_model_open(&m, argv[first], &err);
+    rc = nk_model_source(&file, argv[first], &err);
+    if (!rc)
+        rc = nk_model_open(&m, file, &err);
     if (!rc && nk_model_info(m)->is_slice)
         rc = nk_fail(&err, NK_E_INVALID, "not_a_model", "%s is a slice; give the whole model",
                      argv[first]);
@@ -594,5 +598,6 @@ int nk_cmd_plan(int argc, char **argv)
     nk_plan_free(plan);
     members_release(&members);
     nk_model_close(m);
+    free(file);
     return exit_code ? exit_code : nk_cli_flush(NK_EXIT_OK);
 }

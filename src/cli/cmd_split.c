@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "cli/interrupt.h"
+#include "cli/model_source.h"
 #include "slice/slice.h"
 
 int nk_cmd_split(int argc, char **argv);
@@ -80,14 +81,16 @@ int nk_cmd_split(int argc, char **argv)
     };
     const struct nk_command cmd = {
         .usage = "split MODEL.gguf (--into K | --layers RANGES) --out DIR",
-        .summary = "Cuts a model into slices that workers load: NAME.000-014.gguf ..., "
-                   "NAME.vocab.gguf (metadata and tokenizer) and manifest.json (sizes and SHA-256 "
-                   "of each). Run again, it redoes only what is missing or damaged.",
+        .summary =
+            "Cuts a model into slices that workers load: NAME.000-014.gguf ..., "
+            "NAME.vocab.gguf (metadata and tokenizer) and manifest.json (sizes and SHA-256 "
+            "of each). Run again, it redoes only what is missing or damaged. " NK_MODEL_SOURCE_HELP,
         .args = args,
         .n_min = 1,
         .n_max = 1,
     };
     struct nk_error err;
+    char *path;
     int first, exit_code, rc;
 
     if (nk_cli_parse(argc, argv, &cmd, &first, &exit_code))
@@ -100,8 +103,11 @@ int nk_cmd_split(int argc, char **argv)
         nk_fail(&err, NK_E_INVALID, "bad_argument", "--out is missing: the folder to write to");
         return nk_cli_report(&err);
     }
+    if (nk_model_source(&path, argv[first], &err)) /* until here a signal ends it at once */
+        return nk_cli_report(&err);
     catch_signals();
-    rc = split(argv[first], into, layers, out, &err);
+    rc = split(path, into, layers, out, &err);
+    free(path);
     if (rc)
         exit_code = nk_cli_report(&err);
     return signal_seen && rc ? nk_interrupt_exit_code(signal_seen) : exit_code;

@@ -10,6 +10,7 @@
 #include "cli/generate.h"
 #include "cli/interrupt.h"
 #include "cli/local.h"
+#include "cli/model_source.h"
 #include "cli/serve.h"
 
 int nk_cmd_up(int argc, char **argv);
@@ -79,11 +80,16 @@ static int up(struct nk_generate *g, const struct nk_serve *s, struct nk_local_o
 {
     struct nk_local_files *files = NULL;
     struct nk_local *l = NULL;
+    char *path = NULL;
     struct nk_error err;
     int code, rc = nk_generate_prepare(g, false, &err);
 
     if (!rc && s)
         rc = nk_serve_check(s, &err);
+    if (!rc)
+        rc = nk_model_source(&path, o->model_path, &err);
+    if (!rc)
+        o->model_path = path;
     if (!rc)
         rc = nk_local_files_make(&files, o, &err);
     /* Until here Ctrl-C ends it at once: there is nothing to end before. */
@@ -97,6 +103,7 @@ static int up(struct nk_generate *g, const struct nk_serve *s, struct nk_local_o
                                      : nk_cli_report(&err);
     nk_local_stop(l);
     nk_local_files_free(files);
+    free(path);
     nk_generate_release(g);
     return nk_generate_exit(code);
 }
@@ -134,10 +141,12 @@ int nk_cmd_up(int argc, char **argv)
     const struct nk_command cmd = {
         .usage = "up MODEL.gguf [--workers K] [--prompt TEXT | --file FILE | --chat | --listen "
                  "HOST:PORT] ...",
-        .summary = "Runs a model over several worker processes on this machine: cuts it into "
-                   "slices (in the cache), starts the workers, checks them, and generates from the "
-                   "prompt, or converses. Without a prompt it serves the HTTP APIs and the page, "
-                   "as nakshatra serve does. Ctrl-C ends everything it started.",
+        .summary =
+            "Runs a model over several worker processes on this machine: cuts it into "
+            "slices (kept in $XDG_CACHE_HOME/nakshatra, else ~/.cache/nakshatra; nakshatra "
+            "cache lists and empties it), starts the workers, checks them, and generates "
+            "from the prompt, or converses. Without a prompt it serves the HTTP APIs and the page, "
+            "as nakshatra serve does. Ctrl-C ends everything it started. " NK_MODEL_SOURCE_HELP,
         .args = args,
         .n_min = 1,
         .n_max = 1,

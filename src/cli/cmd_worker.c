@@ -14,6 +14,7 @@
 #include "cli/cache_args.h"
 #include "cli/cli.h"
 #include "cli/spinning.h"
+#include "pieces/shelf.h"
 #include "slice/slice.h"
 #include "stage/stage.h"
 #include "worker/worker.h"
@@ -150,9 +151,11 @@ static int check_options(struct options *o, struct nk_error *err)
     return 0;
 }
 
-/* The slice's path: as given, or cut from the model into the cache. *path owned by the caller. */
-static int find_slice(const struct options *o, char **path, struct nk_error *err)
+/* The slice's path: as given, or cut from the model into the cache, where *hold (closed by the
+ * caller; -1: none) keeps it until it is open. *path owned by the caller. */
+static int find_slice(const struct options *o, char **path, int *hold, struct nk_error *err)
 {
+    char hash[NK_SHA256_HEX];
     struct nk_range range;
     nk_model *m;
     int n, rc;
@@ -169,7 +172,11 @@ static int find_slice(const struct options *o, char **path, struct nk_error *err
         return rc;
     rc = nk_ranges_check(m, &range, 1, false, err);
     if (!rc)
+        rc = nk_model_hash(m, hash, err);
+    if (!rc) {
+        *hold = nk_shelf_make_room(m, &range, 1);
         rc = nk_slice_cached(m, range, o->how, path, err);
+    }
     nk_model_close(m);
     return rc;
 }
@@ -266,7 +273,7 @@ int nk_cmd_worker(int argc, char **argv)
     char *slice = NULL;
     const char *why; /* nk_log's arguments are only evaluated when it logs */
     struct nk_error err;
-    int first, code, rc;
+    int first, code, rc, hold = -1;
 
     if (nk_cli_parse(argc, argv, &cmd, &first, &code))
         return code;
@@ -274,7 +281,7 @@ int nk_cmd_worker(int argc, char **argv)
     if (rc)
         goto out;
     nk_cli_bound_spinning(argv);
-    rc = find_slice(&o, &slice, &err);
+    rc = find_slice(&o, &slice, &hold, &err);
     if (!rc && o.cluster)
         rc = nk_cluster_read(&cluster, o.cluster, &err);
     if (!rc && o.tls_ca) {
@@ -320,6 +327,9 @@ int nk_cmd_worker(int argc, char **argv)
     opts.trace_path = o.trace;
     nk_stage_global_init(o.device);
     rc = nk_worker_start(&w, &opts, &err);
+    if (hold >= 0)
+        close(hold);
+    hold = -1;
     if (!rc)
         rc = catch_signals(&err);
     if (rc) {
@@ -346,6 +356,8 @@ int nk_cmd_worker(int argc, char **argv)
     signal(SIGINT, SIG_DFL);
     nk_worker_stop(w, (uint32_t)o.drain_ms);
 out:
+    if (hold >= 0)
+        close(hold);
     free(slice);
     free(cluster);
     nk_buf_release(&ca);

@@ -16,6 +16,7 @@
 #include "base/cpu.h"
 #include "base/file.h"
 #include "cli/interrupt.h"
+#include "pieces/shelf.h"
 #include "slice/slice.h"
 
 enum {
@@ -35,6 +36,8 @@ void nk_local_files_free(struct nk_local_files *f)
     for (int i = 0; i < NK_CLUSTER_WORKERS_MAX; i++)
         free(f->slices[i]);
     free(f->vocab);
+    if (f->hold >= 0)
+        close(f->hold);
     free(f->cluster);
     free(f);
 }
@@ -77,11 +80,14 @@ int nk_local_files_make(struct nk_local_files **out, const struct nk_local_opts 
         free(f);
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
     }
+    f->hold = -1;
     rc = nk_model_open(&m, o->model_path, err);
     if (!rc)
         rc = choose_ranges(m, o, ranges, &n, err);
     if (!rc)
         rc = nk_model_hash(m, f->cluster->model_sha256, err);
+    if (!rc)
+        f->hold = nk_shelf_make_room(m, ranges, n);
     if (!rc)
         rc = nk_vocab_cached(m, o->verify, &f->vocab, err);
     for (int i = 0; !rc && i < n; i++) {

@@ -39,6 +39,7 @@ struct nk_local {
 struct nk_local_files {
     char *slices[NK_CLUSTER_WORKERS_MAX], *vocab;
     struct nk_cluster *cluster; /* without addresses */
+    int hold;                   /* keeps others from removing them (pieces/shelf.h); -1: nothing */
 };
 int nk_local_files_make(struct nk_local_files **out, const struct nk_local_opts *opts,
                         struct nk_error *err);

@@ -18,6 +18,7 @@ int main(int argc, char **argv)
     nk_log_init();
     nk_fault_init(NK_EXIT_FAILED);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGIO, SIG_IGN);   /* somebody opens a file whose lease is looked at (pieces/shelf.c) */
     signal(SIGXFSZ, SIG_IGN); /* a file past the shell's limit is an error message, not a death */
     if (argc < 2) {
         nk_cli_print_commands(stderr);

@@ -127,7 +127,7 @@ struct nk_enrol_join_opts {
      * a crash on either side is the same machine asking; NULL: the key is only in memory. The
      * caller removes it after nk_identity_write. */
     const char *key_path;
-    const struct nk_identity *old; /* or NULL: keeps its id, if it is of this cluster */
+    const struct nk_identity_files *old; /* or NULL: keeps its id, if it is of this cluster */
     struct nk_clock *clock;
 };
 /* Joins with a token. Blocks, at most NK_ENROL_CLIENT_MS by the clock. The process ignores
@@ -143,9 +143,10 @@ int nk_enrol_join(const struct nk_enrol_join_opts *opts, struct nk_enrolled *out
                   struct nk_error *err);
 
 struct nk_enrol_renew_opts {
-    const struct nk_identity *identity; /* may have expired, up to NK_CERTIFICATE_GRACE_S ago */
-    const struct nk_joined *joined;     /* where to ask */
-    const char *name;                   /* NULL: joined's */
+    const struct nk_identity_files
+        *identity;                  /* may have expired, up to NK_CERTIFICATE_GRACE_S ago */
+    const struct nk_joined *joined; /* where to ask */
+    const char *name;               /* NULL: joined's */
     const char *version;
     struct nk_clock *clock;
 };

@@ -34,7 +34,7 @@ struct target {
     char address[46];
     int port;
     enum state state;
-    uint64_t begin_ns, end_ns; /* of what it does now */
+    uint64_t end_ns; /* of what it does now */
     int fd;
     SSL *ssl;
     short events;
@@ -52,10 +52,11 @@ struct enrolment {
     struct target targets[TARGETS_MAX];
     int n_targets;
     struct target *active; /* has the request */
+    uint64_t next_ns;      /* when the next address is begun */
     uint64_t end_ns;
-    struct nk__enrol_request request; /* without proofs */
-    const struct nk_token *token;     /* NULL: it renews */
-    const struct nk_identity *old;    /* or NULL */
+    struct nk__enrol_request request;    /* without proofs */
+    const struct nk_token *token;        /* NULL: it renews */
+    const struct nk_identity_files *old; /* or NULL */
 };
 
 static struct nk_bytes bytes_of(const struct nk_buf *b)
@@ -150,12 +151,7 @@ static void give_up(struct target *t, const char *text)
     t->state = FAILED;
     if (t->all->active == t)
         t->all->active = NULL;
-    for (int i = 0; i < t->all->n_targets; i++) { /* the next one need not wait */
-        if (t->all->targets[i].state == WAITING) {
-            t->all->targets[i].begin_ns = 0;
-            break;
-        }
-    }
+    t->all->next_ns = 0; /* the next one need not wait */
 }
 
 static void enter(struct target *t, enum state state, short events)
@@ -305,14 +301,25 @@ static void time_out(struct target *t)
 }
 
 /* ---- all of them ---- */
+/* The next address to be tried; NULL: all were, or there is no need now. */
+static struct target *next_target(struct enrolment *e)
+{
+    for (int i = 0; i < e->n_targets && !e->active; i++)
+        if (e->targets[i].state == WAITING)
+            return &e->targets[i];
+    return NULL;
+}
+
 /* Begins what is due. False: there is nothing left to wait for. */
 static bool begin_due(struct enrolment *e)
 {
+    struct target *next;
     bool alive = false;
 
-    for (int i = 0; i < e->n_targets && !e->active; i++)
-        if (e->targets[i].state == WAITING && now_ns(e) >= e->targets[i].begin_ns)
-            begin_connect(&e->targets[i]);
+    while ((next = next_target(e)) && now_ns(e) >= e->next_ns) {
+        e->next_ns = now_ns(e) + STAGGER_MS * MS;
+        begin_connect(next);
+    }
     for (int i = 0; i < e->n_targets && !e->active; i++)
         if (e->targets[i].state == READY)
             begin_request(&e->targets[i]);
@@ -327,14 +334,15 @@ static void wait_for_any(struct enrolment *e)
     uint64_t first = e->end_ns;
     int wait;
 
+    if (next_target(e) && e->next_ns < first)
+        first = e->next_ns;
     for (int i = 0; i < e->n_targets; i++) {
         const struct target *t = &e->targets[i];
-        uint64_t due = t->state == WAITING ? t->begin_ns : t->end_ns;
+        bool idle = t->state == WAITING || t->state == READY || t->state == FAILED;
 
-        polls[i + 1] = (struct pollfd){ .fd = t->state == READY ? -1 : t->fd, .events = t->events };
-        if (t->state != FAILED && t->state != READY && (t->state != WAITING || !e->active) &&
-            due < first)
-            first = due;
+        polls[i + 1] = (struct pollfd){ .fd = idle ? -1 : t->fd, .events = t->events };
+        if (!idle && t->end_ns < first)
+            first = t->end_ns;
     }
     wait = nk_clock_wait_ms(e->clock, first);
     poll(polls, (nfds_t)e->n_targets + 1, wait);
@@ -347,8 +355,6 @@ static void wait_for_any(struct enrolment *e)
 /* The target whose answer is there; NULL: none has one, and each says why. */
 static struct target *exchange(struct enrolment *e)
 {
-    for (int i = 0; i < e->n_targets; i++)
-        e->targets[i].begin_ns = now_ns(e) + (uint64_t)i * STAGGER_MS * MS;
     e->end_ns = now_ns(e) + NK_ENROL_CLIENT_MS * MS;
     while (begin_due(e)) {
         wait_for_any(e);

@@ -404,6 +404,8 @@ static bool let_in(nk_enrol_server *s)
         drop(s, TAILQ_FIRST(&s->connections)); /* or poll() would call again for ever, at once */
         return false;
     }
+    if (fd < 0 && (errno == EMFILE || errno == ENFILE))
+        nk_sleep_ms(50); /* there is none of ours to drop */
     if (fd < 0)
         return errno == EINTR || errno == ECONNABORTED;
     if (s->n_connections == (size_t)s->opts.connections_max)

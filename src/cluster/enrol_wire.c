@@ -322,7 +322,9 @@ int nk__ssl_wait(SSL *ssl, int answer, short *events, struct nk_error *err)
         *events = what == SSL_ERROR_WANT_READ ? POLLIN : POLLOUT;
         return 0;
     }
-    if (what == SSL_ERROR_SSL)
+    /* OpenSSL 3 calls an end without a farewell a fault of the protocol. */
+    if (what == SSL_ERROR_SSL &&
+        ERR_GET_REASON(ERR_peek_last_error()) != SSL_R_UNEXPECTED_EOF_WHILE_READING)
         return nk_fail(err, NK_E_UNAVAILABLE, "peer_gone", "TLS: %s", nk__ssl_reason());
     ERR_clear_error();
     return nk_fail(err, NK_E_UNAVAILABLE, "peer_gone", "%s",

@@ -259,14 +259,15 @@ int nk_identity_write(const char *dir, struct nk_bytes ca, struct nk_bytes certi
 }
 
 /* The three files of the folder at path. */
-static int read_from(struct nk_identity *id, const char *dir, struct nk_error *err)
+static int read_from(struct nk_identity_files *id, const char *dir, struct nk_error *err)
 {
     char path[4096];
     int rc;
 
-    nk_buf_reset(&id->ca);
-    nk_buf_reset(&id->certificate);
-    nk_buf_reset(&id->key);
+    /* What an earlier try has read. */
+    nk_buf_release(&id->ca);
+    nk_buf_release(&id->certificate);
+    nk__forget(&id->key);
     if (!join(path, dir, "certificate.pem"))
         return too_long(dir, err);
     rc = nk_file_read(path, NK_PEM_BYTES_MAX, &id->certificate, err);
@@ -289,7 +290,7 @@ static int bad_identity(const char *dir, struct nk_error *err)
                    dir, why.msg);
 }
 
-int nk_identity_read(struct nk_identity *out, const char *dir, struct nk_error *err)
+int nk_identity_read(struct nk_identity_files *out, const char *dir, struct nk_error *err)
 {
     struct nk_error own;
     char name[16], again[16], path[4096];
@@ -297,7 +298,7 @@ int nk_identity_read(struct nk_identity *out, const char *dir, struct nk_error *
 
     if (!err)
         err = &own;
-    *out = (struct nk_identity){ 0 };
+    *out = (struct nk_identity_files){ 0 };
     nk_buf_init(&out->ca, NK_PEM_BYTES_MAX);
     nk_buf_init(&out->certificate, NK_PEM_BYTES_MAX);
     nk_buf_init(&out->key, NK_PEM_BYTES_MAX);
@@ -328,7 +329,7 @@ int nk_identity_read(struct nk_identity *out, const char *dir, struct nk_error *
     return rc;
 }
 
-void nk_identity_release(struct nk_identity *id)
+void nk_identity_release(struct nk_identity_files *id)
 {
     nk_buf_release(&id->ca);
     nk_buf_release(&id->certificate);

@@ -42,7 +42,7 @@ int nk_secret_write(const char *path, struct nk_bytes text, struct nk_error *err
 int nk_identity_write(const char *dir, struct nk_bytes ca, struct nk_bytes certificate,
                       struct nk_bytes key, struct nk_error *err);
 
-struct nk_identity {
+struct nk_identity_files {
     struct nk_certificate about;
     struct nk_buf ca, certificate, key; /* PEM */
 };
@@ -50,8 +50,8 @@ struct nk_identity {
  * Whether it has expired is not looked at.
  *   NOT_FOUND  no_identity   there is none (yet)
  *   DATA_LOSS  bad_identity  it is damaged: the file, and what is wrong with it */
-int nk_identity_read(struct nk_identity *out, const char *dir, struct nk_error *err);
-void nk_identity_release(struct nk_identity *id);
+int nk_identity_read(struct nk_identity_files *out, const char *dir, struct nk_error *err);
+void nk_identity_release(struct nk_identity_files *id);
 /* Forgets who this machine was: the whole folder goes. Harmless where there is none. */
 int nk_identity_remove(const char *dir, struct nk_error *err);
 

@@ -231,9 +231,9 @@ static void log_change(const struct nk_snapshot *s)
     if (s->ready)
         nk_log(NK_LOG_GATEWAY, NK_LOG_INFO, "state=ready workers=%d chains=%d epoch=%llu", n, s->n,
                (unsigned long long)s->set->epoch);
-    else
-        nk_log(NK_LOG_GATEWAY, NK_LOG_WARN, "state=not_ready reason=%s msg=%s", s->not_ready.reason,
-               nk_log_quote(quoted, sizeof quoted, s->not_ready.msg));
+    else /* that there is no chain yet is nobody's fault */
+        nk_log(NK_LOG_GATEWAY, s->n ? NK_LOG_WARN : NK_LOG_INFO, "state=not_ready reason=%s msg=%s",
+               s->not_ready.reason, nk_log_quote(quoted, sizeof quoted, s->not_ready.msg));
 }
 
 /* Calls one of the list that waits no longer than until end_ns. False: there is none. Under the

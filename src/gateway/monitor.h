@@ -1,6 +1,6 @@
 /* What the workers are and how they fare, asked only when somebody wants to know: a thread that has
- * the chains in force checked and probed, and publishes snapshots. How they are asked is handed in. A
- * second thread answers those who do not want to wait until the workers have answered. */
+ * the chains in force checked and probed, and publishes snapshots. How they are asked is handed
+ * in. A second thread answers those who do not want to wait until the workers have answered. */
 #ifndef NK_GATEWAY_MONITOR_H
 #define NK_GATEWAY_MONITOR_H
 

@@ -52,7 +52,7 @@ static void tell_apart(struct nk_readiness *r)
 /* Asks for looks where something is away that may come back. */
 static void listen(struct nk_readiness *r)
 {
-    bool listens = r->paused || (n_ok(r) && n_ok(r) < n_replicas(r));
+    bool listens = r->paused || n_ok(r) < n_replicas(r);
 
     if (listens != r->listens && r->monitor) {
         nk__monitor_listen(r->monitor, listens ? 1 : -1);

@@ -22,6 +22,9 @@ enum {
     SEQUENCES = 8,
     N_CTX_DEFAULT_MAX = 8192, /* as the stage takes it for 0 */
     BUFFERS_BYTES = 64 << 20, /* allowed for besides weights and caches */
+    /* Weights that are tried, in sizes of the cache: of three, with random replacement, a
+     * twentieth would be found there; of five hardly anything. */
+    CACHES = 5,
 };
 /* Of weights that are tried at once, where one layer is not more. */
 static const uint64_t weights_max = (uint64_t)1536 << 20;
@@ -364,7 +367,7 @@ static int measure(struct work *w, struct nk_error *err)
     if (rc)
         goto out;
     w->n_tried =
-        nk__ranges_choose(w->m, &w->shapes, cost, 3 * nk__cpu_cache_bytes(), max, ranges, err);
+        nk__ranges_choose(w->m, &w->shapes, cost, CACHES * nk__cpu_cache_bytes(), max, ranges, err);
     for (int i = 0; i < w->n_tried; i++)
         w->tried[i].range = ranges[i];
     if (!w->n_tried) {

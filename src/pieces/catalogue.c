@@ -1,8 +1,11 @@
 #include "pieces/catalogue.h"
 
+#include <dirent.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/file.h"
@@ -10,7 +13,7 @@
 
 static const char magic[8] = { 'n', 'k', 'c', 'a', 't', ' ', '1', '\n' };
 
-enum { SHARDS_MAX = 4096, NAME_MAX_BYTES = 200 };
+enum { SHARDS_MAX = 4096, NAME_MAX_BYTES = 200, CATALOGUES_KEPT_MAX = 32 };
 
 /* ---- digests ---- */
 
@@ -256,7 +259,7 @@ bool nk__part_is_wanted(const nk_catalogue *c, int part, const uint64_t *wants)
 
 /* ---- bytes ---- */
 
-/* Numbers as they are in memory: this runs on little-endian machines only (cmake refuses others). */
+/* Numbers as they are in memory: cmake refuses machines that are not little endian. */
 static int add_u32(struct nk_buf *b, uint32_t v, struct nk_error *err)
 {
     return nk_buf_add(b, &v, sizeof v, err);
@@ -487,12 +490,43 @@ static char *cache_path(const char *prefix, const char *id)
     return nk_buf_take(&path, NULL);
 }
 
+/* Removes the oldest catalogue, and again while there are too many: of a large vocabulary each has
+ * 10 MB. */
+static void remove_oldest(const char *dir)
+{
+    for (int n = CATALOGUES_KEPT_MAX + 1; n > CATALOGUES_KEPT_MAX;) {
+        struct timespec oldest = { 0 };
+        char name[NK_SHA256_HEX] = "";
+        DIR *d = opendir(dir);
+        struct dirent *e;
+
+        n = 0;
+        while (d && (e = readdir(d))) {
+            struct stat st;
+
+            if (!nk__is_id(e->d_name) || fstatat(dirfd(d), e->d_name, &st, 0))
+                continue;
+            if (!n++ || st.st_mtim.tv_sec < oldest.tv_sec ||
+                (st.st_mtim.tv_sec == oldest.tv_sec && st.st_mtim.tv_nsec < oldest.tv_nsec)) {
+                oldest = st.st_mtim;
+                memcpy(name, e->d_name, sizeof name);
+            }
+        }
+        if (n > CATALOGUES_KEPT_MAX && unlinkat(dirfd(d), name, 0))
+            n = 0;
+        if (d)
+            closedir(d);
+    }
+}
+
 void nk_catalogue_keep(const nk_catalogue *c)
 {
     char *path = cache_path("", c->id);
 
-    if (path && access(path, R_OK))
-        nk_file_write(path, c->bytes, c->size, NULL);
+    if (path && access(path, R_OK) && !nk_file_write(path, c->bytes, c->size, NULL)) {
+        *strrchr(path, '/') = '\0';
+        remove_oldest(path);
+    }
     free(path);
 }
 

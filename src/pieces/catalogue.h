@@ -75,8 +75,8 @@ int nk_catalogue_make(nk_catalogue **out, nk_model *m, struct nk_error *err);
 int nk_catalogue_parse(nk_catalogue **out, const void *bytes, size_t size, struct nk_error *err);
 
 /* A catalogue that was made or fetched is kept in the cache folder by its id, and found there after
- * a restart. keep: best effort. find: NOT_FOUND `no_catalogue`; what is there and is not what it is
- * named is removed. */
+ * a restart; the 32 that came last are. keep: best effort. find: NOT_FOUND `no_catalogue`; what is
+ * there and is not what it is named is removed. */
 void nk_catalogue_keep(const nk_catalogue *c);
 int nk_catalogue_find(nk_catalogue **out, const char *id, struct nk_error *err);
 

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -500,6 +501,9 @@ static void release(nk_fetch *f)
         nk__places_unref(f->locals[i].places);
     for (int i = 0; i < f->n_buffers; i++)
         free(f->buffers[i]);
+    /* Whoever serves from the file keeps it open, and the lock would live as long. */
+    if (f->file)
+        flock(f->file->fd, LOCK_UN);
     nk__places_unref(f->file);
     if (f->journal_fd >= 0)
         close(f->journal_fd);

@@ -14,7 +14,8 @@ enum {
     THREADS = 2,
     MESSAGE_BYTES = 1 << 20,
     HOLDERS_MAX = 256, /* of one catalogue */
-    CATALOGUE_STREAMS_MAX = 4,
+    CATALOGUE_STREAMS_MAX = 16,
+    PEER_CATALOGUES_MAX = 2, /* of one peer */
 };
 
 /* A catalogue, and who has what of it. */
@@ -503,10 +504,12 @@ static void part_message(nk_call *c, void *user, struct nk_bytes msg)
     nakshatra__v1__part_request__free_unpacked(q, NULL);
 }
 
-/* The peer's address without its port. */
+/* Who it is: a member of the cluster by its id, however many addresses it has; else the peer's
+ * address without its port. */
 static void set_peer(struct stream *t)
 {
-    const char *peer = nk_call_peer(t->call), *colon = strrchr(peer, ':');
+    const char *id = nk_call_identity(t->call), *peer = id[0] ? id : nk_call_peer(t->call),
+               *colon = strrchr(peer, ':');
     size_t n = colon ? (size_t)(colon - peer) : strlen(peer);
 
     if (n >= sizeof t->peer)
@@ -524,15 +527,15 @@ static bool count(struct stream *t)
 
     if (t->what == ASKED_HAVE)
         return true;
+    LIST_FOREACH(o, &s->streams, link)
+    {
+        n += o->what == t->what && o->counted && !strcmp(o->peer, t->peer);
+    }
     if (t->what == ASKED_CATALOGUE) {
-        if (s->n_catalogues == CATALOGUE_STREAMS_MAX)
+        if (s->n_catalogues == CATALOGUE_STREAMS_MAX || n == PEER_CATALOGUES_MAX)
             return false;
         s->n_catalogues++;
         return t->counted = true;
-    }
-    LIST_FOREACH(o, &s->streams, link)
-    {
-        n += o->what == ASKED_PART && o->counted && !strcmp(o->peer, t->peer);
     }
     if (s->n_parts == NK_PIECES_STREAMS_MAX || n == NK_PIECES_PEER_STREAMS_MAX)
         return false;

@@ -474,6 +474,7 @@ static void remove_source(struct nk__source *s)
 {
     s->f->n_sources--;
     s->removed = true;
+    s->at_ns = 0; /* or it would be due for ever */
     give_up_source(s);
     if (!s->n_calls)
         source_free(s);

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { FIRST = 1, LAST = 2, ROLES = 4, TABLE_MAX = 64 << 20 };
+enum { FIRST = 1, LAST = 2, ROLES = 4, TABLE_MAX = 16 << 20 };
 
 /* How this machine came to a state: with how many blocks (0: it is not in it) and as what. */
 struct step {

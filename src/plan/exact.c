@@ -35,7 +35,7 @@ static void trace(const struct state *states, size_t row, const int *list, int n
 }
 
 double nk__exact(struct nk__problem *p, const struct nk__load *load, double busy_max,
-                 const int *list, int n, int k_min, int k_max, struct nk__chain *out)
+                 const int *list, int n, int k_min, int k_max, int must, struct nk__chain *out)
 {
     size_t row = (size_t)p->n_blocks + 1;
     struct state *states;
@@ -112,7 +112,8 @@ double nk__exact(struct nk__problem *p, const struct nk__load *load, double busy
                         own[e] = (struct state){ value[e] + price[i].fixed, (int16_t)at[e],
                                                  (int16_t)who[at[e]] };
             }
-            if (k >= k_min && own[p->n_blocks].ms + price[i].head < best) {
+            if (k >= k_min && (must < 0 || set & 1 << must) &&
+                own[p->n_blocks].ms + price[i].head < best) {
                 best = own[p->n_blocks].ms + price[i].head;
                 best_set = set;
                 best_last = i;

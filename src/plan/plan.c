@@ -9,7 +9,7 @@
 
 #include "plan/plan_int.h"
 
-enum { ALTERNATIVES_MAX = 16, EXPLAINED_MAX = 32, SEARCH_STATES = 1000000 };
+enum { ALTERNATIVES_MAX = 16, EXPLAINED_MAX = 16, SEARCH_STATES = 1000000 };
 
 struct nk_plan_opts nk_plan_opts_default(void)
 {
@@ -293,7 +293,8 @@ static int fill_chains(const struct nk__problem *p, const struct choice *c, stru
     return 0;
 }
 
-/* The best that the first chain could be with m somewhere in it: INFINITY when nowhere. */
+/* The best of all chains that m is in, where that can be had; else the best that the first chain
+ * could be with m somewhere in it. INFINITY: there is none. */
 static int value_with(struct nk__problem *p, const struct nk__chain *chain, int m, int streams,
                       double *value, struct nk_error *err)
 {
@@ -305,6 +306,14 @@ static int value_with(struct nk__problem *p, const struct nk__chain *chain, int 
     *value = INFINITY;
     if (!c)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    if (p->n <= NK_PLAN_EXACT_MAX && p->opts->objective == NK_PLAN_ONE_STREAM) {
+        for (int i = 0; i < p->n; i++)
+            order[i] = i;
+        *value = nk__exact(p, &load, INFINITY, order, p->n, 1, p->n, m, c);
+        if (*value < 0)
+            rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+        places = 0;
+    }
     /* In long chains first, second, last but one and last stand for all. */
     for (int at = 0; at < places && places <= p->n_blocks && !rc; at++) {
         double limit = INFINITY;
@@ -313,7 +322,7 @@ static int value_with(struct nk__problem *p, const struct nk__chain *chain, int 
             continue;
         for (int i = 0, j = 0; i < places; i++)
             order[i] = i == at ? m : chain->machine[j++];
-        for (int round = 0; round < 12 && !rc; round++) {
+        for (int round = 0; round < 8 && !rc; round++) {
             if (nk__cut(p, &load, limit, order, places, c) < 0)
                 rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
             if (rc || !c->n)
@@ -403,8 +412,9 @@ static int explain_spare(struct nk__problem *p, const struct choice *c, int m, i
         say(out->why, "it would gain too little: %s would get %.4g tokens/s with it, %.4g without",
             than, value, now);
     else
-        say(out->why, "added to the chain where it does best, %s would get %.4g tokens/s, not %.4g",
-            than, value, now);
+        say(out->why,
+            "%s would get %.4g tokens/s, not %.4g, in the best chain that was found with it", than,
+            value, now);
     return 0;
 }
 

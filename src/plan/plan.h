@@ -37,7 +37,7 @@
 
 enum {
     NK_PLAN_ID_MAX = 64,         /* with its NUL */
-    NK_PLAN_MEMBERS_MAX = 4096,  /* 1,000 are planned in milliseconds */
+    NK_PLAN_MEMBERS_MAX = 2048,  /* 1,000 are planned in milliseconds */
     NK_PLAN_LAYERS_MAX = 1024,   /* as NK_LAYERS_MAX */
     NK_PLAN_LINKS_MAX = 1 << 20, /* measured pairs: each with each of 1,000 */
     NK_PLAN_STREAMS_MAX = 65536,

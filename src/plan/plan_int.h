@@ -102,8 +102,9 @@ void nk__advance(struct nk__problem *p, double slope, const double *from, const 
 /* The solvers below choose among the n machines in list, and answer with the chain whose one group
  * waits the least (returned; INFINITY: there is none) under `load`, with no machine and no link
  * busy for more than busy_max, of k_min to k_max stages. A negative return: no memory for that. */
+/* must: list[must] is in it; -1: whoever. */
 double nk__exact(struct nk__problem *p, const struct nk__load *load, double busy_max,
-                 const int *list, int n, int k_min, int k_max, struct nk__chain *out);
+                 const int *list, int n, int k_min, int k_max, int must, struct nk__chain *out);
 
 /* Arriving at list[i] costs arrive[i], wherever one comes from, and each block weighs block_bytes,
  * with its KV. p->equal_costs must hold. The stages between the first and the last are in the order

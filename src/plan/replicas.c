@@ -140,11 +140,28 @@ int nk__replicas(struct nk__problem *p, struct nk__chain chains[NK_PLAN_CHAINS_M
 
 double nk__rate_bound(const struct nk__problem *p, double least_ms)
 {
-    double sum = 0;
+    struct nk__load one = nk__load_of(1, 1);
+    double *caps = malloc((size_t)p->n * sizeof *caps), most = 0, sum = 0;
+    double whole = p->cost[p->n_blocks];
+    int *lo = malloc(((size_t)p->n_blocks + 1) * sizeof *lo);
 
-    for (int i = 0; i < p->n; i++)
-        sum += 1e3 / nk__least_each(p, i, p->opts->streams);
-    sum /= p->cost[p->n_blocks];
+    for (int i = 0; caps && lo && i < p->n; i++) {
+        struct nk__price price = nk__price_of(p, &one, i);
+
+        caps[i] = nk__most_cost(p, &price, i, lo);
+        most = fmax(most, caps[i]);
+    }
+    for (int i = 0; i < p->n; i++) {
+        int n_stages = 1, rows; /* a chain with this machine has at least so many */
+
+        if (caps && lo && most > 0)
+            n_stages += (int)fmin(ceil((whole - caps[i]) / most - 1e-9), 1 << 20);
+        rows = (p->opts->streams + n_stages - 1) / n_stages;
+        sum += 1e3 / nk__least_each(p, i, rows);
+    }
+    sum /= whole;
+    free(caps);
+    free(lo);
     return least_ms > 0 ? fmin(sum, p->opts->streams * 1e3 / least_ms) : sum;
 }
 

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { STARTS = 12, LENGTHS_TRIED = 24, SEARCH_WELL = 500000 };
+
 struct solver {
     struct nk__problem *p;
     enum nk_plan_objective objective;
@@ -50,7 +52,7 @@ static double shortest_of_all(struct solver *s, const struct nk__load *load, dou
                               const int *order, int k, struct nk__chain *out)
 {
     (void)order;
-    return nk__exact(s->p, load, busy_max, s->list, s->n, k, k, out);
+    return nk__exact(s->p, load, busy_max, s->list, s->n, k, k, -1, out);
 }
 
 static double shortest_in_order(struct solver *s, const struct nk__load *load, double busy_max,
@@ -113,7 +115,8 @@ static int solve_exactly(struct solver *s)
                          isfinite(s->best->value) ? s->best->value * (1 - 1e-12) : INFINITY);
     } else {
         c = malloc(sizeof *c);
-        rc = !c || nk__exact(s->p, &one, INFINITY, s->list, s->n, s->k_min, s->n, c) < 0 ? -1 : 0;
+        rc = !c || nk__exact(s->p, &one, INFINITY, s->list, s->n, s->k_min, s->n, -1, c) < 0 ? -1
+                                                                                             : 0;
         if (!rc)
             offer(s, c);
         free(c);
@@ -245,7 +248,7 @@ static int try_order(struct solver *s, const int *order, int k)
     if (k < 1 || k < s->k_min || k > s->p->n_blocks)
         return 0;
     if (s->objective == NK_PLAN_RATE)
-        return balance(s, shortest_in_order, order, k, 20,
+        return balance(s, shortest_in_order, order, k, 12,
                        isfinite(s->best->value) ? s->best->value * (1 - 1e-9) : INFINITY);
     c = malloc(sizeof *c);
     if (!c || nk__cut(s->p, &one, INFINITY, order, k, c) < 0)
@@ -332,77 +335,163 @@ static int compare_worths(const void *a, const void *b)
     return x->machine - y->machine;
 }
 
-/* The k machines that together finish soonest, by halves; in order[0..k). Returns false where they
- * cannot hold the model. cap: what each can hold by its memory. */
-static bool choose_for_rate(struct solver *s, int k, const double *cap, struct worth *worths,
-                            int *order)
+/* The sum of the k largest of v, which is put into another order (Hoare's selection). */
+static double sum_largest(double *v, int n, int k)
+{
+    double sum = 0;
+
+    while (k > 0 && n > 1) {
+        double pivot = v[n / 2];
+        int i = 0, j = n - 1;
+
+        while (i <= j) {
+            while (v[i] > pivot)
+                i++;
+            while (v[j] < pivot)
+                j--;
+            if (i <= j) {
+                double t = v[i];
+
+                v[i++] = v[j];
+                v[j--] = t;
+            }
+        }
+        if (k <= j + 1) { /* v[0..j] are not below the pivot */
+            n = j + 1;
+        } else {
+            for (int x = 0; x < i; x++)
+                sum += x < k ? v[x] : 0;
+            v += i;
+            n -= i;
+            k -= i < k ? i : k;
+        }
+    }
+    return k > 0 && n > 0 ? sum + v[0] : sum;
+}
+
+/* What list[i] can do within a limit. cap: what it can hold by its memory. */
+static double within(const struct nk__problem *p, const struct nk__price *price, double cap,
+                     double limit)
+{
+    double left = limit - price->busy_fixed, own = cap;
+
+    if (left <= 0)
+        return 0;
+    if (price->busy_slope > 0)
+        own = left / price->busy_slope;
+    if (p->equal_costs && p->cost[1] > 0)
+        own = floor(own / p->cost[1] + 1e-9) * p->cost[1];
+    return fmin(own, cap);
+}
+
+/* How many stages, and what chains of that many cannot be better than. */
+struct length {
+    int k;
+    double bound, limit;
+};
+
+static int compare_lengths(const void *a, const void *b)
+{
+    const struct length *x = a, *y = b;
+
+    if (x->bound != y->bound)
+        return x->bound < y->bound ? -1 : 1;
+    return x->k - y->k;
+}
+
+/* The k machines that finish soonest by memory and time alone, ends and links for nothing: within
+ * which limit, by halves. prices, work: room for n. */
+static int bound_length(struct solver *s, const double *cap, struct nk__price *prices, double *work,
+                        struct length *out)
 {
     struct nk__problem *p = s->p;
-    struct nk__load load = nk__load_of(s->streams, k);
-    double low = 0, high = 0, sum, whole = p->cost[p->n_blocks];
+    struct nk__load load = nk__load_of(s->streams, out->k);
+    double low = 0, high = 0, whole = p->cost[p->n_blocks], way;
+
+    for (int i = 0; i < s->n; i++) {
+        prices[i] = nk__price_of(p, &load, s->list[i]);
+        high = fmax(high, prices[i].busy_fixed + whole * prices[i].busy_slope);
+    }
+    for (int round = 0; round < 32; round++) {
+        double limit = round ? (low + high) / 2 : high;
+
+        for (int i = 0; i < s->n; i++)
+            work[i] = within(p, &prices[i], cap[i], limit);
+        if (sum_largest(work, s->n, out->k) >= whole * (1 - 1e-9)) {
+            high = limit;
+        } else if (!round) {
+            out->bound = out->limit = INFINITY;
+            return 0;
+        } else {
+            low = limit;
+        }
+    }
+    p->n_states += s->n;
+    out->limit = high;
+    if (bound_way(s, &load, &way))
+        return -1;
+    out->bound = fmax(low, way);
+    return 0;
+}
+
+static int try_length(struct solver *s, const struct length *length, const double *cap,
+                      struct worth *worths, int *order)
+{
+    struct nk__problem *p = s->p;
+    struct nk__load load = nk__load_of(s->streams, length->k);
+    int rc, n = s->n;
 
     for (int i = 0; i < s->n; i++) {
         struct nk__price price = nk__price_of(p, &load, s->list[i]);
 
-        high = fmax(high, price.busy_fixed + whole * price.busy_slope);
+        worths[i] = (struct worth){ within(p, &price, cap[i], length->limit), s->list[i] };
     }
-    for (int round = 0; round <= 24; round++) {
-        double limit = round && round < 24 ? (low + high) / 2 : high;
-
-        for (int i = 0; i < s->n; i++) {
-            struct nk__price price = nk__price_of(p, &load, s->list[i]);
-            double free_ms = limit - price.busy_fixed, own;
-
-            own = free_ms <= 0 ? 0 : price.busy_slope > 0 ? free_ms / price.busy_slope : whole;
-            if (p->equal_costs)
-                own = floor(own / p->cost[1] + 1e-9) * p->cost[1];
-            worths[i] = (struct worth){ fmin(own, cap[i]), s->list[i] };
-        }
-        qsort(worths, (size_t)s->n, sizeof *worths, compare_worths);
-        sum = 0;
-        for (int i = 0; i < k; i++)
-            sum += worths[i].cost;
-        if (sum >= whole * (1 - 1e-9))
-            high = limit;
-        else if (!round)
-            return false;
-        else
-            low = limit;
-    }
+    qsort(worths, (size_t)s->n, sizeof *worths, compare_worths);
     for (int i = 0; i < s->n; i++)
         order[i] = worths[i].machine;
-    return true;
+    rc = try_order(s, order, length->k);
+    if (rc || !p->rtt)
+        return rc;
+    s->n = length->k; /* the same ones, each near to the one before */
+    nearest_first(s, order, length->k);
+    s->n = n;
+    return try_order(s, order, length->k);
 }
 
+/* Chains of each length against a bound of its own, and those that promise the most tried. */
 static int start_for_rate(struct solver *s, int *order)
 {
     struct nk__problem *p = s->p;
     struct nk__load one = nk__load_of(1, 1);
-    double *cap = malloc((size_t)s->n * sizeof *cap);
+    int k_max = s->n < p->n_blocks ? s->n : p->n_blocks, n = 0, rc = 0;
+    int n_tried = p->search_states >= SEARCH_WELL ? LENGTHS_TRIED : LENGTHS_TRIED / 6;
+    double *cap = malloc(2 * (size_t)s->n * sizeof *cap), *work = cap + s->n;
     struct worth *worths = malloc((size_t)s->n * sizeof *worths);
-    int *lo = malloc(((size_t)p->n_blocks + 1) * sizeof *lo), rc = cap && worths && lo ? 0 : -1;
-    int k_max = s->n < p->n_blocks ? s->n : p->n_blocks;
+    struct nk__price *prices = malloc((size_t)s->n * sizeof *prices);
+    struct length *lengths = malloc(((size_t)k_max + 1) * sizeof *lengths);
+    int *lo = malloc(((size_t)p->n_blocks + 1) * sizeof *lo);
 
+    if (!cap || !worths || !prices || !lengths || !lo)
+        rc = -1;
     for (int i = 0; i < s->n && !rc; i++) {
         struct nk__price price = nk__price_of(p, &one, s->list[i]);
 
         cap[i] = nk__most_cost(p, &price, s->list[i], lo);
     }
-    for (int k = s->k_min > 1 ? s->k_min : 1; k <= k_max && !rc; k += 1 + k / 8) {
-        if (!choose_for_rate(s, k, cap, worths, order))
-            continue;
-        rc = try_order(s, order, k);
-        if (!rc && p->rtt) {
-            int n = s->n;
-
-            s->n = k; /* the same ones, each near to the one before */
-            nearest_first(s, order, k);
-            s->n = n;
-            rc = try_order(s, order, k);
-        }
+    for (int k = s->k_min > 1 ? s->k_min : 1; k <= k_max && !rc; k++) {
+        lengths[n] = (struct length){ .k = k };
+        rc = bound_length(s, cap, prices, work, &lengths[n++]);
     }
+    if (!rc) {
+        qsort(lengths, (size_t)n, sizeof *lengths, compare_lengths);
+        s->best->bound = fmax(s->best->bound, n ? lengths[0].bound : INFINITY);
+    }
+    for (int i = 0; i < n && i < n_tried && !rc && lengths[i].bound < s->best->value; i++)
+        rc = try_length(s, &lengths[i], cap, worths, order);
     free(cap);
     free(worths);
+    free(prices);
+    free(lengths);
     free(lo);
     return rc;
 }
@@ -477,8 +566,6 @@ static int improve(struct solver *s, int *order, int *others, int64_t n_states)
     return rc;
 }
 
-enum { STARTS = 12 };
-
 static int search(struct solver *s)
 {
     struct nk__found best = *s->best, start;
@@ -487,7 +574,7 @@ static int search(struct solver *s)
 
     if (!rc && s->objective == NK_PLAN_RATE)
         rc = start_for_rate(s, order);
-    for (int i = 0; i < (s->p->search_states ? STARTS : 4) && !rc; i++) {
+    for (int i = 0; i < (s->p->search_states >= SEARCH_WELL ? STARTS : 4) && !rc; i++) {
         memcpy(order, s->list, (size_t)s->n * sizeof *order); /* the fastest first */
         if (i == 1) {
             for (int a = 0; a < s->n / 2; a++) {

@@ -271,6 +271,8 @@ static void refresh_roster(nk_identity *i)
             nk_wrap(rc, err, "%s", i->members_path);
         nk_buf_release(&text);
     }
+    if (rc && rc != NK_E_INVALID && rc != NK_E_NOT_FOUND)
+        i->roster_seen.sys = -1; /* no descriptor, no memory: the next one tries again */
     i->generation++;
     i->roster_rc = rc;
     roster_release(&i->roster);

@@ -367,19 +367,60 @@ static int add_padding(nk__stream *s, uint64_t alignment, struct nk_error *err)
     return nk__stream_zeros(s, (alignment - nk__stream_size(s) % alignment) % alignment, err);
 }
 
-/* The header: what gguf.h makes of the plan, with the tokenizer's arrays, as the bytes they are in
- * the source, put before the other keys where the file has a vocabulary. */
-static int header_bytes(const struct plan *p, struct nk_buf *out, struct nk_error *err)
+/* Where a header goes: into a file, as a stream that takes no memory, or into memory. */
+struct sink {
+    nk__stream *stream;
+    struct nk_buf *buf;
+};
+
+static int put(const struct sink *k, const void *data, size_t n, struct nk_error *err)
+{
+    return k->stream ? nk__stream_add(k->stream, data, n, err) : nk_buf_add(k->buf, data, n, err);
+}
+
+static int put_source(const struct sink *k, const struct nk__source *source, uint64_t begin,
+                      uint64_t n, struct nk_error *err)
+{
+    char *where;
+    int rc;
+
+    if (k->stream)
+        return nk__stream_copy(k->stream, source, begin, n, err);
+    rc = nk_buf_reserve(k->buf, (size_t)n, &where, err);
+    if (!rc)
+        rc = nk__source_read(source, begin, where, (size_t)n, err);
+    if (!rc)
+        nk_buf_commit(k->buf, (size_t)n);
+    return rc;
+}
+
+static int put_padding(const struct sink *k, uint64_t alignment, struct nk_error *err)
 {
     static const uint8_t zeros[64];
+    size_t left;
+    int rc = 0;
+
+    if (k->stream)
+        return add_padding(k->stream, alignment, err);
+    left = (size_t)((alignment - k->buf->size % alignment) % alignment);
+    for (size_t n; left && !rc; left -= n) {
+        n = left < sizeof zeros ? left : sizeof zeros;
+        rc = nk_buf_add(k->buf, zeros, n, err);
+    }
+    return rc;
+}
+
+/* The header: what gguf.h makes of the plan, with the tokenizer's arrays, as the bytes they are in
+ * the source, put before the other keys where the file has a vocabulary. */
+static int put_header(const struct plan *p, const struct sink *k, struct nk_error *err)
+{
     const struct nk__gguf *source = &p->m->shards[0];
-    size_t size = gguf_get_meta_size(p->kv), padding;
+    size_t size = gguf_get_meta_size(p->kv);
     uint8_t *meta = size <= META_MAX ? malloc(size) : NULL;
     struct nk__gguf g = NK__GGUF_INIT;
     uint64_t n_kv;
     int rc;
 
-    nk_buf_init(out, HEADER_MAX);
     if (!meta)
         return no_memory(err);
     gguf_get_meta_data(p->kv, meta);
@@ -391,26 +432,25 @@ static int header_bytes(const struct plan *p, struct nk_buf *out, struct nk_erro
         memcpy(meta + 16, &n_kv, sizeof n_kv);
     }
     if (!rc)
-        rc = nk_buf_add(out, meta, 24, err);
-    for (int i = 0; i < source->n_heavy && (p->last || p->vocab) && !rc; i++) {
-        size_t n = (size_t)(source->heavy[i].end - source->heavy[i].begin);
-        char *where;
-
-        rc = nk_buf_reserve(out, n, &where, err);
-        if (!rc)
-            rc = nk__source_read(&source->source, source->heavy[i].begin, where, n, err);
-        if (!rc)
-            nk_buf_commit(out, n);
-    }
+        rc = put(k, meta, 24, err);
+    for (int i = 0; i < source->n_heavy && (p->last || p->vocab) && !rc; i++)
+        rc = put_source(k, &source->source, source->heavy[i].begin,
+                        source->heavy[i].end - source->heavy[i].begin, err);
     if (!rc)
-        rc = nk_buf_add(out, meta + 24, (size_t)g.header_end - 24, err);
-    padding = (size_t)((p->alignment - out->size % p->alignment) % p->alignment);
-    for (size_t n; padding && !rc; padding -= n) {
-        n = padding < sizeof zeros ? padding : sizeof zeros;
-        rc = nk_buf_add(out, zeros, n, err);
-    }
+        rc = put(k, meta + 24, (size_t)g.header_end - 24, err);
+    if (!rc)
+        rc = put_padding(k, p->alignment, err);
     nk__gguf_close(&g);
     free(meta);
+    return rc;
+}
+
+static int header_bytes(const struct plan *p, struct nk_buf *out, struct nk_error *err)
+{
+    int rc;
+
+    nk_buf_init(out, HEADER_MAX);
+    rc = put_header(p, &(struct sink){ .buf = out }, err);
     if (rc)
         nk_buf_release(out);
     return rc;
@@ -418,15 +458,9 @@ static int header_bytes(const struct plan *p, struct nk_buf *out, struct nk_erro
 
 static int write_header(const struct plan *p, nk__stream *s, struct nk_error *err)
 {
-    struct nk_buf header;
-    int rc = header_bytes(p, &header, err);
+    int rc = nk__stream_part(s, "header", false, err);
 
-    if (!rc)
-        rc = nk__stream_part(s, "header", false, err);
-    if (!rc)
-        rc = nk__stream_add(s, header.data, header.size, err);
-    nk_buf_release(&header);
-    return rc;
+    return rc ? rc : put_header(p, &(struct sink){ .stream = s }, err);
 }
 
 static int write_pieces(const struct plan *p, nk__stream *s, struct nk_error *err)

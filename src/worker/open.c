@@ -50,6 +50,12 @@ static int check_route(const nk_worker *w, const Nakshatra__V1__Open *m, struct 
         return nk_fail(err, NK_E_PRECONDITION, "model_mismatch",
                        "the request is for model %.12s..., this worker has %.12s...",
                        m->model_sha256, info->model_sha256);
+    if (w->opts.epoch && m->route[m->stage_idx]->epoch != w->opts.epoch)
+        return nk_fail(err, NK_E_PRECONDITION, "stale_epoch",
+                       "the request is of epoch %llu of the cluster's plan, this worker of epoch "
+                       "%llu",
+                       (unsigned long long)m->route[m->stage_idx]->epoch,
+                       (unsigned long long)w->opts.epoch);
     if (m->route[m->stage_idx]->layer_begin != (uint32_t)info->layer_begin ||
         m->route[m->stage_idx]->layer_end != (uint32_t)info->layer_end)
         return nk_fail(err, NK_E_PRECONDITION, "range_mismatch",
@@ -68,7 +74,7 @@ static int check_route(const nk_worker *w, const Nakshatra__V1__Open *m, struct 
     return 0;
 }
 
-/* Whether the one that opens may, and is of the same plan as this worker. */
+/* Whether the one that opens may. */
 static int check_opener(const session *s, const Nakshatra__V1__Open *m, struct nk_error *err)
 {
     const nk_worker *w = s->w;
@@ -78,11 +84,6 @@ static int check_opener(const session *s, const Nakshatra__V1__Open *m, struct n
                        "member %s may not open a first stage: its role is %s, and gateway is "
                        "needed",
                        nk_call_identity(s->up), nk_role_text(nk_call_role(s->up)));
-    if (w->opts.epoch && m->epoch != w->opts.epoch)
-        return nk_fail(err, NK_E_PRECONDITION, "stale_epoch",
-                       "the request is of epoch %llu of the cluster's plan, this worker of epoch "
-                       "%llu",
-                       (unsigned long long)m->epoch, (unsigned long long)w->opts.epoch);
     return 0;
 }
 

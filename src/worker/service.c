@@ -7,92 +7,13 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "rpc/unary.h"
 
-/* ---- a unary call: waits for its one message, as long as a session's call does for Open ---- */
-
-struct unary {
-    nk_worker *w;
-    nk_call *call;
-    void (*handle)(nk_worker *w, nk_call *c, struct nk_bytes msg);
-    nk_timer *timer; /* until it is handled */
-    bool handled;
-};
-
-static void unary_overdue(void *user)
+/* The message may take as long as a session's call has for Open. */
+static void open_unary(nk_call *c, nk_worker *w,
+                       void (*handle)(void *worker, nk_call *c, struct nk_bytes msg))
 {
-    struct unary *u = user;
-    struct nk_error err;
-
-    u->timer = NULL;
-    u->handled = true;
-    nk_fail(&err, NK_E_DEADLINE, "no_request", "no request came within %d ms", NK_OPEN_DEADLINE_MS);
-    nk_call_finish(u->call, &err);
-}
-
-/* Is this the first that comes of the call? */
-static bool unary_take(struct unary *u)
-{
-    bool first = !u->handled;
-
-    u->handled = true;
-    nk_timer_cancel(u->timer);
-    u->timer = NULL;
-    return first;
-}
-
-static void unary_message(nk_call *c, void *user, struct nk_bytes msg)
-{
-    struct unary *u = user;
-
-    if (unary_take(u))
-        u->handle(u->w, c, msg);
-}
-
-static void unary_half_closed(nk_call *c, void *user)
-{
-    struct unary *u = user;
-    struct nk_error err;
-
-    if (!unary_take(u))
-        return;
-    nk_fail(&err, NK_E_INVALID, "bad_message", "the request is missing");
-    nk_call_finish(c, &err);
-}
-
-static void unary_end(nk_call *c, void *user, const struct nk_error *status)
-{
-    (void)c, (void)status;
-    unary_take(user);
-    free(user);
-}
-
-static const struct nk_call_handlers unary_handlers = { .message = unary_message,
-                                                        .half_closed = unary_half_closed,
-                                                        .end = unary_end };
-
-static void unary_open(nk_call *c, nk_worker *w,
-                       void (*handle)(nk_worker *, nk_call *, struct nk_bytes))
-{
-    struct unary *u = calloc(1, sizeof *u);
-    struct nk_error err;
-
-    if (!u) {
-        nk_fail(&err, NK_E_EXHAUSTED, "no_memory", "no memory for a call");
-        nk_call_finish(c, &err);
-        return;
-    }
-    u->w = w;
-    u->call = c;
-    u->handle = handle;
-    u->timer = nk_timer_start(w->net, NK_OPEN_DEADLINE_MS, unary_overdue, u);
-    nk_call_accept(c, &unary_handlers, u);
-}
-
-static void reply(nk_call *c, const ProtobufCMessage *msg)
-{
-    struct nk_error err;
-
-    nk_call_finish(c, nk_call_send_pb(c, msg, &err) ? &err : NULL);
+    nk_unary_open(c, w->net, NK_OPEN_DEADLINE_MS, handle, w);
 }
 
 static const char *state_name(const nk_worker *w)
@@ -124,8 +45,9 @@ static void fill_device(Nakshatra__V1__InfoReply *m, const struct nk_stage_info 
         }
 }
 
-static void info_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
+static void info_handle(void *worker, nk_call *c, struct nk_bytes msg)
 {
+    nk_worker *w = worker;
     const struct nk_stage_info *info = nk__engine_info(w->engine);
     struct nk_engine_counters *n = nk__engine_counters(w->engine);
     Nakshatra__V1__InfoReply m = NAKSHATRA__V1__INFO_REPLY__INIT;
@@ -212,12 +134,12 @@ static void info_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
     counters.streams_open = (uint64_t)w->n_streams;
     counters.jobs_queued = (uint64_t)atomic_load(&n->jobs_queued);
     m.counters = &counters;
-    reply(c, (ProtobufCMessage *)&m);
+    nk_unary_reply(c, (ProtobufCMessage *)&m);
 }
 
 static void info_open(nk_call *c, void *worker)
 {
-    unary_open(c, worker, info_handle);
+    open_unary(c, worker, info_handle);
 }
 
 /* ---- what the compute thread does for a call ---- */
@@ -232,7 +154,7 @@ static void answer_job(struct nk_compute_job *j, const ProtobufCMessage *msg)
         nk_wrap(j->rc, &j->err, "worker %s", w->id);
         nk_call_finish(j->call, &j->err);
     } else if (msg) {
-        reply(j->call, msg);
+        nk_unary_reply(j->call, msg);
     } else {
         nk_call_finish(j->call, NULL);
     }
@@ -294,8 +216,9 @@ static int forward(nk_worker *w, nk_call *c, const Nakshatra__V1__ForwardRequest
     return 0;
 }
 
-static void forward_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
+static void forward_handle(void *worker, nk_call *c, struct nk_bytes msg)
 {
+    nk_worker *w = worker;
     Nakshatra__V1__ForwardRequest *m;
     struct nk_error err;
     int rc;
@@ -313,7 +236,7 @@ static void forward_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
 
 static void forward_open(nk_call *c, void *worker)
 {
-    unary_open(c, worker, forward_handle);
+    open_unary(c, worker, forward_handle);
 }
 
 /* ---- Sleep, Wake ---- */
@@ -382,8 +305,9 @@ static void go_to_sleep(void *worker)
     nk_call_unref(c);
 }
 
-static void sleep_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
+static void sleep_handle(void *worker, nk_call *c, struct nk_bytes msg)
 {
+    nk_worker *w = worker;
     Nakshatra__V1__SleepRequest *m;
     struct nk_error err;
     uint32_t grace;
@@ -420,18 +344,19 @@ void nk__service_idle(nk_worker *w)
 
 static void sleep_open(nk_call *c, void *worker)
 {
-    unary_open(c, worker, sleep_handle);
+    open_unary(c, worker, sleep_handle);
 }
 
-static void wake_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
+static void wake_handle(void *worker, nk_call *c, struct nk_bytes msg)
 {
+    nk_worker *w = worker;
     struct nk_error err;
 
     (void)msg;
     if (w->state == NK_WORKER_SERVING) {
         Nakshatra__V1__WakeReply m = NAKSHATRA__V1__WAKE_REPLY__INIT;
 
-        reply(c, (ProtobufCMessage *)&m);
+        nk_unary_reply(c, (ProtobufCMessage *)&m);
         return;
     }
     if (w->state != NK_WORKER_ASLEEP || w->sleep_timer) {
@@ -450,7 +375,7 @@ static void wake_handle(nk_worker *w, nk_call *c, struct nk_bytes msg)
 
 static void wake_open(nk_call *c, void *worker)
 {
-    unary_open(c, worker, wake_handle);
+    open_unary(c, worker, wake_handle);
 }
 
 const struct nk_method *nk__service_methods(int *n)

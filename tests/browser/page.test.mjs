@@ -301,6 +301,88 @@ test("a worker that goes and returns: told at once, and all is well again by its
     assert.match(await page.locator(".stats").last().textContent(), /^5 tokens/);
 }, { allowed: [/status of 503/] }));
 
+/** The page is told this instead of what the gateway says of the cluster. */
+async function tell(page, state) {
+    await page.addInitScript((text) => {
+        const real = globalThis.fetch;
+        globalThis.fetch = (path, options) => path !== "/cluster/events" ? real(path, options) : Promise.resolve(new Response(new ReadableStream({
+            start(out) {
+                const say = () => out.enqueue(new TextEncoder().encode(`event: cluster\ndata: ${text}\n\n`));
+                say();
+                const timer = setInterval(say, 200);
+                options.signal.addEventListener("abort", () => {
+                    clearInterval(timer);
+                    out.error(new DOMException("", "AbortError"));
+                });
+            },
+        })));
+    }, JSON.stringify(state));
+    await page.reload();
+}
+
+const EVIL = "<img src=x onerror=alert(1)>\"'&amp;";
+
+test("machines are boxes with their layers, links, fetches, a join line and spares, and their names are text", () => withPage(browser, CHAT, async (page) => {
+    const c = await cluster(CHAT);
+    assert.equal(await page.locator("#machines-part").isVisible(), false); // there are none to tell of
+    assert.equal(await page.locator("#join").isVisible(), false);
+    const line = `nakshatra join nk1-${"abcdef0123456789".repeat(9)}`;
+    await tell(page, { ...c, join_line: line, cluster: {
+        id: "0123456789abcdef0123456789abcdef",
+        members: [
+            { id: "a", name: "attic", state: "ready", address: "192.0.2.1:7000", holds: { begin: 0, end: 3 }, doing: "serves", memory: 8 << 27, predicted_ms: 12.5, progress: null },
+            { id: "b", name: EVIL, state: "fetching", address: EVIL, holds: { begin: 3, end: 8 }, doing: EVIL, progress: { bytes: 25 << 20, of: 100 << 20, rate: 5 << 20 } },
+            { id: "d", name: "shed", state: "gone" }],
+        links: [{ a: "a", b: "b", rtt_ms: 0.42, rate: 117500000 }, { a: "b", b: "x", rtt_ms: null, rate: null }],
+        plan: { epoch: 3, kind: "chain", predicted: 20.25, measured: 19.5, chains: [["a", "b"]] },
+        spares: [{ name: EVIL, reason: `too slow ${EVIL}` }],
+    } });
+    await page.locator(".machine").first().waitFor();
+    const box = (i) => page.locator(".machine").nth(i);
+    assert.deepEqual(await page.locator(".machine h4").allTextContents(), ["attic", EVIL, "shed"]);
+    assert.match(await box(0).textContent(), /192\.0\.2\.1:7000.*ready.*layers 0–3 of 8.*serves.*1\.0 GiB memory.*12\.5 ms per token predicted/);
+    assert.ok((await box(0).textContent()).includes(`→ ${EVIL}: 0.42 ms round trip, 940 Mbit/s`));
+    assert.match(await box(1).textContent(), /25\.0 MiB of 100 MiB, 25 % · 5\.0 MiB\/s · 15 s left/);
+    assert.equal(await box(1).getByRole("progressbar").getAttribute("aria-valuenow"), "25");
+    assert.equal(await box(0).getByRole("progressbar").count(), 0);
+    assert.ok(await box(2).evaluate((node) => node.classList.contains("gone")));
+    assert.equal(await page.locator("#plan").textContent(), "Plan 3 · chain · predicted 20.3 tok/s · measured 19.5 tok/s");
+    assert.deepEqual(await page.locator("#spares li").allTextContents(), [`${EVIL}: too slow ${EVIL}`]);
+    assert.equal(await page.locator("#cluster img").count(), 0);
+    const widths = await page.locator(".machine .layers").nth(1).evaluate((bar) => [bar, bar.firstChild].map((node) => node.getBoundingClientRect().width));
+    assert.ok(Math.abs(widths[1] / widths[0] - 5 / 8) < 0.03, `layers 3-8 of 8 are ${widths} wide`);
+    await page.click("#join-copy");
+    assert.equal(await page.evaluate(() => navigator.clipboard.readText()), line);
+    await noAxeViolations(page, "machines");
+    await page.emulateMedia({ colorScheme: "dark" });
+    await noAxeViolations(page, "machines, dark");
+    await page.setViewportSize({ width: 320, height: 700 });
+    await page.click("#show-cluster");
+    assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "wider than 320");
+}));
+
+test("without any chain the page says what is waited for", () => withPage(browser, CHAT, async (page) => {
+    const c = await cluster(CHAT), message = "waiting for 2 more machines: 3.5 GiB are missing";
+    await tell(page, { ...c, ready: false, error: { code: "not_ready", message }, stages: [], links: [], chains: 0, epoch: null,
+        model: { ...c.model, layers: null, dtype: null, context: null },
+        cluster: { id: "x", members: [], links: [], plan: null, spares: [] }, join_line: null });
+    await page.locator("#state[data-state=down]").waitFor();
+    assert.ok((await page.locator("#cluster-problem").textContent()).includes(message));
+    assert.equal(await page.locator("#plan").textContent(), "No plan yet.");
+    assert.equal(await page.locator("#join").isVisible(), false);
+    await noAxeViolations(page, "no chain");
+}));
+
+test("two chains stand one after the other, and another set takes their place", () => withPage(browser, CHAT, async (page) => {
+    const c = await cluster(CHAT), both = [0, 1].flatMap((chain) => c.stages.map((s) => ({ ...s, chain, address: `192.0.2.${chain}` })));
+    await tell(page, { ...c, chains: 2, stages: both, links: [...c.links, ...c.links] });
+    await until(async () => await page.locator(".stage").count() === 4, "not four stages");
+    assert.match(await page.locator("#cluster-note").textContent(), /^4 stages in 2 chains/);
+    assert.equal(await page.locator("#layers .part").count(), 2);
+    await tell(page, { ...c, stages: [...c.stages].reverse().map((s) => ({ ...s })), links: c.links });
+    await until(async () => await page.locator(".stage").count() === 2, "not two stages");
+}));
+
 test("a hidden tab does not listen", () => withPage(browser, CHAT, async (page) => {
     const hide = (hidden) => page.evaluate((value) => {
         Object.defineProperty(document, "hidden", { value, configurable: true });

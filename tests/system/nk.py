@@ -102,8 +102,6 @@ def out(*args, **more):
 
 def bench(*args, **more):
     """Runs a nakshatra-bench command to its end."""
-    if not os.path.exists(BENCH):
-        missing(f"{BENCH}: libcurl's headers were not there when the build was configured")
     return run(*args, program=BENCH, **more)
 
 

@@ -1053,7 +1053,8 @@ class Soak(unittest.TestCase):
             before = talk.rss(gateway.process.pid)
             some(n)
             if not os.environ.get("NK_SANITIZE"):  # their allocators keep freed memory back
-                self.assertLess(talk.rss(gateway.process.pid), before * 1.1)
+                # The table of conversations fills up, too (src/gateway/affinity.h): it has a ceiling.
+                self.assertLess(talk.rss(gateway.process.pid), before * 1.1 + (4 << 20))
 
 
 class Security(unittest.TestCase):

@@ -368,8 +368,8 @@ static void test_cluster__what_format_writes_parse_reads(void **state)
     c->epoch = 3;
     c->f16 = true;
     c->n_workers = 2;
-    c->workers[0] = (struct nk_cluster_worker){ "null", "[::1]:5530", 0, 3, 0 };
-    c->workers[1] = (struct nk_cluster_worker){ "12", "h:5531", 3, 8, 0 };
+    c->workers[0] = (struct nk_cluster_worker){ "null", "[::1]:5530", 0, 3, 0, 0 };
+    c->workers[1] = (struct nk_cluster_worker){ "12", "h:5531", 3, 8, 0, 0 };
     assert_int_equal(nk_cluster_format(c, &b, &err), 0);
     if (parse(&d, nk_buf_str(&b), &err))
         fail_msg("%s in\n%s", err.msg, nk_buf_str(&b));
@@ -415,7 +415,7 @@ static void test_cluster__format_writes_a_relative_vocab_as_a_full_path(void **s
     strcpy(c->model_sha256, SHA);
     strcpy(c->vocab_path, "v.gguf");
     c->n_workers = 1;
-    c->workers[0] = (struct nk_cluster_worker){ "a", "h:1", 0, 3, 0 };
+    c->workers[0] = (struct nk_cluster_worker){ "a", "h:1", 0, 3, 0, 0 };
     assert_int_equal(nk_cluster_format(c, &b, &err), 0);
     assert_int_equal(parse(&d, nk_buf_str(&b), &err), 0);
     assert_string_equal(d->vocab_path, expected);
@@ -434,7 +434,7 @@ static void test_cluster__format_keeps_to_the_ceiling_of_its_buffer(void **state
     strcpy(c->model_id, "x");
     strcpy(c->model_sha256, SHA);
     c->n_workers = 1;
-    c->workers[0] = (struct nk_cluster_worker){ "a", "h:1", 0, 3, 0 };
+    c->workers[0] = (struct nk_cluster_worker){ "a", "h:1", 0, 3, 0, 0 };
     assert_int_equal(nk_cluster_format(c, &b, &err), NK_E_EXHAUSTED);
     free(c);
     nk_buf_release(&b);

@@ -37,8 +37,8 @@ static inline int dir_teardown(void **state)
 /* A path in the folder; valid until the fourth call after it. */
 static inline const char *in_dir(const char *name)
 {
-    static char paths[4][256];
-    static int next;
+    static _Thread_local char paths[4][256];
+    static _Thread_local int next;
     char *path = paths[next++ % 4];
 
     snprintf(path, sizeof paths[0], "%s/%s", test_dir, name);

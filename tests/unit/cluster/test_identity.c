@@ -60,7 +60,7 @@ static int n_in(const char *path)
 
 static void test_identity__reads_back_as_it_was_written(void **state)
 {
-    struct nk_identity id;
+    struct nk_identity_files id;
     struct nk_error err;
     struct made m, other;
     struct stat st;
@@ -108,7 +108,7 @@ static void test_identity__reads_back_as_it_was_written(void **state)
 
 static void test_identity__a_damaged_one_is_a_sentence(void **state)
 {
-    struct nk_identity id;
+    struct nk_identity_files id;
     struct nk_error err;
     struct made m;
 
@@ -140,7 +140,7 @@ static void *read_again_and_again(void *arg)
     struct reader *r = arg;
 
     while (!atomic_load(&r->stop) || !r->n_read) {
-        struct nk_identity id;
+        struct nk_identity_files id;
 
         if (nk_identity_read(&id, in_dir("identity"), &r->err))
             r->n_failed++;
@@ -175,7 +175,7 @@ static void test_identity__who_reads_while_it_is_written_finds_a_whole_one(void 
 static void test_identity__a_killed_writer_leaves_a_whole_one(void **state)
 {
     struct made m[2];
-    struct nk_identity id;
+    struct nk_identity_files id;
     struct nk_error err;
     int status;
 

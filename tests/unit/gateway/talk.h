@@ -246,7 +246,7 @@ static inline void wait_until_one_waits(void)
         read_to(&c, "\"sessions\":");
         read_to(&c, "]}\n");
         at = strstr(c.got.data, "\"state\":\"waiting\"");
-        waits = at && strstr(at, "\"prompt_tokens\":3");
+        waits = at && strstr(at, "\"prompt_tokens\":3") && strstr(c.got.data, "\"waiting\":1,");
         close_client(&c);
     }
 }

@@ -130,6 +130,34 @@ static void test_admission__starts_nothing_before_the_capacity_is_known(void **s
     end(a);
 }
 
+static void test_admission__who_runs_apart_takes_no_place(void **state)
+{
+    struct nk_error err;
+    nk_admission *a = begin(2, 60000);
+
+    (void)state;
+    nk__admission_set_capacity(a, 1);
+    assert_int_equal(enter(a, 0, 3, &err), 0);
+    wait_for(&seen.n_started, 1);
+    nk__admission_set_apart(a, 1);
+    wait_for(&seen.n_started, 2);
+    settle();
+    assert_int_equal(now_seen(&seen.n_started), 2);
+    assert_int_equal(nk__admission_counts(a).running, 2);
+    assert_int_equal(enter(a, 3, 1, &err), 0); /* two may wait, and one does */
+    assert_int_equal(enter(a, 4, 1, &err), NK_E_EXHAUSTED);
+    nk__admission_set_apart(a, 0); /* it is over: told before it leaves */
+    nk__admission_leave(a, &tickets[0]);
+    settle();
+    assert_int_equal(now_seen(&seen.n_started), 2);
+    nk__admission_leave(a, &tickets[1]);
+    wait_for(&seen.n_started, 3);
+    nk__admission_leave(a, &tickets[2]);
+    wait_for(&seen.n_started, 4);
+    nk__admission_leave(a, &tickets[3]);
+    end(a);
+}
+
 static void test_admission__once_closed_starts_nothing_though_room_comes_free(void **state)
 {
     struct nk_error err;
@@ -493,6 +521,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_admission__starts_nothing_before_the_capacity_is_known),
+        cmocka_unit_test(test_admission__who_runs_apart_takes_no_place),
         cmocka_unit_test(test_admission__once_closed_starts_nothing_though_room_comes_free),
         cmocka_unit_test(test_admission__starts_in_order_and_only_as_many_as_fit),
         cmocka_unit_test(test_admission__a_full_queue_takes_all_of_a_request_or_none),

@@ -279,6 +279,48 @@ static void test_monitor__readiness_takes_a_token_through_the_chain_once_in_a_wh
     end();
 }
 
+static struct nk_replicas *old;
+
+/* Another set is in force while the old one is asked; once. */
+static void replace(nk_monitor *m)
+{
+    pthread_mutex_lock(&seen.mutex);
+    seen.during = NULL;
+    old = set;
+    set = nk__replicas_new(reaper, (nk_chain *[]){ NULL, NULL }, 2, 2);
+    pthread_mutex_unlock(&seen.mutex);
+    nk__monitor_forget(m);
+}
+
+static void test_monitor__what_was_seen_of_another_set_is_told_to_nobody(void **state)
+{
+    struct nk_snapshot *s;
+
+    (void)state;
+    begin((int[]){ 0 }, 1);
+    virtual_clock_advance_ms(&v, 10000);
+    seen.during = replace;
+    assert_true(ask(2000, true)); /* has waited for the look at the new set */
+    assert_int_equal(seen.n_checks, 1 + 1 + 2);
+    assert_int_equal(seen.n_published, 2);
+    assert_int_equal(seen.n_probes, 1); /* one chain is enough to be ready */
+    s = nk__monitor_peek(monitor);
+    assert_ptr_equal(s->set, set);
+    assert_int_equal(s->n, 2);
+    nk__snapshot_unref(s);
+    nk__replicas_unref(old);
+    end();
+}
+
+static void test_monitor__a_new_set_is_looked_at_unasked(void **state)
+{
+    (void)state;
+    begin((int[]){ 0 }, 1);
+    nk__monitor_forget(monitor);
+    wait_for(&seen.n_published, 2);
+    end();
+}
+
 /* There may be no room for a probe, and what runs is proof enough. */
 static void test_monitor__no_probe_while_generations_run(void **state)
 {
@@ -421,6 +463,8 @@ int main(void)
         cmocka_unit_test(test_monitor__a_late_answer_is_asked_for_once_more),
         cmocka_unit_test(test_monitor__what_is_gone_is_not_asked_for_again),
         cmocka_unit_test(test_monitor__readiness_takes_a_token_through_the_chain_once_in_a_while),
+        cmocka_unit_test(test_monitor__what_was_seen_of_another_set_is_told_to_nobody),
+        cmocka_unit_test(test_monitor__a_new_set_is_looked_at_unasked),
         cmocka_unit_test(test_monitor__no_probe_while_generations_run),
         cmocka_unit_test(test_monitor__listeners_get_a_snapshot_a_second_after_the_one_before),
         cmocka_unit_test(test_monitor__rates_are_of_the_time_between_two_looks),

@@ -4,6 +4,8 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -85,12 +87,35 @@ static void test_origin__pages_that_may_call(void **state)
     assert_true(nk__origin_allowed("null", NULL, all, 1));
 }
 
+static void test_origin__addresses_of_this_machine(void **state)
+{
+    static const struct {
+        const char *text;
+        bool loopback;
+    } all[] = {
+        { "::1", true },     { "::ffff:127.0.0.1", true },  { "::ffff:127.9.8.7", true },
+        { "::2", false },    { "::ffff:192.0.2.1", false }, { "::127.0.0.1", false },
+        { "7f00::", false }, { "fe80::1", false },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        struct sockaddr_in6 a = { .sin6_family = AF_INET6 };
+
+        assert_int_equal(inet_pton(AF_INET6, all[i].text, &a.sin6_addr), 1);
+        if (nk__address_is_loopback((struct sockaddr *)&a) != all[i].loopback)
+            fail_msg("%s", all[i].text);
+    }
+    assert_false(nk__address_is_loopback(&(struct sockaddr){ .sa_family = AF_UNIX }));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_origin__addresses_to_listen_at),
         cmocka_unit_test(test_origin__hosts_that_are_this_machine),
         cmocka_unit_test(test_origin__pages_that_may_call),
+        cmocka_unit_test(test_origin__addresses_of_this_machine),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

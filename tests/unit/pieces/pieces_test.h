@@ -70,6 +70,14 @@ static inline void use_cache(const char *name)
     setenv("XDG_CACHE_HOME", path, 1);
 }
 
+static inline void remove_cache(const char *name)
+{
+    char command[256];
+
+    snprintf(command, sizeof command, "rm -rf '%s/%s'", test_dir, name);
+    assert_int_equal(system(command), 0);
+}
+
 /* ---- models ---- */
 
 enum { WIDTH = 1024, ROWS = 1100, VOCAB = 1060, LAYERS = 4 };
@@ -335,9 +343,9 @@ static inline void open_part(nk_call *c, void *user)
 }
 
 static const struct nk_method machine_methods[] = {
-    { NK_PIECES_CATALOGUE, open_catalogue },
-    { NK_PIECES_HAVE, open_have },
-    { NK_PIECES_PART, open_part },
+    { NK_PIECES_CATALOGUE, open_catalogue, 0 },
+    { NK_PIECES_HAVE, open_have, 0 },
+    { NK_PIECES_PART, open_part, 0 },
 };
 
 /* A machine with the whole model at path (NULL: with nothing yet). */

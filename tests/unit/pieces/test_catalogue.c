@@ -198,6 +198,34 @@ static void test_catalogue__is_found_by_its_id(void **state)
     free(path);
 }
 
+static void test_catalogue__the_cache_keeps_the_last_32(void **state)
+{
+    char *path = given_model("NK_SOURCE", ".", "stories260K-q8_0.gguf"), first[NK_SHA256_HEX];
+    nk_catalogue *c, *other;
+    struct nk_bytes b;
+    uint8_t *copy;
+
+    (void)state;
+    use_cache("many");
+    c = catalogue_of(path);
+    snprintf(first, sizeof first, "%s", nk_catalogue_id(c));
+    b = nk_catalogue_bytes(c);
+    copy = malloc(b.size);
+    memcpy(copy, b.data, b.size);
+    for (int i = 0; i < 32; i++) {
+        copy[b.size - 1] = (uint8_t)(b.data[b.size - 1] + 1 + i);
+        ok(nk_catalogue_find(&other, first, err)); /* until the last of them came */
+        nk_catalogue_unref(other);
+        ok(nk_catalogue_parse(&other, copy, b.size, err));
+        nk_catalogue_keep(other);
+        nk_catalogue_unref(other);
+    }
+    refused(nk_catalogue_find(&other, first, err), NK_E_NOT_FOUND, "no_catalogue");
+    free(copy);
+    nk_catalogue_unref(c);
+    free(path);
+}
+
 static void test_catalogue__a_slice_has_none(void **state)
 {
     char *model = given_model("NK_SOURCE", ".", "stories260K-f32.gguf"),
@@ -310,6 +338,7 @@ int main(void)
         cmocka_unit_test(test_catalogue__what_is_parsed_is_what_was_made),
         cmocka_unit_test(test_catalogue__the_second_time_reads_no_weights),
         cmocka_unit_test(test_catalogue__is_found_by_its_id),
+        cmocka_unit_test(test_catalogue__the_cache_keeps_the_last_32),
         cmocka_unit_test(test_catalogue__a_slice_has_none),
         cmocka_unit_test(test_catalogue__every_short_prefix_is_refused),
         cmocka_unit_test(test_catalogue__any_change_is_a_catalogue_or_refused),

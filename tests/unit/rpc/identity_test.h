@@ -140,8 +140,8 @@ static inline void folder_roster(const char *folder, const char *text)
 }
 
 /* A whole folder, good for a week. */
-static inline void folder_make(char folder[FOLDER_MAX], const struct authority *a, const char *names,
-                               const char *roster, int64_t now_s)
+static inline void folder_make(char folder[FOLDER_MAX], const struct authority *a,
+                               const char *names, const char *roster, int64_t now_s)
 {
     snprintf(folder, FOLDER_MAX, "/tmp/nk-identity-XXXXXX");
     assert_non_null(mkdtemp(folder));

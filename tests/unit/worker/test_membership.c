@@ -1,5 +1,5 @@
-/* A worker with an identity: who may call what, who may open which stage, and of which epoch. A
- * real worker in this process, with the last layers; the test is the gateway, or the stage before. */
+/* A worker with an identity: who may call what, who may open which stage, and of which epoch. Real
+ * workers in this process; the test is the gateway, or the stage before. */
 #include <pthread.h>
 #include <time.h>
 
@@ -7,17 +7,21 @@
 #include "nakshatra.pb-c.h"
 #include "slice/slice.h"
 #include "unit/rpc/identity_test.h"
+#include "unit/virtual_clock.h"
 #include "worker/worker_int.h"
 
 #define SERVICE "/nakshatra.v1.Nakshatra/"
 
-enum { EPOCH = 7, ADDRESSES = NK_WORKER_PEERS_MAX + 40 };
+/* The first worker was told of so many addresses that only a few places are left for others. */
+enum { EPOCH = 7, TOLD = NK_WORKER_PEERS_MAX - 4, OTHERS = 10 };
 
 static const char worker_id[] = ID_A, member_id[] = ID_B, gateway_id[] = ID_C;
 static struct authority ca;
 static char worker_folder[FOLDER_MAX], member_folder[FOLDER_MAX], gateway_folder[FOLDER_MAX];
 static char dir[] = "/tmp/nk-worker-membership-XXXXXX", slices[2][64], sha256[65];
-static nk_net *net; /* the test's */
+static char told[TOLD][32];
+static struct virtual_clock v; /* stands still: nobody is given up for want of time */
+static nk_net *net;            /* the test's */
 static nk_worker *workers[2];
 static nk_channel *member[2], *gateway[2]; /* to each worker */
 
@@ -107,6 +111,8 @@ static void open_stage(nk_channel *ch, uint32_t stage_idx, uint64_t epoch, const
         stages[i].address = (char *)(uintptr_t)(i ? next_address : "127.0.0.1:1");
         stages[i].layer_begin = (uint32_t)(4 * i);
         stages[i].layer_end = (uint32_t)(4 * i + 4);
+        /* The second one's worker is of EPOCH; what stands there of the first does not matter. */
+        stages[i].epoch = i == (int)stage_idx ? epoch : i ? EPOCH : epoch + 1;
     }
     for (int i = 0; i < NK_SESSION_ID_BYTES && ++id[i] == 0; i++)
         ; /* never the same twice */
@@ -117,7 +123,6 @@ static void open_stage(nk_channel *ch, uint32_t stage_idx, uint64_t epoch, const
     open.model_sha256 = sha256;
     open.limits = &limits;
     limits.n_predict = 4;
-    open.epoch = epoch;
     open.n_tokens_max = 16;
     if (stage_idx == 0) {
         open.prompt_ids = prompt;
@@ -204,12 +209,14 @@ static void test_worker__addresses_that_nobody_answers_at_do_not_fill_it(void **
     char address[32];
 
     (void)state;
-    for (int i = 0; i < ADDRESSES; i++) {
-        snprintf(address, sizeof address, "127.0.%d.%d:1", i / 200, i % 200 + 1);
+    for (int i = 0; i < OTHERS; i++) {
+        snprintf(address, sizeof address, "127.0.0.%d:1", i + 2);
         open_stage(gateway[0], 0, EPOCH, address);
         assert_refused("unreachable", address);
     }
     assert_int_equal(workers[0]->n_peers, NK_WORKER_PEERS_MAX);
+    for (int i = 0; i < TOLD; i++)
+        assert_string_equal(workers[0]->peers[i].address, told[i]);
     test_worker__a_route_goes_on_at_any_member(state);
 }
 
@@ -247,6 +254,8 @@ static int begin(void **state)
     nk_model *m;
 
     (void)state;
+    virtual_clock_init(&v);
+    atomic_store(&v.unix_begin_s, now_s - 1000);
     ca = authority_make(now_s);
     for (int i = 0; i < 3; i++) {
         char names[128];
@@ -257,11 +266,11 @@ static int begin(void **state)
     snprintf(path, sizeof path, "%s/kjv-tiny.gguf", models ? models : "models");
     memset(sha256, 'a', sizeof sha256 - 1);
     nk_stage_global_init("CPU");
-    if (!mkdtemp(dir) || nk_model_open(&m, path, &err) ||
-        nk_net_start(&net, nk_clock_system(), &err))
+    if (!mkdtemp(dir) || nk_model_open(&m, path, &err) || nk_net_start(&net, &v.clock, &err))
         return -1;
     for (int i = 0; i < 2; i++) {
         struct nk_worker_opts opts = nk_worker_opts_default();
+        const char *peers[TOLD];
         char address[32];
 
         snprintf(slices[i], sizeof slices[i], "%s/%d.gguf", dir, i);
@@ -274,8 +283,14 @@ static int begin(void **state)
         opts.stage.n_ctx = 256;
         opts.stage.n_batch = 16;
         opts.stage.n_seq_max = 2;
+        opts.clock = &v.clock;
         opts.credentials.identity = worker_folder;
         opts.epoch = EPOCH;
+        for (int k = 0; k < TOLD; k++)
+            snprintf(told[k], sizeof told[k], "10.0.0.1:%d", k + 1);
+        for (int k = 0; k < TOLD && i == 0; k++)
+            peers[opts.n_peers++] = told[k];
+        opts.peers = peers;
         if (nk_worker_start(&workers[i], &opts, &err)) {
             print_error("%s\n", err.msg);
             return -1;
@@ -297,6 +312,8 @@ static int end(void **state)
     for (int i = 0; i < 2; i++) {
         nk_channel_close(member[i]);
         nk_channel_close(gateway[i]);
+    }
+    for (int i = 0; i < 2; i++) {
         nk_worker_stop(workers[i], 0);
         unlink(slices[i]);
     }
@@ -306,6 +323,7 @@ static int end(void **state)
     folder_remove(member_folder);
     folder_remove(gateway_folder);
     authority_release(&ca);
+    virtual_clock_release(&v);
     return 0;
 }
 

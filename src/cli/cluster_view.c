@@ -1,0 +1,132 @@
+#include "cli/cluster_view.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/args.h"
+#include "base/visible.h"
+#include "cli/ask.h"
+#include "rpc/proto.h"
+
+enum { REPLY_BYTES_MAX = 16 << 20 };
+
+int nk_cluster_view_get(const char *state, json_t **out, struct nk_error *err)
+{
+    Nakshatra__V1__StatusRequest request = NAKSHATRA__V1__STATUS_REQUEST__INIT;
+    Nakshatra__V1__StatusReply *reply = NULL;
+    struct nk_buf bytes = NK_BUF_INIT(REPLY_BYTES_MAX);
+    int rc = nk_ask(state, NK_ASK_ANY, "/nakshatra.v1.Cluster/Status", &request.base, &bytes, err);
+
+    *out = NULL;
+    if (!rc) {
+        reply = nakshatra__v1__status_reply__unpack(NULL, bytes.size,
+                                                    (const uint8_t *)nk_buf_str(&bytes));
+        *out = reply ? json_loads(reply->json, 0, NULL) : NULL;
+        if (!json_is_object(*out))
+            rc = nk_fail(err, NK_E_INTERNAL, "bad_message", "the answer is no cluster's state");
+    }
+    if (reply)
+        nakshatra__v1__status_reply__free_unpacked(reply, NULL);
+    nk_buf_release(&bytes);
+    if (rc) {
+        json_decref(*out);
+        *out = NULL;
+    }
+    return rc;
+}
+
+static const char *text_of(const json_t *o, const char *key)
+{
+    const char *s = json_string_value(json_object_get(o, key));
+
+    return s ? s : "";
+}
+
+/* "0-14 ready, 14-28 fetching 45 %" */
+static void print_holds(const json_t *member)
+{
+    const json_t *holds = json_object_get(member, "holdings"), *h;
+    size_t i;
+
+    json_array_foreach(holds, i, h)
+    {
+        const json_t *p = json_object_get(h, "progress");
+        double of = (double)json_integer_value(json_object_get(p, "of"));
+        char error[600];
+
+        printf("%s%d-%d %s", i ? ", " : "", (int)json_integer_value(json_object_get(h, "begin")),
+               (int)json_integer_value(json_object_get(h, "end")), text_of(h, "state"));
+        if (of > 0)
+            printf(" %.0f %%", 100 * (double)json_integer_value(json_object_get(p, "bytes")) / of);
+        if (!strcmp(text_of(h, "state"), "failed"))
+            printf(" (%s)", nk_visible_line(error, sizeof error, text_of(h, "error")));
+    }
+}
+
+void nk_cluster_view_members(const json_t *j)
+{
+    const json_t *members = json_object_get(j, "members"), *m;
+    char why[600], size[24];
+    size_t i;
+
+    printf("%-16s  %-20s  %-10s  %-22s  %-10s  %s\n", "id", "name", "state", "address", "memory",
+           "layers");
+    json_array_foreach(members, i, m)
+    {
+        json_int_t memory = json_integer_value(json_object_get(m, "memory"));
+
+        printf("%-16s  %-20s  %-10s  %-22s  %-10s  ", text_of(m, "id"), text_of(m, "name"),
+               text_of(m, "state"), text_of(m, "address")[0] ? text_of(m, "address") : "-",
+               memory ? nk_size_format(size, (uint64_t)memory) : "-");
+        print_holds(m);
+        if (text_of(m, "why")[0])
+            printf(" (%s)", nk_visible_line(why, sizeof why, text_of(m, "why")));
+        printf("\n");
+    }
+}
+
+static void print_plan(const char *what, const json_t *plan)
+{
+    const json_t *chains = json_object_get(plan, "stages"), *chain, *stage;
+    double one = json_number_value(json_object_get(plan, "predicted")),
+           all = json_number_value(json_object_get(plan, "predicted_all")),
+           ttft = json_number_value(json_object_get(plan, "predicted_ttft_ms")),
+           measured = json_number_value(json_object_get(plan, "measured"));
+    size_t i, k;
+
+    printf("%s %d:", what, (int)json_integer_value(json_object_get(plan, "epoch")));
+    json_array_foreach(chains, i, chain)
+    {
+        printf("%s", i ? " |" : "");
+        json_array_foreach(chain, k, stage)
+            printf("%s %s %d-%d", k ? " ->" : "", text_of(stage, "name"),
+                   (int)json_integer_value(json_object_get(stage, "begin")),
+                   (int)json_integer_value(json_object_get(stage, "end")));
+    }
+    printf("\n");
+    if (one > 0)
+        printf("  predicted: %.1f tokens/s for one stream, %.1f for all, first token of a prompt "
+               "of 512 after %.1f s\n",
+               one, all, ttft / 1000);
+    if (measured > 0)
+        printf("  measured: %.1f tokens/s, each stream\n", measured);
+}
+
+void nk_cluster_view_print(const json_t *j)
+{
+    const json_t *spares = json_object_get(j, "spares"), *s;
+    char text[1200];
+    size_t i;
+
+    nk_cluster_view_members(j);
+    printf("\n");
+    if (json_object_get(j, "plan"))
+        print_plan("plan", json_object_get(j, "plan"));
+    if (json_object_get(j, "next"))
+        print_plan("next plan", json_object_get(j, "next"));
+    if (text_of(j, "waiting")[0])
+        printf("waiting: %s\n", nk_visible_line(text, sizeof text, text_of(j, "waiting")));
+    json_array_foreach(spares, i, s)
+        printf("spare %s: %s\n", text_of(s, "name"),
+               nk_visible_line(text, sizeof text, text_of(s, "reason")));
+}
