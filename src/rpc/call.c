@@ -14,6 +14,8 @@
 /* Messages waiting on one call, whatever their size: small ones cost memory too. */
 #define SEND_QUEUE_MESSAGES_MAX 65536u
 
+enum { LEAVE_MS = 1000 }; /* of nk_call_cancel_with */
+
 static void op_send_done(struct nk__op *op, bool ok);
 static void op_recv_done(struct nk__op *op, bool ok);
 static void op_headers_done(struct nk__op *op, bool ok);
@@ -88,6 +90,8 @@ void nk__call_unpin(nk_call *c)
         return;
     grpc_call_unref(c->g);
     c->g = NULL;
+    if (c->channel)
+        nk__channel_unref(c->channel);
     nk__net_call_gone(c->net, c);
 }
 
@@ -142,7 +146,7 @@ static void pump(nk_call *c)
 {
     grpc_op ops[3] = { 0 };
     grpc_slice details = grpc_empty_slice();
-    size_t n = 0;
+    size_t n = 0, size = 0;
 
     pthread_mutex_lock(&c->mu);
     if (c->sending || c->closed || c->last_sent || !pin(c)) {
@@ -155,7 +159,9 @@ static void pump(nk_call *c)
     }
     if (c->out.n) {
         c->sending_message = out_pop(&c->out);
-        c->sending_bytes = grpc_byte_buffer_length(c->sending_message); /* gRPC empties it */
+        size = grpc_byte_buffer_length(c->sending_message); /* gRPC empties it */
+        c->sending_bytes = size;
+        c->sending_since_ns = nk_clock_now_ns(c->net->clock);
         ops[n].op = GRPC_OP_SEND_MESSAGE;
         ops[n++].data.send_message.send_message = c->sending_message;
     }
@@ -183,6 +189,8 @@ static void pump(nk_call *c)
         c->n_ops++;
     }
     pthread_mutex_unlock(&c->mu);
+    if (size)
+        nk__beat_sends(c, size);
     if (n)
         nk__call_batch(c, ops, n, &c->op_send);
     grpc_slice_unref(details);
@@ -194,6 +202,7 @@ static void op_send_done(struct nk__op *op, bool ok)
     nk_call *c = nk__container(op, nk_call, op_send);
 
     pthread_mutex_lock(&c->mu);
+    nk__beat_sent(c, c->sending_bytes);
     c->sending = false;
     c->n_ops--;
     if (c->sending_message) {
@@ -201,12 +210,18 @@ static void op_send_done(struct nk__op *op, bool ok)
         c->sending_message = NULL;
         c->out.bytes -= c->sending_bytes;
         c->sending_bytes = 0;
+        c->sending_since_ns = 0;
     }
     if (!ok) { /* the call is broken; its status says why */
         c->closed = true;
         out_drop(c);
     }
     pthread_mutex_unlock(&c->mu);
+    if (c->is_client && ok && !c->on_wire) {
+        c->on_wire = true;
+        if (c->is_beat)
+            c->channel->beat.heard_ns = nk_clock_now_ns(c->net->clock);
+    }
     if (c->membership && c->is_client && !c->member[0] && ok)
         nk__call_identify(c);
     pump(c);
@@ -324,7 +339,77 @@ void nk_call_cancel(nk_call *c)
     }
 }
 
+static void leave_over(void *arg)
+{
+    nk_call *c = arg;
+
+    c->leave_timer = NULL;
+    nk_call_cancel(c);
+}
+
+/* Takes a reference. Net thread. What still comes is read, so that the end comes behind it. */
+static void leave(void *arg)
+{
+    nk_call *c = arg;
+
+    if (!c->status_done) {
+        c->leave_timer = nk_timer_start(c->net, LEAVE_MS, leave_over, c);
+        c->paused = false;
+        if (c->held)
+            grpc_byte_buffer_destroy(c->held);
+        c->held = NULL;
+        nk__call_read(c);
+    } else {
+        nk__call_maybe_end(c);
+    }
+    nk_call_unref(c);
+}
+
+void nk_call_cancel_with(nk_call *c, const ProtobufCMessage *last)
+{
+    size_t size = protobuf_c_message_get_packed_size(last);
+    grpc_slice slice = grpc_slice_malloc(size);
+    grpc_byte_buffer *m;
+    bool goes, gone;
+
+    NK_ASSERT(c->is_client);
+    protobuf_c_message_pack(last, GRPC_SLICE_START_PTR(slice));
+    m = grpc_raw_byte_buffer_create(&slice, 1);
+    grpc_slice_unref(slice);
+    pthread_mutex_lock(&c->mu);
+    gone = c->leaving;
+    goes = !c->last_wanted && !c->closed && !c->cancelled;
+    if (goes) {
+        out_drop(c);
+        goes = out_push(&c->out, m);
+    }
+    if (goes) {
+        c->out.bytes += size;
+        c->last_wanted = c->leaving = true;
+    }
+    pthread_mutex_unlock(&c->mu);
+    if (!goes) {
+        grpc_byte_buffer_destroy(m);
+        if (!gone)
+            nk_call_cancel(c);
+        return;
+    }
+    pump(c);
+    nk_net_post(c->net, leave, nk_call_ref(c));
+}
+
 /* ---- receiving ---- */
+
+void nk__call_lose(nk_call *c, const struct nk_error *e)
+{
+    pthread_mutex_lock(&c->mu);
+    if (!c->cancelled && !c->leaving && !c->ended) {
+        c->lost = c->has_status = true;
+        c->status = *e;
+    }
+    pthread_mutex_unlock(&c->mu);
+    nk_call_cancel(c);
+}
 
 void nk__call_give_up(nk_call *c, const struct nk_error *e)
 {
@@ -407,7 +492,7 @@ static bool deaf(nk_call *c)
     bool yes;
 
     pthread_mutex_lock(&c->mu);
-    yes = c->cancelled || (!c->is_client && c->last_wanted);
+    yes = c->cancelled || c->leaving || (!c->is_client && c->last_wanted);
     pthread_mutex_unlock(&c->mu);
     return yes;
 }
@@ -424,10 +509,13 @@ static void op_recv_done(struct nk__op *op, bool ok)
     pthread_mutex_unlock(&c->mu);
     if (!buf)
         c->eof = true;
+    else if (c->is_client && c->channel->beat.silence_ms)
+        c->channel->beat.heard_ns = nk_clock_now_ns(c->net->clock);
     if (deaf(c)) {
-        c->eof = true; /* no more reading */
         if (buf)
             grpc_byte_buffer_destroy(buf);
+        c->eof = c->eof || !c->leaving; /* no more reading */
+        nk__call_read(c);
     } else if (buf && c->paused) {
         c->held = buf;
     } else if (buf) {
@@ -511,7 +599,8 @@ static void op_status_done(struct nk__op *op, bool ok)
     pthread_mutex_unlock(&c->mu);
     c->status_done = true;
     nk_timer_cancel(c->deadline_timer);
-    c->deadline_timer = NULL;
+    nk_timer_cancel(c->leave_timer);
+    c->deadline_timer = c->leave_timer = NULL;
     nk__call_maybe_end(c);
 }
 
@@ -519,7 +608,7 @@ static void op_status_done(struct nk__op *op, bool ok)
  * good order. */
 static bool held_is_void(const nk_call *c)
 {
-    return !c->is_client || c->cancelled || c->code == GRPC_STATUS_CANCELLED ||
+    return !c->is_client || c->cancelled || c->leaving || c->code == GRPC_STATUS_CANCELLED ||
            c->code == GRPC_STATUS_DEADLINE_EXCEEDED || c->code == GRPC_STATUS_UNAVAILABLE;
 }
 
@@ -557,9 +646,15 @@ void nk__call_maybe_end(nk_call *c)
     if (c->server)
         nk__server_call_gone(c->server, c);
     if (c->channel)
-        nk__channel_unref(c->channel);
+        nk__beat_call_ends(c);
     nk__call_unpin(c);
     nk_call_unref(c);
+}
+
+enum nk_ending nk_call_ending(const nk_call *c)
+{
+    NK_ASSERT(nk_net_is_current(c->net) && c->end_done);
+    return c->ending;
 }
 
 const char *nk_call_identity(const nk_call *c)

@@ -48,6 +48,14 @@ static grpc_channel *channel_create(const nk_channel *ch)
     return grpc_channel_create(target, ch->credentials, &args.args);
 }
 
+void nk__channel_renew(nk_channel *ch)
+{
+    pthread_mutex_lock(&ch->mu);
+    grpc_channel_destroy(ch->g); /* calls on it keep what they need of it */
+    ch->g = channel_create(ch);
+    pthread_mutex_unlock(&ch->mu);
+}
+
 int nk_channel_open(nk_channel **out, nk_net *net, const char *address,
                     const struct nk_credentials *credentials, struct nk_error *err)
 {
@@ -125,12 +133,14 @@ static void deadline_passed(void *arg)
 }
 
 /* Takes a reference. Net thread. */
-static void arm_deadline(void *arg)
+static void call_begun(void *arg)
 {
     nk_call *c = arg;
 
-    if (!c->status_done)
+    if (!c->status_done && c->deadline_ns)
         c->deadline_timer = nk__timer_at(c->net, c->deadline_ns, deadline_passed, c);
+    if (!c->end_done)
+        nk__beat_call_begins(c);
     nk_call_unref(c);
 }
 
@@ -139,25 +149,29 @@ static grpc_call *call_create(nk_channel *ch, const char *path, gpr_timespec dea
     grpc_slice method = grpc_slice_from_copied_string(path);
     grpc_call *g;
 
-    if (ch->membership) {
-        pthread_mutex_lock(&ch->mu);
-        /* The connection is to somebody who was taken off the roster: whoever is at that address
-         * now has to show who it is. */
-        if (nk__verifier_is_stale(ch->verifier)) {
-            grpc_channel_destroy(ch->g);
-            ch->g = channel_create(ch);
-        }
+    pthread_mutex_lock(&ch->mu);
+    /* The connection is to somebody who was taken off the roster: whoever is at that address now
+     * has to show who it is. */
+    if (ch->membership && nk__verifier_is_stale(ch->verifier)) {
+        grpc_channel_destroy(ch->g);
+        ch->g = channel_create(ch);
     }
     g = grpc_channel_create_call(ch->g, NULL, GRPC_PROPAGATE_DEFAULTS, ch->net->cq, method, NULL,
                                  deadline, NULL);
-    if (ch->membership)
-        pthread_mutex_unlock(&ch->mu);
+    pthread_mutex_unlock(&ch->mu);
     grpc_slice_unref(method);
     return g;
 }
 
 int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t deadline_ms,
                   const struct nk_call_handlers *handlers, void *user, struct nk_error *err)
+{
+    return nk__call_start(out, ch, path, deadline_ms, handlers, user, false, err);
+}
+
+int nk__call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t deadline_ms,
+                   const struct nk_call_handlers *handlers, void *user, bool is_beat,
+                   struct nk_error *err)
 {
     nk_call *c = nk__call_new(ch->net, true);
     grpc_op status = { .op = GRPC_OP_RECV_STATUS_ON_CLIENT };
@@ -173,6 +187,7 @@ int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t dead
     }
     atomic_fetch_add(&ch->refs, 1);
     c->channel = ch;
+    c->is_beat = is_beat;
     c->handlers = *handlers;
     c->user = user;
     c->deadline_ms = deadline_ms;
@@ -199,8 +214,8 @@ int nk_call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t dead
     nk__call_batch(c, &status, 1, &c->op_status);
     nk__call_batch(c, &recv_headers, 1, &c->op_headers);
     nk__call_batch(c, &send_headers, 1, &c->op_send);
-    if (deadline_ms)
-        nk_net_post(ch->net, arm_deadline, nk_call_ref(c));
+    if (deadline_ms || (ch->beat.silence_ms && !is_beat))
+        nk_net_post(ch->net, call_begun, nk_call_ref(c));
     nk__call_unpin(c);
     nk_call_unref(c);
     return 0;
@@ -238,10 +253,19 @@ bool nk__client_status(nk_call *c, struct nk_error *out)
 
     if (c->has_status) { /* this side's own verdict */
         *out = c->status;
+        c->ending = c->lost ? NK_ENDING_LOST : NK_ENDING_HERE;
         return true;
     }
+    if (c->leaving) { /* whatever the server answered */
+        c->ending = NK_ENDING_HERE;
+        nk_fail(out, NK_E_CANCELLED, "cancelled", "%s: the call was cancelled",
+                c->channel->address);
+        return true;
+    }
+    c->ending = NK_ENDING_OK;
     if (c->code == GRPC_STATUS_OK)
         return false;
+    c->ending = NK_ENDING_STATUS;
     if (code > 0 || code < NK_E_UNAUTHENTICATED)
         code = NK_E_UNKNOWN;
     snprintf(text, sizeof text, "%.*s", (int)(size < sizeof text ? size : sizeof text - 1),
@@ -264,16 +288,19 @@ bool nk__client_status(nk_call *c, struct nk_error *out)
      * ours. */
     switch (code) {
     case NK_E_DEADLINE:
+        c->ending = NK_ENDING_HERE;
         deadline_error(c, out);
         break;
     case NK_E_UNAVAILABLE:
+        c->ending = NK_ENDING_LOST;
         if (is_connected(c))
             nk_fail(out, code, "peer_gone", "%s: the connection was lost (%s)", c->channel->address,
                     text);
         else
             unreachable_error(c, text, out);
         break;
-    case NK_E_CANCELLED:
+    case NK_E_CANCELLED: /* a server of ours that ends a call says why, unless it lost the client */
+        c->ending = c->cancelled ? NK_ENDING_HERE : NK_ENDING_LOST;
         nk_fail(out, code, "cancelled", "%s: the call was cancelled", c->channel->address);
         break;
     default:

@@ -34,6 +34,10 @@
  * `resource_exhausted` at the other side). */
 #define NK_RPC_MEMORY_BYTES_MAX (8u * NK_RPC_MESSAGE_BYTES_MAX)
 
+/* After so long a silence a worker's neighbours and clients give it up (nk_channel_watch), unless
+ * told otherwise. */
+#define NK_RPC_SILENCE_MS 3000
+
 typedef struct nk_net nk_net;
 typedef struct nk_server nk_server;
 typedef struct nk_channel nk_channel;
@@ -97,10 +101,11 @@ struct nk_call_handlers {
     /* The other side will send no more (server: the client's half-close). May be NULL. */
     void (*half_closed)(nk_call *c, void *user);
     /* The end, exactly once. status NULL: OK. On the server: the status that was sent, CANCELLED
-     * `cancelled` when the client cancelled or its connection broke, DEADLINE `deadline` when the
-     * client's deadline passed first. On the client: the server's status, DEADLINE `deadline`,
-     * UNAVAILABLE `unreachable` or `peer_gone`, CANCELLED `cancelled`; a status without a reason of
-     * ours gets its code's name (`not_found`). The handle is gone after this returns. */
+     * `cancelled` when the client cancelled or its connection broke, UNAVAILABLE `peer_gone` when
+     * it was silent, DEADLINE `deadline` when the client's deadline passed first. On the client:
+     * the server's status, DEADLINE `deadline`, UNAVAILABLE `unreachable` or `peer_gone`, CANCELLED
+     * `cancelled`; a status without a reason of ours gets its code's name (`not_found`).
+     * nk_call_ending tells a loss from the rest. The handle is gone after this returns. */
     void (*end)(nk_call *c, void *user, const struct nk_error *status);
 };
 
@@ -118,6 +123,27 @@ void nk_call_send_done(nk_call *c);
 void nk_call_finish(nk_call *c, const struct nk_error *status);
 /* Either side: ends it now; `end` follows. [any] */
 void nk_call_cancel(nk_call *c);
+/* Client: ends it as nk_call_cancel does, and says so: what is queued is dropped, `last` is the
+ * last message (InferenceRequest's Cancel), and the server ends the call when it has read it. One
+ * that has not within a second is cancelled. HTTP/2's own way to cancel is no word: it may overtake
+ * messages, and at the other side it looks as a broken connection does. After nk_call_send_done it
+ * is nk_call_cancel. [any] */
+void nk_call_cancel_with(nk_call *c, const ProtobufCMessage *last);
+/* How it has ended; inside `end` only. What to do with what belongs to the call: after LOST the
+ * other side may still be there, and wants it kept; after the others it does not.
+ *
+ *   OK      in good order
+ *   STATUS  client: the server's program said so, also when it tells of a loss behind it
+ *           (`peer_gone` of its own neighbour); server: the status that was sent
+ *   HERE    this side ended it: it was cancelled, the deadline has passed (server: the client's),
+ *           a message was too large
+ *   LOST    the other side is gone, or silent, or takes nothing, or could not be reached, or has
+ *           cut the call without a word. On the server a client that cancels looks the same unless
+ *           it announces that (nk_call_cancel_with): whoever read that message knows better, and
+ *           finishes the call. A client that announces nothing is thus lost, which is the safe
+ *           side: what is kept for it is kept for a time. */
+enum nk_ending { NK_ENDING_OK, NK_ENDING_STATUS, NK_ENDING_HERE, NK_ENDING_LOST };
+enum nk_ending nk_call_ending(const nk_call *c);
 /* Stops and restarts reading; HTTP/2's flow control carries it to the sender. While a client call
  * is paused, an end in good order waits behind the messages before it. */
 void nk_call_pause(nk_call *c);
@@ -153,15 +179,20 @@ struct nk_server_opts {
     /* Before the first call can come, on the caller's thread; or NULL. */
     void (*bound)(void *user, int port);
     int calls_max; /* over it: EXHAUSTED `too_many_calls`; 0: 1024 */
+    /* As nk_channel_watch, of clients that watch their channels: one that says nothing for so long,
+     * or takes no message, is lost, with all its calls here. 0: nobody is. Longer for those whose
+     * own limit is longer, and while they send much. */
+    uint32_t silence_ms;
     /* For the reflection service (grpc.reflection.v1alpha): a serialised FileDescriptorSet, e.g.
      * nk_proto_descriptors(); borrowed for the call. */
     struct nk_bytes descriptors;
 };
 /* Also answers grpc.health.v1.Health (Check and Watch) and reflection, 128 such calls at once
- * beside calls_max. Unknown methods: UNIMPLEMENTED `unknown_method`. With credentials, only clients
- * with a certificate of that CA are let in; with an identity only members, and a method is refused
- * to those who may not call it: DENIED `not_allowed`, or `removed` and `not_a_member` when the
- * roster does not list them any more or cannot be read. [any]
+ * beside calls_max, and the beats of channels that are watched (1,024). Unknown methods:
+ * UNIMPLEMENTED `unknown_method`. With credentials, only clients with a certificate of that CA are
+ * let in; with an identity only members, and a method is refused to those who may not call it:
+ * DENIED `not_allowed`, or `removed` and `not_a_member` when the roster does not list them any more
+ * or cannot be read. [any]
  *   INVALID      bad_address      not HOST:PORT
  *   INVALID      bad_credentials  one is missing, cannot be read, or does not fit; named
  *   ...          nk_identity_open's errors
@@ -186,6 +217,13 @@ void nk_server_stop(nk_server *s, uint32_t grace_ms);
 int nk_channel_open(nk_channel **out, nk_net *net, const char *address,
                     const struct nk_credentials *credentials, struct nk_error *err);
 void nk_channel_close(nk_channel *ch); /* [any] calls on it live on */
+/* Before the first call: while there are calls, the server is heard of several times in silence_ms
+ * (at least 40), whatever it computes. One that is not heard of for so long, since it was stopped
+ * or its line cut, or that takes no message for so long, is lost: its calls end with UNAVAILABLE
+ * `peer_gone`, and the next one gets another connection. A message is given 1 s for 32 KB beyond
+ * that. A time in which this process did not run does not count. 0, or a server of before 0.4: as
+ * it is otherwise, 15 s by gRPC's pings. */
+void nk_channel_watch(nk_channel *ch, uint32_t silence_ms);
 /* Starts a call; `end` follows in every case, also when the server cannot be reached. deadline_ms
  * 0: none. [any]
  * On another thread than the net's the call may have ended before this returns. To use the handle

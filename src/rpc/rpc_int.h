@@ -4,6 +4,7 @@
  *   call.c        a call: its operations, its send queue, its end; both sides
  *   channel.c     client side: channels, starting calls, what a status means
  *   server.c      server side: listening, accepting, methods, stopping
+ *   beat.c        who is silent, and who takes nothing
  *   health.c      grpc.health.v1.Health
  *   reflection.c  grpc.reflection.v1alpha.ServerReflection
  *   args.c        addresses and gRPC's settings
@@ -135,6 +136,7 @@ struct nk_call {
     nk_server *server;                 /* server */
     bool is_internal;                  /* server: health and reflection; does not hold up a stop */
     bool is_counted;                   /* server: counts towards calls_max */
+    bool is_beat;                      /* of Link/Beat (beat.c) */
     struct nk__membership *membership; /* of the server or channel; NULL: it has no identity */
     struct nk_call_handlers handlers;
     void *user;
@@ -149,13 +151,16 @@ struct nk_call {
     struct nk__call_out out;
     grpc_byte_buffer *sending_message;
     size_t sending_bytes;
-    bool sending;      /* a batch of sends is outstanding */
-    bool headers_sent; /* server */
-    bool last_wanted;  /* client: nk_call_send_done; server: nk_call_finish */
+    uint64_t sending_since_ns; /* the message that is being sent; 0: none is */
+    bool sending;              /* a batch of sends is outstanding */
+    bool headers_sent;         /* server */
+    bool last_wanted;          /* client: nk_call_send_done; server: nk_call_finish */
     bool last_sent;
     bool closed;    /* takes no more messages: it is ending */
     bool ended;     /* no thread may begin to use g */
     bool cancelled; /* nk_call_cancel */
+    bool leaving;   /* nk_call_cancel_with */
+    bool lost;      /* given up for silence; status tells */
     int n_ops;      /* outstanding batches */
     /* status is the end's: on the server what is sent; on the client it overrides gRPC's. */
     bool has_status;
@@ -165,7 +170,11 @@ struct nk_call {
     bool accepted, reading, paused, in_message, eof, held_eof, resume_posted;
     grpc_byte_buffer *incoming, *held;
     bool status_done, end_done;
+    bool on_wire;                        /* client: something of it was written */
+    bool is_watched;                     /* client: counts in the channel's beat.n_calls */
+    enum nk_ending ending;               /* from the end on */
     nk_timer *deadline_timer;            /* client */
+    nk_timer *leave_timer;               /* client: nk_call_cancel_with */
     char member[NK_MEMBER_ID_CHARS + 1]; /* the other side's; "": not known, or no identity */
     unsigned roles;                      /* server: of the method */
     bool expelled;                       /* the other side is no member any more */
@@ -185,29 +194,65 @@ void nk__call_batch(nk_call *c, const grpc_op *ops, size_t n, struct nk__op *tag
 void nk__call_read(nk_call *c);
 /* Client: ends the call with this side's own verdict, unless it was cancelled. Net thread. */
 void nk__call_give_up(nk_call *c, const struct nk_error *e);
+/* Either side: ends it because of the other's silence, unless this side has cancelled it. Net
+ * thread. */
+void nk__call_lose(nk_call *c, const struct nk_error *e);
 void nk__call_unpin(nk_call *c);
 void nk__call_maybe_end(nk_call *c);
-/* The end's status, by side. False: OK. Net thread. */
+/* The end's status, by side, and c->ending. False: OK. Net thread. */
 bool nk__client_status(nk_call *c, struct nk_error *out);
 bool nk__server_status(nk_call *c, struct nk_error *out);
 void nk__server_call_gone(nk_server *s, nk_call *c);
 void nk__channel_unref(nk_channel *ch);
+/* nk_call_start. is_beat: the channel's own call. */
+int nk__call_start(nk_call **out, nk_channel *ch, const char *path, uint32_t deadline_ms,
+                   const struct nk_call_handlers *handlers, void *user, bool is_beat,
+                   struct nk_error *err);
 /* From a status' reason trailer; false when it is none of ours. */
 bool nk__reason_ok(const char *reason, size_t size);
+
+/* The client's side of beat.c. */
+struct nk__beat {
+    uint32_t silence_ms; /* 0: the channel is not watched */
+    nk_call *call;       /* to Link/Beat, referenced by itself; the channel's mu */
+    /* Bytes of messages: that gRPC was given, that it has written, that the server has read the
+     * beat behind. */
+    _Atomic uint64_t handed, written, heard;
+    /* net thread only */
+    int n_calls; /* others than `call`; without them there is none */
+    int n_heard; /* beats of this connection */
+    bool mute;   /* the server has no Link/Beat */
+    nk_timer *timer;
+    uint64_t heard_ns, next_ns, due_ns; /* due: of the timer */
+};
 
 struct nk_channel {
     nk_net *net;
     LIST_ENTRY(nk_channel) link; /* net->channels; net->mu */
     grpc_channel *g;
     char *address;
-    _Atomic int refs; /* the owner's, and one per call */
-    /* With an identity, else NULL; g may then be another one after a member was taken off, and is
-     * used under mu. */
-    struct nk__membership *membership;
-    struct nk__verifier *verifier; /* lives as long as the credentials */
+    _Atomic int refs;                  /* the owner's, and one per call */
+    struct nk__membership *membership; /* with an identity, else NULL */
+    struct nk__verifier *verifier;     /* lives as long as the credentials */
     grpc_channel_credentials *credentials;
+    /* Of g, which is another one after a member was taken off, or the server was given up. */
     pthread_mutex_t mu;
+    struct nk__beat beat;
 };
+/* The next call gets a connection of its own. [any] */
+void nk__channel_renew(nk_channel *ch);
+
+/* ---- beat.c ---- */
+
+#define NK_LINK_BEAT "/nakshatra.v1.Link/Beat"
+extern const struct nk_method nk__beat_methods[1];
+/* A client's call begins and ends. Net thread. */
+void nk__beat_call_begins(nk_call *c);
+void nk__beat_call_ends(nk_call *c);
+/* A message is to be handed to gRPC; it was written. The call is alive. [any] */
+void nk__beat_sends(nk_call *c, size_t size);
+void nk__beat_sent(nk_call *c, size_t size);
+const char *nk__call_other(const nk_call *c);
 
 /* An identity folder in use on a net: one watcher of its files, one timer. Lives as long as the
  * net. */
@@ -258,6 +303,16 @@ struct nk__incoming {
 struct nk__reflection;
 struct nk__health_watch;
 
+/* The server's side of beat.c. */
+struct nk__beat_peer { /* a client's connection */
+    LIST_ENTRY(nk__beat_peer) link;
+    nk_server *server;
+    nk_call *call;
+    nk_timer *timer;
+    uint64_t heard_ns, next_ns, due_ns, patience_ns, written;
+    uint32_t interval_ms;
+};
+
 struct nk_server {
     nk_net *net;
     LIST_ENTRY(nk_server) link; /* net->servers; net->mu */
@@ -268,6 +323,7 @@ struct nk_server {
     void *user;
     int calls_max;
     struct nk__membership *membership; /* NULL: no identity */
+    uint32_t silence_ms;
     _Atomic bool serving;
     struct nk__reflection *reflection;
 
@@ -275,6 +331,8 @@ struct nk_server {
     struct nk__incoming requests[NK__SERVER_REQUESTS];
     int n_requests;                     /* outstanding */
     int n_calls, n_counted, n_internal; /* counted: of the methods' own calls */
+    int n_beats;                        /* likewise */
+    LIST_HEAD(, nk__beat_peer) beats;
     bool stopping, shut, all_cancelled;
     uint32_t grace_ms;
     nk_timer *grace_timer, *linger_timer;

@@ -15,6 +15,7 @@ enum {
     CALLS_MAX_DEFAULT = 1024,
     /* Health and reflection: their streams may stay for good, and take nobody's place. */
     INTERNAL_CALLS_MAX = 128,
+    BEATS_MAX = 1024, /* one for each connection */
 };
 
 /* ---- methods ---- */
@@ -73,6 +74,13 @@ static void finish_with(nk_call *c, int code, const char *reason, const char *te
     nk_call_finish(c, &e);
 }
 
+static int *counter(nk_call *c)
+{
+    nk_server *s = c->server;
+
+    return c->is_beat ? &s->n_beats : c->is_internal ? &s->n_internal : &s->n_counted;
+}
+
 static void request_done(struct nk__op *op, bool ok)
 {
     struct nk__incoming *r = nk__container(op, struct nk__incoming, op);
@@ -81,7 +89,7 @@ static void request_done(struct nk__op *op, bool ok)
     struct nk_error denied = { 0 };
     grpc_op close = { .op = GRPC_OP_RECV_CLOSE_ON_SERVER };
     char path[200];
-    int *count;
+    int *count, max;
     nk_call *c;
 
     s->n_requests--;
@@ -101,9 +109,14 @@ static void request_done(struct nk__op *op, bool ok)
         m = find(nk__health_methods, nk__n_health_methods, r->details.method);
         if (!m)
             m = find(nk__reflection_methods, nk__n_reflection_methods, r->details.method);
+        if (!m) {
+            m = find(nk__beat_methods, 1, r->details.method);
+            c->is_beat = m != NULL;
+        }
         c->is_internal = m != NULL;
     }
-    count = c->is_internal ? &s->n_internal : &s->n_counted;
+    count = counter(c);
+    max = c->is_beat ? BEATS_MAX : c->is_internal ? INTERNAL_CALLS_MAX : s->calls_max;
     if (gpr_time_cmp(r->details.deadline, gpr_inf_future(r->details.deadline.clock_type)) != 0) {
         gpr_timespec left =
             gpr_time_sub(r->details.deadline, gpr_now(r->details.deadline.clock_type));
@@ -132,11 +145,14 @@ static void request_done(struct nk__op *op, bool ok)
         nk_call_finish(c, &e);
     } else if (s->stopping) {
         finish_with(c, NK_E_UNAVAILABLE, "shutting_down", "this server is shutting down");
-    } else if (*count >= (c->is_internal ? INTERNAL_CALLS_MAX : s->calls_max)) {
+    } else if (*count >= max) {
         struct nk_error e = { 0 };
 
         nk_fail(&e, NK_E_EXHAUSTED, "too_many_calls", "%d %scalls are open, and no more are taken",
-                *count, c->is_internal ? "health and reflection " : "");
+                *count,
+                c->is_beat       ? "beat "
+                : c->is_internal ? "health and reflection "
+                                 : "");
         nk_call_finish(c, &e);
     } else {
         c->is_counted = true;
@@ -162,15 +178,24 @@ void nk_call_accept(nk_call *c, const struct nk_call_handlers *handlers, void *u
 
 bool nk__server_status(nk_call *c, struct nk_error *out)
 {
-    if (c->peer_cancelled && !c->expelled) {
-        if (c->deadline_ns && !c->cancelled &&
-            nk_clock_now_ns(c->net->clock) + 1000000u >= c->deadline_ns)
-            nk_fail(out, NK_E_DEADLINE, "deadline", "the client's deadline has passed");
-        else
-            nk_fail(out, NK_E_CANCELLED, "cancelled",
-                    "the client cancelled the call, or its connection broke");
+    if (c->lost) {
+        *out = c->status;
+        c->ending = NK_ENDING_LOST;
         return true;
     }
+    if (c->peer_cancelled && !c->expelled) {
+        c->ending = c->cancelled ? NK_ENDING_HERE : NK_ENDING_LOST;
+        if (c->deadline_ns && !c->cancelled &&
+            nk_clock_now_ns(c->net->clock) + 1000000u >= c->deadline_ns) {
+            c->ending = NK_ENDING_HERE;
+            nk_fail(out, NK_E_DEADLINE, "deadline", "the client's deadline has passed");
+        } else {
+            nk_fail(out, NK_E_CANCELLED, "cancelled",
+                    "the client cancelled the call, or its connection broke");
+        }
+        return true;
+    }
+    c->ending = c->has_status ? NK_ENDING_STATUS : NK_ENDING_OK;
     if (c->has_status)
         *out = c->status;
     return c->has_status;
@@ -180,7 +205,7 @@ void nk__server_call_gone(nk_server *s, nk_call *c)
 {
     s->n_calls--;
     if (c->is_counted)
-        --*(c->is_internal ? &s->n_internal : &s->n_counted);
+        --*counter(c);
     check_gone(s);
 }
 
@@ -250,6 +275,7 @@ int nk_server_start(nk_server **out, nk_net *net, const struct nk_server_opts *o
     s->methods = opts->methods;
     s->n_methods = opts->n_methods;
     s->user = opts->user;
+    s->silence_ms = opts->silence_ms;
     s->calls_max = opts->calls_max > 0 ? opts->calls_max : CALLS_MAX_DEFAULT;
     s->op_shutdown.done = shutdown_done;
     atomic_init(&s->serving, true);

@@ -33,6 +33,7 @@ struct record {
     size_t bytes;
     bool ok, after_end; /* something came after the end */
     struct nk_error status;
+    enum nk_ending ending;
     nk_call *call; /* referenced */
     bool pause;    /* pause after each message */
     bool in_handler, nested;
@@ -98,9 +99,9 @@ static inline void record_end(nk_call *c, void *user, const struct nk_error *sta
 {
     struct record *r = user;
 
-    (void)c;
     record_enter(r);
     r->n_ends++;
+    r->ending = nk_call_ending(c);
     r->ok = status == NULL;
     if (status)
         r->status = *status;
