@@ -94,6 +94,8 @@ int nk_chain_open(nk_chain **out, const struct nk_cluster *cluster,
                              &pem.credentials, err);
         if (rc)
             nk__wrap_worker(rc, err, &c->cluster.workers[i]);
+        else
+            nk_channel_watch(c->channels[i], opts ? opts->silence_ms : NK_RPC_SILENCE_MS);
     }
     release_pem(&pem);
     if (rc) {

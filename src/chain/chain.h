@@ -27,9 +27,12 @@ struct nk_chain_opts {
      * that is timed here go by the clock; sessions draw their names from chance. */
     struct nk_clock *clock;
     struct nk_chance *chance;
+    /* A worker that is not heard of for so long while it has calls is lost, whatever it computes;
+     * 0: only to gRPC's pings (nk_channel_watch). */
+    uint32_t silence_ms;
 };
 /* Does not connect yet. The cluster is copied, the files of its tls or identity are read. opts
- * NULL: the system's clock and chance. *out owned by the caller.
+ * NULL: the system's clock and chance, and NK_RPC_SILENCE_MS. *out owned by the caller.
  *   INVALID    bad_address, bad_credentials, bad_identity
  *   NOT_FOUND  no_file
  *   EXHAUSTED  no_memory, no_thread */

@@ -33,7 +33,7 @@ struct options {
         *tls_key, *identity, *verify;
     enum nk_slice_verify how; /* what verify says */
     int64_t ctx, sequences, batch, chunk, threads, threads_batch, drain_ms, stall_ms, idle_ms,
-        queue, queue_ms, parent_fd, epoch;
+        silence_ms, queue, queue_ms, parent_fd, epoch;
     bool deterministic, insecure, mmap, no_mmap, shared_cores;
     struct nk_cache_args cache;
     struct nk_arg_list peers;
@@ -191,6 +191,7 @@ int nk_cmd_worker(int argc, char **argv)
                          .drain_ms = 30000,
                          .stall_ms = defaults.stall_ms,
                          .idle_ms = defaults.idle_ms,
+                         .silence_ms = defaults.silence_ms,
                          .queue = defaults.queue_max,
                          .queue_ms = defaults.queue_ms,
                          .parent_fd = -1,
@@ -242,6 +243,9 @@ int nk_cmd_worker(int argc, char **argv)
                    "a stage that does not answer for so many ms is given up"),
         NK_OPT_INT("idle-ms", 0, &o.idle_ms, "N", 100, 86400000,
                    "a session that is sent nothing for so many ms ends"),
+        NK_OPT_INT("silence-ms", 0, &o.silence_ms, "N", 100, 3600000,
+                   "a neighbour or client that is not heard of for so many ms, whatever it "
+                   "computes, is lost"),
         NK_OPT_INT("queue", 0, &o.queue, "N", 0, 10000, "sessions that may wait for room"),
         NK_OPT_INT("queue-ms", 0, &o.queue_ms, "N", 0, 3600000, "and for how many ms"),
         NK_OPT_STRING("identity", 0, &o.identity, "DIR",
@@ -324,6 +328,7 @@ int nk_cmd_worker(int argc, char **argv)
     opts.queue_ms = (uint32_t)o.queue_ms;
     opts.stall_ms = (uint32_t)o.stall_ms;
     opts.idle_ms = (uint32_t)o.idle_ms;
+    opts.silence_ms = (uint32_t)o.silence_ms;
     opts.trace_path = o.trace;
     nk_stage_global_init(o.device);
     rc = nk_worker_start(&w, &opts, &err);

@@ -381,9 +381,12 @@ static nk_channel *peer_channel(nk_worker *w, const char *address, struct nk_err
     }
     if (p) {
         p->used_ns = nk__worker_now_ns(w);
-        if (!p->channel && nk_channel_open(&p->channel, w->net, address,
-                                           secret ? &w->opts.credentials : NULL, err))
-            return NULL;
+        if (!p->channel) {
+            if (nk_channel_open(&p->channel, w->net, address, secret ? &w->opts.credentials : NULL,
+                                err))
+                return NULL;
+            nk_channel_watch(p->channel, w->opts.silence_ms);
+        }
         return p->channel;
     }
     nk_fail(err, NK_E_DENIED, "peer_not_allowed",

@@ -20,6 +20,7 @@ struct nk_worker_opts nk_worker_opts_default(void)
         .queue_ms = 60000,
         .stall_ms = 30000,
         .idle_ms = 300000,
+        .silence_ms = NK_RPC_SILENCE_MS,
         .clock = nk_clock_system(),
         .chance = nk_chance_system(),
     };
@@ -36,6 +37,8 @@ static int copy_opts(nk_worker *w, const struct nk_worker_opts *o, struct nk_err
     int rc;
 
     w->opts = *o;
+    if (!nk_clock_runs(o->clock))
+        w->opts.silence_ms = 0;
     if ((rc = copy(&w->slice_path, o->slice_path, err)) ||
         (rc = copy(&w->listen, o->listen, err)) || (rc = copy(&w->device, o->stage.device, err)) ||
         (rc = copy(&w->cache_type_k, o->stage.cache_type_k, err)) ||
@@ -167,6 +170,7 @@ int nk_worker_start(nk_worker **out, const struct nk_worker_opts *opts, struct n
     server.credentials = w->opts.credentials;
     server.methods = nk__service_methods(&server.n_methods);
     server.user = w;
+    server.silence_ms = w->opts.silence_ms;
     server.bound = opts->id ? NULL : bound;
     server.descriptors = nk_proto_descriptors();
     rc = nk_server_start(&w->server, w->net, &server, err);

@@ -43,6 +43,9 @@ struct nk_worker_opts {
     uint32_t queue_ms; /* how long one waits: then EXHAUSTED queue_timeout */
     uint32_t stall_ms; /* a step that the next stage does not answer for so long ends the session */
     uint32_t idle_ms;  /* a session that is sent nothing for so long ends */
+    /* A neighbour or client that is not heard of for so long is lost, whatever it computes; 0, or a
+     * clock that stands still: only to gRPC's pings (nk_channel_watch). */
+    uint32_t silence_ms;
     const char *trace_path; /* NULL: none */
     /* With an identity a first stage is opened by a gateway only, the later ones also by members,
      * and a route may name any address, since whoever is there must prove to be a member. */
@@ -55,8 +58,8 @@ struct nk_worker_opts {
     struct nk_clock *clock;
     struct nk_chance *chance;
 };
-/* n_ctx etc. as nk_stage_opts_default; queue 64 for 60 s, stall 30 s, idle 300 s; the system's
- * clock and chance. */
+/* n_ctx etc. as nk_stage_opts_default; queue 64 for 60 s, stall 30 s, idle 300 s, silence
+ * 3 s; the system's clock and chance. */
 struct nk_worker_opts nk_worker_opts_default(void);
 
 /* Loads the slice, listens, serves. *out is owned by the caller. Not on a net thread.
