@@ -373,6 +373,18 @@ const struct nk_call_handlers nk__session_down_handlers = { .message = down_mess
 
 /* ---- what the opener says ---- */
 
+static void receive_cancel(session *s)
+{
+    struct nk_error err = { 0 };
+
+    nk_log(NK_LOG_WORKER, NK_LOG_INFO, "session=%s event=cancelled tokens=%d reason=told", s->name,
+           s->n_ids);
+    nk_fail(&err, NK_E_CANCELLED, "cancelled", "the opener cancelled the session");
+    if (s->up)
+        nk_call_finish(s->up, &err);
+    session_close(s);
+}
+
 static void up_message(nk_call *c, void *user, struct nk_bytes bytes)
 {
     session *s = user;
@@ -401,9 +413,13 @@ static void up_message(nk_call *c, void *user, struct nk_bytes bytes)
         case NAKSHATRA__V1__INFERENCE_REQUEST__KIND_FINISH:
             rc = nk__step_receive_finish(s, m->finish, &err);
             break;
+        case NAKSHATRA__V1__INFERENCE_REQUEST__KIND_CANCEL:
+            receive_cancel(s);
+            rc = 0;
+            break;
         default:
             rc = nk_fail(&err, NK_E_INVALID, "bad_message",
-                         "the message is neither Open nor Step nor Finish");
+                         "the message is neither Open nor Step nor Finish nor Cancel");
         }
     }
     if (rc)

@@ -475,6 +475,28 @@ static void client_step(struct side *s, uint64_t group, uint32_t group_size)
     free(row);
 }
 
+/* ---- an opener that says that it cancels ---- */
+
+static void
+test_worker__a_session_that_is_cancelled_with_a_word_is_freed_in_good_order(void **state)
+{
+    Nakshatra__V1__InferenceRequest req = NAKSHATRA__V1__INFERENCE_REQUEST__INIT;
+    Nakshatra__V1__Cancel cancel = NAKSHATRA__V1__CANCEL__INIT;
+
+    (void)state;
+    worker_start(false, 2, 1);
+    client_open(&clients[0], false, 0);
+    wait_message(&clients[0], 0);
+    req.kind_case = NAKSHATRA__V1__INFERENCE_REQUEST__KIND_CANCEL;
+    req.cancel = &cancel;
+    assert_int_equal(nk_call_send_pb(clients[0].call, (ProtobufCMessage *)&req, NULL), 0);
+    wait_end(&clients[0], "cancelled");
+    assert_string_equal(clients[0].status.msg, "the opener cancelled the session");
+    while (ask().n_active)
+        sched_yield();
+    worker_stop();
+}
+
 /* ---- limits of a session ---- */
 
 /* It began just now. What ends it is looked at every TICK_MS: once 1 ms too early, once in time. */
@@ -890,6 +912,7 @@ static int end(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        TEST(test_worker__a_session_that_is_cancelled_with_a_word_is_freed_in_good_order),
         TEST(test_worker__a_call_without_open_is_ended_in_time),
         TEST(test_worker__a_call_without_its_request_is_ended_in_time),
         TEST(test_worker__a_neighbour_that_does_not_open_is_given_up_in_time),
