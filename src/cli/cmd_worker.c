@@ -33,7 +33,7 @@ struct options {
         *tls_key, *identity, *verify;
     enum nk_slice_verify how; /* what verify says */
     int64_t ctx, sequences, batch, chunk, threads, threads_batch, drain_ms, stall_ms, idle_ms,
-        silence_ms, queue, queue_ms, parent_fd, epoch;
+        silence_ms, queue, queue_ms, journal_mib, spill_mib, parent_fd, epoch;
     bool deterministic, insecure, mmap, no_mmap, shared_cores;
     struct nk_cache_args cache;
     struct nk_arg_list peers;
@@ -192,6 +192,8 @@ int nk_cmd_worker(int argc, char **argv)
                          .stall_ms = defaults.stall_ms,
                          .idle_ms = defaults.idle_ms,
                          .silence_ms = defaults.silence_ms,
+                         .journal_mib = (int64_t)(defaults.journal_bytes >> 20),
+                         .spill_mib = (int64_t)(defaults.spill_bytes >> 20),
                          .queue = defaults.queue_max,
                          .queue_ms = defaults.queue_ms,
                          .parent_fd = -1,
@@ -246,6 +248,12 @@ int nk_cmd_worker(int argc, char **argv)
         NK_OPT_INT("silence-ms", 0, &o.silence_ms, "N", 100, 3600000,
                    "a neighbour or client that is not heard of for so many ms, whatever it "
                    "computes, is lost"),
+        NK_OPT_INT(
+            "journal-mib", 0, &o.journal_mib, "N", 0, 1 << 20,
+            "memory for rows that went to the next worker, to be sent again when a worker is "
+            "lost; 0: they are computed again"),
+        NK_OPT_INT("spill-mib", 0, &o.spill_mib, "N", 0, 1 << 24,
+                   "more of them in nameless files of the cache folder; 0: none"),
         NK_OPT_INT("queue", 0, &o.queue, "N", 0, 10000, "sessions that may wait for room"),
         NK_OPT_INT("queue-ms", 0, &o.queue_ms, "N", 0, 3600000, "and for how many ms"),
         NK_OPT_STRING("identity", 0, &o.identity, "DIR",
@@ -329,6 +337,8 @@ int nk_cmd_worker(int argc, char **argv)
     opts.stall_ms = (uint32_t)o.stall_ms;
     opts.idle_ms = (uint32_t)o.idle_ms;
     opts.silence_ms = (uint32_t)o.silence_ms;
+    opts.journal_bytes = (uint64_t)o.journal_mib << 20;
+    opts.spill_bytes = (uint64_t)o.spill_mib << 20;
     opts.trace_path = o.trace;
     nk_stage_global_init(o.device);
     rc = nk_worker_start(&w, &opts, &err);

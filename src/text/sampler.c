@@ -385,38 +385,69 @@ static void log_probs(const float *logits, int n, float max, int n_top, struct n
     out->logprob = (float)((double)(logits[out->id] - max) - log_sum);
 }
 
+/* Chooses, and accepts nothing. *max: the largest logit. */
+static int draw(nk_sampler *s, const float *logits, int32_t *id, float *max, struct nk_error *err)
+{
+    int rc = 0;
+
+    if (!largest(logits, s->n_vocab, max))
+        return nk_fail(err, NK_E_INTERNAL, "bad_logits",
+                       "a logit is not a number: the computation before is broken, and the slices' "
+                       "files are the first thing to look at (nakshatra inspect)");
+    if (*max == -INFINITY)
+        return nk_fail(err, NK_E_INTERNAL, "bad_logits",
+                       "every logit is -infinity: the slices' files are the first thing to look at "
+                       "(nakshatra inspect)");
+    *id = first_equal(logits, s->n_vocab, *max);
+    if (s->chain && !(s->lowered && !is_lowered(s, *id))) {
+        llama_token_data_array c = all_candidates(s, logits);
+
+        rc = choose(s, &c, id, err);
+    }
+    if (!rc && s->grammar)
+        rc = choose_with_grammar(s, logits, id, err);
+    return rc;
+}
+
+static int accept(nk_sampler *s, int32_t id, struct nk_error *err)
+{
+    int rc = s->grammar ? nk_grammar_accept(s->grammar, id, err) : 0;
+
+    return !rc && s->chain ? nk__guard_accept(s->chain, id, err) : rc;
+}
+
 int nk_sampler_sample(nk_sampler *s, const float *logits, int n_logprobs, struct nk_sampled *out,
                       struct nk_error *err)
 {
     float max;
-    int rc = 0;
+    int rc;
 
     if (n_logprobs > NK_LOGPROBS_MAX)
         return nk_fail(err, NK_E_INVALID, "bad_sampling",
                        "%d log-probabilities; at most %d are given", n_logprobs, NK_LOGPROBS_MAX);
     out->logprob = NAN;
     out->n_top = 0;
-    if (!largest(logits, s->n_vocab, &max))
-        return nk_fail(err, NK_E_INTERNAL, "bad_logits",
-                       "a logit is not a number: the computation before is broken, and the slices' "
-                       "files are the first thing to look at (nakshatra inspect)");
-    if (max == -INFINITY)
-        return nk_fail(err, NK_E_INTERNAL, "bad_logits",
-                       "every logit is -infinity: the slices' files are the first thing to look at "
-                       "(nakshatra inspect)");
-    out->id = first_equal(logits, s->n_vocab, max);
-    if (s->chain && !(s->lowered && !is_lowered(s, out->id))) {
-        llama_token_data_array c = all_candidates(s, logits);
-
-        rc = choose(s, &c, &out->id, err);
-    }
-    if (!rc && s->grammar)
-        rc = choose_with_grammar(s, logits, &out->id, err);
-    if (!rc && s->grammar)
-        rc = nk_grammar_accept(s->grammar, out->id, err);
-    if (!rc && s->chain)
-        rc = nk__guard_accept(s->chain, out->id, err);
+    rc = draw(s, logits, &out->id, &max, err);
+    if (!rc)
+        rc = accept(s, out->id, err);
     if (!rc && n_logprobs >= 0)
         log_probs(logits, s->n_vocab, max, n_logprobs, out);
     return rc;
+}
+
+int nk_sampler_force(nk_sampler *s, const float *logits, int32_t id, bool *same,
+                     struct nk_error *err)
+{
+    bool allowed = true;
+    int32_t drawn;
+    float max;
+    int rc = draw(s, logits, &drawn, &max, err);
+
+    *same = !rc && drawn == id;
+    if (!rc && !*same && s->grammar)
+        rc = nk_grammar_allows(s->grammar, id, &allowed, err);
+    if (!rc && !allowed)
+        rc = nk_fail(err, NK_E_INTERNAL, "bad_logits",
+                     "the grammar does not allow token %d, which was said before", id);
+    return rc ? rc : accept(s, id, err);
 }

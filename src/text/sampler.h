@@ -46,5 +46,10 @@ struct nk_sampled {
  *                                   can be chosen */
 int nk_sampler_sample(nk_sampler *s, const float *logits, int n_logprobs, struct nk_sampled *out,
                       struct nk_error *err);
+/* The same, but the token is given: one that was chosen before, by another sampler that is to be
+ * followed to where it was. Draws what that one drew and accepts id. *same: id would have been
+ * chosen. An id that the grammar does not allow is INTERNAL `bad_logits`, too. */
+int nk_sampler_force(nk_sampler *s, const float *logits, int32_t id, bool *same,
+                     struct nk_error *err);
 
 #endif

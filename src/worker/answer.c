@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "rpc/rows.h"
 
 enum { TOKEN_TEXT_MAX = 1 << 20 };
@@ -33,33 +34,43 @@ void nk__answer_release(answering *a)
 
 /* ---- to the next stage ---- */
 
-static int send_rows(answering *a, const job *j, const float *rows, struct nk_error *err)
+/* And into the session's journal. *back as in nk__answer_step. */
+static int send_rows(answering *a, const job *j, const float *rows, bool *back,
+                     struct nk_error *err)
 {
     struct nk_session *s = j->session;
     Nakshatra__V1__InferenceRequest req = NAKSHATRA__V1__INFERENCE_REQUEST__INIT;
     Nakshatra__V1__Step step = NAKSHATRA__V1__STEP__INIT;
     Nakshatra__V1__Rows r = NAKSHATRA__V1__ROWS__INIT;
+    int from = j->send_from < j->sched.n ? j->send_from : 0, n = j->sched.n - from;
     size_t n_floats = (size_t)j->sched.n * (size_t)a->info->n_embd;
+    size_t skip = (size_t)from * (size_t)a->info->n_embd;
     uint64_t now;
     int rc;
 
-    r.n_rows = (uint32_t)j->sched.n;
+    r.n_rows = (uint32_t)n;
     r.width = (uint32_t)a->info->n_embd;
     if (s->f16) {
         nk_f16_from_f32(a->f16, rows, n_floats);
         r.dtype = NAKSHATRA__V1__DTYPE__DTYPE_F16;
-        r.data.data = (uint8_t *)a->f16;
-        r.data.len = n_floats * 2;
+        nk__journal_append(s->journal, j->pos, j->sched.n, a->f16);
+        r.data.data = (uint8_t *)(a->f16 + skip);
+        r.data.len = (n_floats - skip) * 2;
     } else {
         r.dtype = NAKSHATRA__V1__DTYPE__DTYPE_F32;
-        r.data.data = (uint8_t *)(uintptr_t)rows;
-        r.data.len = n_floats * 4;
+        nk__journal_append(s->journal, j->pos, j->sched.n, rows);
+        r.data.data = (uint8_t *)(uintptr_t)(rows + skip);
+        r.data.len = (n_floats - skip) * 4;
+    }
+    if (j->send_from == j->sched.n && !j->sched.sample) {
+        *back = true; /* the next stage has all of it */
+        return 0;
     }
     step.step = j->step;
-    step.pos = (uint32_t)j->pos;
-    step.n_ids = (size_t)j->sched.n;
-    step.ids = j->ids;
-    step.rows = &r;
+    step.pos = (uint32_t)(j->pos + from);
+    step.n_ids = (size_t)n;
+    step.ids = j->ids + from;
+    step.rows = j->send_from == j->sched.n ? NULL : &r;
     step.sample = j->sched.sample;
     step.group = j->sched.group;
     step.group_size = j->sched.group_size;
@@ -99,11 +110,30 @@ static ProtobufCBinaryData piece(answering *a, int32_t id, size_t *offset)
     return out;
 }
 
+/* Keeps a token, to say it again where it gets lost. */
+static int save_token(struct nk_session_compute *c, int index,
+                      const Nakshatra__V1__InferenceReply *reply, struct nk_error *err)
+{
+    struct nk_saved_token *t = &c->saved[(unsigned)index % NK_TOKENS_SAVED];
+    size_t size = nakshatra__v1__inference_reply__get_packed_size(reply);
+    char *where;
+    int rc;
+
+    t->index = -1;
+    nk_buf_reset(&t->message);
+    rc = nk_buf_reserve(&t->message, size, &where, err);
+    if (rc)
+        return rc;
+    nk_buf_commit(&t->message, nakshatra__v1__inference_reply__pack(reply, (uint8_t *)where));
+    t->index = index;
+    return 0;
+}
+
 /* Sends the sampled token and its text. A client that does not read what is waiting for it must not
  * be given a text with a hole. */
 static int send_token(answering *a, const job *j, uint64_t spent_us, struct nk_error *err)
 {
-    const struct nk_session *s = j->session;
+    struct nk_session *s = j->session;
     const struct nk_sampled *t = &j->sampled;
     Nakshatra__V1__InferenceReply reply = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
     Nakshatra__V1__Token token = NAKSHATRA__V1__TOKEN__INIT;
@@ -139,13 +169,34 @@ static int send_token(answering *a, const job *j, uint64_t spent_us, struct nk_e
         token.top = top_ptrs;
         token.n_top = (size_t)t->n_top;
     }
+    if (j->finish) {
+        token.stop_string.data = (uint8_t *)s->compute.stop;
+        token.stop_string.len = s->compute.stop_size;
+    }
     reply.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_TOKEN;
     reply.token = &token;
+    if (s->hold_ms) {
+        rc = save_token(&s->compute, j->index, &reply, err);
+        if (rc)
+            return rc;
+    }
+    if (!j->sched.sample) /* computed again; it is asked for later */
+        return 0;
     rc = nk_call_send_pb(s->up_ref, (ProtobufCMessage *)&reply, err);
     return rc == NK_E_UNAVAILABLE ? 0 : rc;
 }
 
 /* ---- sampling ---- */
+
+/* The penalties look at the whole text so far; generated tokens were accepted when they were
+ * chosen. */
+static void show_prompt(const struct nk_session *s, struct nk_session_compute *c, int end)
+{
+    if (s->resumed)
+        end = s->n_prompt;
+    for (; c->n_sampled == 0 && c->n_prompt_seen < end; c->n_prompt_seen++)
+        nk_sampler_prompt(c->sampler, s->ids[c->n_prompt_seen]);
+}
 
 /* Last stage: logits to a token and its text; j's sampled, finish and index. */
 static int sample(const answering *a, job *j, const float *logits, struct nk_error *err)
@@ -155,12 +206,7 @@ static int sample(const answering *a, job *j, const float *logits, struct nk_err
     int end = j->pos + j->sched.n, rc;
     bool stopped = false;
 
-    /* The penalties look at the whole text so far; generated tokens were accepted when they were
-     * chosen. */
-    if (c->n_sampled == 0) {
-        for (; c->n_prompt_seen < end; c->n_prompt_seen++)
-            nk_sampler_prompt(c->sampler, s->ids[c->n_prompt_seen]);
-    }
+    show_prompt(s, c, end);
     rc = nk_sampler_sample(c->sampler, logits, s->n_logprobs, &j->sampled, err);
     if (rc)
         return rc;
@@ -188,6 +234,51 @@ static int sample(const answering *a, job *j, const float *logits, struct nk_err
     return rc;
 }
 
+/* Last stage of a resumed session: a token that was said. Sampler and detokenizer come to be as
+ * they were when it was: with the same draws, since these are real logits, and the same text held
+ * back. */
+static int say_silently(const struct nk_session *s, struct nk_session_compute *c,
+                        const float *logits, struct nk_error *err)
+{
+    int32_t id = s->feed[s->n_prompt + c->n_sampled];
+    bool same, stopped;
+    int rc;
+
+    show_prompt(s, c, 0);
+    rc = nk_sampler_force(c->sampler, logits, id, &same, err);
+    if (rc)
+        return rc;
+    if (!same && s->exact && !c->unlike) {
+        c->unlike = true;
+        nk_log(NK_LOG_WORKER, NK_LOG_WARN,
+               "session=%s token=%d msg=\"computed again it is another one than was said: the "
+               "workers do not compute the same bits\"",
+               s->name, c->n_sampled);
+    }
+    nk_buf_reset(&c->text);
+    rc = nk_detok_add(c->detok, id, &c->text, &stopped, err);
+    c->n_sampled++;
+    return rc;
+}
+
+/* Last stage: the logits of the k-th row of a step. */
+static int look_at(const answering *a, job *j, int k, const float *logits, struct nk_error *err)
+{
+    const struct nk_session *s = j->session;
+    struct nk_session_compute *c = &j->session->compute;
+    int index = j->pos + k - (s->n_prompt - 1);
+
+    if (s->resumed && index < c->n_sampled && index < s->n_said)
+        return 0; /* what was seen already is not seen twice */
+    if (s->resumed && index != c->n_sampled)
+        return nk_fail(err, NK_E_PRECONDITION, "bad_resume",
+                       "token %d is computed, and token %d would be next", index, c->n_sampled);
+    if (s->resumed && index < s->n_said)
+        return say_silently(s, c, logits, err);
+    j->has_token = true;
+    return sample(a, j, logits, err);
+}
+
 /* ---- a job's answer ---- */
 
 int nk__answer_step(answering *a, job *j, nk_stage *stage, int row_idx, bool *back,
@@ -200,9 +291,10 @@ int nk__answer_step(answering *a, job *j, nk_stage *stage, int row_idx, bool *ba
     *back = false;
     if (!s->is_last)
         return send_rows(a, j, nk_stage_rows(stage) + (size_t)row_idx * (size_t)a->info->n_embd,
-                         err);
-    if (j->sched.sample) {
-        rc = sample(a, j, nk_stage_logits(stage, row_idx + j->sched.n - 1), err);
+                         back, err);
+    for (int k = 0; k < j->sched.n; k++) {
+        rc =
+            nk__answer_wants(j, k) ? look_at(a, j, k, nk_stage_logits(stage, row_idx + k), err) : 0;
         if (rc)
             return rc;
     }
@@ -212,12 +304,12 @@ int nk__answer_step(answering *a, job *j, nk_stage *stage, int row_idx, bool *ba
         /* The only stage: the client gets its token from here, the net thread queues the next
          * step. */
         *back = true;
-        return j->sched.sample ? send_token(a, j, 0, err) : 0;
+        return j->has_token ? send_token(a, j, 0, err) : 0;
     }
     /* Before the answer: the next step may be here at once. */
     atomic_fetch_sub(&s->shared.n_unanswered, 1);
-    return j->sched.sample ? send_token(a, j, (now - j->received_ns) / 1000, err)
-                           : send_step_done(a, j, err);
+    rc = j->has_token ? send_token(a, j, (now - j->received_ns) / 1000, err) : 0;
+    return rc || j->sched.sample ? rc : send_step_done(a, j, err);
 }
 
 int nk__answer_forward(answering *a, job *j, nk_stage *stage, uint64_t compute_ns,

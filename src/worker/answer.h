@@ -23,9 +23,17 @@ int nk__answer_init(struct nk_answering *a, struct nk_clock *clock, struct nk_tr
                     const struct nk_stage_info *info, struct nk_error *err);
 void nk__answer_release(struct nk_answering *a); /* harmless on one that is all 0 */
 
+/* Whether the logits of the k-th row of a step are wanted, on the last stage: to choose a token,
+ * or, where a session is resumed, to let its sampler see what it saw before. */
+static inline bool nk__answer_wants(const struct nk_compute_job *j, int k)
+{
+    return (j->sched.sample && k == j->sched.n - 1) ||
+           (j->session->resumed && j->pos + k >= j->session->n_prompt - 1);
+}
+
 /* A step was run: its rows are row_idx and those behind in the stage's last run. Sends the answer.
  * *back: the job has to go back to the net thread, which queues the next step (the only stage of a
- * route); else it is through.
+ * route) or answers (a step whose rows the next stage has); else it is through.
  * Errors: nk_sampler_sample's and nk_detok_add's; EXHAUSTED `send_queue_full`. A call that has
  * ended says so to the net thread itself and is no error. */
 int nk__answer_step(struct nk_answering *a, struct nk_compute_job *j, nk_stage *stage, int row_idx,

@@ -149,9 +149,11 @@ static void drop_references(job *j)
 {
     if (j->session)
         nk__session_unref(j->session);
+    if (j->settles)
+        nk__session_unref(j->settles);
     if (j->call)
         nk_call_unref(j->call);
-    j->session = NULL;
+    j->session = j->settles = NULL;
     j->call = NULL;
 }
 
@@ -264,7 +266,7 @@ static struct nk_stage_batch make_batch(nk_engine *e, struct nk_schedule_job **j
             e->ids[begin + k] = j->ids[k];
             e->pos[begin + k] = j->pos + k;
             e->seq[begin + k] = j->seq;
-            e->want[begin + k] = j->sched.sample && k == j->sched.n - 1;
+            e->want[begin + k] = nk__answer_wants(j, k);
         }
         batch.n_tokens += j->sched.n;
     }
@@ -327,6 +329,7 @@ static int run_steps(nk_engine *e, struct nk_schedule_job **jobs, int n, struct 
 
         j->end_ns = end_ns;
         count_step(e, j);
+        atomic_store(&j->session->shared.n_computed, j->pos + rows);
         nk_trace_event(e->w->trace, end_ns, "computed", j->session->name, j->step, j->pos, rows);
         answer_step(e, j, at);
         at += rows;
@@ -498,6 +501,8 @@ static void run_control(nk_engine *e, job *j)
         break;
     case NK_COMPUTE_FORWARD:
         j->rc = run_forward(e, j);
+        break;
+    case NK_COMPUTE_SETTLE:
         break;
     case NK_COMPUTE_SLEEP:
         stage_close(e);

@@ -9,6 +9,7 @@
 #include "base/chance.h"
 #include "base/clock.h"
 #include "base/cpu.h"
+#include "base/log.h"
 
 enum {
     STALL_MARGIN_MS_MAX = 500,
@@ -94,9 +95,7 @@ static int parse_limits(session *s, const Nakshatra__V1__Open *m, struct nk_erro
     uint32_t n_predict = l ? l->n_predict : 0,
              stall_ms = l && l->stall_ms ? l->stall_ms : s->w->opts.stall_ms, margin;
 
-    if (s->is_first) {
-        int share = info->n_ctx / info->n_seq_max, room;
-
+    if (s->is_first || s->resumed) {
         if (m->n_prompt_ids == 0)
             return nk_fail(err, NK_E_INVALID, "no_prompt", "the prompt has no tokens");
         if (m->n_prompt_ids >= (size_t)info->n_ctx_seq)
@@ -105,7 +104,10 @@ static int parse_limits(session *s, const Nakshatra__V1__Open *m, struct nk_erro
                 "the prompt has %zu tokens; the context holds %d, prompt and answer together",
                 m->n_prompt_ids, info->n_ctx_seq);
         s->n_prompt = (int)m->n_prompt_ids;
-        room = info->n_ctx_seq - s->n_prompt;
+    }
+    if (s->is_first) {
+        int share = info->n_ctx / info->n_seq_max, room = info->n_ctx_seq - s->n_prompt;
+
         /* Without a limit a session gets the share of one, or half as much for an answer to a long
          * prompt. */
         if (n_predict == 0)
@@ -126,6 +128,15 @@ static int parse_limits(session *s, const Nakshatra__V1__Open *m, struct nk_erro
             n_predict = m->n_tokens_max;
     }
     s->n_predict = (int)n_predict;
+    if (m->n_generated_ids >= n_predict || (m->n_generated_ids && !s->resumed) ||
+        s->n_prompt + (int)m->n_generated_ids >= s->n_tokens_max + !s->resumed)
+        return nk_fail(err, NK_E_INVALID, "bad_resume",
+                       "%zu tokens of at most %u after a prompt of %d are said to be there "
+                       "already%s",
+                       m->n_generated_ids, n_predict, s->n_prompt,
+                       s->resumed ? "" : ", and this is a new session");
+    s->n_said = (int)m->n_generated_ids;
+    s->hold_ms = m->hold_ms < NK_HOLD_MS_MAX ? m->hold_ms : NK_HOLD_MS_MAX;
     /* The stage nearest to the one that is silent gives up first, so that the right worker is
      * named; all of them within stall_ms. */
     margin = stall_ms / 10 < STALL_MARGIN_MS_MAX ? stall_ms / 10 : STALL_MARGIN_MS_MAX;
@@ -177,7 +188,9 @@ static int check_sizes(const Nakshatra__V1__Open *m, size_t size, struct nk_erro
 {
     struct nk_logit_bias bias[NK_LOGIT_BIAS_MAX];
     struct nk_sampling sampling;
-    size_t prompt = m->stage_idx == 0 ? m->n_prompt_ids * PROMPT_ID_BYTES_MAX : 0;
+    size_t prompt = m->stage_idx == 0 || m->attempt
+                        ? (m->n_prompt_ids + m->n_generated_ids) * PROMPT_ID_BYTES_MAX
+                        : 0;
     int rc = check_stops(m, err);
 
     if (!rc)
@@ -215,25 +228,65 @@ static int make_last_stage(session *s, const Nakshatra__V1__Open *m, struct nk_e
     return rc;
 }
 
-/* Whether a session has this id; one that has not said Open has none. */
-static bool find_id(const nk_worker *w, const uint8_t *id)
+/* The session with this id, or NULL; one that has not said Open has none. */
+static session *find_id(const nk_worker *w, const uint8_t *id)
 {
-    const session *s;
+    session *s;
 
     for (int i = 0; i < NK_SESSION_STATES; i++)
         TAILQ_FOREACH(s, &w->sessions[i].head, link)
         {
             if (s->opened_ns && memcmp(s->id, id, NK_SESSION_ID_BYTES) == 0)
-                return true;
+                return s;
         }
-    return false;
+    return NULL;
+}
+
+/* Whether s may have the id that h has. */
+static int check_id(const session *h, const Nakshatra__V1__Open *m, struct nk_error *err)
+{
+    if (!h)
+        return 0;
+    if (!m->attempt)
+        return nk_fail(
+            err, NK_E_EXISTS, "session_exists",
+            "a session with this id is open or kept already; ids are random and used once");
+    if (m->attempt <= h->attempt)
+        return nk_fail(err, NK_E_PRECONDITION, "stale_attempt",
+                       "the session was resumed for the %u. time already, and this is the %u.",
+                       h->attempt, m->attempt);
+    return 0;
+}
+
+/* The ids that are fed: the prompt, and of a session that is resumed what was said. */
+static int take_ids(session *s, const Nakshatra__V1__Open *m, struct nk_error *err)
+{
+    int n_vocab = nk__stage_info(s->w)->n_vocab;
+    size_t n = m->n_prompt_ids + m->n_generated_ids;
+
+    if (!nk__step_ids_valid(m->prompt_ids, m->n_prompt_ids, n_vocab, err) ||
+        !nk__step_ids_valid(m->generated_ids, m->n_generated_ids, n_vocab, err))
+        return err ? err->code : NK_E_INVALID;
+    s->feed = malloc(n * sizeof *s->feed);
+    if (!s->feed)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for a prompt of %zu tokens", n);
+    memcpy(s->feed, m->prompt_ids, m->n_prompt_ids * sizeof *s->feed);
+    if (m->n_generated_ids)
+        memcpy(s->feed + m->n_prompt_ids, m->generated_ids, m->n_generated_ids * sizeof *s->feed);
+    return 0;
+}
+
+/* Rows on the wire. */
+static size_t row_bytes(const session *s)
+{
+    return (size_t)nk__stage_info(s->w)->n_embd * (s->f16 ? 2 : 4);
 }
 
 int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes bytes,
                      struct nk_error *err)
 {
     nk_worker *w = s->w;
-    const struct nk_stage_info *info = nk__stage_info(w);
+    session *h;
     int rc;
 
     if (s->state != NK_SESSION_NEW || s->opened_ns)
@@ -255,11 +308,13 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
         return nk_fail(err, NK_E_INVALID, "not_deterministic",
                        "a deterministic request needs workers whose sessions share no KV cells: "
                        "start every worker (or `up`) with --deterministic");
-    if (find_id(w, m->session.data))
-        return nk_fail(
-            err, NK_E_EXISTS, "session_exists",
-            "a session with this id is open or kept already; ids are random and used once");
+    h = find_id(w, m->session.data);
+    rc = check_id(h, m, err);
+    if (rc)
+        return rc;
     s->opened_ns = nk__worker_now_ns(w);
+    s->attempt = m->attempt;
+    s->resumed = m->attempt > 0;
     memcpy(s->id, m->session.data, NK_SESSION_ID_BYTES);
     snprintf(s->name, sizeof s->name, "%02x%02x%02x%02x", s->id[0], s->id[1], s->id[2], s->id[3]);
     s->n_route = (int)m->n_route;
@@ -277,6 +332,7 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
         memcpy(s->reuse_salt, m->reuse_salt.data, s->n_reuse_salt);
     s->reuse = (m->reuse || s->n_reuse_salt) && !s->deterministic;
     s->special = m->special;
+    s->exact = s->deterministic || m->exact;
     s->chunk = w->opts.chunk;
     if (m->dtype != NAKSHATRA__V1__DTYPE__DTYPE_UNSPECIFIED &&
         m->dtype != NAKSHATRA__V1__DTYPE__DTYPE_F32 && m->dtype != NAKSHATRA__V1__DTYPE__DTYPE_F16)
@@ -292,8 +348,23 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
         rc = check_sizes(m, bytes.size, err);
     if (rc)
         return rc;
-    if (s->is_first && !nk__step_ids_valid(m->prompt_ids, m->n_prompt_ids, info->n_vocab, err))
-        return err->code;
+    if (s->resumed && s->exact && m->chunk) {
+        if (m->chunk > (uint32_t)nk__stage_info(w)->n_batch)
+            return nk_fail(err, NK_E_PRECONDITION, "chunk_mismatch",
+                           "the session's chunks have %u rows, and this worker takes %d (--batch)",
+                           m->chunk, nk__stage_info(w)->n_batch);
+        s->chunk = (int)m->chunk;
+    }
+    if (s->is_first || s->resumed) {
+        rc = take_ids(s, m, err);
+        if (rc)
+            return rc;
+    }
+    if (s->hold_ms && !s->is_last) {
+        rc = nk__journal_new(&s->journal, &w->journals, row_bytes(s), err);
+        if (rc)
+            return rc;
+    }
     if (!s->is_last) {
         s->next_address = strdup(m->route[m->stage_idx + 1]->address);
         if (!s->next_address)
@@ -305,15 +376,11 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
         s->resume_hash = m->resume_hash;
     }
     s->ids = calloc((size_t)s->n_tokens_max + 1, sizeof *s->ids);
-    if (s->is_first)
-        s->prompt = malloc((size_t)s->n_prompt * sizeof *s->prompt);
     if (!s->is_last)
         s->open_bytes = malloc(bytes.size);
-    if (!s->ids || (s->is_first && !s->prompt) || (!s->is_last && !s->open_bytes))
+    if (!s->ids || (!s->is_last && !s->open_bytes))
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for a session of %d tokens",
                        s->n_tokens_max);
-    if (s->is_first)
-        memcpy(s->prompt, m->prompt_ids, (size_t)s->n_prompt * sizeof *s->prompt);
     if (!s->is_last) {
         memcpy(s->open_bytes, bytes.data, bytes.size);
         s->open_size = bytes.size;
@@ -325,6 +392,11 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
     }
     w->n_opened++;
     nk__session_set_state(s, NK_SESSION_WAITING);
+    if (s->resumed) {
+        rc = nk__resume_receive(s, h, m->forget_held, err);
+        if (rc)
+            return rc;
+    }
     nk__room_admit(w);
     if (s->closed || s->state != NK_SESSION_WAITING)
         return 0;
@@ -420,7 +492,8 @@ static int send_open(session *s, struct nk_error *err)
     limits.n_predict = (uint32_t)s->n_predict;
     req->open->limits = &limits;
     req->open->stage_idx++;
-    req->open->n_prompt_ids = 0;
+    if (!s->resumed)
+        req->open->n_prompt_ids = 0;
     req->open->n_tokens_max = (uint32_t)s->n_tokens_max;
     req->open->reuse = s->reuse;
     req->open->reuse_salt.len = 0; /* the session to resume is known by its id */
@@ -443,8 +516,7 @@ out:
     return rc;
 }
 
-/* Tells the opener, and begins. theirs: what the next stage said (NULL on the last). */
-static int opened(session *s, const Nakshatra__V1__Opened *theirs, struct nk_error *err)
+int nk__open_opened(session *s, const Nakshatra__V1__Opened *theirs, struct nk_error *err)
 {
     const struct nk_stage_info *info = nk__stage_info(s->w);
     Nakshatra__V1__InferenceReply reply = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
@@ -466,20 +538,41 @@ static int opened(session *s, const Nakshatra__V1__Opened *theirs, struct nk_err
     nk__wire_computed(&computed, s->w);
     own.n_computed = nk_computed_pack(&computed, facts, fact_list);
     own.computed = fact_list;
+    own.held = s->resumed ? (uint32_t)s->n_held : 0;
     stages[n++] = &own;
     for (size_t i = 0; theirs && i < theirs->n_stages && n < NK_ROUTE_MAX; i++)
         stages[n++] = theirs->stages[i];
-    if (theirs && theirs->resume_tokens < (uint32_t)s->n_resume)
+    if (!s->resumed && theirs && theirs->resume_tokens < (uint32_t)s->n_resume)
         s->n_resume = s->n_ids = (int)theirs->resume_tokens;
-    msg.resume_tokens = (uint32_t)s->n_resume;
+    if (!s->resumed)
+        s->next_has = s->n_resume;
+    atomic_store(&s->shared.n_computed, s->n_ids);
+    msg.resume_tokens = (uint32_t)(s->resumed ? s->n_ids : s->n_resume);
+    msg.last_step = s->last_step;
     msg.stages = stages;
     msg.n_stages = n;
     msg.seed = s->is_last ? nk_sampler_seed(s->compute.sampler) : theirs->seed;
     if (s->is_first) {
-        s->n_reused = s->n_submitted = s->n_resume;
-        s->w->n_tokens_reused += (uint64_t)s->n_reused;
+        s->n_submitted = s->n_ids;
+        if (s->resumed && s->n_submitted > nk__session_n_feed(s))
+            s->n_submitted = nk__session_n_feed(s);
+        if (!s->resumed) {
+            s->n_reused = s->n_resume;
+            s->w->n_tokens_reused += (uint64_t)s->n_reused;
+        }
+        s->n_generated = s->n_said;
+        msg.n_predict = (uint32_t)s->n_predict;
+        msg.chunk = (uint32_t)s->chunk;
         msg.n_prompt = (uint32_t)s->n_prompt;
         msg.n_reused = (uint32_t)s->n_reused;
+    }
+    if (s->resumed) {
+        int n_lacking = nk__session_n_feed(s) - s->n_ids;
+
+        s->w->n_tokens_replayed += (uint64_t)(n_lacking > 0 ? n_lacking : 0);
+        nk_log(NK_LOG_WORKER, NK_LOG_INFO,
+               "session=%s event=resumed attempt=%u held=%d from=%d to=%d", s->name, s->attempt,
+               s->n_held, s->n_ids, nk__session_n_feed(s));
     }
     nk__session_set_state(s, NK_SESSION_RUNNING);
     reply.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_OPENED;
@@ -492,7 +585,9 @@ static int opened(session *s, const Nakshatra__V1__Opened *theirs, struct nk_err
 /* The session has its sequence: goes on to the next stage, or is open when this is the last. */
 int nk__open_begin(session *s, struct nk_error *err)
 {
-    return s->is_last ? opened(s, NULL, err) : send_open(s, err);
+    if (!s->is_last)
+        return send_open(s, err);
+    return s->resumed ? nk__resume_opened(s, NULL, err) : nk__open_opened(s, NULL, err);
 }
 
 int nk__open_receive_opened(session *s, const Nakshatra__V1__Opened *m, struct nk_error *err)
@@ -502,7 +597,7 @@ int nk__open_receive_opened(session *s, const Nakshatra__V1__Opened *m, struct n
     int begin_layer = info->layer_end;
 
     nk__wire_computed(&own, s->w);
-    if (s->state != NK_SESSION_OPENING)
+    if (s->state != NK_SESSION_OPENING || s->replaying)
         return nk_fail(err, NK_E_INTERNAL, "bad_peer", "Opened came twice");
     if ((int)m->n_stages != s->n_route - s->stage_idx - 1)
         return nk_fail(err, NK_E_INTERNAL, "bad_peer", "%zu stages answered where %d were asked",
@@ -528,11 +623,17 @@ int nk__open_receive_opened(session *s, const Nakshatra__V1__Opened *m, struct n
         if (nk_computed_compare(&own, &theirs, t->worker_id, err))
             return err->code;
         begin_layer = (int)t->layer_end;
-        if (t->n_batch && t->n_batch < (uint32_t)s->chunk)
+        if (t->n_batch && t->n_batch < (uint32_t)s->chunk) {
+            if (s->resumed && s->exact && m->n_stages)
+                return nk_fail(err, NK_E_PRECONDITION, "chunk_mismatch",
+                               "worker %s takes steps of %u rows (--batch), and the session's "
+                               "chunks have %d: it could not go on exactly",
+                               t->worker_id, t->n_batch, s->chunk);
             s->chunk = (int)t->n_batch;
+        }
     }
     if (begin_layer != info->layer_count)
         return nk_fail(err, NK_E_PRECONDITION, "range_mismatch", "the stages end at layer %d of %d",
                        begin_layer, info->layer_count);
-    return opened(s, m, err);
+    return s->resumed ? nk__resume_opened(s, m, err) : nk__open_opened(s, m, err);
 }

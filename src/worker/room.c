@@ -121,7 +121,7 @@ static int common_prefix(const session *k, const session *s)
 {
     int n = 0, max = k->n_ids < s->n_prompt ? k->n_ids : s->n_prompt;
 
-    while (n < max && k->ids[n] == s->prompt[n])
+    while (n < max && k->ids[n] == s->feed[n])
         n++;
     return n;
 }
@@ -193,7 +193,8 @@ static bool make_room(session *s)
     if (w->kv_reserved + s->n_tokens_max > n_ctx ||
         (w->n_seq_free == 0 && !w->sessions[NK_SESSION_KEPT].n))
         return false;
-    k = find_kept(s, &n_resume);
+    n_resume = 0;
+    k = s->resumed ? NULL : find_kept(s, &n_resume);
     while (w->kv_reserved + s->n_tokens_max + w->kv_kept - (k ? k->n_ids : 0) > n_ctx)
         if (!evict_one(w, k))
             return false;
@@ -227,6 +228,16 @@ static bool make_room(session *s)
     return true;
 }
 
+/* Who waits for a held session has its room there. */
+static session *first_waiting(const nk_worker *w)
+{
+    session *s = TAILQ_FIRST(&w->sessions[NK_SESSION_WAITING].head);
+
+    while (s && s->adopts)
+        s = TAILQ_NEXT(s, link);
+    return s;
+}
+
 void nk__room_admit(nk_worker *w)
 {
     session *s;
@@ -234,8 +245,7 @@ void nk__room_admit(nk_worker *w)
     if (w->admitting) /* called again from below: the loop goes on anyway */
         return;
     w->admitting = true;
-    while ((s = TAILQ_FIRST(&w->sessions[NK_SESSION_WAITING].head)) &&
-           w->state == NK_WORKER_SERVING && make_room(s)) {
+    while ((s = first_waiting(w)) && w->state == NK_WORKER_SERVING && make_room(s)) {
         struct nk_error err;
 
         nk__session_set_state(s, NK_SESSION_OPENING);

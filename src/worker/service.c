@@ -56,7 +56,7 @@ static void info_handle(void *worker, nk_call *c, struct nk_bytes msg)
                                       NAKSHATRA__V1__DTYPE__DTYPE_F16 };
     Nakshatra__V1__Fact facts[NK_FACTS], *fact_list[NK_FACTS];
     struct nk_computed computed;
-    char *capabilities[8];
+    char *capabilities[10];
     size_t n_capabilities = 0;
     int active = nk__session_n_active(w), kept = w->sessions[NK_SESSION_KEPT].n;
 
@@ -107,6 +107,7 @@ static void info_handle(void *worker, nk_call *c, struct nk_bytes msg)
     if (!w->opts.deterministic)
         capabilities[n_capabilities++] = (char *)(uintptr_t) "prefix_reuse";
     capabilities[n_capabilities++] = (char *)(uintptr_t) "sleep";
+    capabilities[n_capabilities++] = (char *)(uintptr_t) "resume";
     if (info->is_last) {
         capabilities[n_capabilities++] = (char *)(uintptr_t) "sampling";
         capabilities[n_capabilities++] = (char *)(uintptr_t) "logprobs";
@@ -120,6 +121,11 @@ static void info_handle(void *worker, nk_call *c, struct nk_bytes msg)
     counters.sessions_open = (uint64_t)(active - w->sessions[NK_SESSION_NEW].n);
     counters.sessions_kept = (uint64_t)kept;
     counters.sessions_failed = w->n_failed;
+    counters.sessions_held = (uint64_t)w->sessions[NK_SESSION_HELD].n;
+    counters.sessions_resumed = w->n_resumed;
+    counters.tokens_replayed = w->n_tokens_replayed;
+    counters.journal_bytes = atomic_load(&w->journals.memory_bytes);
+    counters.journal_spilled_bytes = atomic_load(&w->journals.spilled_bytes);
     counters.tokens_prefilled = atomic_load(&n->tokens_prefilled);
     counters.tokens_decoded = atomic_load(&n->tokens_decoded);
     counters.tokens_reused = w->n_tokens_reused;

@@ -1,15 +1,18 @@
 /* Sessions: the calls of rpc Inference, from Open to Done. Everything here runs on the net thread.
  *
  *   NEW -> [WAITING] -> OPENING -> RUNNING -> FINISHING -> (KEPT) -> gone
+ *                                     |
+ *                                     v
+ *                                    HELD -> gone, or taken up by the session that resumes it
  *
  * Here: a session's life, what its two calls say, and its deadlines. What Open asks and how it
  * travels is open.c; steps, and how the first stage drives them, step.c; sequences, KV room and
- * kept sessions, room.c.
+ * kept sessions, room.c; what happens when a neighbour is lost,
+ * resume.c.
  *
- * Whatever ends a session (an error, a cancelled call, a lost connection) goes through
- * session_close, which cancels the next stage's call and forgets the sequence; the stage before
- * learns it from its own call's status. So KV is freed along the whole chain, in both directions,
- * without a message of its own.
+ * Whatever ends a session (an error, a cancel) goes through nk__session_close, which cancels the
+ * next stage's session and forgets the sequence; the stage before learns it from its own call's
+ * status. So KV is freed along the whole chain, in both directions.
  *
  * References: the list that a session is in, its calls, and its jobs hold one each. */
 #include "worker/session_int.h"
@@ -43,6 +46,7 @@ void nk__session_unref(session *s)
 {
     if (atomic_fetch_sub(&s->refs, 1) != 1)
         return;
+    NK_ASSERT(!s->adopts);
     if (s->down_ref)
         nk_call_unref(s->down_ref);
     if (s->up_ref)
@@ -50,9 +54,14 @@ void nk__session_unref(session *s)
     nk_sampler_free(s->compute.sampler);
     nk_detok_free(s->compute.detok);
     nk_buf_release(&s->compute.text);
+    for (int i = 0; i < NK_TOKENS_SAVED; i++)
+        nk_buf_release(&s->compute.saved[i].message);
+    nk__journal_free(s->journal);
     free(s->next_address);
+    free(s->replay_to);
+    free(s->theirs);
     free(s->ids);
-    free(s->prompt);
+    free(s->feed);
     free(s->open_bytes);
     free(s);
 }
@@ -90,9 +99,8 @@ void nk__session_set_state(session *s, enum nk_session_state state)
 
 static const char *state_name(enum nk_session_state state)
 {
-    static const char *const names[] = {
-        "new", "waiting", "opening", "running", "finishing", "kept"
-    };
+    static const char *const names[] = { "new",       "waiting", "opening", "running",
+                                         "finishing", "kept",    "held" };
 
     return names[state];
 }
@@ -101,14 +109,13 @@ int nk__session_n_active(const nk_worker *w)
 {
     int n = 0;
 
-    for (int i = 0; i < NK_SESSION_STATES; i++)
-        if (i != NK_SESSION_KEPT)
-            n += w->sessions[i].n;
+    for (int i = 0; i < NK_SESSION_KEPT; i++)
+        n += w->sessions[i].n;
     return n;
 }
 
 /* Tells whoever waits for the last session to end: nk_worker_stop, or rpc Sleep. */
-static void note_idle(nk_worker *w)
+void nk__session_note_idle(nk_worker *w)
 {
     if (nk__session_n_active(w))
         return;
@@ -130,16 +137,32 @@ void nk__session_set_decoding(session *s, bool decoding)
 
 /* ---- ending ---- */
 
-/* Ends the session's part here. Its up call has been finished, or is gone. */
-static void session_close(session *s)
+/* Nobody wants the session any more. The next stage is told so: a call that only breaks off is
+ * to it the loss of a neighbour. */
+static void cancel_down(session *s)
+{
+    Nakshatra__V1__InferenceRequest req = NAKSHATRA__V1__INFERENCE_REQUEST__INIT;
+    Nakshatra__V1__Cancel msg = NAKSHATRA__V1__CANCEL__INIT;
+
+    if (!s->down)
+        return;
+    req.kind_case = NAKSHATRA__V1__INFERENCE_REQUEST__KIND_CANCEL;
+    req.cancel = &msg;
+    if (s->hold_ms)
+        nk_call_cancel_with(s->down, (ProtobufCMessage *)&req);
+    else
+        nk_call_cancel(s->down);
+}
+
+void nk__session_close(session *s)
 {
     nk_worker *w = s->w;
 
     if (s->closed)
         return;
     s->closed = true;
-    if (s->down)
-        nk_call_cancel(s->down);
+    cancel_down(s);
+    nk__resume_leave(s);
     nk__session_set_decoding(s, false);
     nk__engine_drop(w->engine, s);
     if (s->reserved) {
@@ -150,12 +173,11 @@ static void session_close(session *s)
     s->seq = -1;
     nk__session_list_remove(s);
     nk__room_admit(w);
-    note_idle(w);
+    nk__session_note_idle(w);
     nk__session_unref(s);
 }
 
-/* Ends it with a status for whoever opened it. */
-static void session_end(session *s, const struct nk_error *status)
+void nk__session_end(session *s, const struct nk_error *status)
 {
     if (s->closed)
         return;
@@ -169,7 +191,7 @@ static void session_end(session *s, const struct nk_error *status)
     }
     if (s->up)
         nk_call_finish(s->up, status);
-    session_close(s);
+    nk__session_close(s);
 }
 
 /* An error that arose here: the message names this worker. */
@@ -179,17 +201,36 @@ void nk__session_fail(session *s, struct nk_error *err)
 
     nk_wrap(err->code, err, "worker %s (layers %d-%d)", s->w->id, info->layer_begin,
             info->layer_end);
-    session_end(s, err);
+    nk__session_end(s, err);
 }
 
-static void fail_next(session *s, const struct nk_error *status)
+/* While a session is being opened again, what is in the way of the next stage (no room there,
+ * say) is not the end of what is held here: another route may do. */
+static bool is_held_by(const session *s, const struct nk_error *status, bool lost)
+{
+    lost |= nk__resume_is_loss(status); /* of one further on */
+    switch (s->state) {
+    case NK_SESSION_RUNNING:
+        return lost;
+    case NK_SESSION_OPENING:
+        return s->resumed && (lost || status->code == NK_E_EXHAUSTED);
+    default:
+        return false;
+    }
+}
+
+static void fail_next(session *s, const struct nk_error *status, bool lost)
 {
     struct nk_error err = *status;
+    bool held = is_held_by(s, status, lost);
 
     /* What a worker says of itself begins with its name; the transport's sentences do not. */
     if (strncmp(err.msg, "worker ", 7) != 0)
         nk_wrap(err.code, &err, "worker at %s", s->next_address);
-    session_end(s, &err);
+    if (held)
+        nk__resume_hold(s, &err);
+    else
+        nk__session_end(s, &err);
 }
 
 /* After Done was sent up: keeps the KV or forgets it. */
@@ -206,7 +247,7 @@ void nk__session_retire(session *s, int keep_tokens)
     if (keep_tokens <= 0 || keep_tokens > s->n_ids || s->deterministic ||
         w->state != NK_WORKER_SERVING ||
         (keep_tokens < s->n_ids && !nk__stage_info(w)->can_rollback)) {
-        session_close(s);
+        nk__session_close(s);
         return;
     }
     nk__session_set_decoding(s, false);
@@ -216,11 +257,12 @@ void nk__session_retire(session *s, int keep_tokens)
     s->n_ids = keep_tokens;
     w->kv_kept += s->n_ids;
     s->closed = true; /* its calls have no more say in it */
-    if (s->down)      /* over, but for a stage that does not end it */
-        nk_call_cancel(s->down);
+    cancel_down(s);   /* over, but for a stage that does not end it */
+    nk__journal_free(s->journal);
+    s->journal = NULL;
     nk__session_set_state(s, NK_SESSION_KEPT);
     nk__room_admit(w);
-    note_idle(w);
+    nk__session_note_idle(w);
 }
 
 void nk__session_end_all(nk_worker *w, const struct nk_error *status, bool kept_only)
@@ -229,9 +271,11 @@ void nk__session_end_all(nk_worker *w, const struct nk_error *status, bool kept_
 
     while ((s = first_of(w, NK_SESSION_KEPT)))
         nk__room_forget_kept(s, true);
+    while ((s = first_of(w, NK_SESSION_HELD)))
+        nk__resume_forget(s);
     for (int i = 0; i < NK_SESSION_KEPT && !kept_only; i++)
         while ((s = first_of(w, (enum nk_session_state)i)))
-            session_end(s, status);
+            nk__session_end(s, status);
 }
 
 void nk__session_end_waiting(nk_worker *w, const struct nk_error *status)
@@ -239,7 +283,7 @@ void nk__session_end_waiting(nk_worker *w, const struct nk_error *status)
     session *s;
 
     while ((s = first_of(w, NK_SESSION_NEW)) || (s = first_of(w, NK_SESSION_WAITING)))
-        session_end(s, status);
+        nk__session_end(s, status);
 }
 
 /* ---- what the next stage says ---- */
@@ -280,6 +324,10 @@ static int on_down(session *s, Nakshatra__V1__InferenceReply *m, struct nk_bytes
     switch (m->kind_case) {
     case NAKSHATRA__V1__INFERENCE_REPLY__KIND_OPENED:
         return nk__open_receive_opened(s, m->opened, err);
+    case NAKSHATRA__V1__INFERENCE_REPLY__KIND_REPLAYING:
+        if (s->state != NK_SESSION_OPENING || !s->resumed)
+            break;
+        return s->up ? nk_call_send(s->up, bytes.data, bytes.size, err) : 0;
     case NAKSHATRA__V1__INFERENCE_REPLY__KIND_TOKEN:
         if (s->state != NK_SESSION_RUNNING)
             break;
@@ -300,6 +348,10 @@ static int on_down(session *s, Nakshatra__V1__InferenceReply *m, struct nk_bytes
             rc = nk_call_send(s->up, bytes.data, bytes.size, err);
         return rc;
     case NAKSHATRA__V1__INFERENCE_REPLY__KIND_STEP_DONE:
+        if (s->replaying) {
+            count_wire(s, m->step_done->step, m->step_done->spent_us, now);
+            return nk__resume_replayed(s, m->step_done->step, err);
+        }
         if (s->state != NK_SESSION_RUNNING)
             break;
         if (s->is_first) {
@@ -352,7 +404,6 @@ static void down_end(nk_call *c, void *user, const struct nk_error *status)
 {
     session *s = user;
 
-    (void)c;
     s->w->n_streams--;
     s->down = NULL;
     if (!s->closed) {
@@ -363,7 +414,7 @@ static void down_end(nk_call *c, void *user, const struct nk_error *status)
                     "the stage ended the session before it was done");
             status = &err;
         }
-        fail_next(s, status);
+        fail_next(s, status, nk_call_ending(c) == NK_ENDING_LOST);
     }
     nk__session_unref(s);
 }
@@ -373,16 +424,21 @@ const struct nk_call_handlers nk__session_down_handlers = { .message = down_mess
 
 /* ---- what the opener says ---- */
 
+static void note_cancelled(const session *s, const char *reason)
+{
+    nk_log(NK_LOG_WORKER, NK_LOG_INFO, "session=%s event=cancelled tokens=%d reason=%s", s->name,
+           s->n_ids, reason);
+}
+
 static void receive_cancel(session *s)
 {
-    struct nk_error err = { 0 };
+    struct nk_error err;
 
-    nk_log(NK_LOG_WORKER, NK_LOG_INFO, "session=%s event=cancelled tokens=%d reason=told", s->name,
-           s->n_ids);
+    note_cancelled(s, "cancelled");
     nk_fail(&err, NK_E_CANCELLED, "cancelled", "the opener cancelled the session");
     if (s->up)
         nk_call_finish(s->up, &err);
-    session_close(s);
+    nk__session_close(s);
 }
 
 static void up_message(nk_call *c, void *user, struct nk_bytes bytes)
@@ -415,8 +471,7 @@ static void up_message(nk_call *c, void *user, struct nk_bytes bytes)
             break;
         case NAKSHATRA__V1__INFERENCE_REQUEST__KIND_CANCEL:
             receive_cancel(s);
-            rc = 0;
-            break;
+            return;
         default:
             rc = nk_fail(&err, NK_E_INVALID, "bad_message",
                          "the message is neither Open nor Step nor Finish nor Cancel");
@@ -429,14 +484,18 @@ static void up_message(nk_call *c, void *user, struct nk_bytes bytes)
 static void up_end(nk_call *c, void *user, const struct nk_error *status)
 {
     session *s = user;
+    struct nk_error err;
 
-    (void)c;
     s->w->n_streams--;
     s->up = NULL;
-    if (!s->closed) {
-        nk_log(NK_LOG_WORKER, NK_LOG_INFO, "session=%s event=cancelled tokens=%d reason=%s",
-               s->name, s->n_ids, status ? status->reason : "ok");
-        session_close(s);
+    if (!s->closed && s->hold_ms && nk_call_ending(c) == NK_ENDING_LOST &&
+        (s->state == NK_SESSION_RUNNING || (s->state == NK_SESSION_OPENING && s->resumed))) {
+        /* Who does not want it any more says Cancel. */
+        nk_fail(&err, NK_E_UNAVAILABLE, "peer_gone", "who opened the session is gone");
+        nk__resume_hold(s, &err);
+    } else if (!s->closed) {
+        note_cancelled(s, status ? status->reason : "ok");
+        nk__session_close(s);
     }
     nk__session_unref(s);
 }
@@ -463,6 +522,10 @@ void nk__session_open_call(nk_call *c, void *worker)
     s->n_logprobs = -1;
     s->heard_ns = nk__worker_now_ns(w);
     nk_buf_init(&s->compute.text, TOKEN_TEXT_MAX);
+    for (int i = 0; i < NK_TOKENS_SAVED; i++) {
+        s->compute.saved[i].index = -1;
+        nk_buf_init(&s->compute.saved[i].message, TOKEN_TEXT_MAX);
+    }
     snprintf(s->name, sizeof s->name, "-");
     s->up = c;
     s->up_ref = nk_call_ref(c);
@@ -510,6 +573,8 @@ static bool overdue(const session *s, uint64_t now, struct nk_error *err)
         nk_fail(err, NK_E_DEADLINE, "no_open", "no Open came within %d ms", NK_OPEN_DEADLINE_MS);
         return true;
     case NK_SESSION_WAITING:
+        if (s->adopts) /* until a run is through */
+            return false;
         if (!s->is_first)
             return waited_for_room(s, now, err);
         if (now - since < s->w->opts.queue_ms * 1000000ull)
@@ -518,6 +583,10 @@ static bool overdue(const session *s, uint64_t now, struct nk_error *err)
                 s->w->opts.queue_ms);
         return true;
     case NK_SESSION_OPENING:
+        /* Stages behind give each other rows, and say how they get on. */
+        if (s->resumed && s->heard_ns > since)
+            since = s->heard_ns;
+        break;
     case NK_SESSION_FINISHING:
         break;
     case NK_SESSION_RUNNING:
@@ -537,6 +606,7 @@ static bool overdue(const session *s, uint64_t now, struct nk_error *err)
             return false;
         break;
     case NK_SESSION_KEPT:
+    case NK_SESSION_HELD:
     case NK_SESSION_STATES:
         return false;
     }
@@ -561,7 +631,7 @@ static void session_tick(nk_worker *w, uint64_t now)
                 continue;
             }
             if (strcmp(err.reason, "stalled") == 0)
-                session_end(s, &err);
+                fail_next(s, &err, true);
             else
                 nk__session_fail(s, &err);
             /* Ending one may have moved or ended others. */
@@ -576,11 +646,12 @@ static void session_tick(nk_worker *w, uint64_t now)
  * the first to give up. */
 static void forgive_pause(nk_worker *w, uint64_t late_ns)
 {
-    for (int i = 0; i < NK_SESSION_KEPT; i++) {
+    for (int i = 0; i < NK_SESSION_STATES; i++) {
         session *s;
 
         TAILQ_FOREACH(s, &w->sessions[i].head, link)
         {
+            s->held_until_ns += late_ns; /* of no meaning but to a held one */
             if (s->state_ns < w->tick_due_ns)
                 s->state_ns += late_ns;
             if (s->heard_ns < w->tick_due_ns)
@@ -605,7 +676,8 @@ static void tick(void *worker)
     if (now > w->tick_due_ns + PAUSE_MS * 1000000ull)
         forgive_pause(w, now - w->tick_due_ns);
     session_tick(w, now);
-    if (nk__session_n_active(w) && !w->tick && !w->no_tick)
+    nk__resume_tick(w, now);
+    if ((nk__session_n_active(w) || w->sessions[NK_SESSION_HELD].n) && !w->tick && !w->no_tick)
         arm_tick(w);
 }
 

@@ -20,7 +20,7 @@ int nk__step_n_under_way(const session *s)
     return s->is_last && !s->is_first ? atomic_load(&s->shared.n_unanswered) : s->n_steps_out;
 }
 
-static int window_push(session *s, uint64_t step, struct nk_error *err)
+int nk__step_window_push(session *s, uint64_t step, struct nk_error *err)
 {
     if (nk__step_n_under_way(s) == NK_STEPS_OUT_MAX)
         return nk_fail(err, NK_E_EXHAUSTED, "window_exceeded",
@@ -47,6 +47,30 @@ int nk__step_window_pop(session *s, uint64_t step, struct nk_step_out *out, stru
     return 0;
 }
 
+void nk__step_send_step_done(session *s, uint64_t step, uint64_t spent_us)
+{
+    Nakshatra__V1__InferenceReply reply = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__StepDone done = NAKSHATRA__V1__STEP_DONE__INIT;
+
+    done.step = step;
+    done.spent_us = spent_us;
+    reply.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_STEP_DONE;
+    reply.step_done = &done;
+    if (s->up)
+        nk_call_send_pb(s->up, (ProtobufCMessage *)&reply, NULL);
+}
+
+/* A stage between others ran a step of a resumed session whose rows the next one has. */
+static int through_here(session *s, uint64_t step, struct nk_error *err)
+{
+    struct nk_step_out out;
+    int rc = nk__step_window_pop(s, step, &out, err);
+
+    if (!rc)
+        nk__step_send_step_done(s, step, nk__us(nk__worker_now_ns(s->w) - out.received_ns));
+    return rc;
+}
+
 /* A step was run, or failed, and its result goes on from here. Takes the job. */
 static void step_done(struct nk_compute_job *j)
 {
@@ -56,6 +80,10 @@ static void step_done(struct nk_compute_job *j)
 
     if (!s->closed && j->rc) {
         nk__session_fail(s, &j->err);
+    } else if (!s->closed && !s->is_first) {
+        rc = through_here(s, j->step, &err);
+        if (rc)
+            nk__session_fail(s, &err);
     } else if (!s->closed) {
         rc = j->sched.sample ? nk__step_drive(s, j->step, j->sampled.id, j->finish, &err)
                              : nk__step_drive_chunk_done(s, j->step, &err);
@@ -72,7 +100,7 @@ static int submit_step(session *s, uint64_t step, int pos, int n, bool sample,
     struct nk_compute_job *j;
     int rc;
 
-    rc = window_push(s, step, err);
+    rc = nk__step_window_push(s, step, err);
     if (rc)
         return rc;
     rc = nk__engine_job(s->w->engine, &j, n, !s->is_first, err);
@@ -93,6 +121,9 @@ static int submit_step(session *s, uint64_t step, int pos, int n, bool sample,
     j->seq = s->seq;
     j->step = step;
     j->pos = pos;
+    j->send_from = s->next_has <= pos ? 0 : s->next_has - pos < n ? s->next_has - pos : n;
+    if (s->next_has < pos + n)
+        s->next_has = pos + n;
     j->sched.sample = sample;
     j->sched.solo = s->deterministic;
     j->received_ns = nk__worker_now_ns(s->w);
@@ -131,6 +162,10 @@ int nk__step_receive(session *s, const Nakshatra__V1__Step *m, struct nk_error *
                        m->n_ids, info->n_batch);
     if (!nk__step_ids_valid(m->ids, m->n_ids, info->n_vocab, err))
         return err ? err->code : NK_E_INVALID;
+    if (nk__resume_has(s, (int)m->pos, m->ids, (int)m->n_ids)) {
+        s->last_step = m->step;
+        return nk__resume_relay(s, m->step, (int)m->pos, (int)m->n_ids, m->sample, err);
+    }
     if (m->pos > (uint32_t)s->n_ids)
         return nk_fail(err, NK_E_OUT_OF_RANGE, "gap", "position %u is past the session's %d tokens",
                        m->pos, s->n_ids);
@@ -153,17 +188,31 @@ int nk__step_receive(session *s, const Nakshatra__V1__Step *m, struct nk_error *
     return submit_step(s, m->step, (int)m->pos, (int)m->n_ids, m->sample, m, err);
 }
 
+/* First stage: how many of the ids that are fed go into the next step. In the shapes that they were
+ * computed in: the prompt in chunks, and each token that was said alone. */
+static int feed_rows(const session *s)
+{
+    int pos = s->n_submitted, n_feed = nk__session_n_feed(s), end = n_feed;
+
+    if (s->resumed && s->exact)
+        end = pos < s->n_prompt ? s->n_prompt : pos + 1;
+    return end - pos < s->chunk ? end - pos : s->chunk;
+}
+
 /* First stage: the next chunks of the prompt, as far as the window allows. */
 int nk__step_pump_prompt(session *s, struct nk_error *err)
 {
-    while (s->n_submitted < s->n_prompt && s->n_steps_out < NK_WINDOW) {
-        int pos = s->n_submitted, n = s->n_prompt - pos, rc;
+    int n_feed = nk__session_n_feed(s);
 
-        if (n > s->chunk)
-            n = s->chunk;
-        memcpy(s->ids + pos, s->prompt + pos, (size_t)n * sizeof *s->ids);
+    /* All of a resumed session is here already: only the token that follows is to be asked for. */
+    if (s->resumed && s->n_submitted == n_feed && !s->n_steps_out)
+        return nk__resume_relay(s, ++s->last_step, n_feed - 1, 1, true, err);
+    while (s->n_submitted < n_feed && s->n_steps_out < NK_WINDOW) {
+        int pos = s->n_submitted, n = feed_rows(s), rc;
+
+        memcpy(s->ids + pos, s->feed + pos, (size_t)n * sizeof *s->ids);
         s->n_ids = s->n_submitted = pos + n;
-        rc = submit_step(s, ++s->last_step, pos, n, s->n_submitted == s->n_prompt, NULL, err);
+        rc = submit_step(s, ++s->last_step, pos, n, s->n_submitted == n_feed, NULL, err);
         if (rc)
             return rc;
     }
@@ -265,7 +314,7 @@ int nk__step_receive_finish(session *s, const Nakshatra__V1__Finish *m, struct n
 /* Every step but the prompt's chunks before its last asks for a token. */
 static bool is_sampling_step(const session *s, uint64_t step)
 {
-    return step == s->last_step && s->n_submitted == s->n_prompt;
+    return step == s->last_step && s->n_submitted >= nk__session_n_feed(s);
 }
 
 /* A token came back for the outstanding step. */
@@ -273,7 +322,7 @@ int nk__step_drive(session *s, uint64_t step, int32_t id, int finish_reason, str
 {
     struct nk_step_out out;
     uint64_t now = nk__worker_now_ns(s->w);
-    int rc = nk__step_window_pop(s, step, &out, err);
+    int rc = nk__step_window_pop(s, step, &out, err), pos;
 
     if (!rc && !is_sampling_step(s, step))
         rc = nk_fail(err, NK_E_INTERNAL, "bad_peer",
@@ -290,13 +339,18 @@ int nk__step_drive(session *s, uint64_t step, int32_t id, int finish_reason, str
         finish(s);
         return 0;
     }
-    if (id < 0 || id >= nk__stage_info(s->w)->n_vocab || s->n_ids >= s->n_tokens_max)
+    pos = s->n_submitted;
+    if (id < 0 || id >= nk__stage_info(s->w)->n_vocab || pos >= s->n_tokens_max)
         return nk_fail(err, NK_E_INTERNAL, "bad_peer",
-                       "token id %d at position %d of %d is not possible", id, s->n_ids,
+                       "token id %d at position %d of %d is not possible", id, pos,
                        s->n_tokens_max);
     nk__session_set_decoding(s, true);
-    s->ids[s->n_ids++] = id;
-    return submit_step(s, ++s->last_step, s->n_ids - 1, 1, true, NULL, err);
+    s->n_submitted = pos + 1;
+    if (nk__resume_has(s, pos, &id, 1))
+        return nk__resume_relay(s, ++s->last_step, pos, 1, true, err);
+    s->ids[pos] = id;
+    s->n_ids = pos + 1;
+    return submit_step(s, ++s->last_step, pos, 1, true, NULL, err);
 }
 
 int nk__step_drive_chunk_done(session *s, uint64_t step, struct nk_error *err)

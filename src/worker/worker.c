@@ -21,6 +21,8 @@ struct nk_worker_opts nk_worker_opts_default(void)
         .stall_ms = 30000,
         .idle_ms = 300000,
         .silence_ms = NK_RPC_SILENCE_MS,
+        .journal_bytes = 256ull << 20,
+        .spill_bytes = 1ull << 30,
         .clock = nk_clock_system(),
         .chance = nk_chance_system(),
     };
@@ -46,7 +48,8 @@ static int copy_opts(nk_worker *w, const struct nk_worker_opts *o, struct nk_err
         (rc = copy(&w->ca, o->credentials.ca, err)) ||
         (rc = copy(&w->certificate, o->credentials.certificate, err)) ||
         (rc = copy(&w->key, o->credentials.key, err)) ||
-        (rc = copy(&w->identity, o->credentials.identity, err)))
+        (rc = copy(&w->identity, o->credentials.identity, err)) ||
+        (rc = copy(&w->spill_folder, o->spill_folder, err)))
         return rc;
     w->opts.slice_path = w->slice_path;
     w->opts.listen = w->listen;
@@ -76,6 +79,8 @@ static void worker_free(nk_worker *w)
     nk_trace_close(w->trace);
     if (w->arena)
         nk_arena_free(w->arena);
+    nk_buf_release(&w->replay);
+    free(w->spill_folder);
     for (int i = 0; i < w->n_peers; i++)
         free(w->peers[i].address);
     free(w->slice_path);
@@ -105,6 +110,19 @@ static void set_chunk(nk_worker *w)
         w->opts.chunk = info->n_batch;
     if (w->opts.chunk > nk__wire_rows_max(info->n_embd))
         w->opts.chunk = nk__wire_rows_max(info->n_embd);
+}
+
+/* One session may take a quarter of the memory, so that one long text does not push out all
+ * others. */
+static void set_journals(nk_worker *w)
+{
+    struct nk__journal_limits limits = NK_JOURNAL_LIMITS_DEFAULT;
+
+    limits.memory_bytes = w->opts.journal_bytes;
+    limits.session_bytes = w->opts.journal_bytes / 4;
+    limits.spill_bytes = w->opts.spill_bytes;
+    limits.folder = w->spill_folder;
+    nk__journals_init(&w->journals, &limits);
 }
 
 static void set_id(nk_worker *w, const char *id, int port)
@@ -138,6 +156,7 @@ int nk_worker_start(nk_worker **out, const struct nk_worker_opts *opts, struct n
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
     pthread_mutex_init(&w->mutex, NULL);
     nk_cond_init(&w->cond);
+    nk_buf_init(&w->replay, NK_RPC_MESSAGE_BYTES_MAX);
     for (int i = 0; i < NK_SESSION_STATES; i++)
         TAILQ_INIT(&w->sessions[i].head);
     w->idle = true;
@@ -165,6 +184,7 @@ int nk_worker_start(nk_worker **out, const struct nk_worker_opts *opts, struct n
         goto fail;
     }
     set_chunk(w);
+    set_journals(w);
     set_id(w, opts->id, 0);
     server.listen = w->listen;
     server.credentials = w->opts.credentials;

@@ -46,6 +46,11 @@ struct nk_worker_opts {
     /* A neighbour or client that is not heard of for so long is lost, whatever it computes; 0, or a
      * clock that stands still: only to gRPC's pings (nk_channel_watch). */
     uint32_t silence_ms;
+    /* What the rows that were sent to the next stage may take, for sessions that are to outlive the
+     * loss of a worker: in memory, and beyond that in files of `spill_folder` (NULL: the program's
+     * cache folder; borrowed until nk_worker_stop). */
+    uint64_t journal_bytes, spill_bytes;
+    const char *spill_folder;
     const char *trace_path; /* NULL: none */
     /* With an identity a first stage is opened by a gateway only, the later ones also by members,
      * and a route may name any address, since whoever is there must prove to be a member. */
@@ -59,7 +64,7 @@ struct nk_worker_opts {
     struct nk_chance *chance;
 };
 /* n_ctx etc. as nk_stage_opts_default; queue 64 for 60 s, stall 30 s, idle 300 s, silence
- * 3 s; the system's clock and chance. */
+ * 3 s; journals of 256 MiB and 1 GiB in files; the system's clock and chance. */
 struct nk_worker_opts nk_worker_opts_default(void);
 
 /* Loads the slice, listens, serves. *out is owned by the caller. Not on a net thread.

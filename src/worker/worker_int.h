@@ -20,6 +20,7 @@
 #include "rpc/computed.h"
 #include "text/detok.h"
 #include "text/sampler.h"
+#include "worker/journal.h"
 #include "worker/schedule.h"
 #include "worker/trace.h"
 #include "worker/worker.h"
@@ -35,6 +36,10 @@ enum {
     NK_WINDOW = 2,
     NK_STEPS_OUT_MAX = 4,
     NK_OPEN_DEADLINE_MS = 10000, /* a call that has not said Open by then is ended */
+    NK_HOLD_MS_MAX = 600000,
+    /* Tokens that the last stage can say again to a session that is resumed. When the first
+     * stage is lost two may be under way: it starts the next step before it passes the token on. */
+    NK_TOKENS_SAVED = 4,
 };
 
 /* ---- sessions ---- */
@@ -47,6 +52,7 @@ enum nk_session_state {
     NK_SESSION_RUNNING,
     NK_SESSION_FINISHING, /* Finish went to the next stage */
     NK_SESSION_KEPT,      /* over; its KV waits for a continuation */
+    NK_SESSION_HELD,      /* a neighbour was lost; all that it has waits to be resumed */
     NK_SESSION_STATES
 };
 
@@ -63,6 +69,13 @@ struct nk_session_compute {
     struct nk_buf text; /* of one token */
     int n_prompt_seen;  /* ids that the sampler has been told of */
     int n_sampled;
+    /* With hold_ms: the last tokens as they were sent (packed InferenceReply), by index modulo the
+     * window; to be said again where they were lost on their way. */
+    struct nk_saved_token {
+        int index; /* -1: none */
+        struct nk_buf message;
+    } saved[NK_TOKENS_SAVED];
+    bool unlike; /* resumed: what was sampled again is not what was said (the log has been told) */
     char stop[NK_STOP_BYTES_MAX + 1]; /* the stop string that ended it */
     size_t stop_size;
 };
@@ -71,6 +84,7 @@ struct nk_session_compute {
 struct nk_session_shared {
     atomic_ullong compute_ns, queue_ns, runs;
     atomic_int n_unanswered; /* last stage of several: steps received and not answered */
+    atomic_int n_computed;   /* positions whose rows are in the KV */
     /* When a step's rows went to the next stage, by step modulo the window; 0: they have not. */
     atomic_ullong sent_ns[NK_STEPS_OUT_MAX];
 };
@@ -88,6 +102,13 @@ struct nk_session {
     int n_tokens_max; /* KV tokens reserved */
     int n_predict;    /* first and last stage: most tokens to generate */
     int n_logprobs;   /* -1: none */
+    uint32_t hold_ms; /* 0: not held when a neighbour is lost */
+    int n_prompt;     /* first stage; every stage of a session that is resumed */
+    /* Resumed: of the ids that are fed, prompt and what was said, so many were said. 0: none. */
+    bool resumed;
+    int n_said;
+    int32_t *feed;        /* n_prompt + n_said ids, where n_prompt is set */
+    nk__journal *journal; /* with hold_ms, not on the last stage; written by the compute thread */
     /* Tokens whose rows are in the KV (or on their way), n_tokens_max of room. Those of a step's
      * rows and before it do not change while it is under way. */
     int32_t *ids;
@@ -115,6 +136,10 @@ struct nk_session {
     size_t n_reuse_salt;
     int keep_tokens; /* later stages: what Finish said */
     int chunk; /* first stage: rows of a prefill chunk; every stage of the route takes so many */
+    uint32_t attempt; /* how often it was resumed */
+    bool exact;       /* a resumption repeats each run in its shape */
+    int n_held;       /* resumed: positions that were here */
+    int next_has;     /* positions that the next stage holds: their rows are not sent */
     uint32_t stall_ms;
     uint64_t opened_ns, heard_ns, deadline_ns; /* deadline 0: none */
     int n_ids;                                 /* of ids */
@@ -123,9 +148,22 @@ struct nk_session {
     uint64_t last_step;
     uint64_t wire_ns;
 
+    /* held, and resumed */
+    struct nk_session *adopts;  /* the held session that it waits for; a reference */
+    struct nk_session *adopter; /* of a held one: who waits for it */
+    bool settled;               /* held: nothing of it is being computed any more */
+    uint64_t held_until_ns;
+    bool replaying; /* rows of the journal go to the next stage */
+    int replay_at, replay_begin, replay_end;
+    uint64_t replay_told_ns;
+    uint8_t *theirs; /* what the next stage said in Opened, packed, until then; owned */
+    size_t theirs_size;
+    int replay_rows; /* the most that the next stage takes in one step */
+    char *replay_to; /* whom; owned */
+
     /* first stage: the driver */
-    int32_t *prompt;
-    int n_prompt, n_submitted, n_reused, n_generated;
+    int n_submitted; /* positions that steps were made of */
+    int n_reused, n_generated;
     uint64_t first_token_ns, last_token_ns;
     Nakshatra__V1__FinishReason finish;
     uint8_t *open_bytes; /* the Open message as it came, until it has gone to the next stage */
@@ -148,6 +186,7 @@ enum nk_compute_kind {
     NK_COMPUTE_CLEAR,   /* forget a sequence */
     NK_COMPUTE_COPY,    /* make seq_to hold what seq holds */
     NK_COMPUTE_FORWARD, /* rpc Forward */
+    NK_COMPUTE_SETTLE,  /* nothing: what was being run before is through */
     NK_COMPUTE_SLEEP,   /* close the stage */
     NK_COMPUTE_WAKE,    /* open it again */
 };
@@ -158,8 +197,10 @@ struct nk_compute_job {
     enum nk_compute_kind kind;
     struct nk_session *session; /* a reference; STEP */
     int seq, seq_to;            /* seq_to: COPY */
+    struct nk_session *settles; /* a reference; SETTLE */
     uint64_t step;
     int pos;
+    int send_from;   /* the first of its rows that the next stage has not; rows: it has all */
     bool all_logits; /* FORWARD */
     int32_t *ids;    /* of the rows; owned, capacity below */
     float *rows;     /* rows x n_embd; owned; unused on the first stage */
@@ -178,6 +219,7 @@ struct nk_compute_job {
     int rc;
     struct nk_error err;
     struct nk_sampled sampled;
+    bool has_token;    /* one was sampled */
     int index, finish; /* of the sampled token */
 };
 
@@ -230,7 +272,7 @@ struct nk_peer { /* a channel to a worker that a route may name */
 struct nk_worker {
     struct nk_worker_opts opts; /* strings owned below */
     char *slice_path, *listen, *device, *cache_type_k, *cache_type_v, *ca, *certificate, *key,
-        *identity;
+        *identity, *spill_folder;
     char id[128];
     nk_net *net;
     nk_server *server;
@@ -253,7 +295,9 @@ struct nk_worker {
     nk_timer *sleep_timer; /* Sleep's grace; with the call that asked */
     nk_call *sleep_call;
     uint64_t started_ns;
-    uint64_t n_opened, n_failed, n_tokens_reused;
+    uint64_t n_opened, n_failed, n_tokens_reused, n_resumed, n_tokens_replayed;
+    struct nk__journals journals;
+    struct nk_buf replay;           /* net thread: rows of a journal on their way out */
     uint64_t wire_ns, n_wire_steps; /* of all sessions, as session's wire_ns */
     int n_streams; /* calls of rpc Inference that have not ended, of both directions */
     /* for nk_worker_stop, under the mutex */
@@ -278,7 +322,7 @@ void nk__session_end_all(nk_worker *w, const struct nk_error *status, bool kept_
 /* Ends those that have not begun: no Open yet, or no room yet. For a worker that takes no new
  * ones. */
 void nk__session_end_waiting(nk_worker *w, const struct nk_error *status);
-int nk__session_n_active(const nk_worker *w); /* all but kept ones */
+int nk__session_n_active(const nk_worker *w); /* all but kept and held ones */
 /* room.c: a sequence for a moment (Forward): kept sessions yield to it and to its n_tokens; -1:
  * none. */
 int nk__room_borrow_seq(nk_worker *w, int n_tokens);

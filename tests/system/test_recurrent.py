@@ -11,6 +11,7 @@ import unittest
 
 import nk
 import talk
+import test_resume
 
 VOCAB = 128
 NEAR = 1e-3  # of log-probabilities
@@ -135,6 +136,14 @@ class Recurrent(unittest.TestCase):
             r = self.generate(wire, longer, 12, reuse=True)
             self.assertEqual(r.done.n_reused, 128)
             self.same(path, r, fresh)
+
+    def test_killed__is_resumed_from_the_state(self):
+        """What is left of it goes on from where it is; what is new computes all that it lacks, from rows that others kept."""
+        for _, chain, _ in self.chains("--deterministic", names=["mamba-dense", "jamba-dense"]):
+            within = test_resume.Within(self, chain)
+            for i in range(len(chain.workers)):
+                within.goes_on(prompt(100), 24, [(0 if i == 1 else 9, [i])])
+            within.goes_on(prompt(100), 24, [(9, [0, 1])])
 
     def test_other__continuations_begin_anew(self):
         """A shorter prompt, the same one, one that leaves the kept ids early or at their last: a state has no way back."""

@@ -271,6 +271,87 @@ static void test_sampler__the_same_seed_gives_the_same_tokens(void **state)
     nk_vocab_close(v);
 }
 
+/* A sampler that follows another one by what that has chosen is then the same: its draws, what the
+ * penalties and the grammar have seen, mirostat's state. */
+static void test_sampler__forced_to_what_was_chosen_it_goes_on_the_same_way(void **state)
+{
+    nk_vocab *v = test_vocab(VOCAB_KJV);
+    float logits[1024];
+
+    (void)state;
+    for (int kind = 0; kind < 5; kind++) {
+        struct nk_sampling p = nk_sampling_default();
+        struct test_random r = { 11 }, again = { 11 };
+        int32_t chosen[N_STEPS];
+        nk_sampler *a, *b;
+        bool same;
+
+        p.seed = 42;
+        p.temperature = kind == 0 ? 0 : 0.9f;
+        p.mirostat = kind == 1 || kind == 2 ? kind : 0;
+        p.repeat_penalty = kind == 3 ? 1.5f : 1;
+        p.grammar = kind == 4 ? "root ::= [a-z ]+ [A-Z ]+" : NULL;
+        a = new_sampler(v, &p);
+        b = new_sampler(v, &p);
+        for (int step = 0; step < N_STEPS; step++) {
+            struct nk_sampled x, y;
+
+            make_logits(&r, logits, 1024);
+            assert_int_equal(nk_sampler_sample(a, logits, -1, &x, NULL), 0);
+            chosen[step] = x.id;
+            make_logits(&again, logits, 1024);
+            if (step < N_STEPS / 2) {
+                assert_int_equal(nk_sampler_force(b, logits, x.id, &same, NULL), 0);
+                assert_true(same);
+            } else {
+                assert_int_equal(nk_sampler_sample(b, logits, -1, &y, NULL), 0);
+                assert_int_equal(y.id, chosen[step]);
+            }
+        }
+        nk_sampler_free(a);
+        nk_sampler_free(b);
+    }
+    nk_vocab_close(v);
+}
+
+/* It is told so where it would have chosen another one, and one that the grammar forbids is an
+ * error. */
+static void test_sampler__forced_to_what_it_would_not_choose_it_says_so(void **state)
+{
+    nk_vocab *v = test_vocab(VOCAB_KJV);
+    struct nk_sampling p = nk_sampling_default();
+    struct test_random r = { 3 };
+    struct nk_sampled first;
+    struct nk_error err;
+    float logits[1024];
+    nk_sampler *s;
+    bool same = true;
+
+    (void)state;
+    p.temperature = 0;
+    s = new_sampler(v, &p);
+    make_logits(&r, logits, 1024);
+    assert_int_equal(nk_sampler_sample(s, logits, -1, &first, NULL), 0);
+    assert_int_equal(nk_sampler_force(s, logits, first.id == 300 ? 301 : 300, &same, NULL), 0);
+    assert_false(same);
+    nk_sampler_free(s);
+    p.grammar = "root ::= [a-z]+";
+    s = new_sampler(v, &p);
+    assert_int_equal(nk_sampler_sample(s, logits, -1, &first, NULL), 0);
+    for (int32_t id = 259; id < 1024; id++) { /* one of them has a capital or a digit */
+        int rc = nk_sampler_force(s, logits, id, &same, &err);
+
+        if (rc) {
+            assert_int_equal(rc, NK_E_INTERNAL);
+            assert_string_equal(err.reason, "bad_logits");
+            nk_sampler_free(s);
+            nk_vocab_close(v);
+            return;
+        }
+    }
+    fail();
+}
+
 static void test_sampler__a_random_seed_is_told_and_reproduces(void **state)
 {
     nk_vocab *v = test_vocab(VOCAB_KJV);
@@ -671,6 +752,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sampler__every_setting_is_libllamas_own_chain),
         cmocka_unit_test(test_sampler__the_same_seed_gives_the_same_tokens),
+        cmocka_unit_test(test_sampler__forced_to_what_was_chosen_it_goes_on_the_same_way),
+        cmocka_unit_test(test_sampler__forced_to_what_it_would_not_choose_it_says_so),
         cmocka_unit_test(test_sampler__a_random_seed_is_told_and_reproduces),
         cmocka_unit_test(
             test_sampler__a_seed_is_drawn_from_what_it_is_given_and_is_never_the_random_one),
