@@ -17,7 +17,8 @@ OPTIONS = ["--ctx", 512 * 8, "--sequences", 8]
 class Resumable:
     """A generation that is resumed as often as it is lost: the client that keeps ids and what was said."""
 
-    def __init__(self, chain, prompt, n, **fields):
+    def __init__(self, chain, prompt, n, hold_ms=HOLD_MS, **fields):
+        self.hold_ms = hold_ms
         self.chain, self.prompt, self.n, self.fields = chain, prompt, n, fields
         self.tokens, self.done, self.opened, self.attempt = [], None, [], 0
         self.session = random.randbytes(16)
@@ -25,12 +26,12 @@ class Resumable:
         self.open()
 
     def open(self, **more):
-        fields = {**self.fields, "session": self.session, "hold_ms": HOLD_MS, **more}
+        fields = {**self.fields, "session": self.session, "hold_ms": self.hold_ms, **more}
         n = self.n
         if self.attempt:
-            first = self.opened[0]
-            fields.update(attempt=self.attempt, generated_ids=[t.id for t in self.tokens], chunk=first.chunk)
-            n = first.n_predict
+            fields.update(attempt=self.attempt, generated_ids=[t.id for t in self.tokens])
+            if self.opened:
+                fields["chunk"], n = self.opened[0].chunk, self.opened[0].n_predict
         if self.wire:
             self.wire.__exit__()
         self.wire = talk.Wire(self.chain.workers)
