@@ -62,6 +62,8 @@ struct nk_worker_report {
     uint64_t sessions_opened, sessions_open, sessions_kept, sessions_failed, tokens_prefilled;
     uint64_t tokens_decoded, tokens_reused, runs, rows_in_runs, compute_us, queue_us, uptime_ms;
     uint64_t streams_open, jobs_queued, steps, wire_us, wire_steps;
+    uint64_t sessions_held, sessions_resumed, tokens_replayed;
+    uint64_t journal_bytes, journal_spilled_bytes;
     uint64_t epoch; /* of the plan that it was started for; 0: none */
     bool deterministic;
     struct nk_computed computed;
@@ -106,6 +108,13 @@ struct nk_gen_opts {
     bool special;         /* control tokens appear in the text */
     uint32_t deadline_ms; /* of the whole generation; 0: none but the workers' own */
     uint32_t stall_ms; /* a worker that does not answer a step for so long is given up; 0: 30,000 */
+    /* For how long each worker holds the session when another one is lost, so that nk_gen_resume
+     * can go on with it; the default is 60,000. 0: not at all, and the generation is not
+     * resumable. */
+    uint32_t hold_ms;
+    /* A resumption repeats each run in its shape, also where sessions share KV cells (where they do
+     * not, and with deterministic, it does so anyhow). */
+    bool exact;
 };
 struct nk_gen_opts nk_gen_opts_default(void);
 
@@ -144,6 +153,9 @@ struct nk_gen_stats {
     size_t tail_size;
     uint64_t prefill_us, decode_us; /* as the first stage saw it */
     uint64_t ttft_us, total_us;     /* as seen here */
+    int n_recovered;                /* so often it was resumed after a loss */
+    uint64_t recovery_us;           /* the pauses: from a loss to the first token after it */
+    uint64_t n_replayed;            /* rows that stages computed again for it, all together */
     uint32_t seed;
     int n_stages;
     struct nk_stage_timing stages[NK_CLUSTER_WORKERS_MAX];
@@ -152,9 +164,13 @@ struct nk_gen_handlers { /* on the net thread */
     /* Every stage has room for it, and the prompt begins: until then it waits. May be NULL. */
     void (*opened)(void *user);
     void (*token)(void *user, const struct nk_gen_token *t);
+    /* Of a resumed generation, before `opened`: the stage before this worker gives it the rows that
+     * it lacks, so many positions of so many by now. May be NULL. */
+    void (*replaying)(void *user, const char *worker_id, int done, int total);
     /* Exactly once, the last call. err NULL: stats are whole. Else the generation failed or was
      * cancelled (CANCELLED); stats has what is known (n_generated, times); the message names the
-     * worker that is to blame. */
+     * worker that is to blame. A generation that has said its last token is done, also when its
+     * end was lost on the way: then stats has no stages. */
     void (*done)(void *user, const struct nk_gen_stats *stats, const struct nk_error *err);
 };
 /* Starts. Two things tell how it went, and never both of them:
@@ -176,5 +192,24 @@ int nk_gen_start(nk_gen **out, nk_chain *c, const struct nk_gen_opts *opts,
 /* [any thread] `done` follows with CANCELLED, unless it was ending anyway. */
 void nk_gen_cancel(nk_gen *g);
 void nk_gen_free(nk_gen *g); /* [any thread] after `done` */
+
+/* ---- going on after a loss ---- */
+/* After `done` with an error, or inside it, and before nk_gen_free: whether the generation may go
+ * on where it stopped. It may when a worker was lost, be it before the first token; not when it was
+ * refused, cancelled or ran into its deadline, and not without hold_ms. */
+bool nk_gen_resumable(const nk_gen *g);
+/* Goes on with a lost generation on c, which is the chain that it had or another one of the same
+ * model, with the same clock (chain/repair.h finds one). What `lost` had (the prompt, the tokens so
+ * far, the seed and the limit in use, what is left of its deadline, statistics) is copied: it may
+ * be freed right after. Handlers are as nk_gen_start's. Tokens go on with the next index, nothing
+ * comes twice; stats are of the whole generation. The new one may be lost and resumed in turn.
+ *
+ * What the workers still hold of the session is taken up. Where that does not fit together
+ * (`no_rollback`, `gap`, `bad_resume`) it is tried once more from the ids alone, by itself.
+ *   PRECONDITION not_resumable  see nk_gen_resumable
+ *   INVALID      bad_request    c is of another model; or the request is larger than a message
+ *   EXHAUSTED    no_memory */
+int nk_gen_resume(nk_gen **out, nk_chain *c, const nk_gen *lost,
+                  const struct nk_gen_handlers *handlers, void *user, struct nk_error *err);
 
 #endif

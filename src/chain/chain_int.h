@@ -14,6 +14,7 @@
 #define NK_CHAIN_CHAIN_INT_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <sys/queue.h>
 
 #include "chain/chain.h"
@@ -52,12 +53,29 @@ int nk__wrap_worker(int code, struct nk_error *err, const struct nk_cluster_work
 /* ---- open.c ---- */
 /*   INVALID  bad_request, bad_sampling  what is out of range, and the range */
 int nk__open_check(const struct nk_cluster *c, const struct nk_gen_opts *o, struct nk_error *err);
-/* The InferenceRequest that opens a session of this name over the whole cluster, as bytes. *out is
- * owned by the caller: free(). The options have passed nk__open_check.
+/* A copy of all that options say, which is shared: the generation and those that resume it. */
+struct nk__asked {
+    atomic_int refs;
+    struct nk_gen_opts opts;
+};
+struct nk__asked *nk__asked_new(const struct nk_gen_opts *o); /* NULL: no memory */
+struct nk__asked *nk__asked_ref(struct nk__asked *a);
+void nk__asked_unref(struct nk__asked *a); /* NULL: does nothing */
+/* What Open says of a session that goes on after a loss. */
+struct nk__resumption {
+    uint32_t attempt;
+    const int32_t *ids; /* generated so far */
+    size_t n_ids;
+    bool forget_held;
+};
+/* The InferenceRequest that opens a session of this name over the whole cluster, as bytes. r: it is
+ * resumed; NULL: it is new. *out is owned by the caller: free(). The options have passed
+ * nk__open_check.
  *   INVALID    bad_request  larger than a message may be
  *   EXHAUSTED  no_memory */
 int nk__open_pack(uint8_t **out, size_t *size, const struct nk_cluster *c,
-                  const uint8_t session[16], const struct nk_gen_opts *o, struct nk_error *err);
+                  const uint8_t session[16], const struct nk_gen_opts *o,
+                  const struct nk__resumption *r, struct nk_error *err);
 
 /* ---- gen.c ---- */
 /* Cancels all that run; their `done` will come. [net thread] */

@@ -19,7 +19,10 @@
  *       layers: 0-4
  *     - id: cellar
  *       address: 127.0.0.1:5531
- *       layers: 4-8 */
+ *       layers: 4-8
+ *   spares:                      # workers that stand by: who is lost is replaced by one of them
+ *     - 127.0.0.1:5532           # that has the same layers, as it says itself
+ */
 /* clang-format on */
 #ifndef NK_CHAIN_CLUSTER_H
 #define NK_CHAIN_CLUSTER_H
@@ -30,7 +33,7 @@
 #include "base/buf.h"
 #include "base/error.h"
 
-enum { NK_CLUSTER_WORKERS_MAX = 64 };
+enum { NK_CLUSTER_WORKERS_MAX = 64, NK_CLUSTER_SPARES_MAX = 32 };
 
 struct nk_cluster_worker {
     char id[64], address[256];
@@ -49,6 +52,8 @@ struct nk_cluster {
     bool f16;
     int n_workers;
     struct nk_cluster_worker workers[NK_CLUSTER_WORKERS_MAX]; /* in the order of their layers */
+    int n_spares;
+    char spares[NK_CLUSTER_SPARES_MAX][256]; /* addresses */
 };
 
 /* The epoch that a worker of it was started for. */
@@ -60,7 +65,7 @@ static inline uint64_t nk_cluster_epoch(const struct nk_cluster *c, int worker)
 /* *out is owned by the caller: free(). Messages begin with "FILE:LINE: ".
  *   NOT_FOUND no_file
  *   INVALID   bad_cluster   not YAML, an unknown or missing key, a value of the wrong form, ranges
- * that do not begin at 0, overlap or leave a gap, an id or address given twice */
+ * that do not begin at 0, overlap or leave a gap, an id or address given twice, spares included */
 int nk_cluster_read(struct nk_cluster **out, const char *path, struct nk_error *err);
 /* The same from text; name stands for the file in messages. */
 int nk_cluster_parse(struct nk_cluster **out, struct nk_bytes text, const char *name,

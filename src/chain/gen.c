@@ -8,8 +8,13 @@
  *            end follows
  *
  * The worker is a peer and not trusted: what it sends is held against what was asked, and the first
- * deviation ends the generation with DATA_LOSS `bad_peer`. Nothing it sends is kept but counters
- * and the last text, which is bounded.
+ * deviation ends the generation with DATA_LOSS `bad_peer`. Nothing it sends is kept but counters,
+ * the last text, which is bounded, and the ids, which are what a resumption needs.
+ *
+ * Going on. A generation that ended by the loss of a worker (`losses`) can be resumed: another one
+ * takes over its name, prompt and ids, and opens the same session with a higher attempt. It is a
+ * generation of its own, so that each is on one chain and has one `done`; only the statistics are
+ * of all of them.
  *
  * Silence. The first stage watches those behind it, and answers for them; we watch the first stage.
  * While tokens come, a silence of stall_ms and a margin (so that the stage can report its neighbour
@@ -25,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/array.h"
 #include "base/chance.h"
 #include "base/clock.h"
 #include "base/utf8.h"
@@ -32,6 +38,7 @@
 
 enum {
     STALL_MS = 30000,       /* the default */
+    HOLD_MS = 60000,        /* the default */
     STALL_MARGIN_MS = 2000, /* the first stage's own report of a stalled neighbour comes first */
     PING_MS = 5000,         /* an Info that takes longer is no answer */
     /* With a first stage that does answer, how long it may stay silent before the first token: the
@@ -40,6 +47,7 @@ enum {
     CHUNK_ROWS_MIN = 32,
     /* A token's text: what stop strings may hold back, and the longest token that is reasonable. */
     TEXT_BYTES_MAX = 65536,
+    IDS_MAX = 1 << 28,
 };
 
 enum gen_state { GEN_OPENING, GEN_RUNNING, GEN_CLOSING, GEN_FAILING };
@@ -51,6 +59,9 @@ struct nk_gen {
     struct nk_gen_handlers handlers;
     void *user;
     LIST_ENTRY(nk_gen) link; /* the chain's list, under its mutex */
+    struct nk__asked *asked; /* a reference */
+    uint8_t session[16];
+    char model_sha256[65]; /* the chain's model; the chain may be gone when this one is resumed */
 
     pthread_mutex_t lock;
     bool ended; /* under lock: `done` was or is being called; the chain may be gone */
@@ -63,18 +74,32 @@ struct nk_gen {
     bool ping_answered;
     nk_timer *deadline_timer, *silence_timer;
     uint32_t deadline_ms, stall_ms;
-    uint64_t start_ns, heard_ns, first_token_ns, last_alive_ns;
+    uint64_t start_ns, heard_ns, first_token_ns, last_token_ns, last_alive_ns;
     size_t n_ids;
     int n_predict, n_logprobs, n_tokens;
     bool deterministic, finish_seen;
+    bool cancelled; /* by this side's user */
     struct nk_error failure;
+
+    /* For a resumption, and of one. */
+    uint32_t attempt; /* 0: the first */
+    bool forget_held; /* what the stages held did not fit */
+    bool was_opened;  /* some attempt was: seed and n_predict are those in use */
+    bool told_opened; /* the user, of this attempt */
+    bool lost;        /* it has ended by a loss; set before `done` */
+    int n_before;     /* of n_tokens, those of earlier attempts */
+    int32_t *said;    /* n_tokens ids; owned */
+    size_t said_capacity;
+    uint64_t pause_ns; /* since when no token came because of a loss; 0: no pause */
     struct nk_gen_stats stats;
     struct nk_buf tail;
 };
 
 struct nk_gen_opts nk_gen_opts_default(void)
 {
-    return (struct nk_gen_opts){ .sampling = nk_sampling_default(), .n_logprobs = -1 };
+    return (struct nk_gen_opts){ .sampling = nk_sampling_default(),
+                                 .n_logprobs = -1,
+                                 .hold_ms = HOLD_MS };
 }
 
 const char *nk_finish_name(enum nk_finish f)
@@ -95,7 +120,9 @@ static void unref(nk_gen *g)
         return;
     pthread_mutex_destroy(&g->lock);
     nk_buf_release(&g->tail);
+    nk__asked_unref(g->asked);
     free(g->open_bytes);
+    free(g->said);
     free(g);
 }
 
@@ -108,6 +135,72 @@ void nk_gen_free(nk_gen *g)
 static const struct nk_cluster_worker *first_worker(const nk_gen *g)
 {
     return &g->c->cluster.workers[0];
+}
+
+/* ---- what is a loss ---- */
+
+/* The endings that are the loss of a worker, or of the way to it, or of what it had of the session.
+ * The same request may fare better with another worker, or later with the same one. Everything else
+ * would only be said again: that the request is wrong, that there is no room for it, that its time
+ * is over, that a worker has another model or range than the route says, that what it computes is
+ * broken.
+ *
+ * Stages pass the ending of those behind them on as it is, so these are the reasons of all of
+ * them. */
+static const struct loss {
+    int code;
+    const char *reason;
+    /* Only of a session that was open: before that it is the refusal of a new one. */
+    bool of_open;
+} losses[] = {
+    /* The connection to the first stage broke, or that of a stage to the next one. */
+    { NK_E_UNAVAILABLE, "peer_gone", false },
+    /* No connection: the process or the machine is gone, or comes back just now. */
+    { NK_E_UNAVAILABLE, "unreachable", false },
+    /* It ends in good order, and its sessions with it: the server, and the worker. */
+    { NK_E_UNAVAILABLE, "shutting_down", false },
+    { NK_E_UNAVAILABLE, "draining", false },
+    /* It gave its memory back and with it what it had of the session; others may stand in. */
+    { NK_E_UNAVAILABLE, "asleep", false },
+    /* It starts, and has not loaded its slice yet. */
+    { NK_E_UNAVAILABLE, "not_serving", false },
+    /* Silent: hung, stopped, or behind a link that swallows everything. */
+    { NK_E_DEADLINE, "stalled", false },
+    /* A stage that heard nothing from the one before it, which was silent, and is back now. */
+    { NK_E_DEADLINE, "idle", true },
+    /* gRPC's own verdict, without a word from the other side: the stream was reset under it. */
+    { NK_E_UNAVAILABLE, "unavailable", false },
+    { NK_E_CANCELLED, "cancelled", true },
+    { NK_E_INTERNAL, "internal_error", true },
+    { NK_E_UNKNOWN, "unknown", true },
+    /* A worker lost the session for want of memory, not the request for want of room. */
+    { NK_E_EXHAUSTED, "no_memory", true },
+    { NK_E_EXHAUSTED, "send_queue_full", true },
+    /* The worker was taken out of the cluster, or started for a new plan: the route is old. */
+    { NK_E_DENIED, "removed", true },
+    { NK_E_PRECONDITION, "stale_epoch", true },
+};
+
+static bool is_loss(const nk_gen *g, const struct nk_error *e)
+{
+    if (g->cancelled)
+        return false;
+    for (size_t i = 0; i < sizeof losses / sizeof losses[0]; i++)
+        if (losses[i].code == e->code && !strcmp(losses[i].reason, e->reason))
+            return g->was_opened || !losses[i].of_open;
+    return false;
+}
+
+/* A stage could not go on from what it and its neighbours hold. */
+static bool is_misfit(const struct nk_error *e)
+{
+    return !strcmp(e->reason, "no_rollback") || !strcmp(e->reason, "gap") ||
+           !strcmp(e->reason, "bad_resume");
+}
+
+bool nk_gen_resumable(const nk_gen *g)
+{
+    return g->lost;
 }
 
 /* ---- endings [net thread] ---- */
@@ -148,6 +241,14 @@ static void name_worker(nk_gen *g, struct nk_error *e)
         nk__wrap_worker(e->code, e, blamed);
 }
 
+/* What comes now is what was waited for since a loss. */
+static void end_pause(nk_gen *g)
+{
+    if (g->pause_ns)
+        g->stats.recovery_us += (now_ns(g) - g->pause_ns) / 1000;
+    g->pause_ns = 0;
+}
+
 /* The last thing that happens to a generation. error NULL: the stats are whole. */
 static void finish(nk_gen *g, const struct nk_error *error)
 {
@@ -158,6 +259,19 @@ static void finish(nk_gen *g, const struct nk_error *error)
     if (g->silence_timer)
         nk_timer_cancel(g->silence_timer);
     g->deadline_timer = g->silence_timer = NULL;
+    if (error && is_loss(g, error)) {
+        if (g->finish_seen) { /* everything was said but the end */
+            error = NULL;
+            g->stats.prefill_us = g->stats.ttft_us;
+            g->stats.decode_us = (g->last_token_ns - g->first_token_ns) / 1000;
+        } else {
+            g->lost = g->asked->opts.hold_ms > 0;
+            if (!g->pause_ns)
+                g->pause_ns = now_ns(g);
+        }
+    }
+    if (!error)
+        end_pause(g);
     g->stats.n_generated = g->n_tokens;
     g->stats.total_us = (now_ns(g) - g->start_ns) / 1000;
     g->stats.tail = nk_buf_str(&g->tail);
@@ -209,6 +323,7 @@ static void cancel_now(nk_gen *g)
     if (g->state == GEN_FAILING || g->state == GEN_CLOSING)
         return;
     nk_fail(&g->failure, NK_E_CANCELLED, "cancelled", "the generation was cancelled");
+    g->cancelled = true;
     g->state = GEN_FAILING;
     if (g->call)
         nk_call_cancel(g->call);
@@ -316,6 +431,22 @@ static bool route_fits(nk_gen *g, const Nakshatra__V1__Opened *o)
     return true;
 }
 
+/* Positions that were computed by some stage before the loss, and that another one lacks. */
+static void count_replayed(nk_gen *g, const Nakshatra__V1__Opened *o)
+{
+    uint64_t reached = 0;
+
+    /* The last token's own position was perhaps not begun. */
+    if (g->n_tokens)
+        reached = (uint64_t)g->n_ids + (uint64_t)g->n_tokens - 1;
+    for (size_t i = 0; i < o->n_stages && !g->n_tokens; i++)
+        if (o->stages[i]->held > reached && o->stages[i]->held <= g->n_ids)
+            reached = o->stages[i]->held;
+    for (size_t i = 0; i < o->n_stages; i++)
+        if (o->stages[i]->held < reached)
+            g->stats.n_replayed += reached - o->stages[i]->held;
+}
+
 static void opened(nk_gen *g, const Nakshatra__V1__Opened *o)
 {
     if (g->state != GEN_OPENING) {
@@ -329,12 +460,46 @@ static void opened(nk_gen *g, const Nakshatra__V1__Opened *o)
                  g->n_ids);
         return;
     }
+    if (g->was_opened && o->seed != g->stats.seed) {
+        bad_peer(g, "it went on with seed %u; the session has %u", o->seed, g->stats.seed);
+        return;
+    }
+    /* Older workers do not tell the limit. */
+    if (o->n_predict && g->n_predict && o->n_predict != (uint32_t)g->n_predict &&
+        (g->was_opened || o->n_predict > (uint32_t)g->n_predict)) {
+        bad_peer(g, "it has a limit of %u tokens; %d were asked for", o->n_predict, g->n_predict);
+        return;
+    }
+    if (o->n_predict && o->n_predict <= INT32_MAX)
+        g->n_predict = (int)o->n_predict;
+    if (g->attempt) {
+        count_replayed(g, o);
+        g->stats.n_recovered++;
+    } else {
+        g->stats.n_reused = (int)o->n_reused;
+    }
     g->stats.n_prompt = (int)o->n_prompt;
-    g->stats.n_reused = (int)o->n_reused;
     g->stats.seed = o->seed;
+    g->was_opened = true;
     g->state = GEN_RUNNING;
-    if (g->handlers.opened)
+    if (!g->told_opened && g->handlers.opened)
         g->handlers.opened(g->user);
+    g->told_opened = true;
+}
+
+/* Before Opened of a resumed session: a stage gets the rows that it lacks. A sign of life. */
+static void replaying(nk_gen *g, const Nakshatra__V1__Replaying *r)
+{
+    char id[64];
+
+    if (!g->attempt || g->state != GEN_OPENING || r->total > INT32_MAX || r->done > r->total) {
+        bad_peer(g, "it replays %u rows of %u %s", r->done, r->total,
+                 g->attempt && g->state == GEN_OPENING ? "" : "for a session that is not resumed");
+        return;
+    }
+    nk_visible_line(id, sizeof id, r->worker_id);
+    if (g->handlers.replaying)
+        g->handlers.replaying(g->user, id, (int)r->done, (int)r->total);
 }
 
 static void token(nk_gen *g, const Nakshatra__V1__Token *t)
@@ -371,15 +536,29 @@ static void token(nk_gen *g, const Nakshatra__V1__Token *t)
         if (!out.text)
             out.text = "";
         g->finish_seen = t->finish != NAKSHATRA__V1__FINISH_REASON__FINISH_NONE;
+        /* In case that the end is lost. */
+        g->stats.finish = finish_of(t->finish);
+        if (t->stop_string.len && t->stop_string.len < sizeof g->stats.stop_string)
+            memcpy(g->stats.stop_string, t->stop_string.data, t->stop_string.len);
         if (!g->first_token_ns) {
             g->first_token_ns = g->heard_ns;
             g->stats.ttft_us = (g->first_token_ns - g->start_ns) / 1000;
         }
+        g->last_token_ns = g->heard_ns;
+        end_pause(g);
         if (t->finish == NAKSHATRA__V1__FINISH_REASON__FINISH_EOG) {
             /* Not part of what was generated; what it brings along is text that was held back. */
             if (nk_buf_add(&g->tail, t->text.data, t->text.len, &g->failure))
                 fail(g);
             return;
+        }
+        if (g->asked->opts.hold_ms) {
+            if (nk_array_grow(g->said, g->said_capacity, (size_t)g->n_tokens + 1, IDS_MAX,
+                              &g->failure)) {
+                fail(g);
+                return;
+            }
+            g->said[g->n_tokens] = t->id;
         }
         g->n_tokens++;
         g->handlers.token(g->user, &out);
@@ -405,6 +584,7 @@ static void done(nk_gen *g, const Nakshatra__V1__Done *d)
     } else if (nk_buf_add(&g->tail, d->text.data, d->text.len, &g->failure)) {
         fail(g);
     } else {
+        memset(s->stop_string, 0, sizeof s->stop_string);
         if (d->stop_string.len) /* an empty one has no address */
             memcpy(s->stop_string, d->stop_string.data, d->stop_string.len);
         s->prefill_us = d->prefill_us;
@@ -449,11 +629,16 @@ static void message(nk_call *call, void *user, struct nk_bytes msg)
         break;
     case NAKSHATRA__V1__INFERENCE_REPLY__KIND_STEP_DONE:
         break; /* a sign of life during a long prefill */
+    case NAKSHATRA__V1__INFERENCE_REPLY__KIND_REPLAYING:
+        replaying(g, r->replaying);
+        break;
     default:
         bad_peer(g, "a message of %zu bytes that is no InferenceReply", msg.size);
     }
     nk_arena_reset(g->c->arena);
 }
+
+static void open_session(nk_gen *g);
 
 static void call_ended(nk_call *call, void *user, const struct nk_error *status)
 {
@@ -464,6 +649,12 @@ static void call_ended(nk_call *call, void *user, const struct nk_error *status)
     if (g->state == GEN_CLOSING) {
         /* Everything was said; a broken end of the stream takes nothing back. */
         finish_when_quiet(g, NULL);
+        return;
+    }
+    if (g->state == GEN_OPENING && g->attempt && !g->forget_held && status && is_misfit(status)) {
+        g->attempt++; /* whoever took the last one up refuses it a second time */
+        g->forget_held = true;
+        open_session(g);
         return;
     }
     if (g->state != GEN_FAILING) {
@@ -518,7 +709,7 @@ static void ping_ended(nk_call *call, void *user, const struct nk_error *status)
     if (!g->call)
         finish_when_quiet(g, g->state == GEN_CLOSING ? NULL : &g->failure);
     else if (status && !g->ping_answered && g->state != GEN_FAILING && g->state != GEN_CLOSING &&
-             !g->n_tokens)
+             g->n_tokens == g->n_before)
         fail_with(g, NK_E_DEADLINE, "stalled",
                   "silent for %llu ms, and it does not answer Info: %s",
                   (unsigned long long)((now_ns(g) - g->heard_ns) / 1000000), status->msg);
@@ -539,7 +730,8 @@ static void silence_due(void *arg)
         watch_silence(g, limit - quiet);
         return;
     }
-    if (g->n_tokens || silent >= ROOM_WAIT_MS + limit * (2 + g->n_ids / CHUNK_ROWS_MIN)) {
+    if (g->n_tokens > g->n_before ||
+        silent >= ROOM_WAIT_MS + limit * (2 + (g->n_ids + (size_t)g->n_before) / CHUNK_ROWS_MIN)) {
         fail_with(g, NK_E_DEADLINE, "stalled", "silent for %llu ms after %d tokens",
                   (unsigned long long)silent, g->n_tokens);
         return;
@@ -563,19 +755,36 @@ static void silence_due(void *arg)
 
 /* ---- the beginning ---- */
 
-static void begin(void *arg)
+/* Packs what opens this attempt of the session. */
+static int pack_open(nk_gen *g, struct nk_error *err)
+{
+    struct nk__resumption r = { g->attempt, g->said, (size_t)g->n_tokens, g->forget_held };
+    struct nk_gen_opts o = g->asked->opts;
+
+    if (g->was_opened) { /* no second draw, no second look at how much room there is */
+        o.sampling.seed = g->stats.seed;
+        o.n_predict = g->n_predict;
+    }
+    if (g->deadline_ms && g->attempt) {
+        uint64_t past_ms = (now_ns(g) - g->start_ns) / 1000000;
+
+        o.deadline_ms = past_ms < g->deadline_ms ? g->deadline_ms - (uint32_t)past_ms : 1;
+    }
+    return nk__open_pack(&g->open_bytes, &g->open_size, &g->c->cluster, g->session, &o,
+                         g->attempt ? &r : NULL, err);
+}
+
+/* [net thread] Sends Open, packed before or here, on a new call. */
+static void open_session(nk_gen *g)
 {
     static const struct nk_call_handlers handlers = { .message = message, .end = call_ended };
-    nk_gen *g = arg;
     struct nk_error err;
-    int rc;
+    int rc = g->open_bytes ? 0 : pack_open(g, &err);
 
-    if (g->state == GEN_FAILING) { /* cancelled before it began */
-        finish(g, &g->failure);
-        return;
-    }
+    g->state = GEN_OPENING;
     g->heard_ns = g->last_alive_ns = now_ns(g);
-    rc = nk_call_start(&g->call, g->c->channels[0], NK__PATH_INFERENCE, 0, &handlers, g, &err);
+    if (!rc)
+        rc = nk_call_start(&g->call, g->c->channels[0], NK__PATH_INFERENCE, 0, &handlers, g, &err);
     if (!rc)
         rc = nk_call_send(g->call, g->open_bytes, g->open_size, &err);
     free(g->open_bytes);
@@ -584,11 +793,75 @@ static void begin(void *arg)
         g->failure = err;
         nk__wrap_worker(rc, &g->failure, first_worker(g));
         fail(g);
+    }
+}
+
+static void begin(void *arg)
+{
+    nk_gen *g = arg;
+    uint64_t past_ms = (now_ns(g) - g->start_ns) / 1000000;
+
+    if (g->state == GEN_FAILING) { /* cancelled before it began */
+        finish(g, &g->failure);
         return;
     }
     if (g->deadline_ms)
-        g->deadline_timer = nk_timer_start(g->c->net, g->deadline_ms, deadline_passed, g);
+        g->deadline_timer = nk_timer_start(
+            g->c->net, past_ms < g->deadline_ms ? g->deadline_ms - (uint32_t)past_ms : 1,
+            deadline_passed, g);
     watch_silence(g, (uint64_t)g->stall_ms + STALL_MARGIN_MS);
+    open_session(g);
+}
+
+/* Not yet on its way. Takes asked. */
+static nk_gen *new_gen(nk_chain *c, struct nk__asked *asked, const struct nk_gen_handlers *handlers,
+                       void *user)
+{
+    nk_gen *g = asked ? calloc(1, sizeof *g) : NULL;
+    const struct nk_gen_opts *o = asked ? &asked->opts : NULL;
+
+    if (!g) {
+        nk__asked_unref(asked);
+        return NULL;
+    }
+    atomic_init(&g->refs, 1);
+    pthread_mutex_init(&g->lock, NULL);
+    nk_buf_init(&g->tail, 2 * TEXT_BYTES_MAX);
+    g->c = c;
+    memcpy(g->model_sha256, c->cluster.model_sha256, sizeof g->model_sha256);
+    g->asked = asked;
+    g->handlers = *handlers;
+    g->user = user;
+    g->n_ids = o->n_ids;
+    g->n_predict = o->n_predict;
+    g->n_logprobs = o->n_logprobs;
+    g->deterministic = o->deterministic;
+    g->deadline_ms = o->deadline_ms;
+    g->stall_ms = o->stall_ms ? o->stall_ms : STALL_MS;
+    g->start_ns = now_ns(g);
+    g->stats.n_prompt = (int)o->n_ids;
+    return g;
+}
+
+/* Packs its Open and sends it on its way; *out is set before anything can come back. On failure it
+ * is freed. */
+static int launch(nk_gen **out, nk_gen *g, struct nk_error *err)
+{
+    nk_chain *c = g->c;
+    int rc = pack_open(g, err);
+
+    if (rc) {
+        unref(g);
+        return rc;
+    }
+    atomic_fetch_add(&g->refs, 1);
+    pthread_mutex_lock(&c->mutex);
+    LIST_INSERT_HEAD(&c->gens, g, link);
+    c->n_gens++;
+    pthread_mutex_unlock(&c->mutex);
+    *out = g; /* before `begin`: a handler that runs at once may want it */
+    nk_net_post(c->net, begin, g);
+    return 0;
 }
 
 int nk_gen_start(nk_gen **out, nk_chain *c, const struct nk_gen_opts *opts,
@@ -604,34 +877,43 @@ int nk_gen_start(nk_gen **out, nk_chain *c, const struct nk_gen_opts *opts,
         rc = nk_chance_fill(c->chance, session, sizeof session, err);
     if (rc)
         return rc;
-    g = calloc(1, sizeof *g);
+    g = new_gen(c, nk__asked_new(opts), handlers, user);
     if (!g)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
-    atomic_init(&g->refs, 1);
-    pthread_mutex_init(&g->lock, NULL);
-    nk_buf_init(&g->tail, 2 * TEXT_BYTES_MAX);
-    g->c = c;
-    g->handlers = *handlers;
-    g->user = user;
-    g->n_ids = opts->n_ids;
-    g->n_predict = opts->n_predict;
-    g->n_logprobs = opts->n_logprobs;
-    g->deterministic = opts->deterministic;
-    g->deadline_ms = opts->deadline_ms;
-    g->stall_ms = opts->stall_ms ? opts->stall_ms : STALL_MS;
-    g->start_ns = now_ns(g);
-    g->stats.n_prompt = (int)opts->n_ids;
-    rc = nk__open_pack(&g->open_bytes, &g->open_size, &c->cluster, session, opts, err);
-    if (rc) {
-        unref(g);
-        return rc;
+    memcpy(g->session, session, sizeof session);
+    return launch(out, g, err);
+}
+
+int nk_gen_resume(nk_gen **out, nk_chain *c, const nk_gen *lost,
+                  const struct nk_gen_handlers *handlers, void *user, struct nk_error *err)
+{
+    nk_gen *g;
+
+    *out = NULL;
+    if (!lost->lost)
+        return nk_fail(err, NK_E_PRECONDITION, "not_resumable",
+                       "the generation did not end by the loss of a worker, or is held by none");
+    if (strcmp(c->cluster.model_sha256, lost->model_sha256) != 0)
+        return nk_fail(err, NK_E_INVALID, "bad_request",
+                       "the generation is of model %s, the chain of model %s", lost->model_sha256,
+                       c->cluster.model_sha256);
+    g = new_gen(c, nk__asked_ref(lost->asked), handlers, user);
+    if (!g || nk_array_grow(g->said, g->said_capacity, (size_t)lost->n_tokens, IDS_MAX, NULL)) {
+        if (g)
+            unref(g);
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
     }
-    atomic_fetch_add(&g->refs, 1);
-    pthread_mutex_lock(&c->mutex);
-    LIST_INSERT_HEAD(&c->gens, g, link);
-    c->n_gens++;
-    pthread_mutex_unlock(&c->mutex);
-    *out = g; /* before `begin`: a handler that runs at once may want it */
-    nk_net_post(c->net, begin, g);
-    return 0;
+    memcpy(g->session, lost->session, sizeof g->session);
+    if (lost->n_tokens)
+        memcpy(g->said, lost->said, (size_t)lost->n_tokens * sizeof *g->said);
+    g->n_tokens = g->n_before = lost->n_tokens;
+    g->n_predict = lost->n_predict;
+    g->attempt = lost->attempt + 1;
+    g->was_opened = lost->was_opened;
+    g->start_ns = lost->start_ns;
+    g->first_token_ns = lost->first_token_ns;
+    g->last_token_ns = lost->last_token_ns;
+    g->pause_ns = lost->pause_ns;
+    g->stats = lost->stats;
+    return launch(out, g, err);
 }

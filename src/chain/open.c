@@ -3,6 +3,7 @@
 #include "chain/chain_int.h"
 
 #include <float.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -85,8 +86,72 @@ int nk__open_check(const struct nk_cluster *c, const struct nk_gen_opts *o, stru
     return rc;
 }
 
+/* ---- the copy ---- */
+
+/* Carves n bytes, for anything, from a block that begins at *at; what is there is copied. */
+static void *carve(char **at, const void *from, size_t n)
+{
+    void *to = *at;
+
+    if (n)
+        memcpy(to, from, n);
+    *at += (n + _Alignof(max_align_t) - 1) / _Alignof(max_align_t) * _Alignof(max_align_t);
+    return to;
+}
+
+static size_t text_size(const char *text)
+{
+    return text ? strlen(text) + 1 : 0;
+}
+
+struct nk__asked *nk__asked_new(const struct nk_gen_opts *o)
+{
+    const struct nk_sampling *s = &o->sampling;
+    size_t ids = o->n_ids * sizeof *o->ids, stop = o->n_stop * sizeof *o->stop;
+    size_t bias = (size_t)s->n_logit_bias * sizeof *s->logit_bias;
+    size_t n_pieces = 6 + o->n_stop;
+    size_t size = ids + stop + bias + text_size(s->grammar) + text_size(o->reuse_salt);
+    struct nk__asked *a;
+    const char **strings;
+    char *at;
+
+    for (size_t i = 0; i < o->n_stop; i++)
+        size += text_size(o->stop[i]);
+    at = malloc(sizeof *a + size + n_pieces * _Alignof(max_align_t));
+    if (!at)
+        return NULL;
+    a = carve(&at, &(struct nk__asked){ .opts = *o }, sizeof *a);
+    atomic_init(&a->refs, 1);
+    a->opts.ids = carve(&at, o->ids, ids);
+    a->opts.sampling.logit_bias = carve(&at, s->logit_bias, bias);
+    strings = carve(&at, o->stop, stop);
+    for (size_t i = 0; i < o->n_stop; i++)
+        strings[i] = carve(&at, o->stop[i], text_size(o->stop[i]));
+    a->opts.stop = strings;
+    if (s->grammar)
+        a->opts.sampling.grammar = carve(&at, s->grammar, text_size(s->grammar));
+    if (o->reuse_salt)
+        a->opts.reuse_salt = carve(&at, o->reuse_salt, text_size(o->reuse_salt));
+    return a;
+}
+
+struct nk__asked *nk__asked_ref(struct nk__asked *a)
+{
+    atomic_fetch_add(&a->refs, 1);
+    return a;
+}
+
+void nk__asked_unref(struct nk__asked *a)
+{
+    if (a && atomic_fetch_sub(&a->refs, 1) == 1)
+        free(a);
+}
+
+/* ---- the message ---- */
+
 int nk__open_pack(uint8_t **out, size_t *size, const struct nk_cluster *c,
-                  const uint8_t session[16], const struct nk_gen_opts *o, struct nk_error *err)
+                  const uint8_t session[16], const struct nk_gen_opts *o,
+                  const struct nk__resumption *r, struct nk_error *err)
 {
     Nakshatra__V1__InferenceRequest request = NAKSHATRA__V1__INFERENCE_REQUEST__INIT;
     Nakshatra__V1__Open open = NAKSHATRA__V1__OPEN__INIT;
@@ -149,6 +214,14 @@ int nk__open_pack(uint8_t **out, size_t *size, const struct nk_cluster *c,
             (ProtobufCBinaryData){ strlen(o->reuse_salt), (uint8_t *)(uintptr_t)o->reuse_salt };
     }
     open.special = o->special;
+    open.hold_ms = o->hold_ms;
+    open.exact = o->exact;
+    if (r) {
+        open.attempt = r->attempt;
+        open.generated_ids = (int32_t *)(uintptr_t)r->ids;
+        open.n_generated_ids = r->n_ids;
+        open.forget_held = r->forget_held;
+    }
     *size = nakshatra__v1__inference_request__get_packed_size(&request);
     if (*size > NK_RPC_MESSAGE_BYTES_MAX) {
         rc = nk_fail(err, NK_E_INVALID, "bad_request",

@@ -105,6 +105,11 @@ static void take_reply(struct asking *a, const Nakshatra__V1__InfoReply *m)
         w->steps = n->steps;
         w->wire_us = n->wire_us;
         w->wire_steps = n->wire_steps;
+        w->sessions_held = n->sessions_held;
+        w->sessions_resumed = n->sessions_resumed;
+        w->tokens_replayed = n->tokens_replayed;
+        w->journal_bytes = n->journal_bytes;
+        w->journal_spilled_bytes = n->journal_spilled_bytes;
     }
     a->check->protocol[a->idx] = m->protocol;
     for (size_t i = 0; i < m->n_dtypes; i++) {
@@ -393,6 +398,7 @@ int nk_chain_probe(nk_chain *c, uint32_t timeout_ms, double *us, struct nk_error
     o.n_predict = 1;
     o.sampling.temperature = 0;
     o.no_reuse = true;
+    o.hold_ms = 0;
     o.deadline_ms = timeout_ms;
     o.stall_ms = timeout_ms;
     pthread_mutex_init(&p.mutex, NULL);
