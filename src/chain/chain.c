@@ -18,7 +18,7 @@ const struct nk_cluster *nk_chain_cluster(const nk_chain *c)
 
 static void release(nk_chain *c)
 {
-    for (int i = 0; i < c->cluster.n_workers; i++)
+    for (int i = 0; i < NK__ASKED_MAX; i++)
         if (c->channels[i])
             nk_channel_close(c->channels[i]);
     if (c->net)
@@ -97,6 +97,12 @@ int nk_chain_open(nk_chain **out, const struct nk_cluster *cluster,
         else
             nk_channel_watch(c->channels[i], opts ? opts->silence_ms : NK_RPC_SILENCE_MS);
     }
+    for (int i = 0; !rc && i < c->cluster.n_spares; i++) {
+        rc = nk_channel_open(&c->channels[c->cluster.n_workers + i], c->net, c->cluster.spares[i],
+                             &pem.credentials, err);
+        if (rc)
+            nk_wrap(rc, err, "spare %s", c->cluster.spares[i]);
+    }
     release_pem(&pem);
     if (rc) {
         release(c);
@@ -109,6 +115,7 @@ int nk_chain_open(nk_chain **out, const struct nk_cluster *cluster,
 static void cancel_all(void *arg)
 {
     nk__gens_cancel(arg);
+    nk__repairs_cancel(arg);
 }
 
 static void pass_barrier(void *arg)
@@ -127,7 +134,7 @@ void nk_chain_close(nk_chain *c)
         return;
     nk_net_post(c->net, cancel_all, c);
     pthread_mutex_lock(&c->mutex);
-    while (c->n_gens)
+    while (c->n_running)
         pthread_cond_wait(&c->idle, &c->mutex);
     pthread_mutex_unlock(&c->mutex);
     /* Cancellations that were posted meanwhile hold references: the last of them runs before this

@@ -44,10 +44,11 @@ const struct nk_cluster *nk_chain_cluster(const nk_chain *c); /* borrowed until 
 
 /* ---- what the workers are ---- */
 struct nk_worker_report {
-    char id[64], address[256];
-    int layer_begin, layer_end; /* as the cluster file says */
-    int rc;                     /* 0, or why there is no report or it does not fit */
-    struct nk_error err;        /* names the worker and both values */
+    char id[64], address[256];  /* a spare has no id */
+    int layer_begin, layer_end; /* as the cluster file says; a spare's: those of stands_for */
+    int stands_for; /* of a spare: the index of the worker that has the same layers; -1: none */
+    int rc;         /* 0, or why there is no report or it does not fit */
+    struct nk_error err; /* names the worker and both values */
     /* What the worker says of itself; set whenever it answered, also when it does not fit. */
     bool answered;
     char worker_id[64], model_id[128], model_sha256[65], architecture[64], quantisation[32];
@@ -65,21 +66,25 @@ struct nk_worker_report {
     uint64_t sessions_held, sessions_resumed, tokens_replayed;
     uint64_t journal_bytes, journal_spilled_bytes;
     uint64_t epoch; /* of the plan that it was started for; 0: none */
-    bool deterministic;
+    bool deterministic, takes_f32, takes_f16;
+    uint32_t protocol;
     struct nk_computed computed;
     double rtt_us; /* of a small call, the best of a few */
 };
 struct nk_chain_report {
     int n_workers;
     struct nk_worker_report workers[NK_CLUSTER_WORKERS_MAX];
+    int n_spares; /* they stand in the way of no request */
+    struct nk_worker_report spares[NK_CLUSTER_SPARES_MAX];
     bool ok;             /* a request would run */
     struct nk_error err; /* the first thing in the way, when not ok */
     int n_ctx;           /* the most tokens a session can have: the least of the workers' */
     int n_ctx_train, n_vocab;
 };
-/* Asks every worker (in parallel) and compares: model hash, range, width, dtype, protocol, what
- * they compute beside the model (rpc/computed.h), state; waits at most timeout_ms. *out is owned by
- * the caller: free(). Fails only for want of memory; what is wrong is in the report. */
+/* Asks every worker and spare (in parallel) and compares: model hash, range, width, dtype,
+ * protocol, what they compute beside the model (rpc/computed.h), state; waits at most timeout_ms.
+ * *out is owned by the caller: free(). Fails only for want of memory; what is wrong is in the
+ * report. */
 int nk_chain_check(nk_chain *c, uint32_t timeout_ms, struct nk_chain_report **out,
                    struct nk_error *err);
 /* Would a deterministic request run, too? Else the report is as if its workers did not fit
@@ -198,6 +203,8 @@ void nk_gen_free(nk_gen *g); /* [any thread] after `done` */
  * on where it stopped. It may when a worker was lost, be it before the first token; not when it was
  * refused, cancelled or ran into its deadline, and not without hold_ms. */
 bool nk_gen_resumable(const nk_gen *g);
+/* The same time: which worker of the chain's cluster is to blame, as an index. */
+int nk_gen_blamed(const nk_gen *g);
 /* Goes on with a lost generation on c, which is the chain that it had or another one of the same
  * model, with the same clock (chain/repair.h finds one). What `lost` had (the prompt, the tokens so
  * far, the seed and the limit in use, what is left of its deadline, statistics) is copied: it may

@@ -1,6 +1,7 @@
 /* The chain's inside. The shape, each calling only what stands below it:
  *
- *   chain.c    opening and closing: the net thread, a channel to each worker
+ *   chain.c    opening and closing: the net thread, a channel to each worker and spare
+ *   repair.c   which workers make a chain that works (repair.h)
  *   report.c   what the workers are; the probe
  *   gen.c      a generation, from Open to its end
  *   open.c     the options of a generation, checked and packed into Open
@@ -30,20 +31,25 @@ enum {
     /* What a reply to a client unpacks into: a Token with 20 alternatives or an Info is a few KiB;
      * what does not fit comes from a peer that does not keep to the protocol. */
     NK__ARENA_BYTES_MAX = 4 << 20,
+    NK__ASKED_MAX = NK_CLUSTER_WORKERS_MAX + NK_CLUSTER_SPARES_MAX,
 };
 
+struct nk_repair;
 struct nk_chain {
     struct nk_cluster cluster;
     struct nk_clock *clock;
     struct nk_chance *chance;
     nk_net *net;
-    nk_channel *channels[NK_CLUSTER_WORKERS_MAX];
-    nk_arena *arena; /* net thread: what one message unpacks into */
+    nk_channel *channels[NK__ASKED_MAX]; /* the workers', then the spares' */
+    nk_arena *arena;                     /* net thread: what one message unpacks into */
     pthread_mutex_t mutex;
-    pthread_cond_t idle; /* n_gens fell to 0, or a barrier was passed */
+    pthread_cond_t idle; /* n_running fell to 0, or a barrier was passed */
     LIST_HEAD(, nk_gen) gens;
-    int n_gens;
+    LIST_HEAD(, nk_repair) repairs;
+    int n_running; /* in both lists */
     bool barrier;
+    /* net thread: what each worker computed when it was heard last and fitted; all empty before */
+    struct nk_computed known[NK_CLUSTER_WORKERS_MAX];
 };
 
 /* ---- peer.c ---- */
@@ -76,6 +82,36 @@ struct nk__resumption {
 int nk__open_pack(uint8_t **out, size_t *size, const struct nk_cluster *c,
                   const uint8_t session[16], const struct nk_gen_opts *o,
                   const struct nk__resumption *r, struct nk_error *err);
+
+/* ---- report.c ---- */
+/* One asking of all workers and spares. Belongs to the net thread; it is gone when `done` returns,
+ * which comes once. */
+struct nk__look;
+struct nk__look_opts {
+    uint32_t timeout_ms;
+    int n_rounds; /* of Info calls per worker */
+    /* Somebody has answered for the first time, or will not: whether the rest need not be waited
+     * for. May be NULL. In the report those that are still asked have neither `answered` nor rc. */
+    bool (*enough)(void *user, const struct nk_chain_report *r);
+    /* The report is whole but for who was not waited for (CANCELLED). It is the handler's:
+     * free(). */
+    void (*done)(void *user, struct nk_chain_report *r);
+    void *user;
+};
+/* [any thread] EXHAUSTED no_memory: `done` is not called. */
+int nk__look_start(struct nk__look **out, nk_chain *c, const struct nk__look_opts *opts,
+                   struct nk_error *err);
+/* [net thread] Waits for nobody any more: `done` follows. */
+void nk__look_hurry(struct nk__look *k);
+/* Can this worker, or spare, which has answered, be stage idx of the cluster beside `other`, which
+ * has answered too? The message begins with its name. */
+int nk__report_compare(const struct nk_cluster *c, int idx, const struct nk_worker_report *w,
+                       const struct nk_worker_report *other, struct nk_error *err);
+int nk__report_want_deterministic(const struct nk_worker_report *w, struct nk_error *err);
+
+/* ---- repair.c ---- */
+/* Cancels all that run; their `done` will come. [net thread] */
+void nk__repairs_cancel(nk_chain *c);
 
 /* ---- gen.c ---- */
 /* Cancels all that run; their `done` will come. [net thread] */

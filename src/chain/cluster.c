@@ -102,15 +102,12 @@ static int expect(struct reader *r, yaml_event_type_t type, const char *what)
     return bad(r, line_of(r), "expected %s, found %s", what, kind_of(r));
 }
 
-/* The next event as a text of 1 to size - 1 bytes without control characters, into out. */
-static int read_text(struct reader *r, const char *key, char *out, size_t size)
+/* The current event as a text of 1 to size - 1 bytes without control characters, into out. */
+static int take_text(struct reader *r, const char *key, char *out, size_t size)
 {
     const yaml_char_t *s;
     size_t n;
-    int rc = next(r);
 
-    if (rc)
-        return rc;
     if (r->event.type != YAML_SCALAR_EVENT || !r->event.data.scalar.length)
         return bad(r, line_of(r), "%s: expected a value, found %s", key, kind_of(r));
     s = r->event.data.scalar.value;
@@ -123,6 +120,14 @@ static int read_text(struct reader *r, const char *key, char *out, size_t size)
     memcpy(out, s, n);
     out[n] = '\0';
     return 0;
+}
+
+/* The same, of the next event. */
+static int read_text(struct reader *r, const char *key, char *out, size_t size)
+{
+    int rc = next(r);
+
+    return rc ? rc : take_text(r, key, out, size);
 }
 
 /* The name of a key in out. *end: there are no more. seen has one bit per name of names. */
@@ -292,6 +297,16 @@ static bool address_is_good(const char *address)
            (size_t)(colon - address);
 }
 
+static int take_address(struct reader *r, const char *key, char *out, size_t size)
+{
+    int rc = take_text(r, key, out, size);
+
+    if (!rc && !address_is_good(out))
+        rc = bad(r, line_of(r),
+                 "%s '%.100s': HOST:PORT was expected, like 10.0.0.3:5530 or [::1]:5530", key, out);
+    return rc;
+}
+
 /* "0-14" */
 static bool layers_are_good(const char *text, int *begin, int *end)
 {
@@ -333,12 +348,9 @@ static int read_worker(struct reader *r)
                     bad(r, line_of(r),
                         "worker id '%s': spaces, quotes, backslashes and = are not allowed", w->id);
         } else if (key == 1) {
-            rc = read_text(r, "worker address", w->address, sizeof w->address);
-            if (!rc && !address_is_good(w->address))
-                rc = bad(r, line_of(r),
-                         "worker address '%.100s': HOST:PORT was expected, like 10.0.0.3:5530 or "
-                         "[::1]:5530",
-                         w->address);
+            rc = next(r);
+            if (!rc)
+                rc = take_address(r, "worker address", w->address, sizeof w->address);
         } else {
             char text[32];
 
@@ -410,10 +422,46 @@ static int check_workers(struct reader *r, int line)
     return 0;
 }
 
+/* After the list's first event. lines: of each spare. */
+static int read_spares(struct reader *r, int lines[NK_CLUSTER_SPARES_MAX])
+{
+    struct nk_cluster *c = r->c;
+    int rc = expect(r, YAML_SEQUENCE_START_EVENT, "a list of addresses (- HOST:PORT)");
+
+    while (!rc && !(rc = next(r)) && r->event.type != YAML_SEQUENCE_END_EVENT) {
+        if (c->n_spares == NK_CLUSTER_SPARES_MAX)
+            return bad(r, line_of(r), "more than %d spares", NK_CLUSTER_SPARES_MAX);
+        lines[c->n_spares] = line_of(r);
+        rc = take_address(r, "spare", c->spares[c->n_spares++], sizeof c->spares[0]);
+    }
+    return rc;
+}
+
+/* A spare is a worker of its own: each address once. */
+static int check_spares(struct reader *r, const int lines[NK_CLUSTER_SPARES_MAX])
+{
+    const struct nk_cluster *c = r->c;
+
+    for (int i = 0; i < c->n_spares; i++) {
+        for (int j = 0; j < i; j++)
+            if (!strcmp(c->spares[i], c->spares[j]))
+                return bad(r, lines[i], "the spare %.100s is given twice (first in line %d)",
+                           c->spares[i], lines[j]);
+        for (int j = 0; j < c->n_workers; j++)
+            if (!strcmp(c->spares[i], c->workers[j].address))
+                return bad(r, lines[i],
+                           "the spare %.100s has the address of worker %s (line %d); a spare is "
+                           "another worker, with the same layers",
+                           c->spares[i], c->workers[j].id, c->workers[j].line);
+    }
+    return 0;
+}
+
 static int read_document(struct reader *r)
 {
-    static const char *const keys[] = { "model",    "tls",   "dtype", "workers",
-                                        "identity", "epoch", NULL };
+    static const char *const keys[] = { "model",    "tls",   "dtype",  "workers",
+                                        "identity", "epoch", "spares", NULL };
+    int spare_lines[NK_CLUSTER_SPARES_MAX];
     unsigned seen = 0;
     bool end;
     int key, line, workers_line = 1, rc = next(r); /* stream start */
@@ -442,6 +490,10 @@ static int read_document(struct reader *r)
             rc = read_path(r, "identity", r->c->identity, sizeof r->c->identity);
         } else if (key == 5) {
             rc = read_epoch(r);
+        } else if (key == 6) {
+            rc = next(r);
+            if (!rc)
+                rc = read_spares(r, spare_lines);
         } else {
             rc = next(r);
             workers_line = line_of(r);
@@ -459,6 +511,8 @@ static int read_document(struct reader *r)
         rc = bad(r, line, "the file: 'tls' and 'identity' are both given; one of them is right");
     if (!rc)
         rc = check_workers(r, workers_line);
+    if (!rc)
+        rc = check_spares(r, spare_lines);
     if (!rc)
         rc = next(r); /* document end */
     if (!rc)
@@ -650,6 +704,14 @@ int nk_cluster_format(const struct nk_cluster *c, struct nk_buf *out, struct nk_
         emit_mapping(&w, false);
     }
     emit(&w, yaml_sequence_end_event_initialize(&e), &e);
+    if (c->n_spares) {
+        emit_text(&w, "spares");
+        emit(&w, yaml_sequence_start_event_initialize(&e, NULL, NULL, 1, YAML_BLOCK_SEQUENCE_STYLE),
+             &e);
+        for (int i = 0; i < c->n_spares; i++)
+            emit_text(&w, c->spares[i]);
+        emit(&w, yaml_sequence_end_event_initialize(&e), &e);
+    }
     emit_mapping(&w, false);
     emit(&w, yaml_document_end_event_initialize(&e, 1), &e);
     emit(&w, yaml_stream_end_event_initialize(&e), &e);

@@ -20,9 +20,8 @@
  *     - id: cellar
  *       address: 127.0.0.1:5531
  *       layers: 4-8
- *   spares:                      # workers that stand by: who is lost is replaced by one of them
- *     - 127.0.0.1:5532           # that has the same layers, as it says itself
- */
+ *   spares:                      # workers that stand by: each takes the place of a lost one of
+ *     - 127.0.0.1:5532           # those above that has the same layers (it says which it has) */
 /* clang-format on */
 #ifndef NK_CHAIN_CLUSTER_H
 #define NK_CHAIN_CLUSTER_H

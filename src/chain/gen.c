@@ -86,6 +86,7 @@ struct nk_gen {
     bool forget_held; /* what the stages held did not fit */
     bool was_opened;  /* some attempt was: seed and n_predict are those in use */
     bool told_opened; /* the user, of this attempt */
+    int blamed;       /* the worker whose fault an error was, as an index */
     bool lost;        /* it has ended by a loss; set before `done` */
     int n_before;     /* of n_tokens, those of earlier attempts */
     int32_t *said;    /* n_tokens ids; owned */
@@ -203,6 +204,11 @@ bool nk_gen_resumable(const nk_gen *g)
     return g->lost;
 }
 
+int nk_gen_blamed(const nk_gen *g)
+{
+    return g->blamed;
+}
+
 /* ---- endings [net thread] ---- */
 
 /* Has the message this address, and not only as a part of a longer one (HOST:80 of HOST:8080)? */
@@ -219,22 +225,36 @@ static bool has_address(const char *msg, const char *address)
     return false;
 }
 
+/* Not only as a part of a longer one (worker w1 of worker w10)? */
+static bool has_name(const char *msg, const char *name)
+{
+    size_t n = strlen(name);
+
+    for (const char *at = msg; (at = strstr(at, name)); at++)
+        if (!isalnum((unsigned char)at[n]) && at[n] != '-' && at[n] != '_')
+            return true;
+    return false;
+}
+
 /* The message with the worker that is to blame before it, unless it names one: the one whose
  * address it has (the stages know each other by address only), else the first. */
 static void name_worker(nk_gen *g, struct nk_error *e)
 {
     const struct nk_cluster *c = &g->c->cluster;
-    const struct nk_cluster_worker *blamed = &c->workers[0];
+    const struct nk_cluster_worker *blamed;
 
     for (int i = c->n_workers - 1; i >= 0; i--) {
         char named[80];
 
         snprintf(named, sizeof named, "worker %s", c->workers[i].id);
-        if (strstr(e->msg, named))
+        if (has_name(e->msg, named)) {
+            g->blamed = i;
             return;
+        }
         if (has_address(e->msg, c->workers[i].address))
-            blamed = &c->workers[i];
+            g->blamed = i;
     }
+    blamed = &c->workers[g->blamed];
     if (has_address(e->msg, blamed->address))
         nk_wrap(e->code, e, "worker %s", blamed->id);
     else
@@ -282,7 +302,7 @@ static void finish(nk_gen *g, const struct nk_error *error)
     g->handlers.done(g->user, &g->stats, error);
     pthread_mutex_lock(&c->mutex);
     LIST_REMOVE(g, link);
-    if (--c->n_gens == 0)
+    if (--c->n_running == 0)
         pthread_cond_broadcast(&c->idle);
     pthread_mutex_unlock(&c->mutex);
     unref(g);
@@ -480,6 +500,9 @@ static void opened(nk_gen *g, const Nakshatra__V1__Opened *o)
     }
     g->stats.n_prompt = (int)o->n_prompt;
     g->stats.seed = o->seed;
+    for (int i = 0; i < g->c->cluster.n_workers; i++) /* as route_fits has seen */
+        nk_computed_unpack(&g->c->known[i], o->stages[i]->computed, o->stages[i]->n_computed,
+                           o->stages[i]->llama_version);
     g->was_opened = true;
     g->state = GEN_RUNNING;
     if (!g->told_opened && g->handlers.opened)
@@ -857,7 +880,7 @@ static int launch(nk_gen **out, nk_gen *g, struct nk_error *err)
     atomic_fetch_add(&g->refs, 1);
     pthread_mutex_lock(&c->mutex);
     LIST_INSERT_HEAD(&c->gens, g, link);
-    c->n_gens++;
+    c->n_running++;
     pthread_mutex_unlock(&c->mutex);
     *out = g; /* before `begin`: a handler that runs at once may want it */
     nk_net_post(c->net, begin, g);

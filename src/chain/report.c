@@ -11,24 +11,23 @@
 /* Calls per worker: the first pays for the connection, the best of the others is the round trip. */
 enum { ROUNDS = 5 };
 
-struct check;
-struct asking { /* one worker */
-    struct check *check;
-    int idx, round;
+struct nk__look;
+struct asking { /* one worker or spare */
+    struct nk__look *look;
+    struct nk_worker_report *w; /* what becomes known */
+    int idx, round;             /* of the chain's channels */
     uint64_t sent_ns;
     bool has_reply; /* of this round */
     nk_call *call;
 };
-struct check {
+struct nk__look {
     nk_chain *c;
+    struct nk__look_opts opts;
     struct nk_chain_report *report;
     uint64_t end_ns;
-    struct asking asking[NK_CLUSTER_WORKERS_MAX];
-    bool f32[NK_CLUSTER_WORKERS_MAX], f16[NK_CLUSTER_WORKERS_MAX];
-    uint32_t protocol[NK_CLUSTER_WORKERS_MAX];
-    pthread_mutex_t mutex;
-    pthread_cond_t done;
-    int n_pending;
+    struct asking asking[NK__ASKED_MAX];
+    int n_asked, n_pending;
+    bool hurried;
 };
 
 /* A peer's count as an int: what does not fit is as good as the largest. */
@@ -39,10 +38,8 @@ static int count(uint32_t v)
 
 #define copy(field, from) nk_visible_line(w->field, sizeof w->field, m->from)
 
-static void take_reply(struct asking *a, const Nakshatra__V1__InfoReply *m)
+static void take_reply(struct nk_worker_report *w, const Nakshatra__V1__InfoReply *m)
 {
-    struct nk_worker_report *w = &a->check->report->workers[a->idx];
-
     copy(worker_id, worker_id);
     copy(model_id, model_id);
     copy(model_sha256, model_sha256);
@@ -111,62 +108,77 @@ static void take_reply(struct asking *a, const Nakshatra__V1__InfoReply *m)
         w->journal_bytes = n->journal_bytes;
         w->journal_spilled_bytes = n->journal_spilled_bytes;
     }
-    a->check->protocol[a->idx] = m->protocol;
+    w->protocol = m->protocol;
+    w->takes_f32 = w->takes_f16 = false;
     for (size_t i = 0; i < m->n_dtypes; i++) {
-        a->check->f32[a->idx] |= m->dtypes[i] == NAKSHATRA__V1__DTYPE__DTYPE_F32;
-        a->check->f16[a->idx] |= m->dtypes[i] == NAKSHATRA__V1__DTYPE__DTYPE_F16;
+        w->takes_f32 |= m->dtypes[i] == NAKSHATRA__V1__DTYPE__DTYPE_F32;
+        w->takes_f16 |= m->dtypes[i] == NAKSHATRA__V1__DTYPE__DTYPE_F16;
     }
     w->answered = true;
 }
 
 static void ask(struct asking *a);
+static void conclude(struct nk__look *k);
 
-static void asked_all(struct check *k)
+/* The name of what was asked before the message. */
+static int wrap_asked(const struct nk_worker_report *w, int code, struct nk_error *err)
 {
-    pthread_mutex_lock(&k->mutex);
+    return w->id[0] ? nk_wrap(code, err, "worker %s (%s)", w->id, w->address)
+                    : nk_wrap(code, err, "spare %s", w->address);
+}
+
+static void failed(struct asking *a, const struct nk_error *err)
+{
+    if (a->w->answered)
+        return;
+    a->w->err = *err;
+    a->w->rc = wrap_asked(a->w, err->code, &a->w->err);
+}
+
+static void asked(struct asking *a)
+{
+    struct nk__look *k = a->look;
+
+    a->call = NULL;
     if (--k->n_pending == 0)
-        pthread_cond_signal(&k->done);
-    pthread_mutex_unlock(&k->mutex);
+        conclude(k);
+    else if (!k->hurried && k->opts.enough && k->opts.enough(k->opts.user, k->report))
+        nk__look_hurry(k);
 }
 
 static void info_message(nk_call *call, void *user, struct nk_bytes msg)
 {
     struct asking *a = user;
-    struct nk_worker_report *w = &a->check->report->workers[a->idx];
-    double us = (double)(nk_clock_now_ns(a->check->c->clock) - a->sent_ns) / 1e3;
+    nk_chain *c = a->look->c;
+    double us = (double)(nk_clock_now_ns(c->clock) - a->sent_ns) / 1e3;
     Nakshatra__V1__InfoReply *m;
 
     (void)call;
     if (a->has_reply)
         return;
-    m = nakshatra__v1__info_reply__unpack(nk_arena_allocator(a->check->c->arena), msg.size,
-                                          msg.data);
+    m = nakshatra__v1__info_reply__unpack(nk_arena_allocator(c->arena), msg.size, msg.data);
     if (m) {
         a->has_reply = true;
-        take_reply(a, m);
-        if (a->round == 1 || us < w->rtt_us)
-            w->rtt_us = us;
+        take_reply(a->w, m);
+        if (a->round == 1 || us < a->w->rtt_us)
+            a->w->rtt_us = us;
     }
-    nk_arena_reset(a->check->c->arena);
+    nk_arena_reset(c->arena);
 }
 
 static void info_ended(nk_call *call, void *user, const struct nk_error *status)
 {
     struct asking *a = user;
-    struct nk_worker_report *w = &a->check->report->workers[a->idx];
+    struct nk_error err;
 
     (void)call;
-    if (!w->answered) {
-        if (status)
-            w->err = *status;
-        else
-            nk_fail(&w->err, NK_E_DATA_LOSS, "bad_peer", "its answer is no InfoReply");
-        w->rc = nk__wrap_worker(w->err.code, &w->err, &a->check->c->cluster.workers[a->idx]);
-    }
+    if (!status)
+        nk_fail(&err, NK_E_DATA_LOSS, "bad_peer", "its answer is no InfoReply");
+    failed(a, status ? status : &err);
     /* A worker that answered once and then no more fares as its first answer says; the generation
      * will tell. */
-    if (!a->has_reply || a->round == ROUNDS)
-        asked_all(a->check);
+    if (!a->has_reply || a->round == a->look->opts.n_rounds || a->look->hurried)
+        asked(a);
     else
         ask(a);
 }
@@ -175,9 +187,8 @@ static void info_ended(nk_call *call, void *user, const struct nk_error *status)
 static void ask(struct asking *a)
 {
     static const struct nk_call_handlers handlers = { .message = info_message, .end = info_ended };
-    struct check *k = a->check;
+    struct nk__look *k = a->look;
     Nakshatra__V1__InfoRequest request = NAKSHATRA__V1__INFO_REQUEST__INIT;
-    struct nk_worker_report *w = &k->report->workers[a->idx];
     uint64_t now = nk_clock_now_ns(k->c->clock);
     uint64_t left_ms = now < k->end_ns ? (k->end_ns - now) / 1000000 : 0;
     struct nk_error err;
@@ -185,17 +196,14 @@ static void ask(struct asking *a)
     a->round++;
     a->has_reply = false;
     if (a->round > 1 && !left_ms) {
-        asked_all(k);
+        asked(a);
         return;
     }
     a->sent_ns = now;
     if (nk_call_start(&a->call, k->c->channels[a->idx], NK__PATH_INFO,
                       left_ms ? (uint32_t)left_ms : 1, &handlers, a, &err)) {
-        if (!w->answered) {
-            w->err = err;
-            w->rc = nk__wrap_worker(err.code, &w->err, &k->c->cluster.workers[a->idx]);
-        }
-        asked_all(k);
+        failed(a, &err);
+        asked(a);
         return;
     }
     if (nk_call_send_pb(a->call, &request.base, &err))
@@ -206,31 +214,43 @@ static void ask(struct asking *a)
 
 static void ask_all(void *arg)
 {
-    struct check *k = arg;
-    int n = k->report->n_workers;
+    struct nk__look *k = arg;
+    int n = k->n_asked;
 
+    k->n_pending++; /* those that fail at once do not end it under this loop */
     for (int i = 0; i < n; i++)
         ask(&k->asking[i]);
+    if (--k->n_pending == 0)
+        conclude(k);
+}
+
+void nk__look_hurry(struct nk__look *k)
+{
+    k->hurried = true;
+    for (int i = 0; i < k->n_asked; i++)
+        if (k->asking[i].call)
+            nk_call_cancel(k->asking[i].call);
 }
 
 /* ---- comparing ---- */
 
 /* The worker does not fit: what it has and what would have been right, its name before it. */
-#define misfit(reason, ...)                                                                        \
-    nk__wrap_worker(nk_fail(&w->err, NK_E_PRECONDITION, reason, __VA_ARGS__), &w->err, in_file)
+#define misfit(reason, ...) wrap_asked(w, nk_fail(err, NK_E_PRECONDITION, reason, __VA_ARGS__), err)
 
-/* One worker against the file, and against the first worker that answered (other). */
-static int compare(const struct check *k, int idx, const struct nk_worker_report *other)
+static const char *name_of(const struct nk_worker_report *w)
 {
-    const struct nk_cluster *c = &k->c->cluster;
-    const struct nk_cluster_worker *in_file = &c->workers[idx];
-    struct nk_worker_report *w = &k->report->workers[idx];
-    int n_layers = c->workers[c->n_workers - 1].layer_end;
-    bool has_dtype = c->f16 ? k->f16[idx] : k->f32[idx];
+    return w->id[0] ? w->id : w->address;
+}
 
-    if (k->protocol[idx] != NK__PROTOCOL)
+int nk__report_compare(const struct nk_cluster *c, int idx, const struct nk_worker_report *w,
+                       const struct nk_worker_report *other, struct nk_error *err)
+{
+    const struct nk_cluster_worker *in_file = &c->workers[idx];
+    int n_layers = c->workers[c->n_workers - 1].layer_end;
+
+    if (w->protocol != NK__PROTOCOL)
         return misfit("protocol_mismatch", "it speaks protocol %u, this program speaks %d",
-                      k->protocol[idx], NK__PROTOCOL);
+                      w->protocol, NK__PROTOCOL);
     if (strcmp(w->model_sha256, c->model_sha256))
         return misfit("model_mismatch",
                       "it has the model %s (%.60s), the cluster file wants %s (%.60s)",
@@ -249,102 +269,189 @@ static int compare(const struct check *k, int idx, const struct nk_worker_report
                       w->layer_count, n_layers);
     if (w->n_embd != other->n_embd)
         return misfit("width_mismatch", "its rows have %d floats, those of worker %s have %d",
-                      w->n_embd, other->id, other->n_embd);
+                      w->n_embd, name_of(other), other->n_embd);
     if (w->n_vocab != other->n_vocab)
         return misfit("vocab_mismatch", "its vocabulary has %d tokens, that of worker %s has %d",
-                      w->n_vocab, other->id, other->n_vocab);
+                      w->n_vocab, name_of(other), other->n_vocab);
     if (strcmp(w->architecture, other->architecture))
         return misfit("model_mismatch", "its architecture is %s, that of worker %s is %s",
-                      w->architecture, other->id, other->architecture);
-    if (!has_dtype)
+                      w->architecture, name_of(other), other->architecture);
+    if (c->f16 ? !w->takes_f16 : !w->takes_f32)
         return misfit("dtype_mismatch", "it does not take rows as %s, which the cluster file wants",
                       c->f16 ? "f16" : "f32");
-    if (nk_computed_compare(&w->computed, &other->computed, other->id, &w->err))
-        return nk__wrap_worker(w->err.code, &w->err, in_file);
+    if (nk_computed_compare(&w->computed, &other->computed, name_of(other), err))
+        return wrap_asked(w, NK_E_PRECONDITION, err);
     if (w->n_ctx_seq < 2)
         return misfit("no_context", "it has room for %d tokens of context; at least 2 are needed",
                       w->n_ctx_seq);
     if (strcmp(w->state, "serving"))
-        return nk__wrap_worker(
-            nk_fail(&w->err, NK_E_UNAVAILABLE, "not_serving", "it is %s, not serving", w->state),
-            &w->err, in_file);
+        return wrap_asked(
+            w, nk_fail(err, NK_E_UNAVAILABLE, "not_serving", "it is %s, not serving", w->state),
+            err);
     return 0;
 }
 
-static void compare_all(const struct check *k)
+static void compare_spare(const struct nk_cluster *c, struct nk_worker_report *w,
+                          const struct nk_worker_report *other)
 {
-    struct nk_chain_report *r = k->report;
+    struct nk_error *err = &w->err;
+
+    for (int i = 0; i < c->n_workers; i++)
+        if (w->has_begin == c->workers[i].layer_begin && w->has_end == c->workers[i].layer_end) {
+            w->stands_for = i;
+            w->layer_begin = w->has_begin;
+            w->layer_end = w->has_end;
+        }
+    w->rc = w->stands_for < 0 ? misfit("layers_mismatch",
+                                       "it has layers %d-%d, which no worker of the cluster "
+                                       "file has",
+                                       w->has_begin, w->has_end)
+                              : nk__report_compare(c, w->stands_for, w, other, err);
+}
+
+static void compare_all(nk_chain *c, struct nk_chain_report *r)
+{
     const struct nk_worker_report *other = NULL;
 
     r->ok = true;
     for (int i = 0; i < r->n_workers && !other; i++)
         if (r->workers[i].answered)
             other = &r->workers[i];
+    for (int i = 0; i < r->n_spares && !other; i++)
+        if (r->spares[i].answered)
+            other = &r->spares[i];
     for (int i = 0; i < r->n_workers; i++) {
         struct nk_worker_report *w = &r->workers[i];
 
         if (w->answered) {
-            w->rc = compare(k, i, other);
+            w->rc = nk__report_compare(&c->cluster, i, w, other, &w->err);
             r->n_ctx = r->n_ctx && r->n_ctx < w->n_ctx_seq ? r->n_ctx : w->n_ctx_seq;
             r->n_ctx_train = w->n_ctx_train;
             r->n_vocab = w->n_vocab;
         }
+        if (!w->rc)
+            c->known[i] = w->computed;
         if (w->rc && r->ok) {
             r->ok = false;
             r->err = w->err;
         }
     }
+    for (int i = 0; i < r->n_spares; i++)
+        if (r->spares[i].answered)
+            compare_spare(&c->cluster, &r->spares[i], other);
+}
+
+static void conclude(struct nk__look *k)
+{
+    struct nk__look_opts o = k->opts;
+    struct nk_chain_report *r = k->report;
+
+    compare_all(k->c, r);
+    free(k);
+    o.done(o.user, r);
+}
+
+/* ---- asking ---- */
+
+int nk__look_start(struct nk__look **out, nk_chain *c, const struct nk__look_opts *opts,
+                   struct nk_error *err)
+{
+    struct nk__look *k = calloc(1, sizeof *k);
+    struct nk_chain_report *r = k ? calloc(1, sizeof *r) : NULL;
+
+    *out = NULL;
+    if (!r) {
+        free(k);
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    }
+    k->c = c;
+    k->opts = *opts;
+    k->report = r;
+    k->end_ns = nk_clock_now_ns(c->clock) + (uint64_t)opts->timeout_ms * 1000000;
+    r->n_workers = c->cluster.n_workers;
+    r->n_spares = c->cluster.n_spares;
+    k->n_asked = k->n_pending = r->n_workers + r->n_spares;
+    for (int i = 0; i < k->n_asked; i++) {
+        struct nk_worker_report *w =
+            i < r->n_workers ? &r->workers[i] : &r->spares[i - r->n_workers];
+
+        k->asking[i] = (struct asking){ .look = k, .idx = i, .w = w };
+        w->stands_for = -1;
+        if (i < r->n_workers) {
+            const struct nk_cluster_worker *in_file = &c->cluster.workers[i];
+
+            memcpy(w->id, in_file->id, sizeof w->id);
+            memcpy(w->address, in_file->address, sizeof w->address);
+            w->layer_begin = in_file->layer_begin;
+            w->layer_end = in_file->layer_end;
+        } else {
+            memcpy(w->address, c->cluster.spares[i - r->n_workers], sizeof w->address);
+        }
+    }
+    *out = k;
+    nk_net_post(c->net, ask_all, k);
+    return 0;
+}
+
+struct check {
+    pthread_mutex_t mutex;
+    pthread_cond_t cond;
+    struct nk_chain_report *report; /* set: it is over */
+};
+
+static void check_done(void *user, struct nk_chain_report *r)
+{
+    struct check *k = user;
+
+    pthread_mutex_lock(&k->mutex);
+    k->report = r;
+    pthread_cond_signal(&k->cond);
+    pthread_mutex_unlock(&k->mutex);
 }
 
 int nk_chain_check(nk_chain *c, uint32_t timeout_ms, struct nk_chain_report **out,
                    struct nk_error *err)
 {
-    struct check *k = calloc(1, sizeof *k);
+    struct check k = { .report = NULL };
+    struct nk__look_opts opts = {
+        .timeout_ms = timeout_ms, .n_rounds = ROUNDS, .done = check_done, .user = &k
+    };
+    struct nk__look *look;
+    int rc;
 
     *out = NULL;
-    if (!k || !(k->report = calloc(1, sizeof *k->report))) {
-        free(k);
-        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
-    }
-    k->c = c;
-    k->end_ns = nk_clock_now_ns(c->clock) + (uint64_t)timeout_ms * 1000000;
-    k->n_pending = k->report->n_workers = c->cluster.n_workers;
-    pthread_mutex_init(&k->mutex, NULL);
-    pthread_cond_init(&k->done, NULL);
-    for (int i = 0; i < c->cluster.n_workers; i++) {
-        const struct nk_cluster_worker *in_file = &c->cluster.workers[i];
-        struct nk_worker_report *w = &k->report->workers[i];
+    pthread_mutex_init(&k.mutex, NULL);
+    pthread_cond_init(&k.cond, NULL);
+    rc = nk__look_start(&look, c, &opts, err);
+    pthread_mutex_lock(&k.mutex);
+    while (!rc && !k.report) /* each call has a deadline */
+        pthread_cond_wait(&k.cond, &k.mutex);
+    pthread_mutex_unlock(&k.mutex);
+    *out = k.report;
+    pthread_cond_destroy(&k.cond);
+    pthread_mutex_destroy(&k.mutex);
+    return rc;
+}
 
-        k->asking[i] = (struct asking){ .check = k, .idx = i };
-        memcpy(w->id, in_file->id, sizeof w->id);
-        memcpy(w->address, in_file->address, sizeof w->address);
-        w->layer_begin = in_file->layer_begin;
-        w->layer_end = in_file->layer_end;
-    }
-    nk_net_post(c->net, ask_all, k);
-    pthread_mutex_lock(&k->mutex);
-    while (k->n_pending) /* each call has a deadline */
-        pthread_cond_wait(&k->done, &k->mutex);
-    pthread_mutex_unlock(&k->mutex);
-    compare_all(k);
-    *out = k->report;
-    pthread_cond_destroy(&k->done);
-    pthread_mutex_destroy(&k->mutex);
-    free(k);
-    return 0;
+int nk__report_want_deterministic(const struct nk_worker_report *w, struct nk_error *err)
+{
+    if (w->deterministic)
+        return 0;
+    return misfit("not_deterministic", "its sessions share KV cells, which deterministic requests "
+                                       "cannot: start it with --deterministic");
 }
 
 void nk_chain_report_want_deterministic(struct nk_chain_report *r)
 {
-    for (int i = 0; i < r->n_workers; i++) {
-        struct nk_worker_report *w = &r->workers[i];
+    for (int i = 0; i < r->n_workers + r->n_spares; i++) {
+        bool is_spare = i >= r->n_workers;
+        struct nk_worker_report *w = is_spare ? &r->spares[i - r->n_workers] : &r->workers[i];
 
-        if (!w->answered || w->rc || w->deterministic)
+        if (!w->answered || w->rc)
             continue;
-        w->rc = nk_fail(&w->err, NK_E_PRECONDITION, "not_deterministic",
-                        "worker %s (%s): its sessions share KV cells, which deterministic requests "
-                        "cannot: start it with --deterministic",
-                        w->id, w->address);
+        w->rc = nk__report_want_deterministic(w, &w->err);
+        if (is_spare || !w->rc)
+            continue;
         if (r->ok)
             r->err = w->err;
         r->ok = false;

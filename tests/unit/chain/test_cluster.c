@@ -330,6 +330,48 @@ static void test_cluster__refuses_a_65th_worker(void **state)
     nk_buf_release(&b);
 }
 
+#define PAIR                                                                                       \
+    "workers:\n- {id: a, address: h:1, layers: 0-4}\n- {id: b, address: h:2, layers: 4-8}\n"
+
+static void test_cluster__reads_spares_wherever_they_stand(void **state)
+{
+    struct nk_cluster *c;
+    struct nk_error err;
+
+    (void)state;
+    assert_int_equal(parse(&c, MODEL PAIR "spares:\n  - h:3\n  - '[::1]:4'\n", &err), 0);
+    assert_int_equal(c->n_spares, 2);
+    assert_string_equal(c->spares[0], "h:3");
+    assert_string_equal(c->spares[1], "[::1]:4");
+    free(c);
+    assert_int_equal(parse(&c, "spares: [h:3]\n" MODEL PAIR, &err), 0);
+    assert_int_equal(c->n_spares, 1);
+    free(c);
+    assert_int_equal(parse(&c, MODEL PAIR "spares: []\n", &err), 0);
+    assert_int_equal(c->n_spares, 0);
+    free(c);
+}
+
+static void test_cluster__refuses_spares_that_are_none(void **state)
+{
+    struct nk_buf b = NK_BUF_INIT(65536);
+
+    (void)state;
+    refuse(MODEL PAIR "spares: h:3\n", "7: expected a list of addresses");
+    refuse(MODEL PAIR "spares: [h]\n", "7: spare 'h': HOST:PORT was expected");
+    refuse(MODEL PAIR "spares:\n- h:3\n- {id: c}\n", "9: spare: expected a value");
+    refuse(MODEL PAIR "spares:\n- h:3\n-\n", "9: spare: expected a value, found nothing");
+    refuse(MODEL PAIR "spares: [h:3]\nspares: [h:4]\n", "8: the file: 'spares' is given twice");
+    refuse(MODEL PAIR "spares:\n- h:3\n- h:4\n- h:3\n",
+           "10: the spare h:3 is given twice (first in line 8)");
+    refuse(MODEL PAIR "spares:\n- h:2\n", "8: the spare h:2 has the address of worker b (line 6)");
+    nk_buf_adds(&b, MODEL PAIR "spares:\n", NULL);
+    for (int i = 0; i < NK_CLUSTER_SPARES_MAX + 1; i++)
+        nk_buf_addf(&b, NULL, "- s:%d\n", i + 1);
+    refuse(nk_buf_str(&b), "40: more than 32 spares");
+    nk_buf_release(&b);
+}
+
 static void test_cluster__read_says_when_there_is_no_file_or_an_endless_one(void **state)
 {
     char path[] = "nk-cluster-XXXXXX";
@@ -370,6 +412,9 @@ static void test_cluster__what_format_writes_parse_reads(void **state)
     c->n_workers = 2;
     c->workers[0] = (struct nk_cluster_worker){ "null", "[::1]:5530", 0, 3, 0, 0 };
     c->workers[1] = (struct nk_cluster_worker){ "12", "h:5531", 3, 8, 0, 0 };
+    c->n_spares = 2;
+    strcpy(c->spares[0], "[::1]:5532");
+    strcpy(c->spares[1], "spare:5533");
     assert_int_equal(nk_cluster_format(c, &b, &err), 0);
     if (parse(&d, nk_buf_str(&b), &err))
         fail_msg("%s in\n%s", err.msg, nk_buf_str(&b));
@@ -382,6 +427,9 @@ static void test_cluster__what_format_writes_parse_reads(void **state)
     assert_true(d->epoch == 3);
     assert_int_equal(d->f16, c->f16);
     assert_int_equal(d->n_workers, 2);
+    assert_int_equal(d->n_spares, 2);
+    for (int i = 0; i < 2; i++)
+        assert_string_equal(d->spares[i], c->spares[i]);
     for (int i = 0; i < 2; i++) {
         assert_string_equal(d->workers[i].id, c->workers[i].id);
         assert_string_equal(d->workers[i].address, c->workers[i].address);
@@ -457,6 +505,8 @@ int main(void)
         cmocka_unit_test(test_cluster__refuses_bytes_that_are_not_yaml),
         cmocka_unit_test(test_cluster__refuses_a_file_over_its_ceiling),
         cmocka_unit_test(test_cluster__refuses_a_65th_worker),
+        cmocka_unit_test(test_cluster__reads_spares_wherever_they_stand),
+        cmocka_unit_test(test_cluster__refuses_spares_that_are_none),
         cmocka_unit_test(test_cluster__read_says_when_there_is_no_file_or_an_endless_one),
         cmocka_unit_test(test_cluster__what_format_writes_parse_reads),
         cmocka_unit_test(test_cluster__format_writes_a_relative_vocab_as_a_full_path),
