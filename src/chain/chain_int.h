@@ -69,7 +69,7 @@ struct nk__asked *nk__asked_ref(struct nk__asked *a);
 void nk__asked_unref(struct nk__asked *a); /* NULL: does nothing */
 /* What Open says of a session that goes on after a loss. */
 struct nk__resumption {
-    uint32_t attempt;
+    uint32_t attempt, chunk;
     const int32_t *ids; /* generated so far */
     size_t n_ids;
     bool forget_held;

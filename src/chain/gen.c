@@ -88,6 +88,7 @@ struct nk_gen {
     bool told_opened; /* the user, of this attempt */
     int blamed;       /* the worker whose fault an error was, as an index */
     bool lost;        /* it has ended by a loss; set before `done` */
+    uint32_t chunk;   /* rows of a prefill chunk, as Opened said first; 0: not told */
     int n_before;     /* of n_tokens, those of earlier attempts */
     int32_t *said;    /* n_tokens ids; owned */
     size_t said_capacity;
@@ -171,7 +172,7 @@ static const struct loss {
     { NK_E_DEADLINE, "idle", true },
     /* gRPC's own verdict, without a word from the other side: the stream was reset under it. */
     { NK_E_UNAVAILABLE, "unavailable", false },
-    { NK_E_CANCELLED, "cancelled", true },
+    { NK_E_CANCELLED, "cancelled", false },
     { NK_E_INTERNAL, "internal_error", true },
     { NK_E_UNKNOWN, "unknown", true },
     /* A worker lost the session for want of memory, not the request for want of room. */
@@ -492,6 +493,8 @@ static void opened(nk_gen *g, const Nakshatra__V1__Opened *o)
     }
     if (o->n_predict && o->n_predict <= INT32_MAX)
         g->n_predict = (int)o->n_predict;
+    if (!g->was_opened)
+        g->chunk = o->chunk;
     if (g->attempt) {
         count_replayed(g, o);
         g->stats.n_recovered++;
@@ -781,7 +784,8 @@ static void silence_due(void *arg)
 /* Packs what opens this attempt of the session. */
 static int pack_open(nk_gen *g, struct nk_error *err)
 {
-    struct nk__resumption r = { g->attempt, g->said, (size_t)g->n_tokens, g->forget_held };
+    struct nk__resumption r = { g->attempt, g->chunk, g->said, (size_t)g->n_tokens,
+                                g->forget_held };
     struct nk_gen_opts o = g->asked->opts;
 
     if (g->was_opened) { /* no second draw, no second look at how much room there is */
@@ -931,6 +935,7 @@ int nk_gen_resume(nk_gen **out, nk_chain *c, const nk_gen *lost,
         memcpy(g->said, lost->said, (size_t)lost->n_tokens * sizeof *g->said);
     g->n_tokens = g->n_before = lost->n_tokens;
     g->n_predict = lost->n_predict;
+    g->chunk = lost->chunk;
     g->attempt = lost->attempt + 1;
     g->was_opened = lost->was_opened;
     g->start_ns = lost->start_ns;

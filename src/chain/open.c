@@ -218,6 +218,7 @@ int nk__open_pack(uint8_t **out, size_t *size, const struct nk_cluster *c,
     open.exact = o->exact;
     if (r) {
         open.attempt = r->attempt;
+        open.chunk = r->chunk;
         open.generated_ids = (int32_t *)(uintptr_t)r->ids;
         open.n_generated_ids = r->n_ids;
         open.forget_held = r->forget_held;
