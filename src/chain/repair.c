@@ -315,10 +315,10 @@ static void looked(void *user, struct nk_chain_report *report)
     } else {
         uint64_t left_ms = (r->end_ns - now + 999999) / 1000000;
 
-        if (r->handlers.waiting)
-            r->handlers.waiting(r->user, &err);
         pause_then_look(r, left_ms < r->pause_ms ? (uint32_t)left_ms : r->pause_ms);
         r->pause_ms = r->pause_ms * 2 < PAUSE_MS_MAX ? r->pause_ms * 2 : PAUSE_MS_MAX;
+        if (r->handlers.waiting)
+            r->handlers.waiting(r->user, &err);
     }
 }
 

@@ -22,8 +22,9 @@
 #include "unit/virtual_clock.h"
 
 #define SHA "1f0e2d3c4b5a69788796a5b4c3d2e1f00112233445566778899aabbccddeeff0"
-/* The second: in real time; a test that waits so long has failed. */
-enum { FAKES = 2, PATIENCE_MS = 240000 };
+/* FAKES: the stages of their cluster; behind them SPARE, which has the same layers as the last.
+ * PATIENCE_MS: in real time; a test that waits so long has failed. */
+enum { FAKES = 2, SPARE = FAKES, FAKES_ALL, PATIENCE_MS = 240000 };
 
 struct fake;
 typedef void (*fake_script)(struct fake *f, nk_call *c);
@@ -50,7 +51,7 @@ static struct seeded fake_chance;
 static nk_net *fake_net;
 static pthread_mutex_t fake_mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t fake_changed; /* one of the counts rose */
-static struct fake fakes[FAKES];
+static struct fake fakes[FAKES_ALL];
 static atomic_int fake_turns;
 
 /* The test and the fakes take turns with what is above: what one wrote the other reads after a
@@ -304,11 +305,12 @@ static inline void fake_say(struct fake *f, fake_script script)
 
 static inline void fake_reset(void)
 {
-    for (int i = 0; i < FAKES; i++) /* the test before may have left a call that ends */
+    for (int i = 0; i < FAKES_ALL; i++) /* the test before may have left a call that ends */
         fake_wait(&fakes[i].n_ended, fakes[i].n_calls);
     fake_turn();
-    for (int i = 0; i < FAKES; i++) {
+    for (int i = 0; i < FAKES_ALL; i++) {
         struct fake *f = &fakes[i];
+        uint32_t stage = i == SPARE ? FAKES - 1 : (uint32_t)i;
 
         nakshatra__v1__info_reply__init(&f->info);
         f->dtypes[0] = NAKSHATRA__V1__DTYPE__DTYPE_F32;
@@ -319,8 +321,8 @@ static inline void fake_reset(void)
         f->info.model_id = (char *)(uintptr_t) "tiny";
         f->info.model_sha256 = (char *)(uintptr_t)SHA;
         f->info.architecture = (char *)(uintptr_t) "llama";
-        f->info.layer_begin = 4 * (uint32_t)i;
-        f->info.layer_end = 4 * (uint32_t)i + 4;
+        f->info.layer_begin = 4 * stage;
+        f->info.layer_end = 4 * stage + 4;
         f->info.layer_count = 4 * FAKES;
         f->info.n_embd = 64;
         f->info.n_vocab = 100;
@@ -350,7 +352,7 @@ static inline int fake_start(void **state)
     nk_cond_init(&fake_changed);
     if (nk_net_start(&fake_net, &fake_clock.clock, &err))
         return -1;
-    for (int i = 0; i < FAKES; i++) {
+    for (int i = 0; i < FAKES_ALL; i++) {
         struct nk_server_opts o = {
             .listen = "127.0.0.1:0", .methods = methods, .n_methods = 2, .user = &fakes[i]
         };
@@ -365,7 +367,7 @@ static inline int fake_start(void **state)
 static inline int fake_stop(void **state)
 {
     (void)state;
-    for (int i = 0; i < FAKES; i++) {
+    for (int i = 0; i < FAKES_ALL; i++) {
         nk_call_unref(fakes[i].held);
         nk_call_unref(fakes[i].info_held);
         nk_server_stop(fakes[i].server, 0);
@@ -393,6 +395,11 @@ static inline struct nk_cluster *fake_cluster(void)
         c.workers[i].layer_end = 4 * i + 4;
     }
     return &c;
+}
+
+static inline void fake_address(char out[256], int i)
+{
+    snprintf(out, 256, "127.0.0.1:%d", nk_server_port(fakes[i].server));
 }
 
 static inline nk_chain *fake_chain_of(const struct nk_cluster *cluster)
