@@ -237,7 +237,7 @@ static void finish(nk_repair *r, struct nk_repaired *to, const struct nk_error *
     pthread_mutex_lock(&r->lock);
     r->ended = true;
     pthread_mutex_unlock(&r->lock);
-    for (int i = 0; to && i < to->n_replaced; i++) {
+    for (int i = 0; to && !r->opts.quiet && i < to->n_replaced; i++) {
         const struct nk_replaced *k = &to->replaced[i];
         char was[500], now[500], unlike[300];
 

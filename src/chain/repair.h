@@ -47,6 +47,7 @@ struct nk_repair_opts {
     /* So many repairs in a row have led to another loss before a token came: there is a pause
      * before the first look, which grows with them. */
     int n_in_vain;
+    bool quiet; /* no line in the log for who was chosen: the user tells it otherwise */
 };
 struct nk_repair_handlers { /* on the net thread */
     /* Nobody has some worker's layers yet, and it is waited for; after each look. May be NULL. */

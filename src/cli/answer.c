@@ -11,7 +11,9 @@
 #include <unistd.h>
 
 #include "base/array.h"
+#include "base/clock.h"
 #include "base/visible.h"
+#include "chain/repair.h"
 #include "cli/cli.h"
 #include "cli/generate.h"
 #include "cli/interrupt.h"
@@ -37,9 +39,21 @@ struct stream {
     int end_rc;
     struct nk_error end_err;
     bool woken, over;
+    bool opened;   /* ever */
+    int n_in_vain; /* losses since the last token */
+    /* The same of a repair. */
+    bool waiting, repair_over;
+    struct nk_repaired *repaired; /* owned */
+    struct nk_error repair_err;
     int wake[2];
     bool want_logprobs;
 };
+
+void nk_route_close(struct nk_route *r)
+{
+    nk_chain_close(r->chain);
+    r->chain = NULL;
+}
 
 /* mutex held */
 static void wake(struct stream *s)
@@ -96,12 +110,22 @@ static void keep_text(struct stream *s, const char *text, size_t size)
         s->rc = nk_buf_add(&s->a->text, text, size, &s->err);
 }
 
+static void on_opened(void *user)
+{
+    struct stream *s = user;
+
+    pthread_mutex_lock(&s->mutex);
+    s->opened = true;
+    pthread_mutex_unlock(&s->mutex);
+}
+
 static void on_token(void *user, const struct nk_gen_token *t)
 {
     struct stream *s = user;
     struct nk_answer *a = s->a;
 
     pthread_mutex_lock(&s->mutex);
+    s->n_in_vain = 0;
     if (!s->rc)
         s->rc = nk_array_grow(a->ids, s->ids_capacity, (size_t)a->n_ids + 1, IDS_MAX, &s->err);
     if ((size_t)a->n_ids < s->ids_capacity)
@@ -162,66 +186,292 @@ int nk_write_all(int fd, const char *data, size_t size, struct nk_error *err)
     return 0;
 }
 
-/* Moves what came to the output, until the generation is over. The first thing that goes wrong on
- * this side cancels it; its end is waited for in every case. */
-static void pump(struct stream *s, nk_gen *g, int out_fd)
+/* Waits for something to do: what the net thread has, a signal, the program's own workers. */
+static void wait_for_news(const struct stream *s, const struct nk_route *r, bool cancelled)
 {
-    struct nk_answer *a = s->a;
-    struct nk_buf now = NK_BUF_INIT(PENDING_BYTES_MAX), shown = NK_BUF_INIT(SHOWN_BYTES_MAX);
-    struct nk_visible visible = { .n_rest = 0 };
-    bool terminal = out_fd >= 0 && isatty(out_fd);
-    struct nk_error err;
-    bool over = false, cancelled = false;
+    struct pollfd fds[NK_CLUSTER_WORKERS_MAX + 2];
+    int timeout_ms = -1, n = r->local ? nk_local_poll(r->local, fds, &timeout_ms) : 0;
+
+    fds[n++] = (struct pollfd){ .fd = s->wake[0], .events = POLLIN };
+    fds[n++] = (struct pollfd){ .fd = cancelled ? -1 : nk_interrupt_fd(), .events = POLLIN };
+    poll(fds, (nfds_t)n, timeout_ms); /* however it ends, the net thread has `s` until `over` */
+}
+
+/* mutex held */
+static void drain_wake(struct stream *s)
+{
+    char c;
+
+    if (s->woken && read(s->wake[0], &c, 1) == 1)
+        s->woken = false;
+}
+
+/* The output, as far as it has come. */
+struct output {
+    int fd; /* -1: none */
+    bool terminal;
+    struct nk_buf now, shown;
+    struct nk_visible visible;
+};
+
+static int put_out(struct output *o, bool over, struct nk_error *err)
+{
+    int rc = 0;
+
+    if (o->fd < 0 || (!o->now.size && !over))
+        return 0;
+    if (!o->terminal)
+        return nk_write_all(o->fd, nk_buf_str(&o->now), o->now.size, err);
+    nk_buf_reset(&o->shown);
+    rc = nk_visible_add(&o->visible, nk_buf_str(&o->now), o->now.size, &o->shown, err);
+    if (!rc && over)
+        rc = nk_visible_end(&o->visible, &o->shown, err);
+    return rc ? rc : nk_write_all(o->fd, nk_buf_str(&o->shown), o->shown.size, err);
+}
+
+/* Moves what came to the output, until the generation is over. The first thing that goes wrong on
+ * this side cancels it (*cancelled); its end is waited for in every case. Returns that thing, or
+ * 0. */
+static int pump(struct stream *s, nk_gen *g, const struct nk_route *r, struct output *o,
+                bool *cancelled, struct nk_error *err)
+{
+    bool over = false;
     int rc = 0;
 
     while (!over) {
-        struct pollfd pfd[2] = { { .fd = s->wake[0], .events = POLLIN },
-                                 { .fd = cancelled ? -1 : nk_interrupt_fd(), .events = POLLIN } };
-        struct nk_buf empty = now;
-        char c;
+        struct nk_buf empty = o->now;
 
-        poll(pfd, 2, -1); /* however it ends, the net thread has `s` until `over` */
+        wait_for_news(s, r, *cancelled);
         pthread_mutex_lock(&s->mutex);
-        if (s->woken && read(s->wake[0], &c, 1) == 1)
-            s->woken = false;
+        drain_wake(s);
         nk_buf_reset(&empty);
-        now = s->pending;
+        o->now = s->pending;
         s->pending = empty;
         over = s->over;
         if (!rc && s->rc) {
             rc = s->rc;
-            err = s->err;
+            *err = s->err;
         }
         pthread_mutex_unlock(&s->mutex);
-        if (!rc && terminal) {
-            nk_buf_reset(&shown);
-            rc = nk_visible_add(&visible, nk_buf_str(&now), now.size, &shown, &err);
-            if (!rc && over)
-                rc = nk_visible_end(&visible, &shown, &err);
-            if (!rc)
-                rc = nk_write_all(out_fd, nk_buf_str(&shown), shown.size, &err);
-        } else if (!rc && out_fd >= 0 && now.size)
-            rc = nk_write_all(out_fd, nk_buf_str(&now), now.size, &err);
-        if (!cancelled && (rc || nk_interrupt_signal())) {
-            a->interrupted = nk_interrupt_signal();
+        if (!rc)
+            rc = put_out(o, over, err);
+        if (!rc && r->local)
+            rc = nk_local_tend(r->local, err);
+        if (!*cancelled && (rc || nk_interrupt_signal())) {
+            s->a->interrupted = nk_interrupt_signal();
             nk_gen_cancel(g);
+            *cancelled = true;
+        }
+    }
+    return rc;
+}
+
+/* ---- after a loss ---- */
+
+static void on_waiting(void *user, const struct nk_error *why)
+{
+    struct stream *s = user;
+
+    (void)why;
+    pthread_mutex_lock(&s->mutex);
+    s->waiting = true;
+    wake(s);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+static void on_repaired(void *user, struct nk_repaired *to, const struct nk_error *err)
+{
+    struct stream *s = user;
+
+    pthread_mutex_lock(&s->mutex);
+    s->repaired = to;
+    if (err)
+        s->repair_err = *err;
+    s->repair_over = true;
+    wake(s);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+/* A line about the worker that was lost. What was printed on a terminal has ended anywhere. */
+static void say(const struct nk_route *r, const struct output *o, int lost, const char *what)
+{
+    const struct nk_cluster_worker *w = &nk_chain_cluster(r->chain)->workers[lost];
+
+    fprintf(stderr, "%sworker %s (%s, layers %d-%d) is lost; %s\n", o->terminal ? "\n" : "", w->id,
+            w->address, w->layer_begin, w->layer_end, what);
+}
+
+static const char *waits_for(const struct nk_route *r)
+{
+    if (r->local)
+        return "waiting for it to start again";
+    return nk_chain_cluster(r->chain)->n_spares ? "waiting for it or a spare" : "waiting for it";
+}
+
+/* Until there is a chain: s->repaired, or an error. */
+static int wait_for_repair(struct stream *s, const struct nk_route *r, const struct output *o,
+                           int lost, nk_repair *repair, struct nk_error *err)
+{
+    bool over = false, waiting = false, cancelled = false;
+    int rc = 0;
+
+    while (!over) {
+        bool said = waiting;
+
+        wait_for_news(s, r, cancelled);
+        pthread_mutex_lock(&s->mutex);
+        drain_wake(s);
+        over = s->repair_over;
+        waiting = s->waiting;
+        pthread_mutex_unlock(&s->mutex);
+        if (waiting && !said)
+            say(r, o, lost, waits_for(r));
+        if (!rc && r->local)
+            rc = nk_local_tend(r->local, err);
+        if (!cancelled && (rc || nk_interrupt_signal())) {
+            s->a->interrupted = nk_interrupt_signal();
+            nk_repair_cancel(repair);
             cancelled = true;
         }
     }
-    nk_buf_release(&now);
-    nk_buf_release(&shown);
-    a->rc = s->end_rc;
-    a->err = s->end_err;
-    if (rc && !a->interrupted) {
-        a->rc = rc;
-        a->err = err;
-        a->out_closed = !strcmp(err.reason, "reader_gone");
+    if (cancelled && !rc)
+        return nk_fail(err, NK_E_CANCELLED, "interrupted", "interrupted by a signal");
+    if (!rc && !s->repaired) {
+        *err = s->repair_err;
+        rc = err->code;
     }
+    if (!rc && !waiting && !s->repaired->n_replaced)
+        say(r, o, lost, "it answers again, and goes on");
+    return rc;
 }
 
-int nk_answer_run(struct nk_answer *a, nk_chain *c, const struct nk_gen_opts *opts, int out_fd)
+/* The chain with spares in it instead of the one that lacks somebody. */
+static int take_repaired(struct nk_route *r, const struct nk_repaired *to, struct nk_error *err)
 {
-    static const struct nk_gen_handlers handlers = { .token = on_token, .done = on_done };
+    nk_chain *c;
+    int rc;
+
+    if (!to->n_replaced)
+        return 0;
+    rc = nk_chain_open(&c, &to->cluster, NULL, err);
+    if (rc)
+        return rc;
+    for (int i = 0; i < to->n_replaced; i++) {
+        const struct nk_replaced *k = &to->replaced[i];
+
+        fprintf(stderr, "%s takes the place of %s%s%s\n", k->now, k->was,
+                k->unlike[0] ? ", and is not like it: " : "", k->unlike);
+    }
+    nk_chain_close(r->chain);
+    r->chain = c;
+    return 0;
+}
+
+/* Looks for a chain on which the lost generation can go on, for so long. */
+static int repair(struct stream *s, struct nk_route *r, const struct output *o, const nk_gen *lost,
+                  uint32_t wait_ms, bool deterministic, struct nk_error *err)
+{
+    static const struct nk_repair_handlers handlers = { .waiting = on_waiting,
+                                                        .done = on_repaired };
+    int blamed = nk_gen_blamed(lost), rc;
+    struct nk_repair_opts opts = {
+        .wish = { .lost = blamed, .avoid_lost = s->n_in_vain > 0, .deterministic = deterministic },
+        .wait_ms = wait_ms,
+        .n_in_vain = s->n_in_vain,
+        .quiet = true
+    };
+    nk_repair *repair;
+
+    s->waiting = s->repair_over = false;
+    rc = nk_repair_start(&repair, r->chain, &opts, &handlers, s, err);
+    if (rc)
+        return rc;
+    rc = wait_for_repair(s, r, o, blamed, repair, err);
+    nk_repair_free(repair);
+    if (!rc)
+        rc = take_repaired(r, s->repaired, err);
+    free(s->repaired);
+    s->repaired = NULL;
+    return rc;
+}
+
+static const struct nk_gen_handlers handlers = { .opened = on_opened,
+                                                 .token = on_token,
+                                                 .done = on_done };
+
+/* The generation *g, which has ended, goes on as another one if it was lost; false: it does not,
+ * and the answer has its error. */
+static bool go_on(struct stream *s, nk_gen **g, struct nk_route *r, const struct output *o,
+                  const struct nk_gen_opts *opts, uint64_t *since_ns)
+{
+    uint64_t now = nk_now_ns(), passed_ms;
+    struct nk_answer *a = s->a;
+    struct nk_error err;
+    nk_gen *next;
+    int rc;
+
+    if (!nk_gen_resumable(*g))
+        return false;
+    if (!s->n_in_vain)
+        *since_ns = now;
+    passed_ms = (now - *since_ns) / 1000000;
+    /* A chain that was never there is not waited for: who asks wants to know. */
+    if (!s->opened && !r->local && s->n_in_vain)
+        return false;
+    if (passed_ms >= opts->hold_ms)
+        return false;
+    rc = repair(s, r, o, *g, s->opened || r->local ? opts->hold_ms - (uint32_t)passed_ms : 0,
+                opts->deterministic, &err);
+    s->n_in_vain++;
+    if (rc && !s->opened && !r->local && rc != NK_E_CANCELLED)
+        return false; /* its own error says more */
+    if (!rc) {
+        s->over = false;
+        s->end_rc = 0;
+        rc = nk_gen_resume(&next, r->chain, *g, &handlers, s, &err);
+    }
+    if (rc) {
+        a->rc = rc;
+        a->err = err;
+        return false;
+    }
+    nk_gen_free(*g);
+    *g = next;
+    return true;
+}
+
+static void run(struct stream *s, nk_gen *g, struct nk_route *r, const struct nk_gen_opts *opts,
+                int out_fd)
+{
+    struct output o = { .fd = out_fd,
+                        .terminal = out_fd >= 0 && isatty(out_fd),
+                        .now = NK_BUF_INIT(PENDING_BYTES_MAX),
+                        .shown = NK_BUF_INIT(SHOWN_BYTES_MAX) };
+    struct nk_answer *a = s->a;
+    bool cancelled = false, on = true;
+    uint64_t since_ns = 0;
+
+    while (on) {
+        struct nk_error err;
+        int rc = pump(s, g, r, &o, &cancelled, &err);
+
+        a->rc = s->end_rc;
+        a->err = s->end_err;
+        if (rc && !a->interrupted) {
+            a->rc = rc;
+            a->err = err;
+            a->out_closed = !strcmp(err.reason, "reader_gone");
+        }
+        on = a->rc && !cancelled && go_on(s, &g, r, &o, opts, &since_ns);
+    }
+    nk_gen_free(g);
+    nk_buf_release(&o.now);
+    nk_buf_release(&o.shown);
+}
+
+int nk_answer_run(struct nk_answer *a, struct nk_route *r, const struct nk_gen_opts *opts,
+                  int out_fd)
+{
     struct stream s = { .a = a, .want_logprobs = opts->n_logprobs >= 0 };
     nk_gen *g = NULL;
 
@@ -239,11 +489,9 @@ int nk_answer_run(struct nk_answer *a, nk_chain *c, const struct nk_gen_opts *op
         fcntl(s.wake[i], F_SETFL, O_NONBLOCK);
     }
     pthread_mutex_init(&s.mutex, NULL);
-    a->rc = nk_gen_start(&g, c, opts, &handlers, &s, &a->err);
-    if (!a->rc) { /* `done` may have been called by now */
-        pump(&s, g, out_fd);
-        nk_gen_free(g);
-    }
+    a->rc = nk_gen_start(&g, r->chain, opts, &handlers, &s, &a->err);
+    if (!a->rc) /* `done` may have been called by now */
+        run(&s, g, r, opts, out_fd);
     pthread_mutex_destroy(&s.mutex);
     nk_buf_release(&s.pending);
     close(s.wake[0]);
@@ -296,11 +544,14 @@ json_t *nk_answer_json(const struct nk_answer *a, const nk_chain *c)
     json_object_set_new(o, "n_prompt", json_integer(s->n_prompt));
     json_object_set_new(o, "n_reused", json_integer(s->n_reused));
     json_object_set_new(o, "n_generated", json_integer(s->n_generated));
+    json_object_set_new(o, "n_recovered", json_integer(s->n_recovered));
+    json_object_set_new(o, "n_replayed", json_integer((json_int_t)s->n_replayed));
     if (a->logprobs)
         json_object_set(o, "logprobs", a->logprobs);
     json_object_set_new(timings, "first_token_ms", ms(s->ttft_us));
     json_object_set_new(timings, "prefill_ms", ms(s->prefill_us));
     json_object_set_new(timings, "decode_ms", ms(s->decode_us));
+    json_object_set_new(timings, "recovery_ms", ms(s->recovery_us));
     json_object_set_new(timings, "total_ms", ms(s->total_us));
     json_object_set_new(timings, "prefill_tokens_per_second", json_real(prefill_rate(s)));
     json_object_set_new(timings, "decode_tokens_per_second", json_real(decode_rate(s)));
@@ -338,6 +589,11 @@ void nk_answer_print_stats(const struct nk_answer *a)
     fprintf(stderr, "generated  %6d tokens in %.1f ms (%.1f tokens/s), finish %s, seed %u\n",
             s->n_generated, (double)s->decode_us / 1e3, decode_rate(s), nk_finish_name(s->finish),
             s->seed);
+    if (s->n_recovered)
+        fprintf(stderr,
+                "recovered  %6d time%s, pauses of %.1f ms in all, %llu rows computed again\n",
+                s->n_recovered, s->n_recovered > 1 ? "s" : "", (double)s->recovery_us / 1e3,
+                (unsigned long long)s->n_replayed);
     if (s->n_stages)
         fprintf(stderr, "%-24s %8s %12s %12s %12s\n", "worker", "runs", "compute ms", "queue ms",
                 "wire ms");

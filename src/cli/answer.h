@@ -1,5 +1,6 @@
 /* One generation for a person or a script: starts it, writes its text as it comes, waits for its
- * end. Ctrl-C cancels it (cli/interrupt.h). Main thread. */
+ * end. When a worker is lost it says so on standard error, and the text goes on when that worker is
+ * back or a spare has taken its place. Ctrl-C cancels it (cli/interrupt.h). Main thread. */
 #ifndef NK_CLI_ANSWER_H
 #define NK_CLI_ANSWER_H
 
@@ -7,6 +8,14 @@
 
 #include "base/buf.h"
 #include "chain/chain.h"
+#include "cli/local.h"
+
+/* What generations run over. */
+struct nk_route {
+    nk_chain *chain;        /* owned; another one after a spare has come in */
+    struct nk_local *local; /* its workers, where this program keeps them alive; NULL */
+};
+void nk_route_close(struct nk_route *r); /* closes the chain */
 
 struct nk_answer {
     struct nk_buf text; /* all of it */
@@ -23,9 +32,10 @@ struct nk_answer {
 /* out_fd: where the text goes while it comes; -1: nowhere. On a terminal its control characters are
  * shown (base/visible.h), elsewhere it is as it is. Returns a->rc; what came before a
  * failure is in a.
- * Errors: nk_gen_start's and those of `done`; EXHAUSTED `reader_too_slow`; DATA_LOSS
- * `write_failed`. */
-int nk_answer_run(struct nk_answer *a, nk_chain *c, const struct nk_gen_opts *opts, int out_fd);
+ * Errors: nk_gen_start's and those of `done`; nk_repair_start's; nk_local_tend's; EXHAUSTED
+ * `reader_too_slow`; DATA_LOSS `write_failed`. */
+int nk_answer_run(struct nk_answer *a, struct nk_route *r, const struct nk_gen_opts *opts,
+                  int out_fd);
 void nk_answer_release(struct nk_answer *a);
 
 /* As one JSON object; owned by the caller. */

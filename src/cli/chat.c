@@ -30,7 +30,7 @@ enum {
 };
 
 struct chat {
-    nk_chain *c;
+    struct nk_route *route;
     const nk_vocab *v;
     const struct nk_gen_opts *opts;
     const struct nk_chat_opts *chat;
@@ -373,7 +373,7 @@ static int exchange(struct chat *k, const char *text, bool *over)
     }
     o.ids = tokens.ids;
     o.n_ids = tokens.n;
-    nk_answer_run(&a, k->c, &o, 1);
+    nk_answer_run(&a, k->route, &o, 1);
     free(tokens.ids);
     if (!a.out_closed)
         (void)!write(1, "\n", 1);
@@ -412,10 +412,10 @@ static bool command(struct chat *k, const char *line)
     return false;
 }
 
-int nk_chat_run(nk_chain *c, const nk_vocab *v, const struct nk_gen_opts *opts,
+int nk_chat_run(struct nk_route *r, const nk_vocab *v, const struct nk_gen_opts *opts,
                 const struct nk_chat_opts *chat)
 {
-    struct chat k = { .c = c, .v = v, .opts = opts, .chat = chat };
+    struct chat k = { .route = r, .v = v, .opts = opts, .chat = chat };
     struct nk_buf message = NK_BUF_INIT(MESSAGE_BYTES_MAX);
     struct nk_error err = { 0 };
     bool over = false;

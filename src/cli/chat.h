@@ -4,7 +4,7 @@
 #ifndef NK_CLI_CHAT_H
 #define NK_CLI_CHAT_H
 
-#include "chain/chain.h"
+#include "cli/answer.h"
 #include "text/vocab.h"
 
 struct nk_chat_opts {
@@ -18,7 +18,7 @@ struct nk_chat_opts {
 };
 /* Until /exit, the end of standard input, or Ctrl-C at the prompt. opts: without a prompt. Returns
  * an exit code. */
-int nk_chat_run(nk_chain *c, const nk_vocab *v, const struct nk_gen_opts *opts,
+int nk_chat_run(struct nk_route *r, const nk_vocab *v, const struct nk_gen_opts *opts,
                 const struct nk_chat_opts *chat);
 
 #endif

@@ -11,7 +11,7 @@ int nk_cmd_run(int argc, char **argv);
 static int run(struct nk_generate *g, const char *cluster_path)
 {
     struct nk_cluster *cluster = NULL;
-    nk_chain *c = NULL;
+    struct nk_route route = { .chain = NULL };
     nk_vocab *v = NULL;
     struct nk_error err;
     int code, rc = nk_cluster_read(&cluster, cluster_path, &err);
@@ -21,13 +21,13 @@ static int run(struct nk_generate *g, const char *cluster_path)
     if (!rc)
         rc = nk_generate_prepare(g, true, &err);
     if (!rc)
-        rc = nk_chain_open(&c, cluster, NULL, &err);
+        rc = nk_chain_open(&route.chain, cluster, NULL, &err);
     if (!rc)
-        code = nk_generate_run(g, c, v);
+        code = nk_generate_run(g, &route, v);
     else
         code = nk_interrupt_signal() ? nk_interrupt_exit_code(nk_interrupt_signal())
                                      : nk_cli_report(&err);
-    nk_chain_close(c);
+    nk_route_close(&route);
     nk_vocab_close(v);
     free(cluster);
     nk_generate_release(g);

@@ -22,7 +22,7 @@ static void end_local(void *l)
     nk_local_end(l);
 }
 
-/* Without a prompt: serves until a signal comes or a worker ends. Takes the chain. */
+/* Without a prompt: serves until a signal comes, or a worker cannot be kept alive. Takes the chain. */
 static int serve_until_end(const struct nk_serve *s, bool deterministic, struct nk_local *l,
                            nk_chain *c, const nk_vocab *v)
 {
@@ -68,8 +68,10 @@ static int use(struct nk_generate *g, const struct nk_serve *s, struct nk_local 
     if (!rc && s)
         code = serve_until_end(s, g->opts.deterministic, l, c, v);
     else {
-        code = rc ? nk_cli_report(&err) : nk_generate_run(g, c, v);
-        nk_chain_close(c);
+        struct nk_route route = { .chain = c, .local = l };
+
+        code = rc ? nk_cli_report(&err) : nk_generate_run(g, &route, v);
+        nk_route_close(&route);
     }
     nk_vocab_close(v);
     return code;

@@ -195,7 +195,7 @@ static int print_json(const struct nk_answer *a, const nk_chain *c, struct nk_er
     return rc;
 }
 
-static int generate(struct nk_generate *g, nk_chain *c, const nk_vocab *v)
+static int generate(struct nk_generate *g, struct nk_route *r, const nk_vocab *v)
 {
     struct nk_tokens tokens = { 0 };
     struct nk_answer a;
@@ -208,12 +208,12 @@ static int generate(struct nk_generate *g, nk_chain *c, const nk_vocab *v)
         return nk_cli_report(&err);
     g->opts.ids = tokens.ids;
     g->opts.n_ids = tokens.n;
-    nk_answer_run(&a, c, &g->opts, stream ? 1 : -1);
+    nk_answer_run(&a, r, &g->opts, stream ? 1 : -1);
     free(tokens.ids);
     if (stream && isatty(1) && !a.out_closed)
         (void)!write(1, "\n", 1);
     if ((g->json || (g->ids && !a.rc)) &&
-        (g->json ? print_json(&a, c, &err) : print_ids(&a, &err)) && !a.rc) {
+        (g->json ? print_json(&a, r->chain, &err) : print_ids(&a, &err)) && !a.rc) {
         a.rc = err.code;
         a.err = err;
         a.out_closed = !strcmp(err.reason, "reader_gone");
@@ -225,7 +225,7 @@ static int generate(struct nk_generate *g, nk_chain *c, const nk_vocab *v)
     return code;
 }
 
-static int converse(struct nk_generate *g, nk_chain *c, const nk_vocab *v)
+static int converse(struct nk_generate *g, struct nk_route *r, const nk_vocab *v)
 {
     struct nk_chat_opts chat = { .system = g->system,
                                  .chat_template = g->chat_template,
@@ -234,17 +234,17 @@ static int converse(struct nk_generate *g, nk_chain *c, const nk_vocab *v)
     struct nk_error err;
     int code;
 
-    if (nk_chain_check(c, CHECK_MS, &report, &err))
+    if (nk_chain_check(r->chain, CHECK_MS, &report, &err))
         return nk_cli_report(&err);
     chat.n_ctx = report->n_ctx;
-    code = report->ok ? nk_chat_run(c, v, &g->opts, &chat) : nk_cli_report(&report->err);
+    code = report->ok ? nk_chat_run(r, v, &g->opts, &chat) : nk_cli_report(&report->err);
     free(report);
     return code;
 }
 
-int nk_generate_run(struct nk_generate *g, nk_chain *c, const nk_vocab *v)
+int nk_generate_run(struct nk_generate *g, struct nk_route *r, const nk_vocab *v)
 {
-    return g->chat ? converse(g, c, v) : generate(g, c, v);
+    return g->chat ? converse(g, r, v) : generate(g, r, v);
 }
 
 int nk_generate_exit(int code)

@@ -5,6 +5,7 @@
 
 #include "base/buf.h"
 #include "chain/chain.h"
+#include "cli/answer.h"
 #include "cli/gen_args.h"
 #include "text/vocab.h"
 
@@ -52,7 +53,7 @@ struct nk_generate {
  *              CANCELLED interrupted */
 int nk_generate_prepare(struct nk_generate *g, bool need_prompt, struct nk_error *err);
 /* Generates or converses; reports what goes wrong on standard error. Returns the exit code. */
-int nk_generate_run(struct nk_generate *g, nk_chain *c, const nk_vocab *v);
+int nk_generate_run(struct nk_generate *g, struct nk_route *r, const nk_vocab *v);
 void nk_generate_release(struct nk_generate *g);
 /* The last thing of a command: returns code, but for NK_EXIT_CLOSED ends the process by SIGPIPE as
  * filters end. */

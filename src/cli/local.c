@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/cpu.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "cli/interrupt.h"
 #include "pieces/shelf.h"
 #include "slice/slice.h"
@@ -115,14 +116,26 @@ int nk_local_files_make(struct nk_local_files **out, const struct nk_local_opts 
 
 /* ---- processes ---- */
 
+static uint64_t now_ns(const struct nk_local *l)
+{
+    return nk_clock_now_ns(l->opts.clock ? l->opts.clock : nk_clock_system());
+}
+
+/* How a worker has ended whose output has. */
+static const char *how_ended(struct nk_local *l, int i, char *how, size_t size)
+{
+    snprintf(how, size, "closed its output");
+    if (nk_process_wait(&l->processes[i], 5000))
+        nk_process_status_format(how, size, l->processes[i].status);
+    return how;
+}
+
 static int worker_ended(struct nk_local *l, int i, struct nk_error *err)
 {
-    char how[96] = "closed its output";
+    char how[96];
 
-    if (nk_process_wait(&l->processes[i], 5000))
-        nk_process_status_format(how, sizeof how, l->processes[i].status);
     return nk_fail(err, NK_E_UNAVAILABLE, "worker_ended", "worker %s %s", l->cluster->workers[i].id,
-                   how);
+                   how_ended(l, i, how, sizeof how));
 }
 
 bool nk_local_ready(const char *line, int layer_begin, int layer_end, char address[256])
@@ -163,12 +176,15 @@ static int wait_ready(struct nk_local *l, int i, struct nk_error *err)
                        "worker %s says other things than that it is ready, for %d s", w->id,
                        READY_MS / 1000);
     memcpy(w->address, address, sizeof w->address);
+    l->workers[i].state = NK_LOCAL_READY;
+    nk_restart_ready(&l->workers[i].restart, now_ns(l));
     return 0;
 }
 
-static int start_worker(struct nk_local *l, int i, const char *self, const char *slice, int life,
-                        const struct nk_local_opts *o, struct nk_error *err)
+/* On a free port, or the one that it had. */
+static int start_worker(struct nk_local *l, int i, struct nk_error *err)
 {
+    const struct nk_local_opts *o = &l->opts;
     struct nk_cluster_worker *w = &l->cluster->workers[i];
     char numbers[4][16];
     const char *argv[32], *env[2] = { NULL };
@@ -181,8 +197,9 @@ static int start_worker(struct nk_local *l, int i, const char *self, const char 
             argv[n++] = more[k];                                                                   \
     } while (0)
 #define NUMBER(k, v) (snprintf(numbers[k], sizeof numbers[k], "%d", v), numbers[k])
-    ADD(self, "worker", "--slice", slice, "--listen", "127.0.0.1:0", "--id", w->id, "--parent-fd",
-        NUMBER(0, life), "--verify", nk_slice_verify_text(o->verify));
+    ADD(l->self, "worker", "--slice", l->files->slices[i], "--listen",
+        w->address[0] ? w->address : "127.0.0.1:0", "--id", w->id, "--parent-fd",
+        NUMBER(0, l->life_read), "--verify", nk_slice_verify_text(o->verify));
     if (o->n_ctx)
         ADD("--ctx", NUMBER(1, o->n_ctx));
     if (o->n_sequences)
@@ -211,7 +228,7 @@ static int start_worker(struct nk_local *l, int i, const char *self, const char 
     return nk_process_start(
         &l->processes[i],
         &(struct nk_process_opts){ .argv = argv,
-                                   .keep_fds = &life,
+                                   .keep_fds = &l->life_read,
                                    .n_keep_fds = 1,
                                    .capture_out = true,
                                    .env = env[0] ? (const char *const[]){ env[0], NULL } : NULL },
@@ -303,33 +320,32 @@ int nk_local_start(struct nk_local **out, struct nk_local_files *files,
 {
     struct nk_local *l = calloc(1, sizeof *l);
     int life[2] = { -1, -1 }, rc;
-    char *self = NULL;
 
     *out = NULL;
     if (!l)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
-    l->life = l->dir_fd = -1;
+    l->life = l->life_read = l->dir_fd = -1;
+    l->opts = *o;
+    l->files = files;
     l->cluster = files->cluster;
     files->cluster = NULL;
     l->n = l->cluster->n_workers;
     for (int i = 0; i < l->n; i++)
         l->processes[i] = (struct nk_process)NK_PROCESS_INIT;
-    rc = nk_process_self(&self, err);
+    rc = nk_process_self(&l->self, err);
     if (!rc && pipe(life) < 0)
         rc = nk_fail(err, NK_E_UNAVAILABLE, "no_pipe", "no pipe: %s", strerror(errno));
     if (!rc) {
         fcntl(life[0], F_SETFD, FD_CLOEXEC); /* the workers' copies are made by nk_process_start */
         fcntl(life[1], F_SETFD, FD_CLOEXEC);
+        l->life_read = life[0];
         l->life = life[1];
     }
     for (int i = l->n - 1; !rc && i >= 0; i--) {
-        rc = start_worker(l, i, self, files->slices[i], life[0], o, err);
+        rc = start_worker(l, i, err);
         if (!rc)
             rc = wait_ready(l, i, err);
     }
-    if (life[0] >= 0)
-        close(life[0]);
-    free(self);
     if (!rc)
         rc = write_cluster(l, err);
     if (rc) {
@@ -340,25 +356,126 @@ int nk_local_start(struct nk_local **out, struct nk_local_files *files,
     return 0;
 }
 
+/* ---- keeping them alive ---- */
+
+/* It has ended, or could not be started: why says how. */
+static int ended(struct nk_local *l, int i, const char *why, struct nk_error *err)
+{
+    struct nk_local_worker *k = &l->workers[i];
+    const char *id = l->cluster->workers[i].id;
+    uint64_t now = now_ns(l);
+    int pause_ms = nk_restart_pause_ms(&k->restart, now);
+    char quoted[300];
+
+    nk_process_stop(&l->processes[i], 0); /* what closed its output and lives would keep the port */
+    l->processes[i] = (struct nk_process)NK_PROCESS_INIT;
+    if (pause_ms < 0)
+        return nk_fail(err, NK_E_UNAVAILABLE, "worker_ended",
+                       "worker %s %s, the %dth time in a row; it is not started again", id, why,
+                       k->restart.n_in_a_row);
+    nk_log(NK_LOG_CLI, NK_LOG_WARN, "event=worker_ended worker=%s how=%s again_in_ms=%d", id,
+           nk_log_quote(quoted, sizeof quoted, why), pause_ms);
+    k->state = NK_LOCAL_PAUSING;
+    k->due_ns = now + (uint64_t)pause_ms * 1000000;
+    return 0;
+}
+
+static int begin_again(struct nk_local *l, int i, struct nk_error *err)
+{
+    struct nk_error e;
+
+    if (start_worker(l, i, &e))
+        return ended(l, i, e.msg, err);
+    l->workers[i].state = NK_LOCAL_STARTING;
+    l->workers[i].due_ns = now_ns(l) + READY_MS * 1000000ull;
+    return 0;
+}
+
+/* What it says while it starts, as far as it is there. */
+static int read_start(struct nk_local *l, int i, struct nk_error *err)
+{
+    const struct nk_cluster_worker *w = &l->cluster->workers[i];
+    struct nk_local_worker *k = &l->workers[i];
+    struct nk_error e;
+    char line[512], address[256], how[96];
+    int rc;
+
+    do
+        rc = nk_process_read_line(&l->processes[i], line, sizeof line, 0, &e);
+    while ((!rc && !nk_local_ready(line, w->layer_begin, w->layer_end, address)) ||
+           rc == NK_E_EXHAUSTED);
+    if (rc == NK_E_DEADLINE && now_ns(l) < k->due_ns)
+        return 0;
+    if (rc)
+        return ended(l, i,
+                     rc == NK_E_UNAVAILABLE ? how_ended(l, i, how, sizeof how)
+                                            : "does not become ready",
+                     err);
+    k->state = NK_LOCAL_READY;
+    nk_restart_ready(&k->restart, now_ns(l));
+    nk_log(NK_LOG_CLI, NK_LOG_INFO, "event=worker_ready worker=%s address=%s", w->id, address);
+    return 0;
+}
+
+int nk_local_poll(const struct nk_local *l, struct pollfd *fds, int *timeout_ms)
+{
+    uint64_t now = now_ns(l), due = UINT64_MAX;
+    int n = 0;
+
+    for (int i = 0; i < l->n; i++) {
+        const struct nk_local_worker *k = &l->workers[i];
+
+        if (k->state != NK_LOCAL_PAUSING)
+            fds[n++] = (struct pollfd){ .fd = l->processes[i].out_fd, .events = POLLIN };
+        if (k->state != NK_LOCAL_READY && k->due_ns < due)
+            due = k->due_ns;
+    }
+    *timeout_ms = due == UINT64_MAX ? -1 : due <= now ? 0 : (int)((due - now + 999999) / 1000000);
+    return n;
+}
+
+int nk_local_tend(struct nk_local *l, struct nk_error *err)
+{
+    int rc = 0;
+
+    for (int i = l->n - 1; !rc && i >= 0; i--) {
+        struct nk_local_worker *k = &l->workers[i];
+        struct pollfd fd = { .fd = l->processes[i].out_fd, .events = POLLIN };
+        char rest[256], how[96];
+
+        switch (k->state) {
+        case NK_LOCAL_READY:
+            /* A ready worker says no more: its output ends with it. */
+            if (poll(&fd, 1, 0) == 1 && read(fd.fd, rest, sizeof rest) <= 0)
+                rc = ended(l, i, how_ended(l, i, how, sizeof how), err);
+            break;
+        case NK_LOCAL_PAUSING:
+            if (now_ns(l) >= k->due_ns)
+                rc = begin_again(l, i, err);
+            break;
+        case NK_LOCAL_STARTING:
+            rc = read_start(l, i, err);
+            break;
+        }
+    }
+    return rc;
+}
+
 int nk_local_wait(struct nk_local *l, struct nk_error *err)
 {
-    struct pollfd fds[NK_CLUSTER_WORKERS_MAX + 1] = { { .fd = nk_interrupt_fd(),
-                                                        .events = POLLIN } };
-
-    for (int i = 0; i < l->n; i++)
-        fds[i + 1] = (struct pollfd){ .fd = l->processes[i].out_fd, .events = POLLIN };
     for (;;) {
+        struct pollfd fds[NK_CLUSTER_WORKERS_MAX + 1];
+        int timeout_ms, rc, n = nk_local_poll(l, fds, &timeout_ms);
+
+        fds[n] = (struct pollfd){ .fd = nk_interrupt_fd(), .events = POLLIN };
         if (nk_interrupt_signal())
             return 0;
-        if (poll(fds, (nfds_t)l->n + 1, -1) < 0)
-            continue;
-        for (int i = 0; i < l->n; i++) {
-            char rest[256];
-
-            /* A ready worker says no more: its output ends with it. */
-            if (fds[i + 1].revents && read(fds[i + 1].fd, rest, sizeof rest) <= 0)
-                return worker_ended(l, i, err);
-        }
+        poll(fds, (nfds_t)n + 1, timeout_ms); /* what came of it is looked at below */
+        if (nk_interrupt_signal())
+            return 0;
+        rc = nk_local_tend(l, err);
+        if (rc)
+            return rc;
     }
 }
 
@@ -368,7 +485,9 @@ void nk_local_end(struct nk_local *l)
         nk_process_terminate(&l->processes[i]);
     if (l->life >= 0)
         close(l->life);
-    l->life = -1;
+    if (l->life_read >= 0)
+        close(l->life_read);
+    l->life = l->life_read = -1;
     for (int i = 0; i < l->n; i++)
         nk_process_stop(&l->processes[i], STOP_MS);
     if (l->dir[0]) {
@@ -387,5 +506,6 @@ void nk_local_stop(struct nk_local *l)
         return;
     nk_local_end(l);
     free(l->cluster);
+    free(l->self);
     free(l);
 }

@@ -185,12 +185,64 @@ class Up(unittest.TestCase):
             self.assert_gone(pids)
         self.assertEqual(os.listdir(self.dir), [])
 
-    def test_up__a_worker_that_dies_is_named_and_ends_all(self):
+    def worker(self, up, i):
+        """The pid of worker wI, or None while it is none."""
+        for pid in nk.children_of(up.process.pid):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as f:
+                if f"w{i}" in f.read().split("\0"):
+                    return pid
+        return None
+
+    def test_up__a_worker_that_dies_is_started_again_on_its_port(self):
+        golden = nk.golden("kjv-tiny")
+        self.env["NK_LOG"] = "info"
+        with self.serve("--workers", "2") as up:
+            file, pids = self.wait_up(up, 2)
+            for i in (0, 1):
+                with open(file) as f:
+                    before = f.read()
+                os.kill(self.worker(up, i), signal.SIGKILL)
+                self.assertTrue(nk.wait_for(lambda i=i: b"event=worker_ready worker=w%d" % i in up.stderr), up.stderr)
+                self.assertRegex(up.stderr, rb'event=worker_ended worker=w%d how="was killed by signal 9' % i)
+                with open(file) as f:
+                    self.assertEqual(f.read(), before)
+            text = nk.out("run", "--cluster", file, "--prompt", golden["prompt_text"], "-n", "64", "--temp", "0")
+            self.assertEqual(golden["prompt_text"] + text, golden["text"])
+            self.assertEqual(len(nk.children_of(up.process.pid)), 2)
+            pids += nk.children_of(up.process.pid)
+            up.process.send_signal(signal.SIGTERM)
+            self.assertEqual(up.wait(30), 0, up.stderr)
+            self.assert_gone(pids)
+        self.assertEqual(os.listdir(self.dir), [])
+
+    def test_up__a_worker_that_cannot_be_kept_alive_ends_all(self):
         with self.serve("--workers", "2") as up:
             _, pids = self.wait_up(up, 2)
-            os.kill(pids[0], signal.SIGKILL)
+            killed = set()
+
+            def kill_again():
+                pid = self.worker(up, 1)
+                if pid and pid not in killed and up.process.poll() is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+                return up.process.poll() is not None
+
+            self.assertTrue(nk.wait_for(kill_again), up.stderr)
             self.assertEqual(up.wait(30), 1)
-            self.assertRegex(up.stderr, rb"worker w[01] was killed by signal 9")
+            self.assertRegex(up.stderr, rb"worker w1 was killed by signal 9.*, the 6th time in a row; it is not started again")
+            self.assertEqual(len(killed), 6)
+            self.assert_gone(set(pids) | killed)
+        self.assertEqual(os.listdir(self.dir), [])
+
+    def test_up__a_signal_while_a_worker_is_started_again_ends_all(self):
+        with self.serve("--workers", "2") as up:
+            _, pids = self.wait_up(up, 2)
+            os.kill(self.worker(up, 1), signal.SIGKILL)
+            self.assertTrue(nk.wait_for(lambda: b"event=worker_ended worker=w1" in up.stderr, step=0.001), up.stderr)
+            up.process.send_signal(signal.SIGTERM)
+            pids += nk.children_of(up.process.pid)
+            self.assertEqual(up.wait(30), 0, up.stderr)
             self.assert_gone(pids)
         self.assertEqual(os.listdir(self.dir), [])
 

@@ -51,15 +51,15 @@ static const int32_t prompt[] = { 1, 2, 3 };
 static void answer(fake_script script, size_t n_ids, struct nk_answer *a)
 {
     struct nk_gen_opts o = nk_gen_opts_default();
-    nk_chain *c;
+    struct nk_route r = { .chain = NULL };
 
     fakes[0].script = script; /* before fake_chain: the fakes' turn begins there */
-    c = fake_chain();
+    r.chain = fake_chain();
     o.ids = prompt;
     o.n_ids = n_ids;
     o.n_predict = 8;
-    nk_answer_run(a, c, &o, -1);
-    nk_chain_close(c);
+    nk_answer_run(a, &r, &o, -1);
+    nk_route_close(&r);
     fake_turn();
 }
 
