@@ -87,6 +87,7 @@ struct nk_gen {
     bool was_opened;  /* some attempt was: seed and n_predict are those in use */
     bool told_opened; /* the user, of this attempt */
     int blamed;       /* the worker whose fault an error was, as an index */
+    bool link_lost;   /* the call to the first stage ended without a word from it */
     bool lost;        /* it has ended by a loss; set before `done` */
     uint32_t chunk;   /* rows of a prefill chunk, as Opened said first; 0: not told */
     int n_before;     /* of n_tokens, those of earlier attempts */
@@ -187,6 +188,8 @@ static bool is_loss(const nk_gen *g, const struct nk_error *e)
 {
     if (g->cancelled)
         return false;
+    if (g->link_lost)
+        return true;
     for (size_t i = 0; i < sizeof losses / sizeof losses[0]; i++)
         if (losses[i].code == e->code && !strcmp(losses[i].reason, e->reason))
             return g->was_opened || !losses[i].of_open;
@@ -321,12 +324,27 @@ static void finish_when_quiet(nk_gen *g, const struct nk_error *error)
     finish(g, error);
 }
 
+/* Ends the call, because of g->failure. Stages hold a session whose call only breaks off; they are
+ * told when nobody will come back for it. */
+static void end_call(nk_gen *g)
+{
+    Nakshatra__V1__InferenceRequest request = NAKSHATRA__V1__INFERENCE_REQUEST__INIT;
+    Nakshatra__V1__Cancel cancel = NAKSHATRA__V1__CANCEL__INIT;
+
+    request.kind_case = NAKSHATRA__V1__INFERENCE_REQUEST__KIND_CANCEL;
+    request.cancel = &cancel;
+    if (g->asked->opts.hold_ms && !is_loss(g, &g->failure))
+        nk_call_cancel_with(g->call, &request.base);
+    else
+        nk_call_cancel(g->call);
+}
+
 /* The generation has failed with g->failure: ends the call, whose `end` does the rest. */
 static void fail(nk_gen *g)
 {
     g->state = GEN_FAILING;
     if (g->call)
-        nk_call_cancel(g->call);
+        end_call(g);
     else
         finish_when_quiet(g, &g->failure);
 }
@@ -347,7 +365,7 @@ static void cancel_now(nk_gen *g)
     g->cancelled = true;
     g->state = GEN_FAILING;
     if (g->call)
-        nk_call_cancel(g->call);
+        end_call(g);
     /* else it has not begun yet, and `begin` will see the state */
 }
 
@@ -670,7 +688,7 @@ static void call_ended(nk_call *call, void *user, const struct nk_error *status)
 {
     nk_gen *g = user;
 
-    (void)call;
+    g->link_lost = g->state != GEN_FAILING && nk_call_ending(call) == NK_ENDING_LOST;
     g->call = NULL;
     if (g->state == GEN_CLOSING) {
         /* Everything was said; a broken end of the stream takes nothing back. */

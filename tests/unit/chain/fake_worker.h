@@ -40,7 +40,7 @@ struct fake {
     nk_call *info_held;      /* a reference */
     fake_script script;
     Nakshatra__V1__InferenceRequest *request; /* the last Open; owned */
-    atomic_int n_calls, n_ended, n_infos, n_held;
+    atomic_int n_calls, n_ended, n_infos, n_held, n_cancels;
     nk_call *held; /* by the script that leaves all to the test; a reference */
 };
 
@@ -149,10 +149,24 @@ static void fake_message(nk_call *c, void *user, struct nk_bytes msg)
     struct fake *f = user;
     fake_script script;
 
+    Nakshatra__V1__InferenceRequest *m;
+
     fake_turn();
+    m = nakshatra__v1__inference_request__unpack(NULL, msg.size, msg.data);
+    if (m &&
+        m->kind_case ==
+            NAKSHATRA__V1__INFERENCE_REQUEST__KIND_CANCEL) { /* as a worker does; the Open is still looked at */
+        struct nk_error e;
+
+        nakshatra__v1__inference_request__free_unpacked(m, NULL);
+        atomic_fetch_add(&f->n_cancels, 1);
+        nk_fail(&e, NK_E_CANCELLED, "cancelled", "as you like");
+        nk_call_finish(c, &e);
+        return;
+    }
     if (f->request)
         nakshatra__v1__inference_request__free_unpacked(f->request, NULL);
-    f->request = nakshatra__v1__inference_request__unpack(NULL, msg.size, msg.data);
+    f->request = m;
     script = f->script;
     fake_turn();
     /* A script that ends the call ends this turn: the test may go on before it returns, and write
@@ -334,7 +348,7 @@ static inline void fake_reset(void)
         f->info_silent = false;
         f->info_first_ms = f->info_ms = 0;
         f->script = NULL;
-        f->n_calls = f->n_ended = f->n_infos = f->n_held = 0;
+        f->n_calls = f->n_ended = f->n_infos = f->n_held = f->n_cancels = 0;
     }
 }
 

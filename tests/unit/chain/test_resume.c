@@ -342,6 +342,7 @@ static void test_resume__without_hold_or_after_a_cancel_nothing_is_resumable(voi
     heard_wait(&h, 0, true);
     assert_int_equal(h.err.code, NK_E_CANCELLED);
     assert_false(nk_gen_resumable(h.g));
+    assert_int_equal(fakes[0].n_cancels, 1); /* the stages know that nobody comes back */
     nk_gen_free(h.g);
     nk_chain_close(c);
 }
@@ -710,6 +711,7 @@ test_resume__silence_before_the_next_token_is_no_stall_and_replaying_none_at_all
     heard_wait(&h, 1, true);
     assert_string_equal(h.err.reason, "stalled");
     assert_true(nk_gen_resumable(h.g));
+    assert_int_equal(fakes[0].n_cancels, 0); /* they are to hold the session */
     assert_int_equal(nk_gen_blamed(h.g), 0);
     resume(c, &h);
     fake_wait(&fakes[0].n_held, 2);
