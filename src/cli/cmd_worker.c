@@ -225,7 +225,8 @@ int nk_cmd_worker(int argc, char **argv)
         NK_OPT_LIST("allow-peer", 0, &o.peers, "HOST:PORT",
                     "a worker that routes may continue at; repeatable; not needed with "
                     "--identity"),
-        NK_OPT_STRING("cluster", 0, &o.cluster, "FILE", "allow the workers of this cluster file"),
+        NK_OPT_STRING("cluster", 0, &o.cluster, "FILE",
+                      "allow the workers and spares of this cluster file"),
         NK_OPT_FLAG("deterministic", 0, &o.deterministic,
                     "sessions do not touch each other; each has a share of --ctx"),
         NK_OPT_FLAG("mmap", 0, &o.mmap,
@@ -314,6 +315,8 @@ int nk_cmd_worker(int argc, char **argv)
         peers[opts.n_peers++] = o.peers.items[i];
     for (int i = 0; cluster && i < cluster->n_workers; i++)
         peers[opts.n_peers++] = cluster->workers[i].address;
+    for (int i = 0; cluster && i < cluster->n_spares; i++)
+        peers[opts.n_peers++] = cluster->spares[i];
     opts.peers = peers;
     opts.slice_path = slice;
     opts.id = o.id;

@@ -32,6 +32,7 @@ struct nk_serve nk_serve_default(void)
         .running = o.limits.running_max,
         .waiting = o.limits.waiting_max,
         .waiting_ms = o.limits.waiting_ms,
+        .hold_ms = o.limits.hold_ms,
         .body_kib = (int64_t)(o.limits.body_bytes_max >> 10),
         .requests_mib = (int64_t)(o.limits.requests_bytes_max >> 20),
         .output_kib = (int64_t)(o.limits.output_bytes_max >> 10),
@@ -70,6 +71,8 @@ static int read_given(struct given *f, const struct nk_serve *s, const struct nk
     o->limits.running_max = (int)s->running;
     o->limits.waiting_max = (int)s->waiting;
     o->limits.waiting_ms = (uint32_t)s->waiting_ms;
+    o->limits.hold_ms = (uint32_t)s->hold_ms;
+    o->exact_recovery = s->exact_recovery;
     o->limits.body_bytes_max = (size_t)s->body_kib << 10;
     o->limits.requests_bytes_max = (size_t)s->requests_mib << 20;
     o->limits.output_bytes_max = (size_t)s->output_kib << 10;

@@ -8,9 +8,9 @@
 struct nk_serve { /* strings: borrowed from argv */
     const char *listen, *api_key_file, *tls_cert, *tls_key, *chat_template;
     struct nk_arg_list names, origins, hosts;
-    int64_t running, waiting, waiting_ms, body_kib, requests_mib, output_kib, connections,
+    int64_t running, waiting, waiting_ms, hold_ms, body_kib, requests_mib, output_kib, connections,
         per_address, drain_ms, header_ms, body_ms, idle_ms;
-    bool insecure, no_page;
+    bool insecure, no_page, exact_recovery;
 };
 struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
 
@@ -37,6 +37,10 @@ struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
         NK_OPT_INT("waiting", 0, &(s).waiting, "N", 0, 100000,                                     \
                    "generations that may wait; over it: 429"),                                     \
         NK_OPT_INT("waiting-ms", 0, &(s).waiting_ms, "N", 1, 3600000, "and for how many ms"),      \
+        NK_OPT_INT("hold-ms", 0, &(s).hold_ms, "N", 0, 3600000,                                    \
+                   "a generation that lost a worker waits so long to go on; 0: it fails"),         \
+        NK_OPT_FLAG("exact-recovery", 0, &(s).exact_recovery,                                      \
+                    "what was lost is computed again in its shapes, also where that is slower"),   \
         NK_OPT_INT("body-kib", 0, &(s).body_kib, "N", 1, 1 << 20,                                  \
                    "largest request in KiB; over it: 413"),                                        \
         NK_OPT_INT("requests-mib", 0, &(s).requests_mib, "N", 1, 1 << 20,                          \

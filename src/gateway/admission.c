@@ -218,7 +218,7 @@ void nk__admission_leave(nk_admission *a, struct nk_ticket *t)
     pthread_mutex_unlock(&a->mutex);
 }
 
-bool nk__admission_return(nk_admission *a, struct nk_ticket *t)
+bool nk__admission_return(nk_admission *a, struct nk_ticket *t, uint64_t late_ns)
 {
     bool back;
 
@@ -227,7 +227,8 @@ bool nk__admission_return(nk_admission *a, struct nk_ticket *t)
     back = !a->closed;
     if (back) {
         t->state = NK_TICKET_WAITING;
-        t->late_ns += nk_clock_now_ns(a->opts.clock) - t->started_ns;
+        t->late_ns =
+            late_ns ? late_ns : t->late_ns + nk_clock_now_ns(a->opts.clock) - t->started_ns;
         TAILQ_INSERT_HEAD(&a->queue, t, link);
         a->waiting++;
         a->running--;

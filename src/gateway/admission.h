@@ -60,9 +60,9 @@ int nk__admission_enter(nk_admission *a, struct nk_ticket *const *tickets, int n
 bool nk__admission_withdraw(nk_admission *a, struct nk_ticket *t);
 /* A running one is over. */
 void nk__admission_leave(nk_admission *a, struct nk_ticket *t);
-/* A running one goes back to the front of the queue, whatever its length; the time that it ran is
- * not of its wait. False: closed, and it still counts as running. */
-bool nk__admission_return(nk_admission *a, struct nk_ticket *t);
+/* A running one goes back to the front of the queue, whatever its length, and waits until late_ns;
+ * 0: the time that it ran is not of its wait. False: closed, and it still counts as running. */
+bool nk__admission_return(nk_admission *a, struct nk_ticket *t, uint64_t late_ns);
 
 struct nk_admission_counts {
     int running, waiting, capacity, waiting_max;

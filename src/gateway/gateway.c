@@ -32,6 +32,7 @@ struct nk_gateway_opts nk_gateway_opts_default(void)
             .body_ms = 60000,
             .idle_ms = 120000,
             .keepalive_ms = 15000,
+            .hold_ms = 60000,
         },
     };
 }
@@ -72,8 +73,12 @@ static void on_published(void *user, const struct nk_snapshot *s)
 {
     nk_gateway *g = user;
 
-    if (nk__readiness_seen(&g->readiness, s))
-        nk__http_publish(g, s);
+    if (!nk__readiness_seen(&g->readiness, s))
+        return;
+    nk__repairer_seen(&g->repairer, s);
+    if (!s->ok && nk__recoveries_pending(&g->recoveries))
+        nk__monitor_doubt(g->monitor); /* somebody's text stands still until they are there */
+    nk__http_publish(g, s);
 }
 
 /* Every second. */
@@ -115,10 +120,10 @@ static int check_opts(const struct nk_listen *listen, const struct nk_gateway_op
     if (!l->body_bytes_max || !l->requests_bytes_max || l->header_bytes_max < 1024 ||
         l->output_bytes_max < 4096 || !l->reply_bytes_max || l->messages_max < 1 || l->n_max < 1 ||
         l->connections_max < 1 || l->connections_per_address < 0 || l->running_max < 0 ||
-        l->waiting_max < 0 || !l->waiting_ms || !l->header_ms || !l->body_ms || !l->idle_ms ||
-        !l->keepalive_ms)
+        l->waiting_max < 0 || l->hold_ms > NK_GATEWAY_HOLD_MS_MAX || !l->waiting_ms ||
+        !l->header_ms || !l->body_ms || !l->idle_ms || !l->keepalive_ms)
         return nk_fail(err, NK_E_INVALID, "bad_limit",
-                       "a limit of the gateway is zero or negative");
+                       "a limit of the gateway is zero, negative, or too large");
     if (!o->tls_certificate != !o->tls_key)
         return nk_fail(err, NK_E_INVALID, "bad_certificate",
                        "TLS needs a certificate and its key; only the %s was given",
@@ -191,10 +196,12 @@ static void free_gateway(nk_gateway *g)
     nk__monitor_stop(g->monitor);
     nk__admission_stop(g->admission); /* its ticks look at the pool */
     nk__pool_stop(g->pool);
+    nk__repairer_release(&g->repairer);
     nk__readiness_release(&g->readiness);
     nk__reaper_stop(g->reaper); /* all chains are closed then */
     nk__prompter_free(g->prompter);
     nk__keys_free(g->keys);
+    nk__recoveries_release(&g->recoveries);
     nk__metrics_free(g->metrics);
     for (int i = 0; i < g->n_names; i++)
         free(g->names[i]);
@@ -231,6 +238,7 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     pthread_mutex_init(&g->mutex, NULL);
     g->quiesced_fd = -1;
     nk__presence_init(&g->presence);
+    nk__repairer_init(&g->repairer, g);
     nk__readiness_init(&g->readiness);
     TAILQ_INIT(&g->jobs);
     LIST_INIT(&g->listeners);
@@ -254,6 +262,7 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
                               opts->program, err);
     if (!rc && !(g->metrics = nk__metrics_new()))
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the gateway");
+    nk__recoveries_init(&g->recoveries, g->clock, g->metrics, opts->limits.hold_ms);
     if (!rc)
         rc = nk__pool_start(&g->pool, HELPERS, g->clock, err);
     if (!rc)
@@ -313,6 +322,7 @@ bool nk_gateway_stop(nk_gateway *g, uint32_t grace_ms)
     /* What is left ends now: who reads is told, and nobody is suspended any more. */
     nk__presence_close(&g->presence);
     nk__monitor_hurry(g->monitor);
+    nk__repairer_stop(&g->repairer);
     nk__admission_close(g->admission); /* what is cancelled leaves room for nobody */
     nk__jobs_cancel(g);
     nk__http_wake_listeners(g);
@@ -398,6 +408,11 @@ int nk_gateway_set_chains(nk_gateway *g, nk_chain *const *chains, int n, uint64_
 void nk_gateway_set_waiting(nk_gateway *g, const char *text)
 {
     nk__readiness_set_waiting(&g->readiness, text);
+}
+
+int nk_gateway_recovery_json(nk_gateway *g, struct nk_buf *out, struct nk_error *err)
+{
+    return nk__recoveries_json(&g->recoveries, out, err);
 }
 
 void nk__gateway_note_token(nk_gateway *g, double seconds)

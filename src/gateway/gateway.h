@@ -27,6 +27,8 @@ enum { NK_GATEWAY_NAMES_MAX = 16, NK_GATEWAY_ORIGINS_MAX = 16, NK_GATEWAY_HOSTS_
 enum { NK_GATEWAY_CHAINS_MAX = 32 };                                    /* replicas */
 enum { NK_GATEWAY_LAST_WORDS_MS = 2000, NK_GATEWAY_GIVE_UP_MS = 3000 }; /* nk_gateway_stop's */
 
+enum { NK_GATEWAY_HOLD_MS_MAX = 3600000 };
+
 struct nk_gateway_limits {
     size_t body_bytes_max; /* of a request; 413 over it */
     size_t
@@ -47,6 +49,9 @@ struct nk_gateway_limits {
     uint32_t body_ms;      /* ... and each body within this; then 408 */
     uint32_t idle_ms;      /* a connection between requests, or a reader that reads nothing */
     uint32_t keepalive_ms; /* a stream that has nothing to say for so long sends a comment */
+    /* A generation that lost a worker waits for so long for a chain to go on with; at most
+     * NK_GATEWAY_HOLD_MS_MAX; 0: it fails, unless it can begin anew. */
+    uint32_t hold_ms;
 };
 
 struct nk_gateway_opts {
@@ -74,7 +79,10 @@ struct nk_gateway_opts {
     int n_hosts;
     bool insecure;      /* listen beyond this machine although there is no TLS or no key */
     bool deterministic; /* every request is; workers that cannot do it are not ready */
-    bool no_page;       /* "/" answers one line of text */
+    /* What was lost is computed again in the original shapes, also where that is slower and
+     * sessions share KV cells (docs/recovery.md). */
+    bool exact_recovery;
+    bool no_page; /* "/" answers one line of text */
     /* What /cluster and the page tell beyond the chains in force: one JSON object, appended to out
      * (docs/api.md, "cluster"). Not 0: there is none now. NULL: there is none at all. [the HTTP
      * thread and the monitor's, without any lock of the gateway's; it must not block] */
@@ -146,6 +154,10 @@ struct nk_gateway_measured {
 };
 /* What the set in force really does. */
 void nk_gateway_measured(nk_gateway *g, struct nk_gateway_measured *out);
+
+/* What is known of lost workers and of the generations that went on after them: one JSON object,
+ * appended to out (docs/api.md, "recovery"). EXHAUSTED too_large. */
+int nk_gateway_recovery_json(nk_gateway *g, struct nk_buf *out, struct nk_error *err);
 
 /* "http://127.0.0.1:8080"; borrowed until stop. */
 const char *nk_gateway_url(const nk_gateway *g);

@@ -18,6 +18,8 @@
 #include "gateway/presence.h"
 #include "gateway/prompt.h"
 #include "gateway/readiness.h"
+#include "gateway/recover.h"
+#include "gateway/repair.h"
 #include "gateway/watch.h"
 
 struct MHD_Daemon;
@@ -51,6 +53,8 @@ struct nk_gateway {
     nk_monitor *monitor;
     nk_admission *admission;
     struct nk_readiness readiness;
+    struct nk_recoveries recoveries;
+    struct nk_repairer repairer;
     nk_pool *pool;
     nk_watch *watch;
     struct MHD_Daemon *daemon;

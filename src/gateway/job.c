@@ -24,11 +24,15 @@ struct choice {
     nk_job *j;
     int index;
     struct nk_ticket ticket;
-    struct nk_place place; /* where it runs, from its start to its end */
-    nk_gen *gen;           /* while it runs and the handle is known */
-    bool done;             /* no token comes any more */
-    bool opened;           /* it has its place on every stage */
-    bool waited;           /* how long it did was counted */
+    struct nk_place place;       /* where it runs, from its start to its end */
+    nk_gen *handle;              /* from its start to its end; its handlers' */
+    nk_gen *gen;                 /* the same, once others may know it */
+    struct nk_recovery recovery; /* whoever's the ticket is */
+    uint64_t waiting_us;         /* before it first ran */
+    bool done;                   /* no token comes any more */
+    bool opened;                 /* it has its place on every stage */
+    bool waited;                 /* how long it did was counted */
+    bool paused;                 /* it was lost, and waits to go on */
     bool over;  /* the generation that was begun last is; set back when the next one begins */
     int n_lost; /* generations that were lost with a worker, without a token */
     bool ended; /* was ended because its one tool call is complete: the cancellation is no error */
@@ -225,6 +229,7 @@ static void cancel_choices(nk_job *j)
         struct choice *c = &j->choices[i];
 
         if (nk__admission_withdraw(j->g->admission, &c->ticket)) {
+            nk__recovery_ended(&j->g->recoveries, &c->recovery, NK_RECOVERY_CANCELLED, NULL);
             pthread_mutex_lock(&j->mutex);
             c->done = true;
             j->n_done++;
@@ -331,10 +336,18 @@ static void keep_id(struct choice *c, int32_t id)
         c->ids[c->n_ids++] = id;
 }
 
+static void on_replaying(void *user, const char *worker_id, int done, int total)
+{
+    struct choice *c = user;
+
+    nk__recovery_replaying(&c->j->g->recoveries, &c->recovery, worker_id, done, total);
+}
+
 static void on_opened(void *user)
 {
     struct choice *c = user;
 
+    nk__recovery_opened(&c->j->g->recoveries, &c->recovery);
     pthread_mutex_lock(&c->j->mutex);
     c->opened = true;
     pthread_mutex_unlock(&c->j->mutex);
@@ -350,6 +363,8 @@ static void on_token(void *user, const struct nk_gen_token *t)
     struct event *e = stream ? token_event(c->index, t) : NULL;
     struct nk_error err = { .code = 0 };
 
+    if (nk__recovery_token(&g->recoveries, &c->recovery))
+        nk__repairer_succeeded(&g->repairer);
     if (nk__readiness_in_force(&g->readiness, &c->place)) {
         nk__monitor_progress(g->monitor);
         if (c->last_token_ns)
@@ -423,16 +438,16 @@ static bool is_workers_fault(int code)
            code == NK_E_INTERNAL;
 }
 
-/* Its ticket waits again, before all others. False: the gateway ends, and it still counts as
- * running. The job may be gone after true. */
-static bool go_back(struct choice *c)
+/* Its ticket waits again, before all others, until late_ns (0: for what is left of its wait).
+ * False: the gateway ends, and it still counts as running. The job may be gone after true. */
+static bool go_back(struct choice *c, uint64_t late_ns)
 {
     nk_job *j = c->j;
     bool again, ended;
 
     nk__job_ref(j);
     nk__readiness_give_back(&j->g->readiness, &c->place);
-    again = nk__admission_return(j->g->admission, &c->ticket);
+    again = nk__admission_return(j->g->admission, &c->ticket, late_ns);
     pthread_mutex_lock(&j->mutex);
     ended = j->failed || j->ending || j->cancelled;
     pthread_mutex_unlock(&j->mutex);
@@ -442,15 +457,22 @@ static bool go_back(struct choice *c)
     return again;
 }
 
+/* Nothing starts on its chain until it is there again, or another one. */
+static void lost_worker(struct choice *c, const struct nk_error *err, bool again)
+{
+    nk_gateway *g = c->j->g;
+
+    nk__readiness_lost(&g->readiness, &c->place, err);
+    nk__repairer_lost(&g->repairer, &c->place, c->handle ? nk_gen_blamed(c->handle) : -1, again);
+}
+
 /* A worker went away before the first token, and it is not this request's fault as far as is known:
  * nobody has seen anything of it, so it begins anew when the worker is back. False: it ends with
  * err. The job may be gone after true. */
 static bool try_again(struct choice *c, const struct nk_error *err)
 {
     nk_job *j = c->j;
-    nk_gateway *g = j->g;
     bool unreached = !strcmp(err->reason, "unreachable"), again;
-    nk_gen *gen;
 
     if (err->code != NK_E_UNAVAILABLE && strcmp(err->reason, "stalled") != 0)
         return false;
@@ -459,7 +481,6 @@ static bool try_again(struct choice *c, const struct nk_error *err)
     pthread_mutex_lock(&j->mutex);
     again = !c->n_generated && !j->failed && !j->broken && !j->ending && !j->cancelled &&
             (unreached || ++c->n_lost < LOST_MAX);
-    gen = again ? c->gen : NULL;
     if (again) {
         c->gen = NULL;
         c->over = true;
@@ -469,29 +490,59 @@ static bool try_again(struct choice *c, const struct nk_error *err)
     pthread_mutex_unlock(&j->mutex);
     if (!again)
         return false;
-    nk__readiness_lost(&g->readiness, &c->place, err);
+    lost_worker(c, err, false);
     nk_log(NK_LOG_GATEWAY, NK_LOG_DEBUG, "request=%s choice=%d msg=\"tried again\" reason=%s",
            j->id, c->index, err->reason);
-    if (gen)
-        nk_gen_free(gen); /* before its chain may be closed */
-    return go_back(c);
+    nk_gen_free(c->handle); /* before its chain may be closed */
+    c->handle = NULL;
+    return go_back(c, 0);
 }
 
-static void on_done(void *user, const struct nk_gen_stats *stats, const struct nk_error *err)
+/* A worker was lost that had something of it, or the reader has: it waits, and goes on where it
+ * stopped when there is a chain. False: it ends with err, or begins anew. The job may be gone after
+ * true. */
+static bool go_on_later(struct choice *c, const struct nk_gen_stats *stats,
+                        const struct nk_error *err)
 {
-    struct choice *c = user;
+    nk_job *j = c->j;
+    nk_gateway *g = j->g;
+    nk_gen *lost = c->handle;
+    const struct nk_cluster *cluster;
+    bool unreached = !strcmp(err->reason, "unreachable");
+    bool may = c->place.set && nk__recovery_may(&g->recoveries, &c->recovery, lost, err);
+
+    pthread_mutex_lock(&j->mutex);
+    may = may && (c->opened || c->n_generated || c->recovery.pending) && !c->ended && !j->failed &&
+          !j->broken && !j->ending && !j->cancelled &&
+          (c->n_generated || unreached || ++c->n_lost < LOST_MAX);
+    if (may) {
+        c->gen = NULL;
+        c->over = true;
+        c->paused = true;
+    }
+    pthread_mutex_unlock(&j->mutex);
+    if (!may)
+        return false;
+    lost_worker(c, err, c->recovery.pending);
+    cluster = nk_chain_cluster(c->place.set->chains[c->place.idx]);
+    nk__recovery_lost(&g->recoveries, &c->recovery, lost, &cluster->workers[nk_gen_blamed(lost)],
+                      stats, err);
+    c->handle = NULL;
+    c->last_token_ns = 0; /* the pause is no time of a token's */
+    return go_back(c, c->recovery.until_ns);
+}
+
+/* Its ticket is out of the queue, or (runs) has its place: which it leaves. */
+static void end_choice(struct choice *c, bool runs, const struct nk_gen_stats *stats,
+                       const struct nk_error *err)
+{
     nk_job *j = c->j;
     nk_gateway *g = j->g;
     struct event *e = event_new(c->index, stats->tail_size);
     struct nk_error none = { .code = 0 };
-    nk_gen *gen;
     struct nk_error ours;
     bool aborted;
 
-    if (err && try_again(c, err)) {
-        free(e);
-        return;
-    }
     if (err) {
         ours = *err;
         /* Whose fault it is is not known to gRPC's codes: a worker that does not fit is not this
@@ -509,22 +560,28 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
         if (err->code == NK_E_INTERNAL)
             nk__monitor_doubt(g->monitor);
         else
-            nk__readiness_lost(&g->readiness, &c->place, err);
+            lost_worker(c, err, false);
     }
     /* All that is counted and doubted is so before anybody can see that it is over. */
     if (c->place.set)
         note_stages(g, nk_chain_cluster(c->place.set->chains[c->place.idx]), stats);
     nk__readiness_give_back(&g->readiness, &c->place);
-    nk__admission_leave(g->admission, &c->ticket);
+    if (runs)
+        nk__admission_leave(g->admission, &c->ticket);
+    nk__recovery_ended(&g->recoveries, &c->recovery,
+                       !err                          ? NK_RECOVERY_DONE
+                       : err->code == NK_E_CANCELLED ? NK_RECOVERY_CANCELLED
+                                                     : NK_RECOVERY_GIVEN_UP,
+                       err);
     nk__metrics_add(g->metrics, NK_METRIC_PROMPT, NULL, stats->n_prompt);
     nk__metrics_add(g->metrics, NK_METRIC_REUSED, NULL, stats->n_reused);
     pthread_mutex_lock(&j->mutex);
-    gen = c->gen;
     c->gen = NULL;
     c->done = c->over = true;
+    c->paused = false;
     j->n_done++;
-    if (err && c->ended && err->code == NK_E_CANCELLED)
-        err = NULL; /* it was we who had enough */
+    if (err && c->ended && (err->code == NK_E_CANCELLED || is_workers_fault(err->code)))
+        err = NULL; /* we had enough, whatever became of it since */
     nk__metrics_add(g->metrics, NK_METRIC_GENERATIONS,
                     err        ? err->code == NK_E_CANCELLED ? "cancelled" : "error"
                     : c->ended ? "tool_calls"
@@ -545,7 +602,10 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
             .prefill_us = stats->prefill_us,
             .decode_us = stats->decode_us,
             .total_us = (nk_clock_now_ns(g->clock) - j->begin_ns) / 1000,
-            .waiting_us = (c->ticket.started_ns - c->ticket.entered_ns) / 1000,
+            .waiting_us = c->waiting_us,
+            .n_recovered = c->recovery.n_resumed,
+            .recovery_us = c->recovery.pause_us,
+            .n_replayed = stats->n_replayed,
             .counts_prompt = c->index % n_per_prompt == 0,
         };
         d->tail = memcpy(e + 1, c->ended ? "" : stats->tail, c->ended ? 0 : stats->tail_size);
@@ -587,9 +647,8 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
         j->err = *err;
     }
     pthread_mutex_unlock(&j->mutex);
-    if (gen)
-        nk_gen_free(gen);
-
+    nk_gen_free(c->handle); /* once nobody knows it */
+    c->handle = NULL;
     if (err && err->code != NK_E_CANCELLED && !aborted)
         cancel_choices(j); /* the others of the same request: its reply is an error now */
     nk_log(NK_LOG_GATEWAY, NK_LOG_DEBUG,
@@ -600,40 +659,29 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
     nk__job_unref(j);
 }
 
+static void on_done(void *user, const struct nk_gen_stats *stats, const struct nk_error *err)
+{
+    struct choice *c = user;
+
+    if (!err || (!go_on_later(c, stats, err) && !try_again(c, err)))
+        end_choice(c, true, stats, err);
+}
+
 /* ---- starting ---- */
 
-/* [admission's thread] */
-static void start_choice(struct nk_ticket *t)
+static const struct nk_gen_handlers handlers = {
+    .opened = on_opened, .token = on_token, .replaying = on_replaying, .done = on_done
+};
+
+/* On the chain of its place. */
+static int begin_generation(struct choice *c, struct nk_error *err)
 {
-    static const struct nk_gen_handlers handlers = { .opened = on_opened,
-                                                     .token = on_token,
-                                                     .done = on_done };
-    struct choice *c = t->user;
     nk_job *j = c->j;
     const struct nk_request *r = &j->request;
     const struct nk_tokens *prompt = &j->prepared.prompts[c->index / r->n];
-    int n_ctx, left;
     struct nk_gen_opts o = nk_gen_opts_default();
-    struct nk_gen_stats none = { .finish = NK_FINISH_NONE, .tail = "" };
-    struct nk_replicas *set;
-    struct nk_prefixes prefixes;
-    struct nk_error err;
-    bool cancelled;
-    nk_gen *gen = NULL;
-    int rc;
+    int n_ctx = c->place.n_ctx, left;
 
-    nk__prefixes_of(&prefixes, j->reuse_salt, prompt->ids, prompt->n);
-    if (nk__readiness_take(&j->g->readiness, &prefixes, &c->place, &err)) {
-        /* The chains went just now, and admission is paused: it waits for others. */
-        if (!go_back(c))
-            on_done(c, &none, &err);
-        return;
-    }
-    if (!c->waited)
-        nk__metrics_observe(j->g->metrics, NK_METRIC_WAIT, NULL,
-                            (double)(t->started_ns - t->entered_ns) / 1e9, 1);
-    c->waited = true;
-    n_ctx = c->place.n_ctx;
     n_ctx = r->num_ctx && r->num_ctx < n_ctx ? r->num_ctx : n_ctx;
     left = n_ctx - (int)prompt->n;
     o.ids = prompt->ids;
@@ -656,30 +704,68 @@ static void start_choice(struct nk_ticket *t)
     o.no_reuse = r->no_reuse;
     o.reuse_salt = j->reuse_salt;
     o.special = j->prepared.special;
-    pthread_mutex_lock(&j->mutex);
-    c->started_ns = nk_clock_now_ns(j->g->clock);
-    c->over = false;
-    pthread_mutex_unlock(&j->mutex);
-    set = nk__replicas_ref(c->place.set); /* `done` gives up the choice's own */
-    rc = nk_gen_start(&gen, set->chains[c->place.idx], &o, &handlers, c, &err);
-    if (rc) {
-        nk__replicas_unref(set);
-        on_done(c, &none, &err);
+    o.hold_ms = j->g->opts.limits.hold_ms;
+    o.exact = j->g->opts.exact_recovery;
+    return nk_gen_start(&c->handle, c->place.set->chains[c->place.idx], &o, &handlers, c, err);
+}
+
+static int resume_generation(struct choice *c, struct nk_error *err)
+{
+    const struct nk_replicas *set = c->place.set;
+    nk_chain *chain = set->chains[c->place.idx];
+    nk_gen *lost = nk__recovery_chosen(&c->j->g->recoveries, &c->recovery, nk_chain_cluster(chain),
+                                       set->epoch);
+    int rc = nk_gen_resume(&c->handle, chain, lost, &handlers, c, err);
+
+    nk_gen_free(lost);
+    return rc;
+}
+
+/* [admission's thread] */
+static void start_choice(struct nk_ticket *t)
+{
+    struct choice *c = t->user;
+    nk_job *j = c->j;
+    const struct nk_tokens *prompt = &j->prepared.prompts[c->index / j->request.n];
+    struct nk_gen_stats none = { .finish = NK_FINISH_NONE, .tail = "" };
+    struct nk_replicas *set;
+    struct nk_prefixes prefixes;
+    struct nk_error err;
+    bool resumes = c->recovery.lost;
+
+    nk__prefixes_of(&prefixes, j->reuse_salt, prompt->ids, prompt->n);
+    if (nk__readiness_take(&j->g->readiness, &prefixes, &c->place, &err)) {
+        /* The chains went just now, and admission is paused: it waits for others. */
+        if (!go_back(c, resumes ? c->recovery.until_ns : 0))
+            end_choice(c, true, &none, &err);
         return;
     }
-    /* `done` may have come already: then nobody but us can free the handle. The choice is alive:
-     * the caller's reference is only given up by `done`, so the job is kept here. */
+    if (!c->waited)
+        nk__metrics_observe(j->g->metrics, NK_METRIC_WAIT, NULL,
+                            (double)(t->started_ns - t->entered_ns) / 1e9, 1);
+    c->waited = true;
     pthread_mutex_lock(&j->mutex);
-    cancelled = j->cancelled || j->failed || c->ended;
+    if (!resumes) {
+        c->started_ns = nk_clock_now_ns(j->g->clock);
+        c->waiting_us = (t->started_ns - t->entered_ns) / 1000;
+    }
+    c->over = c->paused = false;
+    pthread_mutex_unlock(&j->mutex);
+    set = nk__replicas_ref(c->place.set); /* `done` gives up the choice's own */
+    if (resumes ? resume_generation(c, &err) : begin_generation(c, &err)) {
+        nk__replicas_unref(set);
+        end_choice(c, true, &none, &err);
+        return;
+    }
+    /* `done` may have come already, and has freed the handle. The choice is alive: the caller's
+     * reference is only given up by `done`, so the job is kept here. */
+    pthread_mutex_lock(&j->mutex);
     if (!c->over) {
-        c->gen = gen;
-        if (cancelled)
-            nk_gen_cancel(gen);
-        gen = NULL;
+        c->gen = c->handle;
+        if (j->cancelled || j->failed || c->ended)
+            nk_gen_cancel(c->gen);
     }
     pthread_mutex_unlock(&j->mutex);
-    if (gen)
-        nk_gen_free(gen);
     nk__replicas_unref(set);
 }
 
@@ -692,11 +778,28 @@ static void start_ticket(struct nk_ticket *t)
     nk__job_unref(j);
 }
 
+/* Nothing came to go on with: the reader is told what was lost, after all that there was. */
+static void give_up(struct choice *c, const struct nk_error *in_the_way)
+{
+    struct nk_gen_stats known = { .finish = NK_FINISH_NONE,
+                                  .tail = "",
+                                  .n_prompt = c->recovery.n_prompt,
+                                  .n_reused = c->recovery.n_reused };
+    struct nk_error err;
+
+    nk__recovery_too_late(&c->j->g->recoveries, &c->recovery, in_the_way, &err);
+    end_choice(c, false, &known, &err);
+}
+
 static void expire_ticket(struct nk_ticket *t, const struct nk_error *err)
 {
     struct choice *c = t->user;
     nk_job *j = c->j;
 
+    if (c->recovery.lost) {
+        give_up(c, err);
+        return;
+    }
     pthread_mutex_lock(&j->mutex);
     c->done = true;
     j->n_done++;
@@ -875,6 +978,7 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
 
         c->j = j;
         c->index = i;
+        c->recovery = (struct nk_recovery){ .request = j->id, .choice = i };
         c->ticket = (struct nk_ticket){ .start = start_ticket, .expire = expire_ticket, .user = c };
         tickets[i] = &c->ticket;
         j->n_prompt += (int)j->prepared.prompts[i / j->request.n].n;
@@ -1157,6 +1261,7 @@ ssize_t nk__job_read(nk_job *j, char *out, size_t max)
 static void tell(nk_job *j, struct nk_job_info *out)
 {
     uint64_t now = nk_clock_now_ns(j->g->clock), started = 0;
+    bool paused = false;
 
     *out = (struct nk_job_info){ .route = nk__api_path(j->api),
                                  .age_s = (double)(now - j->begin_ns) / 1e9 };
@@ -1165,7 +1270,9 @@ static void tell(nk_job *j, struct nk_job_info *out)
     for (int i = 0; j->prepared_ok && i < j->n_choices; i++)
         if (j->choices[i].started_ns && (!started || j->choices[i].started_ns < started))
             started = j->choices[i].started_ns;
-    out->running = started != 0;
+    for (int i = 0; j->prepared_ok && i < j->n_choices; i++)
+        paused = paused || j->choices[i].paused;
+    out->state = paused ? "recovering" : started ? "running" : "waiting";
     out->waited_s = (double)((started ? started : now) - j->begin_ns) / 1e9;
     out->n_prompt = j->prepared_ok ? j->n_prompt : 0;
     out->n_generated = j->n_generated;

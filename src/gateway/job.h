@@ -69,7 +69,7 @@ bool nk__job_overflowed(nk_job *j);
 struct nk_job_info {
     char id[40];
     const char *route;
-    bool running;
+    const char *state; /* "waiting", "running"; "recovering": a choice waits for a chain to go on */
     double age_s, waited_s, tokens_per_second;
     int n_prompt, n_generated;
 };

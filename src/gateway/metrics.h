@@ -28,6 +28,12 @@
        "From a request's first line to its first token, the wait included.") \
     XX(TOKEN_TIME,   HISTOGRAM, "nakshatra_time_per_token_seconds", "", SHORT, \
        "Between two tokens of a generation.") \
+    XX(RECOVERIES,   COUNTER,   "nakshatra_recoveries_total", "cause,outcome", NONE, \
+       "Generations that lost a worker (gone, silent), by how that ended: resumed, given_up, " \
+       "cancelled.") \
+    XX(RECOVERY_TIME, HISTOGRAM, "nakshatra_recovery_seconds", "part", LONG, \
+       "Parts of a recovery: choose (from the loss until a chain is there), open (until its " \
+       "stages have what they lack), first_token; and pause, all of them.") \
     XX(COMPUTE,      HISTOGRAM, "nakshatra_stage_compute_seconds", "stage", SHORT, \
        "A stage's time in computing per run: each generation's mean, once per run.") \
     XX(STAGE_WAIT,   HISTOGRAM, "nakshatra_stage_queue_seconds", "stage", SHORT, \

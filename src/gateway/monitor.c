@@ -7,8 +7,8 @@
 #include "base/log.h"
 #include "base/thread.h"
 
-/* After a doubt not at once: who fails again and again must not make the workers busy with
- * questions. */
+/* After a doubt not at once where they were just asked: who fails again and again must not make the
+ * workers busy with questions. */
 enum { EVERY_MS = 1000, AGAIN_MS = 250, PROBE_AGE_MS = 2000 };
 
 LIST_HEAD(waiters, nk_waiter);
@@ -23,6 +23,7 @@ struct nk_monitor {
     bool probe_wanted; /* with the next look */
     uint64_t n_sets;   /* how often there was another set */
     int n_listeners;
+    uint64_t looked_ns;              /* when the last one ended */
     uint64_t next_ns;                /* when the next snapshot is due for those who listen */
     struct waiters waiters, looking; /* for the next look; for the one that is under way */
     uint64_t wanted_ns, looking_ns;  /* since when; 0: not */
@@ -300,7 +301,8 @@ static void renew(nk_monitor *m)
     pthread_mutex_lock(&m->mutex);
     m->looking_ns = 0;
     pthread_cond_broadcast(&m->looked);
-    m->next_ns = nk_clock_now_ns(m->clock) + (m->doubted ? AGAIN_MS : EVERY_MS) * 1000000ull;
+    m->looked_ns = nk_clock_now_ns(m->clock);
+    m->next_ns = m->looked_ns + (m->doubted ? AGAIN_MS : EVERY_MS) * 1000000ull;
     stale = m->n_sets != n_sets;
     before = NULL;
     if (stale) {
@@ -523,9 +525,10 @@ void nk__monitor_forget(nk_monitor *m)
 
 void nk__monitor_doubt(nk_monitor *m)
 {
-    uint64_t again_ns = nk_clock_now_ns(m->clock) + AGAIN_MS * 1000000ull;
+    uint64_t again_ns;
 
     pthread_mutex_lock(&m->mutex);
+    again_ns = m->looked_ns + AGAIN_MS * 1000000ull;
     m->doubted = true;
     if (m->next_ns > again_ns)
         m->next_ns = again_ns;

@@ -156,6 +156,33 @@ int nk__readiness_set(struct nk_readiness *r, struct nk_replicas *set, uint64_t 
     return 0;
 }
 
+void nk__readiness_repair(struct nk_readiness *r, const struct nk_replicas *set,
+                          struct nk_replicas *repaired)
+{
+    struct nk_replicas *before = repaired;
+
+    pthread_mutex_lock(&r->mutex);
+    if (r->set == set) {
+        struct nk_replica_state *s = &r->replicas[0];
+
+        before = atomic_exchange(&r->set, repaired);
+        if (repaired != set) {
+            *s = (struct nk_replica_state){ .n_ctx = s->n_ctx, .n_seq = s->n_seq };
+            nk__affinity_reset(&r->affinity);
+            r->unfit = false;
+        }
+        s->ok = s->n_ctx > 0; /* else the next look tells how many run there */
+        if (s->ok)
+            go_on(r);
+        tell_apart(r);
+        listen(r);
+        if (r->monitor && repaired != set)
+            nk__monitor_forget(r->monitor);
+    }
+    pthread_mutex_unlock(&r->mutex);
+    nk__replicas_unref(before);
+}
+
 void nk__readiness_set_waiting(struct nk_readiness *r, const char *text)
 {
     pthread_mutex_lock(&r->mutex);

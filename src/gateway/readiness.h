@@ -63,6 +63,11 @@ void nk__readiness_release(struct nk_readiness *r);
  * nothing has changed, and nothing is taken. [any thread, as all below] */
 int nk__readiness_set(struct nk_readiness *r, struct nk_replicas *set, uint64_t epoch,
                       struct nk_error *err);
+/* The chain of this set (which has one) was repaired: all workers of `repaired`, which may be the
+ * same set, are there and fit. It takes the other's place, with its places and its context, until
+ * the next look. Takes the reference; where the set is in force no more it is given up. */
+void nk__readiness_repair(struct nk_readiness *r, const struct nk_replicas *set,
+                          struct nk_replicas *repaired);
 /* What is waited for while there is no set. */
 void nk__readiness_set_waiting(struct nk_readiness *r, const char *text);
 /* The set in force, a reference; or NULL. */

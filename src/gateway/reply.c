@@ -33,6 +33,8 @@ struct nk_reply {
     struct nk_reply_opts opts;
     struct choice *choices;
     int64_t n_prompt, n_reused, n_generated;
+    int n_recovered;
+    uint64_t recovery_us, n_replayed;
 };
 
 static bool is_chat(const nk_reply *r)
@@ -314,10 +316,15 @@ static int write_usage(nk_reply *r, struct nk_buf *out, struct nk_error *err)
         out, err,
         ",\"usage\":{\"prompt_tokens\":%lld,\"completion_tokens\":%lld,\"total_tokens\":%lld,"
         "\"prompt_tokens_details\":{\"cached_tokens\":%lld},\"completion_tokens_details\":{"
-        "\"reasoning_tokens\":%d}}",
+        "\"reasoning_tokens\":%d",
         (long long)r->n_prompt, (long long)r->n_generated,
         (long long)(r->n_prompt + r->n_generated), (long long)r->n_reused, n_reasoning);
-    return rc;
+    if (!rc && r->n_recovered)
+        rc =
+            nk_buf_addf(out, err, ",\"recovered\":%d,\"recovery_ms\":%llu,\"replayed_tokens\":%llu",
+                        r->n_recovered, (unsigned long long)r->recovery_us / 1000,
+                        (unsigned long long)r->n_replayed);
+    return rc ? rc : nk_buf_adds(out, "}}", err);
 }
 
 /* One chunk of a stream. finish NULL: not the choice's last. */
@@ -565,6 +572,9 @@ int nk__reply_done(nk_reply *r, int choice, const struct nk_reply_done *d, struc
     r->n_prompt += d->counts_prompt ? d->n_prompt : 0;
     r->n_reused += d->counts_prompt ? d->n_reused : 0;
     r->n_generated += d->n_generated;
+    r->n_recovered += d->n_recovered;
+    r->recovery_us += d->recovery_us;
+    r->n_replayed += d->n_replayed;
     if (rc || !r->opts.stream)
         return rc;
     if (!is_openai(r)) {

@@ -45,7 +45,9 @@ struct nk_reply_done { /* of one choice */
     size_t tail_size;
     int n_prompt, n_reused, n_generated;
     uint64_t prefill_us, decode_us, total_us, waiting_us;
-    const int32_t *context; /* Ollama's generate: the ids of prompt and reply */
+    int n_recovered;                  /* so often it went on after the loss of a worker */
+    uint64_t recovery_us, n_replayed; /* what that took; positions that were computed again */
+    const int32_t *context;           /* Ollama's generate: the ids of prompt and reply */
     size_t n_context;
     bool counts_prompt; /* usage counts the prompt once for all choices over it */
 };

@@ -454,6 +454,7 @@ static void write_stage(struct out *o, int chain, const struct nk_cluster_worker
     num(o, "sequences_free", known ? w->sequences_free : NAN);
     num(o, "sessions_open", known ? (double)w->sessions_open : NAN);
     num(o, "sessions_kept", known ? (double)w->sessions_kept : NAN);
+    num(o, "sessions_held", known ? (double)w->sessions_held : NAN);
     num(o, "jobs_queued", known ? (double)w->jobs_queued : NAN);
     num(o, "tokens_per_second", r ? r->rows_per_second : NAN);
     num(o, "prompt_tokens_per_second", r ? r->prompt_rows_per_second : NAN);
@@ -477,7 +478,7 @@ static void write_sessions(struct out *o, nk_gateway *g)
 
         raw(o, i ? ",{" : "{");
         str(o, "id", j->id);
-        str(o, "state", j->running ? "running" : "waiting");
+        str(o, "state", j->state);
         str(o, "route", j->route);
         num(o, "age_s", j->age_s);
         num(o, "waited_s", j->waited_s);
@@ -572,6 +573,8 @@ int nk__cluster_json(nk_gateway *g, const struct nk_snapshot *s, bool trusted, s
     num(&o, "chains", set ? set->n : 0);
     write_stages(&o, set, s);
     write_links(&o, set, s);
+    key(&o, "recovery");
+    o.rc = o.rc ? o.rc : nk__recoveries_json(&g->recoveries, out, NULL);
     write_sessions(&o, g);
     if (g->opts.cluster_json) {
         key(&o, "cluster");
@@ -643,6 +646,11 @@ STAGE_VALUE(stage_kv, w->n_ctx)
 STAGE_VALUE(stage_sequences_free, w->sequences_free)
 STAGE_VALUE(stage_sessions, w->sessions_open)
 STAGE_VALUE(stage_kept, w->sessions_kept)
+STAGE_VALUE(stage_held, w->sessions_held)
+STAGE_VALUE(stage_resumed, w->sessions_resumed)
+STAGE_VALUE(stage_replayed, w->tokens_replayed)
+STAGE_VALUE(stage_journal, w->journal_bytes)
+STAGE_VALUE(stage_spilled, w->journal_spilled_bytes)
 STAGE_VALUE(stage_jobs, w->jobs_queued)
 STAGE_VALUE(stage_rtt, w->rtt_us / 1e6)
 STAGE_VALUE(stage_device_free, w->device_memory_free_bytes)
@@ -693,6 +701,16 @@ static int write_live_metrics(nk_gateway *g, const struct nk_snapshot *s, struct
               stage_sessions);
     per_stage(&o, s, "nakshatra_stage_sessions_kept", "gauge",
               "Sessions whose KV is kept for a later request.", false, stage_kept);
+    per_stage(&o, s, "nakshatra_stage_sessions_held", "gauge",
+              "Sessions that lost a worker and are held until they go on.", false, stage_held);
+    per_stage(&o, s, "nakshatra_stage_sessions_resumed_total", "counter",
+              "Sessions that went on here after a loss.", false, stage_resumed);
+    per_stage(&o, s, "nakshatra_stage_replayed_tokens_total", "counter",
+              "Positions that the stage computed again for them.", false, stage_replayed);
+    per_stage(&o, s, "nakshatra_stage_journal_bytes", "gauge",
+              "Rows that the stage has sent and keeps in memory.", false, stage_journal);
+    per_stage(&o, s, "nakshatra_stage_journal_spilled_bytes", "gauge",
+              "Rows that the stage has sent and keeps in files.", false, stage_spilled);
     per_stage(&o, s, "nakshatra_stage_jobs_queued", "gauge", "Steps that wait for the device.",
               false, stage_jobs);
     per_stage(&o, s, "nakshatra_stage_round_trip_seconds", "gauge",

@@ -346,11 +346,15 @@ class Chain:
 
     def start(self, i, listen="127.0.0.1:0"):
         """Starts worker i (again); the one after it must be up."""
-        peers = [w.address for w in self.workers[i + 1:i + 2] if w]
+        peers = self.peers(i)
         self.workers[i] = Worker("--model", self.model, "--layers", self.ranges[i], *self.options,
                                  *self.per_worker.get(i, ()), id=f"w{i}", peers=peers, listen=listen,
                                  env_more=self.env_more)
         return self.workers[i]
+
+    def peers(self, i):
+        """Whom worker i may dial."""
+        return [w.address for w in self.workers[i + 1:i + 2] if w]
 
     def write(self, **changes):
         """Writes the cluster file; changes: model_id, digest, workers, vocab, dtype."""

@@ -342,13 +342,13 @@ static void test_admission__who_comes_back_is_first_and_has_not_waited_while_it_
     wait_for(&seen.n_started, 1);
     virtual_clock_advance_ms(&v, 500);
     nk__admission_pause(a, &away);
-    assert_true(nk__admission_return(a, &tickets[0]));
+    assert_true(nk__admission_return(a, &tickets[0], 0));
     assert_int_equal(nk__admission_counts(a).waiting, 2);
     nk__admission_set_capacity(a, 1);
     wait_for(&seen.n_started, 2);
     assert_int_equal(seen.order[1], 0);
     nk__admission_pause(a, &away);
-    assert_true(nk__admission_return(a, &tickets[0]));
+    assert_true(nk__admission_return(a, &tickets[0], 0));
     virtual_clock_wait_for_waiter(&v, 200);
     virtual_clock_advance_ms(&v, 200);
     wait_for(&seen.n_expired, 1);
@@ -375,7 +375,7 @@ static void test_admission__once_closed_nobody_comes_back(void **state)
     assert_int_equal(enter(a, 0, 1, &err), 0);
     wait_for(&seen.n_started, 1);
     nk__admission_close(a);
-    assert_false(nk__admission_return(a, &tickets[0]));
+    assert_false(nk__admission_return(a, &tickets[0], 0));
     assert_int_equal(nk__admission_counts(a).running, 1);
     nk__admission_leave(a, &tickets[0]);
     end(a);
