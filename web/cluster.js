@@ -3,6 +3,7 @@
 import { Sparkline, constellation } from "./charts.js";
 import { byId, el, setText } from "./dom.js";
 import { workerAdvice } from "./explain.js";
+import { lossOf, showLosses } from "./losses.js";
 import { Machines } from "./machines.js";
 import { bytes, count, known, milliseconds, percent, plural, rate, seconds } from "./format.js";
 
@@ -39,6 +40,7 @@ export class ClusterPanel {
         this.machines.show(c, (begin) => hue(Math.max(0, c.stages.findIndex((s) => s.layer_begin === begin))));
         this.#showLayers(c);
         this.#showStages(c);
+        showLosses(c.recovery);
         this.#showSessions(c.sessions);
         this.#showStars(c);
     }
@@ -58,7 +60,9 @@ export class ClusterPanel {
             showProblem("The cluster is not ready", "The workers have not answered yet.", "This takes a moment after the start.");
         else if (down.length)
             showProblem(`${down.map((stage) => stage.id).join(", ")}: ${down.length === 1 ? "this worker does" : "these workers do"} not answer`,
-                `Layers ${down.map((stage) => `${stage.layer_begin}–${stage.layer_end}`).join(", ")} are missing; requests are refused until they are back.`,
+                `Layers ${down.map((stage) => `${stage.layer_begin}–${stage.layer_end}`).join(", ")} are missing; ${c.recovery?.pending
+                    ? `${plural(c.recovery.pending, "generation")} ${c.recovery.pending === 1 ? "waits" : "wait"} to go on when they are back.`
+                    : "requests are refused until they are back."}`,
                 down.length === 1 ? workerAdvice(down[0]) : "What to do stands at each stage. This panel returns to normal by itself.");
         else
             showProblem("The cluster is not ready", c.error.message, "This panel returns to normal by itself.");
@@ -92,7 +96,7 @@ export class ClusterPanel {
             byId("stages").replaceChildren(...this.stages.flatMap((box) => [box.link, box.node]));
         }
         for (const [i, stage] of c.stages.entries())
-            this.stages[i].show(stage, c.links[i], c.model.layers, c.gateway.running > 0);
+            this.stages[i].show(stage, c.links[i], c.model.layers, c.gateway.running > 0, lossOf(c.recovery, stage));
     }
 
     #showSessions(sessions) {
@@ -178,7 +182,7 @@ class StageBox {
             this.problem, this.figures);
     }
 
-    show(s, link, layers, running) {
+    show(s, link, layers, running, loss) {
         const way = [`${milliseconds(link.rtt_ms)} round trip`, ...(this.first ? [] : [`${milliseconds(link.wire_ms)} per step`])];
         setText(this.linkText, `${link.from} → ${link.to}: ${link.rtt_ms === null ? "no answer" : way.join(", ")}`);
         this.link.classList.toggle("live", running && s.ok);
@@ -189,7 +193,7 @@ class StageBox {
         this.place.style.marginInlineStart = `${s.layer_begin / layers * 100}%`;
         this.place.style.width = `${(s.layer_end - s.layer_begin) / layers * 100}%`;
         setText(this.layers, `layers ${s.layer_begin}–${s.layer_end} of ${layers}`);
-        this.#showProblem(s);
+        this.#showProblem(s, loss);
         this.figures.hidden = !s.device;
         this.spark.push(s.tokens_per_second);
         if (!s.device)
@@ -213,12 +217,12 @@ class StageBox {
             [s.kv_tokens - s.kv_tokens_free], s.kv_tokens);
         const names = [s.device, ...(s.device_description && s.device_description !== s.device ? [s.device_description] : [])];
         setText(this.device, `${names.join(", ")}${s.threads ? `, ${plural(s.threads, "thread")}` : ""} · llama.cpp ${s.llama_version}`);
-        setText(this.sessions, `Sessions: ${s.sessions_open} open, ${s.sessions_kept} kept · ${plural(s.jobs_queued, "step")} queued · up ${seconds(s.uptime_s)}`);
+        setText(this.sessions, `Sessions: ${s.sessions_open} open, ${s.sessions_kept} kept${s.sessions_held ? `, ${s.sessions_held} held` : ""} · ${plural(s.jobs_queued, "step")} queued · up ${seconds(s.uptime_s)}`);
     }
 
-    #showProblem(s) {
+    #showProblem(s, loss) {
         this.problem.hidden = !s.error;
-        const text = s.error ? s.error.message : "";
+        const text = s.error ? [s.error.message, loss].filter((part) => part).join(" ") : "";
         if (this.problem.dataset.text !== text && text)
             this.problem.replaceChildren(el("p", {}, text), el("p", { class: "advice" }, workerAdvice(s)));
         this.problem.dataset.text = text;

@@ -112,6 +112,38 @@ static void print_plan(const char *what, const json_t *plan)
         printf("  measured: %.1f tokens/s, each stream\n", measured);
 }
 
+/* The gateway's: who was lost while requests ran, and what became of these. */
+static void print_losses(const json_t *recovery)
+{
+    const json_t *events = json_object_get(recovery, "events"), *e;
+    char text[600];
+    size_t i;
+
+    json_array_foreach(events, i, e)
+    {
+        int pending = (int)json_integer_value(json_object_get(e, "pending")),
+            given_up = (int)json_integer_value(json_object_get(e, "given_up"));
+
+        printf("lost %s %s layers %d-%d (%s): %d generations, %d resumed", text_of(e, "time"),
+               text_of(e, "lost"), (int)json_integer_value(json_object_get(e, "layer_begin")),
+               (int)json_integer_value(json_object_get(e, "layer_end")), text_of(e, "cause"),
+               (int)json_integer_value(json_object_get(e, "generations")),
+               (int)json_integer_value(json_object_get(e, "resumed")));
+        if (given_up)
+            printf(", %d given up", given_up);
+        if (pending)
+            printf(", %d wait (%d of %d positions replayed)", pending,
+                   (int)json_integer_value(json_object_get(e, "replayed")),
+                   (int)json_integer_value(json_object_get(e, "replay_total")));
+        if (json_is_integer(json_object_get(e, "pause_ms")))
+            printf(", longest pause %.1f s",
+                   (double)json_integer_value(json_object_get(e, "pause_ms")) / 1000);
+        if (text_of(e, "chosen")[0])
+            printf("; goes on with %s", nk_visible_line(text, sizeof text, text_of(e, "chosen")));
+        printf("\n");
+    }
+}
+
 void nk_cluster_view_print(const json_t *j)
 {
     const json_t *spares = json_object_get(j, "spares"), *s;
@@ -129,4 +161,5 @@ void nk_cluster_view_print(const json_t *j)
     json_array_foreach(spares, i, s)
         printf("spare %s: %s\n", text_of(s, "name"),
                nk_visible_line(text, sizeof text, text_of(s, "reason")));
+    print_losses(json_object_get(j, "recovery"));
 }

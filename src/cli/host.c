@@ -293,6 +293,21 @@ static void event(void *user, const char *sentence)
     fprintf(stderr, "nakshatra: %s\n", sentence);
 }
 
+static json_t *recovery(void *user)
+{
+    enum { BYTES_MAX = 1 << 18 };
+    nk_host *h = user;
+    struct nk_buf text = NK_BUF_INIT(BYTES_MAX);
+    json_t *j = NULL;
+
+    pthread_mutex_lock(&h->mutex);
+    if (h->gateway && !nk_gateway_recovery_json(h->gateway, &text, NULL))
+        j = json_loadb(text.data, text.size, 0, NULL);
+    pthread_mutex_unlock(&h->mutex);
+    nk_buf_release(&text);
+    return j;
+}
+
 /* ---- chains for the gateway ---- */
 
 static int open_chain(nk_host *h, const struct nk_deployed_chain *dc, uint64_t epoch,
@@ -759,6 +774,7 @@ static int start(nk_host *h, struct nk_error *err)
                                       .revoke_token = revoke_token,
                                       .deploy = deploy,
                                       .event = event,
+                                      .recovery = recovery,
                                       .user = h };
     char name[NK_MEMBER_NAME_SIZE];
     const char *slash;

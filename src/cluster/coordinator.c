@@ -663,15 +663,18 @@ void nk_coordinator_attend(nk_coordinator *c, nk_call *call)
 
 /* ---- Status, Token, Remove ---- */
 
-static int status_text(nk_coordinator *c, void *arg, struct nk_error *err)
+/* recovery: the gateway's member is added; taken; NULL: there is none. */
+static int state_text(nk_coordinator *c, json_t *recovery, struct nk_buf *out, struct nk_error *err)
 {
-    struct nk_buf *out = arg;
     json_t *j = nk_fleet_json(c->fleet, nk_clock_now_ns(c->o.clock));
     char *text;
     int rc;
 
     if (j)
         json_object_set_new(j, "id", json_string(c->o.cluster));
+    if (j && recovery)
+        json_object_set(j, "recovery", recovery);
+    json_decref(recovery);
     text = j ? json_dumps(j, JSON_COMPACT) : NULL;
     rc =
         text ? nk_buf_adds(out, text, err) : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
@@ -680,14 +683,21 @@ static int status_text(nk_coordinator *c, void *arg, struct nk_error *err)
     return rc;
 }
 
+/* For /cluster, which has the gateway's member itself. */
+static int status_text(nk_coordinator *c, void *out, struct nk_error *err)
+{
+    return state_text(c, NULL, out, err);
+}
+
 static void status_handle(void *user, nk_call *call, struct nk_bytes msg)
 {
+    nk_coordinator *c = user;
     Nakshatra__V1__StatusReply reply = NAKSHATRA__V1__STATUS_REPLY__INIT;
     struct nk_buf text = NK_BUF_INIT(STATUS_BYTES_MAX);
     struct nk_error err;
 
     (void)msg;
-    if (status_text(user, &text, &err)) {
+    if (state_text(c, c->o.recovery ? c->o.recovery(c->o.user) : NULL, &text, &err)) {
         nk_call_finish(call, &err);
     } else {
         reply.json = text.data;

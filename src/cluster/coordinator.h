@@ -48,6 +48,9 @@ struct nk_coordinator_opts {
     /* On the net thread; must not block. */
     void (*deploy)(void *user, const struct nk_deployment *d);
     void (*event)(void *user, const char *sentence);
+    /* For Status, as its member "recovery": what the gateway knows of lost workers (docs/api.md,
+     * "recovery"). NULL, or returns NULL: it is not there. */
+    json_t *(*recovery)(void *user);
     void *user;
 };
 

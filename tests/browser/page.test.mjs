@@ -283,6 +283,7 @@ test("a worker that goes and returns: told at once, and all is well again by its
         assert.match(await problem.textContent(), /The answer broke off.*w1.*start its worker again/);
         assert.ok((await shown(page)).length > 20);
         await page.locator("#state[data-state=down]").waitFor();
+        await page.locator("#losses li").filter({ hasText: /^w1: lost.*nothing came to go on with.*1 given up/ }).waitFor();
         assert.match(await page.locator("#cluster-problem").textContent(), /w1.*Layers 3–8 are missing.*nakshatra worker/);
         await page.locator(".stage.gone h3").filter({ hasText: "w1" }).waitFor();
         assert.equal(await page.locator("#layers .gone").count(), 1);

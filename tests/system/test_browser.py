@@ -57,7 +57,7 @@ class Browser(unittest.TestCase):
             f.write(KEY + "\n")
         os.chmod(keys, 0o600)
         with nk.Chain(nk.KJV, "0-3,3-8", "--ctx", "32768") as chain, \
-                Gateway(chain.file, "--chat-template", HERMES, "--waiting-ms", "2000") as chat, \
+                Gateway(chain.file, "--chat-template", HERMES, "--waiting-ms", "2000", "--hold-ms", "3000") as chat, \
                 Gateway(chain.file) as plain, \
                 Gateway(chain.file, "--chat-template", HERMES, "--api-key-file", keys) as keyed, \
                 Gateway(chain.file, "--chat-template", HERMES, "--running", "1", "--waiting", "1", "--waiting-ms", "100",
