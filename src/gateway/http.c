@@ -251,10 +251,9 @@ static enum MHD_Result answer_error(nk_exchange *x)
 {
     struct nk_buf body = NK_BUF_INIT(8192);
     int status = nk__error_status(&x->err);
-    bool openai = x->route ? x->route->openai : true;
     struct MHD_Response *r;
 
-    nk__error_body(openai, false, &x->err, x->param, &body);
+    nk__error_body(nk__route_dialect(x->route), false, &x->err, x->param, &body);
     r = response_from(&body);
     if (r && status == 429) {
         char seconds[16];
@@ -662,6 +661,8 @@ static void judge(nk_exchange *x, const char *method, bool fits)
                *origin = header_of(x, MHD_HTTP_HEADER_ORIGIN);
     const char *type = header_of(x, MHD_HTTP_HEADER_CONTENT_TYPE),
                *length = header_of(x, MHD_HTTP_HEADER_CONTENT_LENGTH);
+    const char *authorization = header_of(x, MHD_HTTP_HEADER_AUTHORIZATION),
+               *api_key = header_of(x, "X-Api-Key");
     bool post = !strcmp(method, "POST"), guarded = g->keys || g->tls_certificate;
 
     x->failed = true; /* until the end */
@@ -697,12 +698,10 @@ static void judge(nk_exchange *x, const char *method, bool fits)
                 method, x->allowed);
         return;
     }
-    if (g->keys && !x->route->open &&
-        !nk__keys_allow(g->keys, header_of(x, MHD_HTTP_HEADER_AUTHORIZATION), x->key)) {
+    if (g->keys && !x->route->open && !nk__keys_allow(g->keys, authorization, api_key, x->key)) {
         nk_fail(&x->err, NK_E_UNAUTHENTICATED, "invalid_api_key",
-                "%s; send Authorization: Bearer KEY",
-                header_of(x, MHD_HTTP_HEADER_AUTHORIZATION) ? "this key is not known"
-                                                            : "a key is needed");
+                "%s; send Authorization: Bearer KEY, or X-Api-Key: KEY",
+                authorization || api_key ? "this key is not known" : "a key is needed");
         return;
     }
     if (x->route->kind == NK_ROUTE_REFUSED) {

@@ -188,9 +188,9 @@ void nk__job_unref(nk_job *j)
     nk__presence_leave(&g->presence, NK_PRESENT_HELD); /* the last that this thread does with g */
 }
 
-static bool is_openai(const nk_job *j)
+static enum nk_dialect dialect_of(const nk_job *j)
 {
-    return nk__api_is_openai(j->api);
+    return nk__api_dialect(j->api);
 }
 
 const char *nk__job_id(const nk_job *j)
@@ -596,6 +596,7 @@ static void end_choice(struct choice *c, bool runs, const struct nk_gen_stats *s
         e->err = err ? *err : none;
         *d = (struct nk_reply_done){
             .finish = stats->finish == NK_FINISH_NONE ? NK_FINISH_EOG : stats->finish,
+            .stop_string = "",
             .n_prompt = (int)j->prepared.prompts[c->index / n_per_prompt].n,
             .n_reused = stats->n_reused,
             .n_generated = c->n_generated,
@@ -608,6 +609,7 @@ static void end_choice(struct choice *c, bool runs, const struct nk_gen_stats *s
             .n_replayed = stats->n_replayed,
             .counts_prompt = c->index % n_per_prompt == 0,
         };
+        snprintf(d->stop_string, sizeof d->stop_string, "%s", stats->stop_string);
         d->tail = memcpy(e + 1, c->ended ? "" : stats->tail, c->ended ? 0 : stats->tail_size);
         d->tail_size = c->ended ? 0 : stats->tail_size;
         if (keeps_ids(j)) {
@@ -818,7 +820,9 @@ static void reply_opts(nk_job *j, struct nk_reply_opts *o)
         .stream = r->stream,
         .include_usage = r->include_usage,
         .n_choices = j->n_choices,
+        .n_prompt = j->n_prompt,
         .n_logprobs = r->n_logprobs,
+        .hide_reasoning = r->hide_reasoning,
         .text_bytes_max = j->g->opts.limits.reply_bytes_max,
         .created = nk_clock_unix_s(j->g->clock),
         .parse = j->prepared.parse,
@@ -921,6 +925,20 @@ static int shrink(nk_job *j, struct nk_error *err)
     return 0;
 }
 
+/* What was only asked for where the template has it. */
+static void drop_wishes(nk_job *j)
+{
+    const struct nk_prompter_caps caps = nk__prompter_caps(j->g->prompter);
+    struct nk_request *r = &j->request;
+
+    if (!r->think_if_able)
+        return;
+    if (!caps.effort)
+        r->reasoning_effort = NULL;
+    if (!caps.thinking && !caps.effort && r->think == NK_THINK_ON)
+        r->think = NK_THINK_DEFAULT;
+}
+
 /* [helper thread] */
 static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
 {
@@ -938,13 +956,13 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
         return rc;
     j->grammar_param = j->request.sampling.grammar ? "grammar"
                        : j->request.tools          ? "tools"
-                       : is_openai(j)              ? "response_format"
-                                                   : "format";
+                                                   : nk__api_format(j->api);
     if (j->request.model && !nk__model_is_here(g, j->request.model)) {
         snprintf(e->param, sizeof e->param, "model");
         return nk_fail(&e->err, NK_E_NOT_FOUND, "model_not_found",
                        "model \"%.100s\" is not here; \"%s\" is", j->request.model, g->names[0]);
     }
+    drop_wishes(j);
     if (nk__api_is_text(j->api))
         return 0;
     rc = nk__readiness_n_ctx(&g->readiness, &n_ctx, &e->err);
@@ -966,9 +984,7 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
     j->n_choices = j->prepared.n_prompts * j->request.n;
     j->choices = calloc((size_t)j->n_choices, sizeof *j->choices);
     tickets = calloc((size_t)j->n_choices, sizeof(struct nk_ticket *));
-    reply_opts(j, &o);
-    j->reply = nk__reply_new(&o);
-    if (!j->choices || !tickets || !j->reply) {
+    if (!j->choices || !tickets) {
         free(tickets);
         j->n_choices = j->choices ? j->n_choices : 0;
         return nk_fail(&e->err, NK_E_EXHAUSTED, "no_memory", "no memory for the request");
@@ -984,7 +1000,12 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
         j->n_prompt += (int)j->prepared.prompts[i / j->request.n].n;
         nk__job_ref(j); /* given up by `done`, or when the ticket leaves the queue */
     }
-    rc = nk__admission_enter(g->admission, tickets, j->n_choices, &e->err);
+    reply_opts(j, &o);
+    j->reply = nk__reply_new(&o);
+    if (j->reply)
+        rc = nk__admission_enter(g->admission, tickets, j->n_choices, &e->err);
+    else
+        rc = nk_fail(&e->err, NK_E_EXHAUSTED, "no_memory", "no memory for the reply");
     free(tickets);
     if (rc) {
         e->param[0] = '\0';
@@ -1105,7 +1126,7 @@ const char *nk__job_type(nk_job *j)
 {
     if (!streams(j))
         return "application/json";
-    return is_openai(j) ? "text/event-stream" : "application/x-ndjson";
+    return dialect_of(j) == NK_DIALECT_OLLAMA ? "application/x-ndjson" : "text/event-stream";
 }
 
 bool nk__job_overflowed(nk_job *j)
@@ -1135,7 +1156,7 @@ bool nk__job_take_keepalive(nk_job *j)
     if (!ready || !atomic_exchange(&j->keepalive, false))
         return false;
     /* What is in `out` are whole events, so this stands between two of them. */
-    if (nk_buf_adds(&j->out, streams(j) && is_openai(j) ? ":\n\n" : " ", NULL))
+    if (streams(j) ? nk__reply_keepalive(j->reply, &j->out, NULL) : nk_buf_adds(&j->out, " ", NULL))
         j->cut_off = true;
     return true;
 }
@@ -1144,7 +1165,10 @@ bool nk__job_take_keepalive(nk_job *j)
  * are answered. */
 static void write_error(nk_job *j, bool in_stream, const struct nk_error *err, const char *param)
 {
-    nk__error_body(is_openai(j), in_stream, err, param, &j->out);
+    if (in_stream)
+        nk__reply_fail(j->reply, err, param, &j->out);
+    else
+        nk__error_body(dialect_of(j), false, err, param, &j->out);
     nk__metrics_add(j->g->metrics, NK_METRIC_ERRORS, err->reason, 1);
     j->out_ended = true;
 }
@@ -1323,7 +1347,8 @@ void nk__jobs_tick(nk_gateway *g)
     {
         if (n == 64) /* the others a second later */
             break;
-        if (is_openai(j) && streams(j) && (atomic_load(&j->began) || is_opened(j)) &&
+        if (dialect_of(j) != NK_DIALECT_OLLAMA && streams(j) &&
+            (atomic_load(&j->began) || is_opened(j)) &&
             now - atomic_load(&j->last_read_ns) >= ms * 1000000ull) {
             atomic_store(&j->last_read_ns, now);
             nk__job_ref(j);

@@ -78,22 +78,26 @@ void nk__keys_free(nk_keys *k)
     free(k);
 }
 
-bool nk__keys_allow(const nk_keys *k, const char *authorization, char digest[NK_SHA256_HEX])
+static bool is_known(const nk_keys *k, const char *key, char digest[NK_SHA256_HEX])
 {
     char hex[NK_SHA256_HEX];
+    size_t size = strlen(key);
     int equal = 0;
-    size_t size;
 
-    if (!authorization || strncasecmp(authorization, "Bearer ", 7))
-        return false;
-    authorization += 7;
-    authorization += strspn(authorization, " ");
-    size = strlen(authorization);
-    if (size > KEY_BYTES_MAX || !hash(hex, authorization, size))
+    if (size > KEY_BYTES_MAX || !hash(hex, key, size))
         return false;
     for (int i = 0; i < k->n; i++)
         equal |= CRYPTO_memcmp(hex, k->digests[i], sizeof hex) == 0;
     if (equal)
         memcpy(digest, hex, sizeof hex);
     return equal;
+}
+
+bool nk__keys_allow(const nk_keys *k, const char *authorization, const char *api_key,
+                    char digest[NK_SHA256_HEX])
+{
+    if (authorization && !strncasecmp(authorization, "Bearer ", 7) &&
+        is_known(k, authorization + 7 + strspn(authorization + 7, " "), digest))
+        return true;
+    return api_key && is_known(k, api_key, digest);
 }

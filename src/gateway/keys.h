@@ -15,8 +15,10 @@ typedef struct nk_keys nk_keys;
  *                           characters, or with spaces */
 int nk__keys_new(nk_keys **out, const char *text, struct nk_error *err);
 void nk__keys_free(nk_keys *k);
-/* authorization: the value of the header ("Bearer KEY"), or NULL where there was none. digest: of
+/* authorization: the value of the header ("Bearer KEY"); api_key: that of X-Api-Key (the key alone,
+ * as Anthropic's clients send it); NULL where there was none. Either may hold the key. digest: of
  * the key, set if it is one of them. */
-bool nk__keys_allow(const nk_keys *k, const char *authorization, char digest[NK_SHA256_HEX]);
+bool nk__keys_allow(const nk_keys *k, const char *authorization, const char *api_key,
+                    char digest[NK_SHA256_HEX]);
 
 #endif

@@ -138,6 +138,7 @@ struct nk_prompter_caps nk__prompter_caps(const nk_prompter *p)
         .chat = p->jinja || p->builtin,
         .tools = p->tool_format != NK_TOOL_FORMAT_NONE,
         .thinking = p->marks.open != NULL,
+        .effort = p->effort,
         .tool_format = p->tool_format,
         .chat_template = p->text,
         .broken = p->broken.code ? &p->broken : NULL,
@@ -175,7 +176,7 @@ static int extra_json(const nk_prompter *p, const struct nk_request *r, char **t
                       struct nk_request_error *e)
 {
     json_t *extra = r->template_kwargs ? json_copy((json_t *)r->template_kwargs) : json_object();
-    const char *field = nk__api_is_openai(r->api) ? "reasoning_effort" : "think";
+    const char *field = nk__api_think(r->api);
 
     *text = NULL;
     if (r->think == NK_THINK_ON && !p->think_switch && !p->effort && !p->marks.open) {
@@ -367,7 +368,7 @@ static int prepare_grammar(struct nk_prepared *out, const nk_prompter *p,
                            struct nk_request_error *e)
 {
     const char *close = out->output.starts_thinking ? p->marks.close : NULL;
-    const char *field = !nk__api_is_openai(r->api) ? "format" : "response_format";
+    const char *field = nk__api_format(r->api);
     struct nk_buf inner = NK_BUF_INIT(NK_GRAMMAR_BYTES_MAX),
                   whole = NK_BUF_INIT(NK_GRAMMAR_BYTES_MAX);
     bool forced = r->tool_choice == NK_TOOLS_REQUIRED || r->tool_choice == NK_TOOLS_NAMED;
@@ -504,7 +505,7 @@ static int prepare_chat(struct nk_prepared *out, const nk_prompter *p, const str
 int nk__prepare(struct nk_prepared *out, const nk_prompter *p, const struct nk_request *r,
                 int n_ctx, struct nk_work *work, struct nk_request_error *e)
 {
-    bool chat = r->api == NK_API_CHAT || r->api == NK_API_OLLAMA_CHAT;
+    bool chat = nk__api_is_chat(r->api);
     int rc = 0;
 
     *out = (struct nk_prepared){ .n_prompts = 0 };

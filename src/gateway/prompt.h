@@ -21,7 +21,7 @@ int nk__prompter_new(nk_prompter **out, struct nk_clock *clock, const nk_vocab *
 void nk__prompter_free(nk_prompter *p);
 
 struct nk_prompter_caps {
-    bool chat, tools, thinking;
+    bool chat, tools, thinking, effort; /* effort: its thinking has degrees */
     enum nk_tool_format tool_format;
     const char *chat_template;     /* or NULL; borrowed */
     const struct nk_error *broken; /* why the model's own template cannot be used; or NULL */

@@ -1,8 +1,9 @@
-/* What a client reads: generated tokens in, bytes of OpenAI's or Ollama's replies out. Pure; one
- * thread at a time.
+/* What a client reads: generated tokens in, bytes of a dialect's replies out. Pure; one thread at a
+ * time.
  *
  * A reply is one request's: it knows the choices, takes each one's text apart (output.h) and writes
- * server-sent events (OpenAI, streamed), lines of JSON (Ollama, streamed) or one JSON object.
+ * server-sent events (streamed; Ollama: lines of JSON) or one JSON object, as the dialect's table
+ * of functions does (reply_int.h).
  * Streamed and not streamed texts are the same, because both go the same way until the last step.
  */
 #ifndef NK_GATEWAY_REPLY_H
@@ -22,6 +23,8 @@ struct nk_reply_opts {
     char id[40];           /* "chatcmpl-..." is made of it */
     char model[128];       /* the name that the request used */
     char fingerprint[96];
+    bool hide_reasoning;                 /* that there is some is told, not what */
+    int n_prompt;                        /* tokens of the prompts, each once */
     int64_t created;                     /* seconds since 1970 */
     bool parse;                          /* take reasoning and tool calls out of the text, by: */
     struct nk_output_opts output;        /* without its sink */
@@ -43,6 +46,7 @@ struct nk_reply_done { /* of one choice */
     enum nk_finish finish;
     const char *tail; /* text that came free at the end */
     size_t tail_size;
+    char stop_string[257]; /* "": none ended it */
     int n_prompt, n_reused, n_generated;
     uint64_t prefill_us, decode_us, total_us, waiting_us;
     int n_recovered;                  /* so often it went on after the loss of a worker */
@@ -56,11 +60,18 @@ int nk__reply_done(nk_reply *r, int choice, const struct nk_reply_done *d, struc
 /* After the last choice is done: the end of the stream, or the whole object. */
 int nk__reply_end(nk_reply *r, struct nk_buf *out, struct nk_error *err);
 
+/* Streamed: bytes in between that say nothing; where the stream has not begun, after its
+ * beginning. */
+int nk__reply_keepalive(nk_reply *r, struct nk_buf *out, struct nk_error *err);
+/* Streamed: the stream's last event, which says that it ends with an error. param: "" for none. */
+int nk__reply_fail(nk_reply *r, const struct nk_error *err, const char *param, struct nk_buf *out);
+
 /* ---- errors ---- */
 /* The HTTP status for an error. */
 int nk__error_status(const struct nk_error *err);
-/* The body, in the dialect's shape; in_stream: as the stream's last event. param: "" for none. */
-int nk__error_body(bool openai, bool in_stream, const struct nk_error *err, const char *param,
-                   struct nk_buf *out);
+/* The body, in the dialect's shape; in_stream: as an event of a stream of which nothing is known.
+ * param: "" for none. */
+int nk__error_body(enum nk_dialect dialect, bool in_stream, const struct nk_error *err,
+                   const char *param, struct nk_buf *out);
 
 #endif

@@ -22,6 +22,7 @@ static const struct {
     { "POST /api/generate", nk__rules_ollama_generate },
     { "options of /api/chat and /api/generate", nk__rules_ollama_options },
     { "POST /api/show", nk__rules_ollama_show },
+    { "POST /v1/messages and /v1/messages/count_tokens", nk__rules_anthropic },
     { "POST /tokenize", nk__rules_tokenize },
     { "POST /detokenize", nk__rules_detokenize },
     { "POST /apply-template", nk__rules_apply_template },
@@ -74,13 +75,12 @@ static int check_together(struct nk_parse *p)
         return 0;
     if (n_constraints > 1)
         return nk__bad(p, NK_E_INVALID, "bad_value", "grammar",
-                       "cannot be combined with response_format: each of them "
-                       "decides alone what the text may be");
+                       "cannot be combined with %s: each of them decides alone what the text "
+                       "may be",
+                       nk__api_format(r->api));
     if (n_constraints && r->tools && r->tool_choice != NK_TOOLS_NONE)
         return nk__bad(p, NK_E_INVALID, "bad_value",
-                       p->grammar                  ? "grammar"
-                       : nk__api_is_openai(r->api) ? "response_format"
-                                                   : "format",
+                       p->grammar ? "grammar" : nk__api_format(r->api),
                        "cannot be combined with tools unless tool_choice is \"none\": a tool call "
                        "would not fit it");
     r->sampling.grammar = p->grammar;
@@ -115,6 +115,12 @@ static int check_together(struct nk_parse *p)
     case NK_API_CHAT:
     case NK_API_APPLY_TEMPLATE:
         if (!r->messages)
+            return nk__bad(p, NK_E_INVALID, "missing_field", "messages",
+                           "is required: a list of messages");
+        break;
+    case NK_API_MESSAGES:
+    case NK_API_COUNT_TOKENS:
+        if (!p->seen_messages)
             return nk__bad(p, NK_E_INVALID, "missing_field", "messages",
                            "is required: a list of messages");
         break;
@@ -168,6 +174,8 @@ int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, s
         [NK_API_TOKENIZE] = nk__rules_tokenize,
         [NK_API_DETOKENIZE] = nk__rules_detokenize,
         [NK_API_APPLY_TEMPLATE] = nk__rules_apply_template,
+        [NK_API_MESSAGES] = nk__rules_anthropic,
+        [NK_API_COUNT_TOKENS] = nk__rules_anthropic,
     };
     struct nk_parse p = {
         .r = r,

@@ -1,4 +1,4 @@
-/* A request for text, in OpenAI's or Ollama's words, read from its JSON and checked. Pure: no
+/* A request for text, in a dialect's words, read from its JSON and checked. Pure: no
  * model, no network.
  *
  * The bytes come from strangers. Every field that exists is in a table (nk__field_table): what is
@@ -68,7 +68,10 @@ struct nk_request {
     const char *tool_name; /* for NK_TOOLS_NAMED */
     bool parallel_tool_calls;
     enum nk_think think;
-    const char *reasoning_effort;  /* or NULL */
+    const char *reasoning_effort; /* or NULL */
+    /* think and reasoning_effort are taken where the template has them; else they are dropped. */
+    bool think_if_able;
+    bool hide_reasoning;           /* what it thinks is not shown */
     const json_t *template_kwargs; /* an object, or NULL */
     /* completions and Ollama's generate */
     struct nk_prompt prompts[NK_PROMPTS_MAX];
@@ -97,6 +100,7 @@ int nk__request_shrink(struct nk_request *r, struct nk_error *err);
 enum nk_field_use {
     NK_FIELD_YES,     /* has the effect that the API's documentation says */
     NK_FIELD_FIXED,   /* only with the value that changes nothing */
+    NK_FIELD_IGNORED, /* a hint: taken, whatever it says, without an effect */
     NK_FIELD_REFUSED, /* known, and refused */
 };
 struct nk_field {

@@ -1,5 +1,6 @@
 /* What the files that read requests share: request.c, on top, knows the dialects' tables; these
- * (request_openai.c, request_ollama.c) know the readers (request_read.c). */
+ * (request_openai.c, request_ollama.c, request_anthropic.c, request_responses.c) know the readers
+ * (request_read.c), and the latter two what builds messages in OpenAI's shape (request_build.c). */
 #ifndef NK_GATEWAY_REQUEST_INT_H
 #define NK_GATEWAY_REQUEST_INT_H
 
@@ -13,7 +14,7 @@ struct nk_parse {
     const struct nk_field_rule *message_rules; /* the dialect's, of a message of a chat */
     /* What is only decided when all fields were read. */
     const char *grammar;
-    bool want_logprobs, seen_top_logprobs, seen_max_tokens;
+    bool want_logprobs, seen_top_logprobs, seen_max_tokens, seen_messages;
     int top_logprobs;
 };
 
@@ -49,13 +50,36 @@ int nk__read_messages(struct nk_parse *p, const struct nk_field_rule *f, const j
 int nk__read_tools(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_only_false(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_only_empty(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__check_tool_name(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 /* Token ids: an array of integers into owned memory. */
 int nk__read_ids(struct nk_parse *p, const char *name, const json_t *v, int32_t **ids, size_t *n);
+
+/* ---- messages in OpenAI's shape [request_build.c] ---- */
+/* All of these append to p->r->messages, which is there, and return 0 or EXHAUSTED no_memory, but
+ * where more is said. */
+
+/* More text, a string, on a line of its own. */
+int nk__build_text(struct nk_parse *p, struct nk_buf *to, const json_t *text);
+/* A message; a user's or the system's after one of the same role becomes a part of that one.
+ * INVALID too_many. */
+int nk__build_message(struct nk_parse *p, const char *role, const struct nk_buf *content);
+int nk__build_tool_result(struct nk_parse *p, const char *call_id, const struct nk_buf *content);
+/* To the last message, an assistant's: what it thought (empty: nothing), and a call. */
+int nk__build_reasoning(struct nk_parse *p, const struct nk_buf *reasoning);
+int nk__build_call(struct nk_parse *p, const char *id, const char *name, const char *arguments);
+/* A call's id as it was before it got a dialect's prefix here; any other as it is. */
+const char *nk__call_id_plain(const char *id);
+/* Checks one tool, whose members are at p->path, and appends it to p->r->tools. schema_name: the
+ * member that holds its parameters. INVALID bad_value, missing_field, too_many. */
+int nk__build_tool(struct nk_parse *p, const json_t *tool, const char *schema_name);
+int nk__build_no_memory(struct nk_parse *p); /* fills the error; returns its code */
+/* Is it one of the strings, whose list ends with NULL? */
+bool nk__is_one_of(const json_t *v, const char *const *words);
 
 extern const struct nk_field_rule nk__rules_chat[], nk__rules_completion[], nk__rules_ollama_chat[],
     nk__rules_ollama_generate[], nk__rules_ollama_options[], nk__rules_ollama_show[],
     nk__rules_message[], nk__rules_ollama_message[], nk__rules_stream_options[],
     nk__rules_tool_function[], nk__rules_tokenize[], nk__rules_detokenize[],
-    nk__rules_apply_template[];
+    nk__rules_apply_template[], nk__rules_anthropic[];
 
 #endif

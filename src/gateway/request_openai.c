@@ -290,7 +290,7 @@ int nk__read_messages(struct nk_parse *p, const struct nk_field_rule *f, const j
 
 /* ---- tools ---- */
 
-static int check_tool_name(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+int nk__check_tool_name(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
 {
     const char *name = json_string_value(v);
     size_t n = name ? strlen(name) : 0;
@@ -321,7 +321,7 @@ static int read_strict(struct nk_parse *p, const struct nk_field_rule *f, const 
 
 /* clang-format off */
 const struct nk_field_rule nk__rules_tool_function[] = {
-    { "name",        NK_FIELD_YES, check_tool_name, 0, 0, 0, "" },
+    { "name",        NK_FIELD_YES, nk__check_tool_name, 0, 0, 0, "" },
     { "description", NK_FIELD_YES, check_string,    0, 0, 0, "given to the template" },
     { "parameters",  NK_FIELD_YES, check_object,    0, 0, 0,
       "a JSON schema; given to the template, and kept to when the call is forced or strict" },

@@ -64,7 +64,7 @@ int nk__read_object(struct nk_parse *p, const struct nk_field_rule *rules, const
             return nk__bad(p, NK_E_INVALID, "unknown_field", name, "unknown field; known are %s",
                            known);
         }
-        if (json_is_null(v))
+        if (json_is_null(v) || f->use == NK_FIELD_IGNORED)
             continue;
         if (f->use == NK_FIELD_REFUSED)
             return nk__bad(p, NK_E_INVALID, "refused_field", name, "not supported: %s", f->note);

@@ -770,6 +770,10 @@ static const struct nk_route routes[] = {
       "OpenAI's chat" },
     { "/v1/completions", "POST", NK_ROUTE_GENERATE, true, false, false, 0, NK_API_COMPLETION, NULL,
       "OpenAI's text continued" },
+    { "/v1/messages", "POST", NK_ROUTE_GENERATE, true, false, false, 0, NK_API_MESSAGES, NULL,
+      "Anthropic's messages" },
+    { "/v1/messages/count_tokens", "POST", NK_ROUTE_GENERATE, true, false, false, 0,
+      NK_API_COUNT_TOKENS, NULL, "the tokens of the prompt that such a chat becomes" },
     { "/v1/models", "GET", NK_ROUTE_SHORT, true, false, false, 0, 0, answer_models,
       "the model, under all its names" },
     { "/v1/models/", "GET", NK_ROUTE_SHORT, true, false, false, 0, 0, answer_models,
@@ -848,6 +852,13 @@ const struct nk_route *nk__route_at(int idx)
     int n = (int)(sizeof routes / sizeof routes[0]);
 
     return idx < 0 || idx > n ? NULL : idx == n ? &asset_route : &routes[idx];
+}
+
+enum nk_dialect nk__route_dialect(const struct nk_route *r)
+{
+    if (r && r->kind == NK_ROUTE_GENERATE)
+        return nk__api_dialect(r->api);
+    return r && !r->openai ? NK_DIALECT_OLLAMA : NK_DIALECT_OPENAI;
 }
 
 const struct nk_asset *nk__asset_find(const char *path)

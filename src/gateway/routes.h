@@ -45,6 +45,8 @@ const struct nk_route *nk__route_at(int idx);
  * *allowed: its methods, for 405. When the method does not fit, *fits is false. */
 const struct nk_route *nk__route_find(const char *path, const char *method, bool page, bool *fits,
                                       const char **allowed);
+/* Whose errors a route's are; NULL: of a path that there is not. */
+enum nk_dialect nk__route_dialect(const struct nk_route *r);
 const struct nk_asset *nk__asset_find(const char *path);
 
 /* One JSON object about the whole cluster (docs/api.md). s may be NULL: nothing is known yet.

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "base/json.h"
+#include "base/json_writer.h"
 #include "base/utf8.h"
 
 enum {
@@ -93,6 +94,23 @@ static int apply_template(const nk_prompter *p, const struct nk_request *r, stru
     return rc ? rc : nk_buf_adds(out, "}\n", &e->err);
 }
 
+/* Of the prompt that a chat becomes. */
+static int count_tokens(const nk_prompter *p, const struct nk_request *r, struct nk_work *work,
+                        struct nk_buf *out, struct nk_request_error *e)
+{
+    struct nk_json_writer w = NK_JSON_WRITER(out, &e->err);
+    struct nk_prepared prepared;
+    int rc = nk__prepare(&prepared, p, r, NK_TEXT_BYTES_MAX, work, e);
+
+    if (rc)
+        return rc;
+    nk_json_begin(&w, NULL, '{');
+    nk_json_put_int(&w, "input_tokens", (int64_t)prepared.prompts[0].n);
+    nk_json_end(&w, '}');
+    nk__prepared_release(&prepared);
+    return w.rc ? w.rc : nk_buf_adds(out, "\n", &e->err);
+}
+
 int nk__text_answer(const nk_prompter *p, const nk_vocab *v, const struct nk_request *r,
                     struct nk_work *work, struct nk_buf *out, struct nk_request_error *e)
 {
@@ -105,6 +123,9 @@ int nk__text_answer(const nk_prompter *p, const nk_vocab *v, const struct nk_req
         break;
     case NK_API_DETOKENIZE:
         rc = detokenize(v, r, work, out, e);
+        break;
+    case NK_API_COUNT_TOKENS:
+        rc = count_tokens(p, r, work, out, e);
         break;
     default:
         rc = apply_template(p, r, work, out, e);

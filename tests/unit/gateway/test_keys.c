@@ -15,19 +15,19 @@ static void test_keys__only_whole_keys_open(void **state)
     (void)state;
     assert_int_equal(nk__keys_new(&k, "# comment\n  key-number-one\t\r\n\nkey-number-two", NULL),
                      0);
-    assert_true(nk__keys_allow(k, "Bearer key-number-one", digest));
+    assert_true(nk__keys_allow(k, "Bearer key-number-one", NULL, digest));
     memcpy(first, digest, sizeof first);
-    assert_true(nk__keys_allow(k, "bearer  key-number-two", digest));
+    assert_true(nk__keys_allow(k, "bearer  key-number-two", NULL, digest));
     assert_string_not_equal(first, digest);
     assert_int_equal(strlen(digest), 64);
-    assert_false(nk__keys_allow(k, NULL, digest));
-    assert_false(nk__keys_allow(k, "", digest));
-    assert_false(nk__keys_allow(k, "Bearer ", digest));
-    assert_false(nk__keys_allow(k, "key-number-one", digest));
-    assert_false(nk__keys_allow(k, "Bearer key-number-on", digest));
-    assert_false(nk__keys_allow(k, "Bearer key-number-one ", digest));
-    assert_false(nk__keys_allow(k, "Bearer # comment", digest));
-    assert_true(nk__keys_allow(k, "Bearer key-number-one", digest));
+    assert_false(nk__keys_allow(k, NULL, NULL, digest));
+    assert_false(nk__keys_allow(k, "", NULL, digest));
+    assert_false(nk__keys_allow(k, "Bearer ", NULL, digest));
+    assert_false(nk__keys_allow(k, "key-number-one", NULL, digest));
+    assert_false(nk__keys_allow(k, "Bearer key-number-on", NULL, digest));
+    assert_false(nk__keys_allow(k, "Bearer key-number-one ", NULL, digest));
+    assert_false(nk__keys_allow(k, "Bearer # comment", NULL, digest));
+    assert_true(nk__keys_allow(k, "Bearer key-number-one", NULL, digest));
     assert_string_equal(first, digest);
     nk__keys_free(k);
 }

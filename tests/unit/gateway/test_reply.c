@@ -342,7 +342,7 @@ static void test_reply__errors_have_the_dialects_shape(void **state)
     (void)state;
     nk_fail(&err, NK_E_INVALID, "unknown_field", "\"x\": unknown");
     assert_int_equal(nk__error_status(&err), 400);
-    nk__error_body(true, false, &err, "x", &out);
+    nk__error_body(NK_DIALECT_OPENAI, false, &err, "x", &out);
     v = json(out.data, out.size);
     assert_string_equal(json_string_value(get(v, "error.message")), "\"x\": unknown");
     assert_string_equal(json_string_value(get(v, "error.type")), "invalid_request_error");
@@ -350,7 +350,7 @@ static void test_reply__errors_have_the_dialects_shape(void **state)
     assert_string_equal(json_string_value(get(v, "error.code")), "unknown_field");
     json_decref(v);
     nk_buf_reset(&out);
-    nk__error_body(false, true, &err, "x", &out);
+    nk__error_body(NK_DIALECT_OLLAMA, true, &err, "x", &out);
     assert_string_equal(out.data, "{\"error\":\"\\\"x\\\": unknown\"}\n");
     nk_fail(&err, NK_E_EXHAUSTED, "body_too_large", "x");
     assert_int_equal(nk__error_status(&err), 413);

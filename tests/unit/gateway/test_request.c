@@ -150,11 +150,9 @@ static void test_request__names_what_is_wrong(void **state)
 static void test_request__every_known_field_is_read_or_refused(void **state)
 {
     struct nk_field_table t;
-    static const enum nk_api apis[] = { [0] = NK_API_CHAT,
-                                        [4] = NK_API_COMPLETION,
-                                        [5] = NK_API_OLLAMA_CHAT,
-                                        [7] = NK_API_OLLAMA_GENERATE,
-                                        [9] = NK_API_OLLAMA_SHOW };
+    static const enum nk_api apis[] = { [0] = NK_API_CHAT,        [4] = NK_API_COMPLETION,
+                                        [5] = NK_API_OLLAMA_CHAT, [7] = NK_API_OLLAMA_GENERATE,
+                                        [9] = NK_API_OLLAMA_SHOW, [10] = NK_API_MESSAGES };
 
     (void)state;
     for (int i = 0; nk__field_table(i, &t); i++) {
@@ -171,8 +169,11 @@ static void test_request__every_known_field_is_read_or_refused(void **state)
             /* A value that no field of these tables can have. */
             snprintf(body, sizeof body, "{\"%s\":[[7]]}", f.name);
             assert_int_not_equal(parse(apis[i], body), 0);
-            assert_string_equal(e.err.reason, "refused_field");
-            assert_string_equal(e.param, f.name);
+            assert_string_equal(e.err.reason, f.use == NK_FIELD_IGNORED  ? "missing_field"
+                                              : strcmp(f.name, "thread") ? "refused_field"
+                                                                         : "thread_unsupported_"
+                                                                           "request");
+            assert_string_equal(e.param, f.use == NK_FIELD_IGNORED ? "model" : f.name);
             /* null is as good as nothing: the next complaint is about something else. */
             snprintf(body, sizeof body, "{\"%s\":null}", f.name);
             assert_int_not_equal(parse(apis[i], body), 0);
