@@ -35,6 +35,8 @@ struct nk_serve nk_serve_default(void)
         .hold_ms = o.limits.hold_ms,
         .body_kib = (int64_t)(o.limits.body_bytes_max >> 10),
         .requests_mib = (int64_t)(o.limits.requests_bytes_max >> 20),
+        .responses_s = (int64_t)(o.limits.responses_ms / 1000),
+        .responses_mib = (int64_t)(o.limits.responses_bytes_max >> 20),
         .output_kib = (int64_t)(o.limits.output_bytes_max >> 10),
         .header_ms = o.limits.header_ms,
         .body_ms = o.limits.body_ms,
@@ -75,6 +77,8 @@ static int read_given(struct given *f, const struct nk_serve *s, const struct nk
     o->exact_recovery = s->exact_recovery;
     o->limits.body_bytes_max = (size_t)s->body_kib << 10;
     o->limits.requests_bytes_max = (size_t)s->requests_mib << 20;
+    o->limits.responses_ms = (uint64_t)s->responses_s * 1000;
+    o->limits.responses_bytes_max = (size_t)s->responses_mib << 20;
     o->limits.output_bytes_max = (size_t)s->output_kib << 10;
     o->limits.header_ms = (uint32_t)s->header_ms;
     o->limits.body_ms = (uint32_t)s->body_ms;

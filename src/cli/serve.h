@@ -8,8 +8,8 @@
 struct nk_serve { /* strings: borrowed from argv */
     const char *listen, *api_key_file, *tls_cert, *tls_key, *chat_template;
     struct nk_arg_list names, origins, hosts;
-    int64_t running, waiting, waiting_ms, hold_ms, body_kib, requests_mib, output_kib, connections,
-        per_address, drain_ms, header_ms, body_ms, idle_ms;
+    int64_t running, waiting, waiting_ms, hold_ms, body_kib, requests_mib, responses_s,
+        responses_mib, output_kib, connections, per_address, drain_ms, header_ms, body_ms, idle_ms;
     bool insecure, no_page, exact_recovery;
 };
 struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
@@ -45,6 +45,10 @@ struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
                    "largest request in KiB; over it: 413"),                                        \
         NK_OPT_INT("requests-mib", 0, &(s).requests_mib, "N", 1, 1 << 20,                          \
                    "memory for all requests together, while they are read; over it: 429"),         \
+        NK_OPT_INT("responses-ttl", 0, &(s).responses_s, "SECONDS", 0, 31536000,                   \
+                   "a stored response (/v1/responses) is kept for so long; 0: none is"),           \
+        NK_OPT_INT("responses-mib", 0, &(s).responses_mib, "N", 1, 1 << 20,                        \
+                   "memory for all of them together; over it the oldest go"),                      \
         NK_OPT_INT("output-kib", 0, &(s).output_kib, "N", 4, 1 << 20,                              \
                    "what may wait for a reader in KiB; over it the reader is cut off"),            \
         NK_OPT_INT("header-ms", 0, &(s).header_ms, "N", 1, 3600000,                                \

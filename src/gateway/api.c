@@ -51,7 +51,7 @@ const char *nk__api_format(enum nk_api api)
 bool nk__api_is_chat(enum nk_api api)
 {
     return api == NK_API_CHAT || api == NK_API_OLLAMA_CHAT || api == NK_API_MESSAGES ||
-           api == NK_API_COUNT_TOKENS;
+           api == NK_API_COUNT_TOKENS || api == NK_API_RESPONSES;
 }
 
 bool nk__api_is_text(enum nk_api api)

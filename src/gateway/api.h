@@ -23,7 +23,8 @@ enum nk_dialect {
     XX(DETOKENIZE,      "/detokenize",               OPENAI,    "tokens")     \
     XX(APPLY_TEMPLATE,  "/apply-template",           OPENAI,    "messages")   \
     XX(MESSAGES,        "/v1/messages",              ANTHROPIC, "messages")   \
-    XX(COUNT_TOKENS,    "/v1/messages/count_tokens", ANTHROPIC, "messages")
+    XX(COUNT_TOKENS,    "/v1/messages/count_tokens", ANTHROPIC, "messages")   \
+    XX(RESPONSES,       "/v1/responses",             RESPONSES, "input")
 /* clang-format on */
 enum nk_api {
 #define XX(name, path, dialect, input) NK_API_##name,

@@ -33,6 +33,8 @@ struct nk_gateway_opts nk_gateway_opts_default(void)
             .idle_ms = 120000,
             .keepalive_ms = 15000,
             .hold_ms = 60000,
+            .responses_ms = 86400000,
+            .responses_bytes_max = 64u << 20,
         },
     };
 }
@@ -108,6 +110,7 @@ static void tick(void *user)
                stuck ? "reason=helpers_stuck msg=\"no thread is free to prepare requests\""
                      : "reason=helpers_free msg=\"requests are prepared again\"");
     nk__jobs_tick(g);
+    nk__responses_expire(g->responses);
 }
 
 /* ---- starting and stopping ---- */
@@ -203,6 +206,7 @@ static void free_gateway(nk_gateway *g)
     nk__keys_free(g->keys);
     nk__recoveries_release(&g->recoveries);
     nk__metrics_free(g->metrics);
+    nk__responses_free(g->responses);
     for (int i = 0; i < g->n_names; i++)
         free(g->names[i]);
     for (int i = 0; i < g->opts.n_origins; i++)
@@ -263,6 +267,15 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     if (!rc && !(g->metrics = nk__metrics_new()))
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the gateway");
     nk__recoveries_init(&g->recoveries, g->clock, g->metrics, opts->limits.hold_ms);
+    if (!rc) {
+        const struct nk_responses_opts o = { .clock = g->clock,
+                                             .ttl_ms = opts->limits.responses_ms,
+                                             .bytes_max = opts->limits.responses_bytes_max };
+
+        g->responses = nk__responses_new(&o);
+        if (!g->responses)
+            rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the gateway");
+    }
     if (!rc)
         rc = nk__pool_start(&g->pool, HELPERS, g->clock, err);
     if (!rc)

@@ -20,6 +20,7 @@
 #include "gateway/readiness.h"
 #include "gateway/recover.h"
 #include "gateway/repair.h"
+#include "gateway/responses_store.h"
 #include "gateway/watch.h"
 
 struct MHD_Daemon;
@@ -47,6 +48,7 @@ struct nk_gateway {
     nk_prompter *prompter;
     nk_keys *keys;                 /* NULL: no key is needed */
     unsigned char salt_secret[16]; /* of this run, with keys */
+    nk_responses *responses;       /* that are kept */
     nk_metrics *metrics;
     /* Of all requests together: bodies until they are parsed, and what is parsed of them. */
     struct nk_budget bodies, parsed;

@@ -399,9 +399,11 @@ static bool look(nk_exchange *x, uint32_t age_ms, bool probe)
 static enum MHD_Result answer_short(nk_exchange *x)
 {
     struct nk_buf body = NK_BUF_INIT(SHORT_REPLY_BYTES_MAX);
-    struct nk_route_answer a = {
-        .trusted = x->trusted, .status = 200, .type = "application/json", .body = &body
-    };
+    struct nk_route_answer a = { .trusted = x->trusted,
+                                 .key = x->key,
+                                 .status = 200,
+                                 .type = "application/json",
+                                 .body = &body };
     struct nk_snapshot *s = nk__monitor_peek(x->g->monitor);
 
     x->route->answer(x->g, x->rest, &x->body, s, &a);
@@ -591,7 +593,7 @@ static enum MHD_Result answer_options(nk_exchange *x)
     if (r) {
         header(r, MHD_HTTP_HEADER_ALLOW, x->allowed);
         if (x->origin[0]) {
-            header(r, "Access-Control-Allow-Methods", "GET, POST, OPTIONS");
+            header(r, "Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
             header(r, "Access-Control-Allow-Headers",
                    wanted ? wanted : "Authorization, Content-Type");
             header(r, "Access-Control-Max-Age", "600");
@@ -711,7 +713,7 @@ static void judge(nk_exchange *x, const char *method, bool fits)
     }
     /* curl -d, as in Ollama's own documentation, says urlencoded. */
     if (post && !is_json_type(type) &&
-        (x->route->openai ||
+        ((x->route->openai && x->route->kind == NK_ROUTE_GENERATE) ||
          (type && strncasecmp(type, "application/x-www-form-urlencoded", 33)))) {
         nk_fail(&x->err, NK_E_INVALID, "unsupported_media_type",
                 "the body's type is \"%.60s\"; send Content-Type: application/json",

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "gateway/model.h"
 #include "gateway/reply.h"
+#include "gateway/responses_store.h"
 #include "gateway/text.h"
 
 /* Of Ollama's context: more than any model's context holds. */
@@ -78,6 +79,7 @@ struct nk_job {
     struct nk_prepared prepared;
     struct choice *choices;
     int n_choices, n_prompt;
+    bool stored; /* Responses: the store knows that it has begun */
 
     pthread_mutex_t mutex; /* what follows */
     bool ending;           /* nk__job_end: nobody reads any more */
@@ -156,6 +158,12 @@ void nk__job_ref(nk_job *j)
     atomic_fetch_add(&j->refs, 1);
 }
 
+static const char *response_id(const nk_job *j, char out[64])
+{
+    snprintf(out, 64, "resp_%s", j->id);
+    return out;
+}
+
 static void release_body(nk_job *j)
 {
     nk_buf_release(&j->body);
@@ -169,6 +177,13 @@ void nk__job_unref(nk_job *j)
 
     if (!j || atomic_fetch_sub(&j->refs, 1) != 1)
         return;
+    if (j->stored) { /* nothing happens where it was finished */
+        char id[64];
+        bool cancelled = j->err.code == NK_E_CANCELLED ||
+                         (j->err.code && !strcmp(j->err.reason, "response_cancelled"));
+
+        nk__responses_end(g->responses, response_id(j, id), cancelled ? "cancelled" : "failed");
+    }
     while ((e = STAILQ_FIRST(&j->events))) {
         STAILQ_REMOVE_HEAD(&j->events, link);
         free(e);
@@ -823,6 +838,9 @@ static void reply_opts(nk_job *j, struct nk_reply_opts *o)
         .n_prompt = j->n_prompt,
         .n_logprobs = r->n_logprobs,
         .hide_reasoning = r->hide_reasoning,
+        .summarise = r->summarise,
+        .encrypted_reasoning = r->encrypted_reasoning,
+        .echo = r->echo,
         .text_bytes_max = j->g->opts.limits.reply_bytes_max,
         .created = nk_clock_unix_s(j->g->clock),
         .parse = j->prepared.parse,
@@ -925,6 +943,79 @@ static int shrink(nk_job *j, struct nk_error *err)
     return 0;
 }
 
+/* ---- what is stored of responses ---- */
+
+static int stored_history(void *user, const char *id, json_t *into, struct nk_error *err)
+{
+    const nk_job *j = user;
+
+    return nk__responses_history(j->g->responses, j->key, id, into, err);
+}
+
+static int stored_item(void *user, const char *id, json_t **out, struct nk_error *err)
+{
+    const nk_job *j = user;
+
+    return nk__responses_item(j->g->responses, j->key, id, out, err);
+}
+
+/* It is to be stored: what will be needed for that when the request's JSON is gone. */
+struct to_store {
+    char *previous, *input;
+};
+
+static int remember(const nk_job *j, struct to_store *t, struct nk_error *err)
+{
+    const struct nk_request *r = &j->request;
+
+    if (!r->store)
+        return 0;
+    t->input = json_dumps(r->items, JSON_COMPACT);
+    t->previous = r->previous ? strdup(r->previous) : NULL;
+    return t->input && (t->previous || !r->previous)
+               ? 0
+               : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the response");
+}
+
+/* It begins. */
+static int store_begin(nk_job *j, const struct to_store *t, struct nk_error *err)
+{
+    struct nk_buf object = NK_BUF_INIT(j->g->opts.limits.reply_bytes_max);
+    char id[64];
+    int rc;
+
+    if (!t->input)
+        return 0;
+    rc = nk__reply_response(j->reply, &object, err);
+    if (!rc)
+        rc = nk__responses_begin(j->g->responses, j->key, response_id(j, id), t->previous, t->input,
+                                 nk_buf_str(&object), err);
+    j->stored = !rc;
+    nk_buf_release(&object);
+    return rc;
+}
+
+/* The reply's last bytes; what it says is stored before anybody can have read them. */
+static int end_reply(nk_job *j, struct nk_error *err)
+{
+    struct nk_buf object = NK_BUF_INIT(j->g->opts.limits.reply_bytes_max),
+                  items = NK_BUF_INIT(j->g->opts.limits.reply_bytes_max);
+    char id[64];
+    int rc = nk__reply_end(j->reply, &j->out, err);
+
+    if (!rc && j->stored) {
+        rc = nk__reply_response(j->reply, &object, err);
+        if (!rc)
+            rc = nk__reply_items(j->reply, &items, err);
+        if (!rc)
+            nk__responses_finish(j->g->responses, response_id(j, id), nk_buf_str(&object),
+                                 nk_buf_str(&items));
+    }
+    nk_buf_release(&object);
+    nk_buf_release(&items);
+    return rc;
+}
+
 /* What was only asked for where the template has it. */
 static void drop_wishes(nk_job *j)
 {
@@ -943,8 +1034,15 @@ static void drop_wishes(nk_job *j)
 static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
 {
     nk_gateway *g = j->g;
-    const struct nk_request_limits limits = { .messages_max = g->opts.limits.messages_max,
-                                              .n_max = g->opts.limits.n_max };
+    const struct nk_item_source items = { .history = stored_history,
+                                          .item = stored_item,
+                                          .user = j };
+    const struct nk_request_limits limits = {
+        .messages_max = g->opts.limits.messages_max,
+        .n_max = g->opts.limits.n_max,
+        .items = nk__responses_keeps(g->responses) ? &items : NULL,
+    };
+    struct to_store to_store = { NULL, NULL };
     struct nk_reply_opts o;
     struct nk_ticket **tickets;
     int n_ctx, rc = hold_for_parsing(j, e);
@@ -978,16 +1076,19 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
     if (!rc)
         rc = make_salt(j, &e->err);
     if (!rc)
+        rc = remember(j, &to_store, &e->err);
+    if (!rc)
         rc = shrink(j, &e->err); /* before others look at the request */
     if (rc)
-        return rc;
+        goto out;
     j->n_choices = j->prepared.n_prompts * j->request.n;
     j->choices = calloc((size_t)j->n_choices, sizeof *j->choices);
     tickets = calloc((size_t)j->n_choices, sizeof(struct nk_ticket *));
     if (!j->choices || !tickets) {
         free(tickets);
         j->n_choices = j->choices ? j->n_choices : 0;
-        return nk_fail(&e->err, NK_E_EXHAUSTED, "no_memory", "no memory for the request");
+        rc = nk_fail(&e->err, NK_E_EXHAUSTED, "no_memory", "no memory for the request");
+        goto out;
     }
     for (int i = 0; i < j->n_choices; i++) {
         struct choice *c = &j->choices[i];
@@ -1003,8 +1104,10 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
     reply_opts(j, &o);
     j->reply = nk__reply_new(&o);
     if (j->reply)
+        rc = store_begin(j, &to_store, &e->err);
+    if (j->reply && !rc)
         rc = nk__admission_enter(g->admission, tickets, j->n_choices, &e->err);
-    else
+    if (!j->reply)
         rc = nk_fail(&e->err, NK_E_EXHAUSTED, "no_memory", "no memory for the reply");
     free(tickets);
     if (rc) {
@@ -1014,6 +1117,9 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
             nk__job_unref(j);
         }
     }
+out:
+    free(to_store.previous);
+    free(to_store.input);
     return rc;
 }
 
@@ -1188,7 +1294,7 @@ static bool write_event(nk_job *j, const struct event *e)
     if (e->is_done) {
         rc = nk__reply_done(j->reply, e->choice, &e->done, &j->out, &err);
         if (!rc && ++j->n_written == j->n_choices) {
-            rc = nk__reply_end(j->reply, &j->out, &err);
+            rc = end_reply(j, &err);
             j->out_ended = true;
         }
     } else
@@ -1254,7 +1360,7 @@ ssize_t nk__job_read(nk_job *j, char *out, size_t max)
         if (state == NK_JOB_WHOLE) {
             struct nk_error err;
 
-            if (!is_answered_at_once(j) && nk__reply_end(j->reply, &j->out, &err))
+            if (!is_answered_at_once(j) && end_reply(j, &err))
                 write_error(j, false, &err, "");
             j->out_ended = true;
             break;
@@ -1360,6 +1466,26 @@ void nk__jobs_tick(nk_gateway *g)
         nk__job_want_keepalive(due[--n]);
         nk__job_unref(due[n]);
     }
+}
+
+void nk__jobs_cancel_response(nk_gateway *g, const char *id, const char *key)
+{
+    nk_job *found = NULL, *j;
+    char its[64];
+
+    pthread_mutex_lock(&g->mutex);
+    TAILQ_FOREACH(j, &g->jobs, link)
+    {
+        if (j->api == NK_API_RESPONSES && !strcmp(j->key, key) && !strcmp(response_id(j, its), id))
+            found = j;
+    }
+    if (found)
+        nk__job_ref(found);
+    pthread_mutex_unlock(&g->mutex);
+    if (found)
+        nk__job_cancel(found, NK_E_PRECONDITION, "response_cancelled",
+                       "the response was cancelled by POST /v1/responses/ID/cancel");
+    nk__job_unref(found);
 }
 
 void nk__jobs_cancel(nk_gateway *g)

@@ -75,6 +75,8 @@ struct nk_job_info {
 };
 /* Those that generate, the oldest first. Returns how many were written. */
 int nk__jobs_info(nk_gateway *g, struct nk_job_info *out, int n_max);
+/* Ends the response with this id, of this key, if it is being computed: who reads it is told. */
+void nk__jobs_cancel_response(nk_gateway *g, const char *id, const char *key);
 /* Every second: streams that were silent for long get a keepalive. */
 void nk__jobs_tick(nk_gateway *g);
 /* The gateway shuts down: ends all that there are. */

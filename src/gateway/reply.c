@@ -132,6 +132,7 @@ nk_reply *nk__reply_new(const struct nk_reply_opts *opts)
         [NK_DIALECT_OPENAI] = &nk__reply_openai,
         [NK_DIALECT_OLLAMA] = &nk__reply_ollama,
         [NK_DIALECT_ANTHROPIC] = &nk__reply_anthropic,
+        [NK_DIALECT_RESPONSES] = &nk__reply_responses,
     };
     nk_reply *r = calloc(1, sizeof *r);
     struct nk_buf *b;
@@ -140,8 +141,6 @@ nk_reply *nk__reply_new(const struct nk_reply_opts *opts)
         return NULL;
     r->opts = *opts;
     r->dialect = dialects[nk__api_dialect(opts->api)];
-    nk_buf_init(&r->response, opts->text_bytes_max);
-    nk_buf_init(&r->items, opts->text_bytes_max);
     r->choices = calloc((size_t)opts->n_choices, sizeof *r->choices);
     for (int i = 0; r->choices && i < opts->n_choices; i++) {
         struct nk__reply_choice *c = &r->choices[i];
@@ -193,8 +192,6 @@ void nk__reply_free(nk_reply *r)
         free(c->parts);
         nk__output_free(c->output);
     }
-    nk_buf_release(&r->response);
-    nk_buf_release(&r->items);
     free(r->choices);
     free(r);
 }

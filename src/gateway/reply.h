@@ -23,7 +23,10 @@ struct nk_reply_opts {
     char id[40];           /* "chatcmpl-..." is made of it */
     char model[128];       /* the name that the request used */
     char fingerprint[96];
-    bool hide_reasoning;                 /* that there is some is told, not what */
+    bool hide_reasoning; /* that there is some is told, not what */
+    /* Responses: reasoning as a summary; and as text that a client sends back. */
+    bool summarise, encrypted_reasoning;
+    const char *echo;                    /* Responses: what it repeats of its request; borrowed */
     int n_prompt;                        /* tokens of the prompts, each once */
     int64_t created;                     /* seconds since 1970 */
     bool parse;                          /* take reasoning and tool calls out of the text, by: */
@@ -60,6 +63,9 @@ int nk__reply_done(nk_reply *r, int choice, const struct nk_reply_done *d, struc
 /* After the last choice is done: the end of the stream, or the whole object. */
 int nk__reply_end(nk_reply *r, struct nk_buf *out, struct nk_error *err);
 
+/* Responses: the response as it is now, and the items that were said, a list: for the store. */
+int nk__reply_response(const nk_reply *r, struct nk_buf *out, struct nk_error *err);
+int nk__reply_items(const nk_reply *r, struct nk_buf *out, struct nk_error *err);
 /* Streamed: bytes in between that say nothing; where the stream has not begun, after its
  * beginning. */
 int nk__reply_keepalive(nk_reply *r, struct nk_buf *out, struct nk_error *err);

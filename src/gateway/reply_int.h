@@ -74,13 +74,12 @@ struct nk_reply {
     struct nk_buf *out; /* streamed, while pieces come; else NULL */
     bool begun;         /* the stream has its first bytes */
     int64_t n_prompt, n_reused, n_generated;
-    int64_t sequence;              /* Responses: of the next event */
-    struct nk_buf response, items; /* Responses: what is to be stored, once it is over */
+    int64_t sequence; /* Responses: of the next event */
 };
 
 bool nk__reply_is_chat(const nk_reply *r);
 int nk__reply_n_reasoning(const nk_reply *r);
-/* `piece` of the dialects that need no more than all of each kind: into content, reasoning, tools. */
+/* `piece` of the dialects that need no more than all of each kind, in content, reasoning, tools. */
 int nk__reply_collect(struct nk__reply_choice *c, enum nk_output_kind kind, const char *text,
                       size_t size, struct nk_error *err);
 /* The pieces of one kind make a part; another kind, or another call, begins the next. */

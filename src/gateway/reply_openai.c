@@ -1,4 +1,4 @@
-/* OpenAI's chat completions and completions: server-sent events that end with [DONE], or one object. */
+/* OpenAI's chat completions and completions: server-sent events, ended by [DONE], or an object. */
 #include "gateway/reply_int.h"
 
 #include <math.h>

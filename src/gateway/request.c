@@ -23,6 +23,7 @@ static const struct {
     { "options of /api/chat and /api/generate", nk__rules_ollama_options },
     { "POST /api/show", nk__rules_ollama_show },
     { "POST /v1/messages and /v1/messages/count_tokens", nk__rules_anthropic },
+    { "POST /v1/responses", nk__rules_responses },
     { "POST /tokenize", nk__rules_tokenize },
     { "POST /detokenize", nk__rules_detokenize },
     { "POST /apply-template", nk__rules_apply_template },
@@ -151,6 +152,7 @@ static int check_together(struct nk_parse *p)
             return nk__bad(p, NK_E_INVALID, "missing_field", nk__api_input(r->api), "is required");
         break;
     case NK_API_OLLAMA_SHOW:
+    case NK_API_RESPONSES:
         break;
     }
     if (r->only_load && r->no_reuse)
@@ -176,6 +178,7 @@ int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, s
         [NK_API_APPLY_TEMPLATE] = nk__rules_apply_template,
         [NK_API_MESSAGES] = nk__rules_anthropic,
         [NK_API_COUNT_TOKENS] = nk__rules_anthropic,
+        [NK_API_RESPONSES] = nk__rules_responses,
     };
     struct nk_parse p = {
         .r = r,
@@ -193,6 +196,7 @@ int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, s
         .sampling = defaults(api),
         .stream = api == NK_API_OLLAMA_CHAT || api == NK_API_OLLAMA_GENERATE,
         .parallel_tool_calls = true,
+        .store = api == NK_API_RESPONSES,
         .parse_special = true,
     };
     e->param[0] = '\0';
@@ -209,6 +213,10 @@ int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, s
                      "the body is %s; a JSON object is needed", nk__json_type(r->root));
     else
         rc = nk__read_object(&p, rules[api], r->root);
+    if (!rc && api == NK_API_RESPONSES) {
+        r->store = r->store && limits->items;
+        rc = nk__responses_build(&p);
+    }
     if (!rc)
         rc = check_together(&p);
     if (rc)
@@ -224,7 +232,9 @@ void nk__request_release(struct nk_request *r)
     free(r->logit_bias);
     json_decref(r->messages);
     json_decref(r->tools);
+    json_decref(r->items);
     json_decref(r->root);
+    free(r->echo);
     free(r->kept);
     *r = (struct nk_request){ 0 };
 }
@@ -271,7 +281,9 @@ int nk__request_shrink(struct nk_request *r, struct nk_error *err)
     r->n_context = 0;
     json_decref(r->messages);
     json_decref(r->tools);
-    r->messages = r->tools = NULL;
+    json_decref(r->items);
+    r->messages = r->tools = r->items = NULL;
+    r->previous = NULL;
     r->schema = r->template_kwargs = NULL;
     r->tool_name = r->cache_salt = r->reasoning_effort = r->system = NULL;
     json_decref(r->root);

@@ -23,8 +23,21 @@ struct nk_request_error {
     char param[128];
 };
 
+/* What was said in earlier responses, for Responses' requests that go on from there: lists of that
+ * dialect's items. */
+struct nk_item_source {
+    /* Appends all that was said up to a response. */
+    int (*history)(void *user, const char *response_id, json_t *into, struct nk_error *err);
+    /* One item by its id; *out owned by the caller. */
+    int (*item)(void *user, const char *item_id, json_t **out, struct nk_error *err);
+    void *user;
+};
+/* What a client gets as its reasoning's encrypted_content begins with it; the text follows. */
+#define NK_REASONING_MARK "nakshatra:"
+
 struct nk_request_limits {
     int messages_max, n_max;
+    const struct nk_item_source *items; /* NULL: nothing is stored */
 };
 
 struct nk_prompt { /* text, or token ids */
@@ -71,7 +84,12 @@ struct nk_request {
     const char *reasoning_effort; /* or NULL */
     /* think and reasoning_effort are taken where the template has them; else they are dropped. */
     bool think_if_able;
-    bool hide_reasoning;           /* what it thinks is not shown */
+    bool hide_reasoning; /* what it thinks is not shown */
+    /* Responses */
+    bool store, summarise, encrypted_reasoning;
+    const char *previous; /* the response that this one follows; or NULL */
+    json_t *items;        /* owned: the request's, for the store; what they referred to is in it */
+    char *echo;           /* owned: members of a response that repeat the request; stays */
     const json_t *template_kwargs; /* an object, or NULL */
     /* completions and Ollama's generate */
     struct nk_prompt prompts[NK_PROMPTS_MAX];
@@ -87,6 +105,7 @@ struct nk_request {
 
 /* Reads one. On success *r is to be released. On failure it is empty and e says what and where:
  *   INVALID        bad_json, not_an_object, unknown_field, refused_field, bad_value, missing_field
+ *   NOT_FOUND      previous_response_not_found, item_not_found; and what else the source has
  *   EXHAUSTED      too_many (messages, choices), too_large */
 int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, size_t size,
                       const struct nk_request_limits *limits, struct nk_request_error *e);

@@ -495,7 +495,8 @@ const struct nk_field_rule nk__rules_anthropic[] = {
       "auto, none, any, or a tool; the last two by a grammar; disable_parallel_tool_use: the reply "
       "ends after the first call" },
     { "thinking",           NK_FIELD_YES,     read_thinking, 0, 0, 0,
-      "enabled: where the model can; disabled; adaptive, between_tools: as the template has it; budget_tokens is "
+      "enabled: where the model can; disabled; adaptive, between_tools: as the template has it; "
+      "budget_tokens is "
       "not looked at; display: omitted leaves the text out" },
     { "output_config",      NK_FIELD_YES,     read_output_config, 0, 0, 0,
       "effort: for templates that have degrees of it; format: a JSON schema, turned into a "

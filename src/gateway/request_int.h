@@ -16,6 +16,7 @@ struct nk_parse {
     const char *grammar;
     bool want_logprobs, seen_top_logprobs, seen_max_tokens, seen_messages;
     int top_logprobs;
+    const json_t *input, *instructions, *allowed_tools; /* Responses */
 };
 
 struct nk_field_rule {
@@ -80,6 +81,9 @@ extern const struct nk_field_rule nk__rules_chat[], nk__rules_completion[], nk__
     nk__rules_ollama_generate[], nk__rules_ollama_options[], nk__rules_ollama_show[],
     nk__rules_message[], nk__rules_ollama_message[], nk__rules_stream_options[],
     nk__rules_tool_function[], nk__rules_tokenize[], nk__rules_detokenize[],
-    nk__rules_apply_template[], nk__rules_anthropic[];
+    nk__rules_apply_template[], nk__rules_anthropic[], nk__rules_responses[];
+
+/* Responses: messages from instructions, from what was stored, and from the input. */
+int nk__responses_build(struct nk_parse *p);
 
 #endif

@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/json.h"
+#include "base/json_writer.h"
 #include "gateway/job.h"
 #include "gateway/model.h"
 #include "gateway/reply.h"
@@ -149,6 +150,112 @@ static void answer_models(nk_gateway *g, const char *rest, const struct nk_buf *
         write_model(&o, g, g->names[i], s);
     }
     raw(&o, "]}");
+}
+
+/* ---- stored responses ---- */
+
+/* The id, and what follows it: "" or a word. False: neither. */
+static bool response_path(const char *rest, char id[64], const char **word)
+{
+    size_t n = strcspn(rest, "/");
+
+    if (!n || n >= 64)
+        return false;
+    snprintf(id, 64, "%.*s", (int)n, rest);
+    *word = rest[n] ? rest + n + 1 : "";
+    return true;
+}
+
+static void no_such(const char *rest, struct nk_route_answer *a)
+{
+    nk_fail(&a->err, NK_E_NOT_FOUND, "unknown_route",
+            "there is no /v1/responses/%.100s; there are ID, ID/input_items and, as POST, "
+            "ID/cancel",
+            rest);
+}
+
+/* The newest first, as OpenAI has them. */
+static void write_input_items(nk_gateway *g, const char *id, struct nk_route_answer *a)
+{
+    struct nk_buf list = NK_BUF_INIT(a->body->max);
+    struct nk_json_writer w = NK_JSON_WRITER(a->body, NULL);
+    json_t *items;
+
+    if (nk__responses_input(g->responses, a->key, id, &list, &a->err)) {
+        nk_buf_release(&list);
+        return;
+    }
+    items = json_loads(nk_buf_str(&list), 0, NULL);
+    nk_buf_release(&list);
+    nk_json_begin(&w, NULL, '{');
+    nk_json_put_str(&w, "object", "list");
+    nk_json_begin(&w, "data", '[');
+    for (size_t i = json_array_size(items); i > 0; i--) {
+        char *text = json_dumps(json_array_get(items, i - 1), JSON_COMPACT);
+
+        nk_json_put_raw(&w, NULL, text ? text : "");
+        free(text);
+    }
+    nk_json_end(&w, ']');
+    nk_json_put_null(&w, "first_id");
+    nk_json_put_null(&w, "last_id");
+    nk_json_put_bool(&w, "has_more", false);
+    nk_json_end(&w, '}');
+    json_decref(items);
+}
+
+static void answer_response(nk_gateway *g, const char *rest, const struct nk_buf *request,
+                            const struct nk_snapshot *s, struct nk_route_answer *a)
+{
+    const char *word;
+    char id[64];
+
+    (void)request, (void)s;
+    if (!response_path(rest, id, &word) || (word[0] && strcmp(word, "input_items") != 0))
+        no_such(rest, a);
+    else if (word[0])
+        write_input_items(g, id, a);
+    else
+        nk__responses_get(g->responses, a->key, id, a->body, &a->err);
+}
+
+static void answer_response_delete(nk_gateway *g, const char *rest, const struct nk_buf *request,
+                                   const struct nk_snapshot *s, struct nk_route_answer *a)
+{
+    struct nk_json_writer w = NK_JSON_WRITER(a->body, NULL);
+    const char *word;
+    char id[64];
+
+    (void)request, (void)s;
+    if (!response_path(rest, id, &word) || word[0]) {
+        no_such(rest, a);
+        return;
+    }
+    if (nk__responses_delete(g->responses, a->key, id, &a->err))
+        return;
+    nk_json_begin(&w, NULL, '{');
+    nk_json_put_str(&w, "id", id);
+    nk_json_put_str(&w, "object", "response");
+    nk_json_put_bool(&w, "deleted", true);
+    nk_json_end(&w, '}');
+}
+
+static void answer_response_cancel(nk_gateway *g, const char *rest, const struct nk_buf *request,
+                                   const struct nk_snapshot *s, struct nk_route_answer *a)
+{
+    const char *word;
+    char id[64];
+
+    (void)request, (void)s;
+    if (!response_path(rest, id, &word) || strcmp(word, "cancel") != 0) {
+        no_such(rest, a);
+        return;
+    }
+    if (nk__responses_running(g->responses, a->key, id, &a->err))
+        return;
+    nk__jobs_cancel_response(g, id, a->key);
+    nk__responses_end(g->responses, id, "cancelled");
+    nk__responses_get(g->responses, a->key, id, a->body, &a->err);
 }
 
 /* ---- Ollama ---- */
@@ -774,6 +881,14 @@ static const struct nk_route routes[] = {
       "Anthropic's messages" },
     { "/v1/messages/count_tokens", "POST", NK_ROUTE_GENERATE, true, false, false, 0,
       NK_API_COUNT_TOKENS, NULL, "the tokens of the prompt that such a chat becomes" },
+    { "/v1/responses", "POST", NK_ROUTE_GENERATE, true, false, false, 0, NK_API_RESPONSES, NULL,
+      "OpenAI's responses" },
+    { "/v1/responses/", "GET", NK_ROUTE_SHORT, true, false, false, 0, 0, answer_response,
+      "a stored response by its id, or its `ID/input_items`" },
+    { "/v1/responses/", "DELETE", NK_ROUTE_SHORT, true, false, false, 0, 0,
+      answer_response_delete, "forgets one" },
+    { "/v1/responses/", "POST", NK_ROUTE_SHORT, true, false, false, 0, 0, answer_response_cancel,
+      "`ID/cancel`: ends one that is being computed" },
     { "/v1/models", "GET", NK_ROUTE_SHORT, true, false, false, 0, 0, answer_models,
       "the model, under all its names" },
     { "/v1/models/", "GET", NK_ROUTE_SHORT, true, false, false, 0, 0, answer_models,
@@ -808,8 +923,6 @@ static const struct nk_route routes[] = {
       "200 when a request would run, else 503 with the reason" },
     { "/health", "GET", NK_ROUTE_LOOK, true, true, true, 2000, 0, answer_health,
       "the same, by llama-server's name" },
-    REFUSED("/v1/responses",    "POST", true,  "use /v1/chat/completions"),
-    REFUSED("/v1/responses/",   "GET",  true,  "no response is stored"),
     REFUSED("/v1/embeddings",   "POST", true,  "the workers compute tokens, not embeddings"),
     REFUSED("/v1/rerank",       "POST", true,  "the workers compute tokens, not ranks"),
     REFUSED("/v1/moderations",  "POST", true,  "there is no model for it"),
@@ -869,24 +982,40 @@ const struct nk_asset *nk__asset_find(const char *path)
     return NULL;
 }
 
+static bool fits_method(const struct nk_route *r, const char *method)
+{
+    return r->kind == NK_ROUTE_REFUSED || !strcmp(method, r->method) ||
+           (!strcmp(method, "HEAD") && !strcmp(r->method, "GET"));
+}
+
+static bool fits_path(const struct nk_route *r, const char *path)
+{
+    size_t n = strlen(r->path);
+
+    return !strcmp(r->path, path) ||
+           (r->path[n - 1] == '/' && !strncmp(r->path, path, n) && path[n]);
+}
+
 const struct nk_route *nk__route_find(const char *path, const char *method, bool page, bool *fits,
                                       const char **allowed)
 {
     const struct nk_route *found = page && nk__asset_find(path) ? &asset_route
                                    : !strcmp(path, "/")         ? &bare_route
                                                                 : NULL;
+    int n = 0; /* methods of the path */
 
-    for (size_t i = 0; i < sizeof routes / sizeof routes[0] && !found; i++) {
-        size_t n = strlen(routes[i].path);
-
-        if (!strcmp(routes[i].path, path) ||
-            (routes[i].path[n - 1] == '/' && !strncmp(routes[i].path, path, n) && path[n]))
+    for (size_t i = 0; i < sizeof routes / sizeof routes[0] && (!found || n); i++) {
+        if (!fits_path(&routes[i], path) || (found && strcmp(found->path, routes[i].path) != 0))
+            continue;
+        n++;
+        if (!found || (!fits_method(found, method) && fits_method(&routes[i], method)))
             found = &routes[i];
     }
     if (!found)
         return NULL;
-    *fits = found->kind == NK_ROUTE_REFUSED || !strcmp(method, found->method) ||
-            (!strcmp(method, "HEAD") && !strcmp(found->method, "GET"));
-    *allowed = !strcmp(found->method, "GET") ? "GET, HEAD, OPTIONS" : "POST, OPTIONS";
+    *fits = fits_method(found, method);
+    *allowed = n > 1                           ? "GET, HEAD, POST, DELETE, OPTIONS"
+               : !strcmp(found->method, "GET") ? "GET, HEAD, OPTIONS"
+                                               : "POST, OPTIONS";
     return found;
 }

@@ -17,6 +17,7 @@ enum nk_route_kind {
 
 struct nk_route_answer { /* of a short route; body is filled, status 200 is there already */
     bool trusted;        /* who asks may see what lets a machine join */
+    const char *key;     /* the digest of the key that asks; "": none */
     int status;
     const char *type;
     struct nk_buf *body;
@@ -26,7 +27,7 @@ struct nk_route_answer { /* of a short route; body is filled, status 200 is ther
 
 struct nk_route {
     const char *path;   /* ending in "/": and what follows, which answer gets as rest */
-    const char *method; /* "GET" (and HEAD) or "POST" */
+    const char *method; /* "GET" (and HEAD), "POST" or "DELETE"; a path has a line for each */
     enum nk_route_kind kind;
     bool openai;     /* the shape of its errors */
     bool open;       /* no key is needed */

@@ -63,7 +63,7 @@ class Clients(unittest.TestCase):
             blocks = [textwrap.dedent(b) for b in re.findall(r"(?m)(?:^    .*\n)+", f.read())]
         curl = next(b for b in blocks if b.startswith("curl"))
         scripts = [b for b in blocks if b.startswith("import")]
-        self.assertEqual(len(scripts), 3)
+        self.assertEqual(len(scripts), 4)
         with nk.Chain(nk.KJV, "0-4,4-8") as chain, Gateway(chain.file, "--chat-template", "chatml") as gateway:
             gateway.wait_ready()
 

@@ -152,13 +152,16 @@ static void test_request__every_known_field_is_read_or_refused(void **state)
     struct nk_field_table t;
     static const enum nk_api apis[] = { [0] = NK_API_CHAT,        [4] = NK_API_COMPLETION,
                                         [5] = NK_API_OLLAMA_CHAT, [7] = NK_API_OLLAMA_GENERATE,
-                                        [9] = NK_API_OLLAMA_SHOW, [10] = NK_API_MESSAGES };
+                                        [9] = NK_API_OLLAMA_SHOW, [10] = NK_API_MESSAGES,
+                                        [11] = NK_API_RESPONSES };
 
     (void)state;
     for (int i = 0; nk__field_table(i, &t); i++) {
         assert_true(t.n > 0);
         for (int k = 0; k < t.n; k++) {
             struct nk_field f = nk__field(i, k);
+            /* What is missing in a body with nothing but this field. */
+            const char *next = apis[i] == NK_API_RESPONSES ? "input" : "model";
             char body[200];
 
             for (int j = 0; j < k; j++)
@@ -173,11 +176,11 @@ static void test_request__every_known_field_is_read_or_refused(void **state)
                                               : strcmp(f.name, "thread") ? "refused_field"
                                                                          : "thread_unsupported_"
                                                                            "request");
-            assert_string_equal(e.param, f.use == NK_FIELD_IGNORED ? "model" : f.name);
+            assert_string_equal(e.param, f.use == NK_FIELD_IGNORED ? next : f.name);
             /* null is as good as nothing: the next complaint is about something else. */
             snprintf(body, sizeof body, "{\"%s\":null}", f.name);
             assert_int_not_equal(parse(apis[i], body), 0);
-            assert_string_equal(e.param, "model");
+            assert_string_equal(e.param, next);
         }
     }
 }
