@@ -617,6 +617,8 @@ const struct nk_field_rule nk__rules_responses[] = {
       "strings; stored with the response" },
     { "user",                   NK_FIELD_YES,     nk__read_string, OFFSET(user), 0, 0,
       "goes to the log with the request" },
+    { "stop",                   NK_FIELD_YES,     nk__read_stop, 0, 0, 0,
+      "llama-server's; a string, or up to 16" },
     { "seed",                   NK_FIELD_YES,     nk__read_seed, 0, 0, 0,
       "llama-server's; the same seed gives the same text; -1: a random one" },
     { "top_k",                  NK_FIELD_YES,     nk__read_int, SAMPLING(top_k), 0, INT32_MAX,
