@@ -270,7 +270,8 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     if (!rc) {
         const struct nk_responses_opts o = { .clock = g->clock,
                                              .ttl_ms = opts->limits.responses_ms,
-                                             .bytes_max = opts->limits.responses_bytes_max };
+                                             .bytes_max = opts->limits.responses_bytes_max,
+                                             .history_bytes_max = opts->limits.body_bytes_max };
 
         g->responses = nk__responses_new(&o);
         if (!g->responses)

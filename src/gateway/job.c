@@ -934,6 +934,7 @@ static int shrink(nk_job *j, struct nk_error *err)
     for (int i = 0; i < j->prepared.n_prompts; i++)
         rest += j->prepared.prompts[i].n * sizeof *j->prepared.prompts[i].ids;
     rest += j->prepared.grammar ? strlen(j->prepared.grammar) : 0;
+    rest += j->request.echo ? strlen(j->request.echo) : 0;
     nk__budget_hold(&j->g->parsed, &j->held, rest < before ? rest : before, 0);
 #ifdef __GLIBC__
     /* Else many small blocks, long freed, stay this process's. */
@@ -1061,8 +1062,10 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
                        "model \"%.100s\" is not here; \"%s\" is", j->request.model, g->names[0]);
     }
     drop_wishes(j);
-    if (nk__api_is_text(j->api))
+    if (nk__api_is_text(j->api)) {
+        j->request.stream = false; /* Anthropic's count of tokens takes what its messages take */
         return 0;
+    }
     rc = nk__readiness_n_ctx(&g->readiness, &n_ctx, &e->err);
     if (rc) {
         e->param[0] = '\0';

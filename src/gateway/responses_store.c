@@ -238,7 +238,7 @@ int nk__responses_history(nk_responses *s, const char *owner, const char *id, js
 {
     struct turn *last = NULL, *t, **turns = NULL;
     struct record *r;
-    size_t n = 0;
+    size_t n = 0, bytes = 0;
     int rc = 0;
 
     pthread_mutex_lock(&s->mutex);
@@ -256,10 +256,14 @@ int nk__responses_history(nk_responses *s, const char *owner, const char *id, js
     pthread_mutex_unlock(&s->mutex);
     if (rc)
         return rc;
-    for (t = last; t; t = t->before)
-        n++;
-    turns = calloc(n, sizeof(struct turn *));
-    if (!turns)
+    for (t = last; t; t = t->before, n++)
+        bytes += t->bytes;
+    if (bytes > s->opts.history_bytes_max)
+        rc = nk_fail(err, NK_E_EXHAUSTED, "too_large",
+                     "what was said up to \"%.60s\" has %zu bytes; a request may go on from %zu",
+                     id, bytes, s->opts.history_bytes_max);
+    turns = rc ? NULL : calloc(n, sizeof(struct turn *));
+    if (!turns && !rc)
         rc = no_memory(err);
     t = last;
     for (size_t i = n; turns && i > 0; i--, t = t->before)

@@ -19,9 +19,10 @@
 typedef struct nk_responses nk_responses;
 
 struct nk_responses_opts {
-    struct nk_clock *clock; /* borrowed until nk__responses_free */
-    uint64_t ttl_ms;        /* from its beginning; 0: nothing is kept */
-    size_t bytes_max;       /* of all together */
+    struct nk_clock *clock;   /* borrowed until nk__responses_free */
+    uint64_t ttl_ms;          /* from its beginning; 0: nothing is kept */
+    size_t bytes_max;         /* of all together */
+    size_t history_bytes_max; /* of what one request may go on from */
 };
 nk_responses *nk__responses_new(const struct nk_responses_opts *opts); /* NULL: no memory */
 void nk__responses_free(nk_responses *s);
@@ -43,6 +44,7 @@ void nk__responses_end(nk_responses *s, const char *id, const char *status);
 /* Appends all that was said up to this response to `into`, the oldest first.
  *   NOT_FOUND     previous_response_not_found
  *   PRECONDITION  response_not_finished
+ *   EXHAUSTED     too_large: it has more bytes than one request may go on from
  *   EXHAUSTED     no_memory */
 int nk__responses_history(nk_responses *s, const char *owner, const char *id, json_t *into,
                           struct nk_error *err);

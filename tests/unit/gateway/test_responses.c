@@ -1,4 +1,4 @@
-/* OpenAI's responses: what is read, what is refused, the events that come back, and what is kept. */
+/* OpenAI's responses: what is read and refused, the events that come back, and what is kept. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -184,7 +184,9 @@ static struct virtual_clock v;
 
 static void keep(size_t bytes)
 {
-    const struct nk_responses_opts o = { .clock = &v.clock, .ttl_ms = 10000, .bytes_max = bytes };
+    const struct nk_responses_opts o = {
+        .clock = &v.clock, .ttl_ms = 10000, .bytes_max = bytes, .history_bytes_max = 4096
+    };
 
     virtual_clock_init(&v);
     store = nk__responses_new(&o);
@@ -280,6 +282,7 @@ static void test_responses__time_and_memory_end_them(void **state)
     struct nk_buf out = NK_BUF_INIT(1 << 16);
     struct nk_error err;
     char id[32], previous[32] = "";
+    json_t *all = json_array();
 
     (void)state;
     keep(16 << 10);
@@ -301,6 +304,20 @@ static void test_responses__time_and_memory_end_them(void **state)
     }
     assert_int_equal(nk__responses_get(store, "", id, &out, &err), 0);
     assert_int_equal(nk__responses_get(store, "", "resp_0", &out, &err), NK_E_NOT_FOUND);
+    /* Nor does what one request goes on from. */
+    assert_int_equal(nk__responses_history(store, "", id, all, &err), 0);
+    {
+        char *long_text = calloc(1, 5000);
+
+        assert_non_null(long_text);
+        memset(long_text, ' ', 4999);
+        long_text[0] = '[', long_text[4998] = ']';
+        say("", "resp_l", id, long_text, "[]");
+        free(long_text);
+    }
+    assert_int_equal(nk__responses_history(store, "", "resp_l", all, &err), NK_E_EXHAUSTED);
+    assert_string_equal(err.reason, "too_large");
+    json_decref(all);
     nk_buf_release(&out);
     forget();
 }
