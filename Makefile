@@ -6,7 +6,7 @@ CMAKE_FLAGS ?=
 # empty one takes it back.
 LLAMA = $(if $(filter undefined,$(origin LLAMA_PREFIX)),,-DNK_LLAMA_PREFIX="$(abspath $(LLAMA_PREFIX))")
 
-.PHONY: all deps test-deps build demo demo-cluster test check stress style asan tsan conformance fuzz bench format install dist clean help
+.PHONY: all deps test-deps build demo demo-cluster test check clients stress style asan tsan conformance fuzz bench format install dist clean help
 all: build
 
 deps:            ## install what the build needs (apt-get; llama.cpp from there or into .deps/)
@@ -27,6 +27,9 @@ demo-cluster: build ## three machines (network namespaces; needs root): serve, j
 
 test: test-deps build ## all tests: style, unit, system, the same under ASan+UBSan, threads under TSan, the conformance run
 	@scripts/test
+
+clients: test-deps build ## real clients from npm, agents too, one after the other; prints the table of docs/clients.md
+	@NK_BUILD="$$(realpath "$(BUILD)")" scripts/clients
 
 stress: test-deps build ## all tests three times beside a program that takes every core for moments; nothing may be flaky
 	@scripts/stress-tests

@@ -1,4 +1,4 @@
-"""The official clients (npm: openai, @anthropic-ai/sdk, ollama) as tests: tests/clients/*.test.mjs under node's own runner.
+"""Clients from npm (openai, @anthropic-ai/sdk, ai and its providers, @openai/agents, ollama) as tests: tests/clients/*.test.mjs under node's own runner.
 
 The packages are installed into the build folder by the lock file (npm ci), without running their scripts."""
 import contextlib
@@ -57,13 +57,14 @@ class Clients(unittest.TestCase):
             chain.assert_idle()
 
     def test_document(self):
-        """The blocks of docs/clients.md for curl, the SDKs and Ollama's client, as they stand there."""
+        """The blocks of docs/clients.md for curl, the SDKs but the one of agents, and Ollama's client, as they stand there."""
         folder = install(CLIENTS, os.path.join(nk.BUILD, "tests", "clients"))
         with open(os.path.join(nk.SOURCE, "docs", "clients.md")) as f:
             blocks = [textwrap.dedent(b) for b in re.findall(r"(?m)(?:^    .*\n)+", f.read())]
         curl = next(b for b in blocks if b.startswith("curl"))
-        scripts = [b for b in blocks if b.startswith("import")]
-        self.assertEqual(len(scripts), 4)
+        # The Agents SDK takes an answer that reaches its limit for an error, as this model's does; agents.test.mjs has stop strings.
+        scripts = [b for b in blocks if b.startswith("import") and "@openai/agents" not in b]
+        self.assertEqual(len(scripts), 7)
         with nk.Chain(nk.KJV, "0-4,4-8") as chain, Gateway(chain.file, "--chat-template", "chatml") as gateway:
             gateway.wait_ready()
 

@@ -434,7 +434,7 @@ static void test_responses__a_streamed_reply_has_all_events(void **state)
 {
     struct nk_reply_opts o = opts_for(true);
     char *text = reply(&o, NK_FINISH_EOG, NULL), *s;
-    json_t *last;
+    json_t *last, *now;
 
     (void)state;
     s = shape(text, &last);
@@ -445,14 +445,14 @@ static void test_responses__a_streamed_reply_has_all_events(void **state)
            "content_part.done output_item.done "
            "output_item.added function_call_arguments.delta function_call_arguments.done "
            "output_item.done completed");
-    last = json_object_get(last, "response");
-    assert_string_equal(json_string_value(json_object_get(last, "status")), "completed");
-    assert_int_equal(json_array_size(json_object_get(last, "output")), 3);
-    assert_json(json_object_get(last, "usage"),
+    now = json_object_get(last, "response");
+    assert_string_equal(json_string_value(json_object_get(now, "status")), "completed");
+    assert_int_equal(json_array_size(json_object_get(now, "output")), 3);
+    assert_json(json_object_get(now, "usage"),
                 "{\"input_tokens\":7,\"input_tokens_details\":{\"cached_tokens\":3},"
                 "\"output_tokens\":6,\"output_tokens_details\":{\"reasoning_tokens\":3},"
                 "\"total_tokens\":13}");
-    assert_true(json_is_true(json_object_get(last, "store")));
+    assert_true(json_is_true(json_object_get(now, "store")));
     free(s);
     free(text);
     o.summarise = true;
