@@ -245,6 +245,9 @@ int nk__reply_done(nk_reply *r, int choice, const struct nk_reply_done *d, struc
     r->n_prompt += d->counts_prompt ? d->n_prompt : 0;
     r->n_reused += d->counts_prompt ? d->n_reused : 0;
     r->n_generated += d->n_generated;
+    r->n_recovered += d->n_recovered;
+    r->recovery_us += d->recovery_us;
+    r->n_replayed += d->n_replayed;
     if (!rc)
         rc = nk__reply_part_close(c, err);
     if (!rc && r->opts.stream)

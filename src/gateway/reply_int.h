@@ -74,6 +74,8 @@ struct nk_reply {
     struct nk_buf *out; /* streamed, while pieces come; else NULL */
     bool begun;         /* the stream has its first bytes */
     int64_t n_prompt, n_reused, n_generated;
+    int n_recovered;
+    uint64_t recovery_us, n_replayed;
     int64_t sequence; /* Responses: of the next event */
 };
 

@@ -167,14 +167,21 @@ static int write_head(nk_reply *r, struct nk_buf *out, struct nk_error *err)
 
 static int write_usage(nk_reply *r, struct nk_buf *out, struct nk_error *err)
 {
-    return nk_buf_addf(
+    int rc = nk_buf_addf(
         out, err,
         ",\"usage\":{\"prompt_tokens\":%lld,\"completion_tokens\":%lld,\"total_tokens\":%lld,"
         "\"prompt_tokens_details\":{\"cached_tokens\":%lld},\"completion_tokens_details\":{"
-        "\"reasoning_tokens\":%d}}",
+        "\"reasoning_tokens\":%d",
         (long long)r->n_prompt, (long long)r->n_generated,
         (long long)(r->n_prompt + r->n_generated), (long long)r->n_reused,
         nk__reply_n_reasoning(r));
+
+    if (!rc && r->n_recovered)
+        rc =
+            nk_buf_addf(out, err, ",\"recovered\":%d,\"recovery_ms\":%llu,\"replayed_tokens\":%llu",
+                        r->n_recovered, (unsigned long long)r->recovery_us / 1000,
+                        (unsigned long long)r->n_replayed);
+    return rc ? rc : nk_buf_adds(out, "}}", err);
 }
 
 /* One chunk of a stream. finish NULL: not the choice's last. */
