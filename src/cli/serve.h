@@ -10,7 +10,7 @@ struct nk_serve { /* strings: borrowed from argv */
     struct nk_arg_list names, origins, hosts;
     int64_t running, waiting, waiting_ms, hold_ms, body_kib, requests_mib, responses_s,
         responses_mib, output_kib, connections, per_address, drain_ms, header_ms, body_ms, idle_ms;
-    bool insecure, no_page, exact_recovery;
+    bool insecure, strict, no_page, exact_recovery;
 };
 struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
 
@@ -31,6 +31,8 @@ struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
                     "it may be called by this name, too; *: by all; repeatable"),                  \
         NK_OPT_STRING("chat-template", 0, &(s).chat_template, "NAME|FILE",                         \
                       "a built-in template, or a file with Jinja"),                                \
+        NK_OPT_FLAG("strict", 0, &(s).strict,                                                      \
+                    "refuse requests with fields that have no effect here"),                       \
         NK_OPT_LIST("name", 0, &(s).names, "NAME", "one more name of the model; repeatable"),      \
         NK_OPT_INT("running", 0, &(s).running, "N", 1, 100000,                                     \
                    "generations at once; else as many as the workers have sequences"),             \

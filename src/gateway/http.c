@@ -227,12 +227,22 @@ static enum MHD_Result answer(nk_exchange *x, int status, const char *type, stru
     if (x->origin[0]) {
         header(r, "Access-Control-Allow-Origin", x->origin);
         header(r, "Vary", "Origin");
-        header(r, "Access-Control-Expose-Headers", "X-Request-Id, Retry-After");
+        header(r, "Access-Control-Expose-Headers",
+               "X-Request-Id, Retry-After, X-Nakshatra-Ignored");
     }
     x->status = status;
     result = MHD_queue_response(x->connection, (unsigned)status, r);
     MHD_destroy_response(r);
     return result;
+}
+
+/* The request's fields that have no effect here. */
+static void add_ignored(nk_exchange *x, struct MHD_Response *r)
+{
+    const char *ignored = nk__job_ignored(x->job);
+
+    if (r && ignored[0])
+        header(r, "X-Nakshatra-Ignored", ignored);
 }
 
 static struct MHD_Response *response_from(struct nk_buf *b)
@@ -318,12 +328,14 @@ static enum MHD_Result answer_stream(nk_exchange *x)
 
     if (r)
         header(r, "X-Accel-Buffering", "no"); /* nginx would collect it */
+    add_ignored(x, r);
     return answer(x, 200, nk__job_type(x->job), r);
 }
 
 static enum MHD_Result answer_whole(nk_exchange *x)
 {
     struct nk_buf body = NK_BUF_INIT(x->g->opts.limits.reply_bytes_max * 2);
+    struct MHD_Response *r;
     char *where;
 
     for (;;) {
@@ -339,7 +351,9 @@ static enum MHD_Result answer_whole(nk_exchange *x)
             break;
         nk_buf_commit(&body, (size_t)n);
     }
-    return answer(x, 200, nk__job_type(x->job), response_from(&body));
+    r = response_from(&body);
+    add_ignored(x, r);
+    return answer(x, 200, nk__job_type(x->job), r);
 }
 
 static bool go_job(nk_exchange *x, enum MHD_Result *result)

@@ -213,6 +213,16 @@ const char *nk__job_id(const nk_job *j)
     return j->id;
 }
 
+const char *nk__job_ignored(nk_job *j)
+{
+    bool ready;
+
+    pthread_mutex_lock(&j->mutex);
+    ready = j->prepared_ok; /* the helper thread writes it before that */
+    pthread_mutex_unlock(&j->mutex);
+    return ready ? j->request.ignored : "";
+}
+
 const char *nk__job_user(nk_job *j, char *out, size_t size)
 {
     const char *user;
@@ -1041,6 +1051,7 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
     const struct nk_request_limits limits = {
         .messages_max = g->opts.limits.messages_max,
         .n_max = g->opts.limits.n_max,
+        .strict = g->opts.strict,
         .items = nk__responses_keeps(g->responses) ? &items : NULL,
     };
     struct to_store to_store = { NULL, NULL };
@@ -1056,10 +1067,12 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
     j->grammar_param = j->request.sampling.grammar ? "grammar"
                        : j->request.tools          ? "tools"
                                                    : nk__api_format(j->api);
-    if (j->request.model && !nk__model_is_here(g, j->request.model)) {
+    if (!j->request.model)
+        j->request.model = nk__model_name(g);
+    rc = nk__model_check(g, j->request.model, &e->err);
+    if (rc) {
         snprintf(e->param, sizeof e->param, "model");
-        return nk_fail(&e->err, NK_E_NOT_FOUND, "model_not_found",
-                       "model \"%.100s\" is not here; \"%s\" is", j->request.model, g->names[0]);
+        return rc;
     }
     drop_wishes(j);
     if (nk__api_is_text(j->api)) {
@@ -1075,6 +1088,9 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
         j->request.stream = false;
         return 0;
     }
+    nk__request_fit(&j->request, n_ctx);
+    if (j->request.ignored[0])
+        nk_log(NK_LOG_GATEWAY, NK_LOG_DEBUG, "request=%s ignored=%s", j->id, j->request.ignored);
     rc = nk__prepare(&j->prepared, g->prompter, &j->request, n_ctx, work, e);
     if (!rc)
         rc = make_salt(j, &e->err);

@@ -60,6 +60,9 @@ void nk__job_shut_down(nk_job *j);
 /* The request's identifier of its end user, quoted for the log; none: "\"\"". Returns out. */
 const char *nk__job_user(nk_job *j, char *out, size_t size);
 const char *nk__job_id(const nk_job *j);
+/* The fields of the request that were taken without effect, for the header that says so; "": none.
+ * After poll said STREAM or WHOLE, or as nk__job_type. */
+const char *nk__job_ignored(nk_job *j);
 /* Was cut off because its reader was too slow: the connection is to be shut down. */
 bool nk__job_overflowed(nk_job *j);
 

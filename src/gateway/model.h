@@ -4,8 +4,13 @@
 
 #include "gateway/gateway_int.h"
 
-/* Is it one of the model's names (Ollama's ":latest" left off)? */
+/* Is it one of the model's names? Ollama's ":latest" means nothing, there and here. */
 bool nk__model_is_here(const nk_gateway *g, const char *name);
+/* The same; NOT_FOUND model_not_found with the names that there are. */
+int nk__model_check(const nk_gateway *g, const char *name, struct nk_error *err);
+/* The name that lists of models show: the first that the gateway was given, else the cluster's. The
+ * others are its aliases: one model is one entry. */
+const char *nk__model_name(const nk_gateway *g);
 /* The first worker that answered, or NULL. s may be NULL. */
 const struct nk_worker_report *nk__model_worker(const struct nk_snapshot *s);
 /* The model's truth in one word: its content and the engine's version, as far as the workers have

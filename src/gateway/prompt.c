@@ -189,8 +189,7 @@ static int extra_json(const nk_prompter *p, const struct nk_request *r, char **t
         return bad(e, field, "no_thinking",
                    "%s: this model's chat template cannot turn thinking off", field);
     }
-    if (r->reasoning_effort && r->think == NK_THINK_ON && !p->effort &&
-        (!p->think_switch || nk__api_is_openai(r->api) == false)) {
+    if (r->reasoning_effort && r->think == NK_THINK_ON && !p->effort && !p->think_switch) {
         json_decref(extra);
         return bad(e, field, "no_thinking",
                    "%s: this model's chat template knows no degrees of thinking", field);
@@ -510,10 +509,7 @@ int nk__prepare(struct nk_prepared *out, const nk_prompter *p, const struct nk_r
 
     *out = (struct nk_prepared){ .n_prompts = 0 };
     e->param[0] = '\0';
-    if (r->num_ctx > n_ctx)
-        return bad(e, "options.num_ctx", "bad_value", "options.num_ctx: %d; the workers have %d",
-                   r->num_ctx, n_ctx);
-    if (r->num_ctx)
+    if (r->num_ctx && r->num_ctx < n_ctx)
         n_ctx = r->num_ctx;
     for (int i = 0; i < r->sampling.n_logit_bias; i++)
         if (r->sampling.logit_bias[i].id >= nk_vocab_size(p->vocab))

@@ -68,10 +68,8 @@ static int check_together(struct nk_parse *p)
     struct nk_request *r = p->r;
     int n_constraints = (p->grammar != NULL) + (r->format != NK_FORMAT_TEXT);
 
-    /* llama-server's routes for text have no model in most of their clients' requests. */
-    if (!nk__api_is_text(r->api) && (!r->model || !r->model[0]))
-        return nk__bad(p, NK_E_INVALID, "missing_field", "model",
-                       "is required: the name of a model, as /v1/models lists");
+    if (r->model && !r->model[0])
+        r->model = NULL;
     if (r->api == NK_API_OLLAMA_SHOW)
         return 0;
     if (n_constraints > 1)
@@ -109,9 +107,6 @@ static int check_together(struct nk_parse *p)
                            "needs logprobs to be true");
         r->n_logprobs = p->want_logprobs ? p->top_logprobs : -1;
     }
-    if (r->include_usage && !r->stream)
-        return nk__bad(p, NK_E_INVALID, "bad_value", "stream_options",
-                       "is only possible when stream is true");
     switch (r->api) {
     case NK_API_CHAT:
     case NK_API_APPLY_TEMPLATE:
@@ -222,6 +217,16 @@ int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, s
     if (rc)
         nk__request_release(r);
     return rc;
+}
+
+void nk__request_fit(struct nk_request *r, int n_ctx)
+{
+    struct nk_parse p = { .r = r, .path = "options." };
+
+    if (r->num_ctx <= n_ctx)
+        return;
+    r->num_ctx = 0;
+    nk__ignore(&p, "num_ctx");
 }
 
 void nk__request_release(struct nk_request *r)

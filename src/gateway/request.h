@@ -1,10 +1,11 @@
 /* A request for text, in a dialect's words, read from its JSON and checked. Pure: no
  * model, no network.
  *
- * The bytes come from strangers. Every field that exists is in a table (nk__field_table): what is
- * not in it, or is in it as refused, is answered by its name; what is in it has an effect.
- * docs/api.md shows the same tables, and a test compares. Strings of a request live in its own JSON
- * values. */
+ * The bytes come from strangers. Every field that exists is in a table (nk__field_table). One that
+ * could change the answer has its effect or is refused by its name; a hint, a label or a value that
+ * changes nothing is taken, and what asked for something that is not done here is named
+ * (nk_request.ignored). docs/api.md shows the same tables, and a test compares. Strings of a
+ * request live in its own JSON values. */
 #ifndef NK_GATEWAY_REQUEST_H
 #define NK_GATEWAY_REQUEST_H
 
@@ -38,6 +39,7 @@ struct nk_item_source {
 struct nk_request_limits {
     int messages_max, n_max;
     const struct nk_item_source *items; /* NULL: nothing is stored */
+    bool strict; /* hints and unknown fields are refused, too */
 };
 
 struct nk_prompt { /* text, or token ids */
@@ -50,14 +52,18 @@ struct nk_prompt { /* text, or token ids */
 enum nk_output_format { NK_FORMAT_TEXT, NK_FORMAT_JSON, NK_FORMAT_SCHEMA };
 enum nk_tool_choice { NK_TOOLS_AUTO, NK_TOOLS_NONE, NK_TOOLS_REQUIRED, NK_TOOLS_NAMED };
 enum nk_think { NK_THINK_DEFAULT, NK_THINK_OFF, NK_THINK_ON };
-enum { NK_PROMPTS_MAX = 64, NK_TOOLS_MAX = 128, NK_TOOL_NAME_MAX = 64 };
+enum { NK_PROMPTS_MAX = 64, NK_TOOLS_MAX = 1024, NK_TOOL_NAME_MAX = 256 };
+enum { NK_IGNORED_BYTES_MAX = 512 };
 
 struct nk_request {
     enum nk_api api;
     json_t *root;      /* the request as it came; NULL after nk__request_shrink */
     char *kept;        /* owned: the strings that are left then */
-    const char *model; /* all strings: borrowed from root, or from kept */
+    const char *model; /* or NULL; all strings: borrowed from root, or from kept */
     const char *user;  /* an identifier of the end user, for the log; or NULL */
+    /* Fields that were taken without effect, "store,options.num_gpu"; characters that no header
+     * may have are '?'. */
+    char ignored[NK_IGNORED_BYTES_MAX];
     bool stream, include_usage;
     int n; /* choices per prompt */
     /* 0: a session's share of the workers' context; -1: as many as the context holds. */
@@ -98,6 +104,7 @@ struct nk_request {
     const char *system; /* Ollama; or NULL */
     int32_t *context;   /* Ollama: token ids of what came before; owned */
     size_t n_context;
+    bool truncate;  /* Ollama: of a chat that does not fit the first messages are left out */
     bool only_load; /* Ollama: nothing to generate: is the model there? */
     bool only_unload;
     bool add_special, parse_special, with_pieces; /* /tokenize, whose text is the first prompt */
@@ -109,6 +116,8 @@ struct nk_request {
  *   EXHAUSTED      too_many (messages, choices), too_large */
 int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, size_t size,
                       const struct nk_request_limits *limits, struct nk_request_error *e);
+/* What it asks of the chain, whose sessions hold n_ctx tokens: more than that is a wish. */
+void nk__request_fit(struct nk_request *r, int n_ctx);
 void nk__request_release(struct nk_request *r); /* harmless on an empty one */
 /* When its prompt and grammar are made: what is left are numbers, switches, model, user and the
  * stop strings; what was read as JSON is gone (its pointers are NULL; sampling.grammar, if there
@@ -119,7 +128,7 @@ int nk__request_shrink(struct nk_request *r, struct nk_error *err);
 enum nk_field_use {
     NK_FIELD_YES,     /* has the effect that the API's documentation says */
     NK_FIELD_FIXED,   /* only with the value that changes nothing */
-    NK_FIELD_IGNORED, /* a hint: taken, whatever it says, without an effect */
+    NK_FIELD_IGNORED, /* a hint or a label: taken, and named as ignored */
     NK_FIELD_REFUSED, /* known, and refused */
 };
 struct nk_field {

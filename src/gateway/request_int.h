@@ -12,6 +12,7 @@ struct nk_parse {
     struct nk_request_error *e;
     char path[96]; /* of the object whose fields are read, with a dot at its end: "options." */
     const struct nk_field_rule *message_rules; /* the dialect's, of a message of a chat */
+    bool takes_unknown; /* of a message or a tool: members that nobody knows are no hints either */
     /* What is only decided when all fields were read. */
     const char *grammar;
     bool want_logprobs, seen_top_logprobs, seen_max_tokens, seen_messages;
@@ -22,7 +23,8 @@ struct nk_parse {
 struct nk_field_rule {
     const char *name;
     enum nk_field_use use;
-    /* Reads a value that is not null. For REFUSED: NULL. */
+    /* Reads a value that is not null. For REFUSED: NULL. For IGNORED: NULL, or what says by
+     * nk__ignore whether the value is one that asks for something. */
     int (*read)(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
     size_t offset; /* into struct nk_request, for the readers of plain numbers and switches */
     double min, max;
@@ -34,24 +36,49 @@ const char *nk__json_type(const json_t *v);
 /* Fills the error: param is p->path and name; the message begins with it. Returns code. */
 int nk__bad(struct nk_parse *p, int code, const char *reason, const char *name, const char *fmt,
             ...) __attribute__((format(printf, 5, 6)));
-/* Reads every member of an object by the table (ended by a NULL name). null counts as not given. */
+/* Takes a hint or a label that has no effect here: its name goes to the client (r->ignored). */
+int nk__ignore(struct nk_parse *p, const char *name);
+/* Reads every member of an object by the table (ended by a NULL name). null counts as not given.
+ * A name that is in no table is taken like a hint, unless it resembles a field that has an effect:
+ * then it is refused with that one's name. With limits->strict: refused, as hints are. */
 int nk__read_object(struct nk_parse *p, const struct nk_field_rule *rules, const json_t *object);
 
-/* Readers that both dialects use. */
+/* ---- readers that dialects share ---- */
 int nk__read_float(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+/* An integer, also as 16.0. */
+bool nk__json_integer(const json_t *v, json_int_t *out);
 int nk__read_int(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_bool(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_string(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_seed(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_stop(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_top_k(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_grammar(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_json_schema(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_logit_bias(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_top_logprobs(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_want_logprobs(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_max_tokens(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_cache_salt(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_cache_prompt(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_prompt(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_messages(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_tools(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_tool_choice(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_object_field(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+/* How a model thinks: words for how much, true and false, or a provider's object. */
+int nk__read_reasoning_effort(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_think(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_thinking(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_reasoning(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+/* FIXED fields. Only false, true, the number f->min, "" or [] or {}. */
 int nk__read_only_false(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_only_true(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_only_number(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_only_empty(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__check_tool_name(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+/* IGNORED ones: a number up to f->max asks for nothing. */
+int nk__read_wish(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 /* Token ids: an array of integers into owned memory. */
 int nk__read_ids(struct nk_parse *p, const char *name, const json_t *v, int32_t **ids, size_t *n);
 

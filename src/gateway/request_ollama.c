@@ -1,80 +1,16 @@
 /* The fields of Ollama's chat, generate and show.
  * https://github.com/ollama/ollama/blob/main/docs/api.md */
-#include "gateway/request_int.h"
+#include "gateway/request_rules.h"
 
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define OFFSET(field) offsetof(struct nk_request, field)
-#define SAMPLING(member)                                                                           \
-    (offsetof(struct nk_request, sampling) + offsetof(struct nk_sampling, member))
-
-static int check_role(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
-{
-    static const char *const roles[] = { "system", "user", "assistant", "tool" };
-
-    for (size_t i = 0; i < sizeof roles / sizeof roles[0]; i++)
-        if (json_is_string(v) && !strcmp(json_string_value(v), roles[i]))
-            return 0;
-    return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
-                   "must be \"system\", \"user\", \"assistant\" or \"tool\"");
-}
-
-static int check_string(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
-{
-    return json_is_string(v) ? 0
-                             : nk__bad(p, NK_E_INVALID, "bad_value", f->name,
-                                       "must be a string, not %s", nk__json_type(v));
-}
-
-static int check_tool_calls(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
-{
-    size_t i;
-    json_t *call;
-
-    if (!json_is_array(v))
-        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be a list, not %s",
-                       nk__json_type(v));
-    json_array_foreach((json_t *)v, i, call)
-    {
-        const json_t *function = json_object_get(call, "function"),
-                     *arguments = json_object_get(function, "arguments");
-
-        if (!json_is_string(json_object_get(function, "name")))
-            return nk__bad(p, NK_E_INVALID, "missing_field", f->name,
-                           "call %zu has no function.name", i);
-        if (arguments && !json_is_object(arguments))
-            return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
-                           "call %zu: function.arguments must be an object", i);
-    }
-    return 0;
-}
 
 static int check_no_images(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
 {
     if (json_is_array(v) && !json_array_size(v))
         return 0;
     return nk__bad(p, NK_E_INVALID, "refused_field", f->name, "only text is supported");
-}
-
-/* "high" and its like are for templates that use reasoning_effort (gpt-oss). */
-static int read_think(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
-{
-    static const char *const words[] = { "low", "medium", "high" };
-
-    if (json_is_boolean(v)) {
-        p->r->think = json_is_true(v) ? NK_THINK_ON : NK_THINK_OFF;
-        return 0;
-    }
-    for (size_t i = 0; json_is_string(v) && i < 3; i++)
-        if (!strcmp(json_string_value(v), words[i])) {
-            p->r->think = NK_THINK_ON;
-            p->r->reasoning_effort = words[i];
-            return 0;
-        }
-    return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
-                   "must be true, false, \"low\", \"medium\" or \"high\"");
 }
 
 static int read_format(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
@@ -167,9 +103,9 @@ static int read_context(struct nk_parse *p, const struct nk_field_rule *f, const
 
 static int read_num_predict(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
 {
-    json_int_t i = json_integer_value(v);
+    json_int_t i;
 
-    if (!json_is_integer(v) || i == 0 || i < -2 || i > INT32_MAX)
+    if (!nk__json_integer(v, &i) || i == 0 || i < -2 || i > INT32_MAX)
         return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
                        "must be a positive integer, or -1 or -2 for as many as the context holds");
     p->r->n_predict = i < 0 ? -1 : (int)i;
@@ -189,84 +125,86 @@ static int read_options(struct nk_parse *p, const struct nk_field_rule *f, const
     return rc;
 }
 
-#define NO_LOADING "workers are set up when they are started"
-
 /* clang-format off */
-const struct nk_field_rule nk__rules_ollama_message[] = {
-    { "role",       NK_FIELD_YES,   check_role,       0, 0, 0, "system, user, assistant, tool" },
-    { "content",    NK_FIELD_YES,   check_string,     0, 0, 0, "" },
-    { "thinking",   NK_FIELD_YES,   check_string,     0, 0, 0,
-      "of an assistant's message; given to the template" },
-    { "tool_calls", NK_FIELD_YES,   check_tool_calls, 0, 0, 0, "of an assistant's message" },
-    { "tool_name",  NK_FIELD_YES,   check_string,     0, 0, 0, "of a tool's message" },
-    { "tool_call_id", NK_FIELD_YES, check_string,     0, 0, 0, "of a tool's message" },
-    { "images",     NK_FIELD_FIXED, check_no_images,  0, 0, 0, "null or []; only text" },
-    { NULL, 0, NULL, 0, 0, 0, NULL },
-};
-
 const struct nk_field_rule nk__rules_ollama_options[] = {
     { "num_predict",       NK_FIELD_YES,     read_num_predict, 0, 0, 0,
       "-1 or -2: as many as the context holds; not given: a share of it, the workers' context "
       "by their sequences" },
-    { "num_ctx",           NK_FIELD_YES,     nk__read_int, OFFSET(num_ctx), 1, INT32_MAX,
-      "prompt and reply together; more than the workers have is refused" },
-    { "temperature",       NK_FIELD_YES,     nk__read_float, SAMPLING(temperature), 0, 100,
+    { "num_ctx",           NK_FIELD_YES,     nk__read_int, NK_OFFSET(num_ctx), 1, INT32_MAX,
+      "prompt and reply together; more than the workers have is ignored" },
+    { "temperature",       NK_FIELD_YES,     nk__read_float, NK_SAMPLING(temperature), 0, 100,
       "default 0.8" },
-    { "top_k",             NK_FIELD_YES,     nk__read_int, SAMPLING(top_k), 0, INT32_MAX,
+    { "top_k",             NK_FIELD_YES,     nk__read_top_k, NK_SAMPLING(top_k), 0, INT32_MAX,
       "default 40" },
-    { "top_p",             NK_FIELD_YES,     nk__read_float, SAMPLING(top_p), 0, 1, "default 0.9" },
-    { "min_p",             NK_FIELD_YES,     nk__read_float, SAMPLING(min_p), 0, 1, "default 0" },
-    { "typical_p",         NK_FIELD_YES,     nk__read_float, SAMPLING(typical_p), 0, 1, "1: off" },
+    { "top_p",             NK_FIELD_YES,     nk__read_float, NK_SAMPLING(top_p),
+      0, 1, "default 0.9" },
+    { "min_p",             NK_FIELD_YES,     nk__read_float, NK_SAMPLING(min_p),
+      0, 1, "default 0" },
+    { "typical_p",         NK_FIELD_YES,     nk__read_float, NK_SAMPLING(typical_p),
+      0, 1, "1: off" },
     { "seed",              NK_FIELD_YES,     nk__read_seed, 0, 0, 0, "-1: a random one" },
     { "stop",              NK_FIELD_YES,     nk__read_stop, 0, 0, 0, "a string, or up to 16" },
-    { "repeat_last_n",     NK_FIELD_YES,     nk__read_int, SAMPLING(penalty_last_n), -1, INT32_MAX,
+    { "repeat_last_n",     NK_FIELD_YES,     nk__read_int, NK_SAMPLING(penalty_last_n),
+      -1, INT32_MAX,
       "default 64; -1: all" },
-    { "repeat_penalty",    NK_FIELD_YES,     nk__read_float, SAMPLING(repeat_penalty), 0.01, 100,
+    { "repeat_penalty",    NK_FIELD_YES,     nk__read_float, NK_SAMPLING(repeat_penalty), 0.01, 100,
       "default 1.1" },
-    { "presence_penalty",  NK_FIELD_YES,     nk__read_float, SAMPLING(presence_penalty), -2, 2,
+    { "presence_penalty",  NK_FIELD_YES,     nk__read_float, NK_SAMPLING(presence_penalty), -2, 2,
       "" },
-    { "frequency_penalty", NK_FIELD_YES,     nk__read_float, SAMPLING(frequency_penalty), -2, 2,
+    { "frequency_penalty", NK_FIELD_YES,     nk__read_float, NK_SAMPLING(frequency_penalty), -2, 2,
       "" },
-    { "mirostat",          NK_FIELD_YES,     nk__read_int, SAMPLING(mirostat), 0, 2, "" },
-    { "mirostat_tau",      NK_FIELD_YES,     nk__read_float, SAMPLING(mirostat_tau), 0, 100, "" },
-    { "mirostat_eta",      NK_FIELD_YES,     nk__read_float, SAMPLING(mirostat_eta), 0, 1, "" },
-    { "num_keep",          NK_FIELD_REFUSED, NULL, 0, 0, 0,
+    { "mirostat",          NK_FIELD_YES,     nk__read_int, NK_SAMPLING(mirostat), 0, 2, "" },
+    { "mirostat_tau",      NK_FIELD_YES,     nk__read_float, NK_SAMPLING(mirostat_tau),
+      0, 100, "" },
+    { "mirostat_eta",      NK_FIELD_YES,     nk__read_float, NK_SAMPLING(mirostat_eta), 0, 1, "" },
+    { "num_keep",          NK_FIELD_IGNORED, NULL, 0, 0, 0,
       "a full context ends the reply, it is not shifted" },
-    { "penalize_newline",  NK_FIELD_REFUSED, NULL, 0, 0, 0, "libllama has it no more" },
-    { "tfs_z",             NK_FIELD_REFUSED, NULL, 0, 0, 0, "libllama has it no more" },
-    { "num_batch",         NK_FIELD_REFUSED, NULL, 0, 0, 0, NO_LOADING },
-    { "num_gpu",           NK_FIELD_REFUSED, NULL, 0, 0, 0, NO_LOADING },
-    { "main_gpu",          NK_FIELD_REFUSED, NULL, 0, 0, 0, NO_LOADING },
-    { "num_thread",        NK_FIELD_REFUSED, NULL, 0, 0, 0, NO_LOADING },
-    { "use_mmap",          NK_FIELD_REFUSED, NULL, 0, 0, 0, NO_LOADING },
-    { "use_mlock",         NK_FIELD_REFUSED, NULL, 0, 0, 0, NO_LOADING },
-    { "low_vram",          NK_FIELD_REFUSED, NULL, 0, 0, 0, NO_LOADING },
-    { "numa",              NK_FIELD_REFUSED, NULL, 0, 0, 0, NO_LOADING },
+    { "draft_num_predict", NK_FIELD_IGNORED, NULL, 0, 0, 0, "there is no draft model" },
+    { "num_batch",         NK_FIELD_IGNORED, NULL, 0, 0, 0, NK_NO_LOADING },
+    { "num_gpu",           NK_FIELD_IGNORED, NULL, 0, 0, 0, NK_NO_LOADING },
+    { "main_gpu",          NK_FIELD_IGNORED, NULL, 0, 0, 0, NK_NO_LOADING },
+    { "num_thread",        NK_FIELD_IGNORED, NULL, 0, 0, 0, NK_NO_LOADING },
+    { "use_mmap",          NK_FIELD_IGNORED, NULL, 0, 0, 0, NK_NO_LOADING },
+    { "use_mlock",         NK_FIELD_IGNORED, NULL, 0, 0, 0, NK_NO_LOADING },
+    { "low_vram",          NK_FIELD_IGNORED, NULL, 0, 0, 0, NK_NO_LOADING },
+    { "f16_kv",            NK_FIELD_IGNORED, NULL, 0, 0, 0, NK_NO_LOADING },
+    { "numa",              NK_FIELD_IGNORED, NULL, 0, 0, 0, NK_NO_LOADING },
+    { "penalize_newline",  NK_FIELD_FIXED,   nk__read_only_false, 0, 0, 0,
+      "libllama has it no more" },
+    { "tfs_z",             NK_FIELD_FIXED,   nk__read_only_number, 0, 1, 1,
+      "libllama has it no more" },
+    { "logits_all",        NK_FIELD_IGNORED, NULL, 0, 0, 0, NK_NO_LOADING },
+    { "vocab_only",        NK_FIELD_FIXED,   nk__read_only_false, 0, 0, 0, NK_NO_LOADING },
+    { "embedding_only",    NK_FIELD_FIXED,   nk__read_only_false, 0, 0, 0, NK_NO_LOADING },
+    { "rope_frequency_base", NK_FIELD_REFUSED, NULL, 0, 0, 0, NK_NO_LOADING },
+    { "rope_frequency_scale", NK_FIELD_REFUSED, NULL, 0, 0, 0, NK_NO_LOADING },
     { NULL, 0, NULL, 0, 0, 0, NULL },
 };
 
 #define SHARED_RULES \
-    { "model",        NK_FIELD_YES,   nk__read_string, OFFSET(model), 0, 0, \
+    { "model",        NK_FIELD_YES,   nk__read_string, NK_OFFSET(model), 0, 0, \
       "a name that /api/tags lists, with or without :latest" }, \
-    { "stream",       NK_FIELD_YES,   nk__read_bool, OFFSET(stream), 0, 0, \
+    { "stream",       NK_FIELD_YES,   nk__read_bool, NK_OFFSET(stream), 0, 0, \
       "default true; one JSON object per line" }, \
     { "format",       NK_FIELD_YES,   read_format, 0, 0, 0, "\"json\" or a JSON schema" }, \
     { "options",      NK_FIELD_YES,   read_options, 0, 0, 0, "" }, \
-    { "think",        NK_FIELD_YES,   read_think, 0, 0, 0, \
+    { "think",        NK_FIELD_YES,   nk__read_think, 0, 0, 0, \
       "for templates that use enable_thinking or reasoning_effort" }, \
     { "keep_alive",   NK_FIELD_YES,   read_keep_alive, 0, 0, 0, \
       "the model is always there; 0: this session's KV is not kept for the next request" }, \
     { "logprobs",     NK_FIELD_YES,   nk__read_want_logprobs, 0, 0, 0, "" }, \
     { "top_logprobs", NK_FIELD_YES,   nk__read_top_logprobs, 0, 0, 0, "0 to 20" }, \
-    { "truncate",     NK_FIELD_FIXED, nk__read_only_false, 0, 0, 0, \
-      "false; a prompt that does not fit is an error" }, \
-    { "shift",        NK_FIELD_FIXED, nk__read_only_false, 0, 0, 0, \
-      "false; a full context ends the reply" }
+    { "truncate",     NK_FIELD_YES,   nk__read_bool, NK_OFFSET(truncate), 0, 0, \
+      "a prompt that does not fit is an error" }, \
+    { "shift",        NK_FIELD_IGNORED, NULL, 0, 0, 0, "a full context ends the reply" }, \
+    { "template",     NK_FIELD_FIXED, nk__read_only_empty, 0, 0, 0, \
+      "\"\"; the gateway's --chat-template decides" }
 
 const struct nk_field_rule nk__rules_ollama_chat[] = {
     { "messages", NK_FIELD_YES, nk__read_messages, 0, 0, 0,
       "none: asks whether the model is there" },
     { "tools",    NK_FIELD_YES, nk__read_tools, 0, 0, 0, "for templates that know tools" },
+    { "tool_choice", NK_FIELD_YES, nk__read_tool_choice, 0, 0, 0, "OpenAI's" },
     SHARED_RULES,
     { NULL, 0, NULL, 0, 0, 0, NULL },
 };
@@ -276,22 +214,19 @@ const struct nk_field_rule nk__rules_ollama_generate[] = {
       "a user's message for the chat template; as it is where the model has none; none: asks "
       "whether the model is there" },
     { "system",   NK_FIELD_YES,     read_system, 0, 0, 0, "needs a chat template" },
-    { "raw",      NK_FIELD_YES,     nk__read_bool, OFFSET(raw), 0, 0, "the prompt as it is" },
+    { "raw",      NK_FIELD_YES,     nk__read_bool, NK_OFFSET(raw), 0, 0, "the prompt as it is" },
     { "context",  NK_FIELD_YES,     read_context, 0, 0, 0,
       "token ids that an earlier reply gave; the prompt follows them" },
     SHARED_RULES,
     { "images",   NK_FIELD_FIXED,   check_no_images, 0, 0, 0, "null or []; only text" },
     { "suffix",   NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "\"\"; no insertion" },
-    { "template", NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0,
-      "\"\"; the gateway's --chat-template decides" },
     { NULL, 0, NULL, 0, 0, 0, NULL },
 };
 
 const struct nk_field_rule nk__rules_ollama_show[] = {
-    { "model",    NK_FIELD_YES,     nk__read_string, OFFSET(model), 0, 0, "" },
-    { "name",     NK_FIELD_YES,     read_name, OFFSET(model), 0, 0, "the old word for model" },
-    { "verbose",  NK_FIELD_FIXED,   nk__read_only_false, 0, 0, 0,
-      "false; the vocabulary is not listed" },
+    { "model",    NK_FIELD_YES,     nk__read_string, NK_OFFSET(model), 0, 0, "" },
+    { "name",     NK_FIELD_YES,     read_name, NK_OFFSET(model), 0, 0, "the old word for model" },
+    { "verbose",  NK_FIELD_IGNORED, NULL, 0, 0, 0, "the vocabulary is not listed" },
     { "system",   NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "\"\"; show changes nothing" },
     { "template", NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "\"\"; show changes nothing" },
     { "options",  NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "{}; show changes nothing" },

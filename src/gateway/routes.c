@@ -123,6 +123,13 @@ static void write_model(struct out *o, nk_gateway *g, const char *name, const st
     str(o, "object", "model");
     num(o, "created", (double)g->started);
     str(o, "owned_by", "nakshatra");
+    key(o, "aliases");
+    raw(o, "[");
+    for (int i = 0; i < g->n_names && !o->rc; i++) {
+        raw(o, i ? "," : "");
+        o->rc = nk_json_str(o->b, g->names[i], NULL);
+    }
+    raw(o, "]");
     if (s && s->ok)
         num(o, "context_length", s->n_ctx);
     raw(o, "}");
@@ -134,21 +141,14 @@ static void answer_models(nk_gateway *g, const char *rest, const struct nk_buf *
     struct out o = { a->body, 0 };
 
     (void)request;
-    if (rest[0] && !nk__model_is_here(g, rest)) {
-        nk_fail(&a->err, NK_E_NOT_FOUND, "model_not_found",
-                "model \"%.100s\" is not here; \"%s\" is", rest, g->names[0]);
+    if (rest[0] && nk__model_check(g, rest, &a->err))
         return;
-    }
     if (rest[0]) {
         write_model(&o, g, rest, s);
         return;
     }
     raw(&o, "{\"object\":\"list\",\"data\":[");
-    for (int i = 0; i < g->n_names; i++) {
-        if (i)
-            raw(&o, ",");
-        write_model(&o, g, g->names[i], s);
-    }
+    write_model(&o, g, nk__model_name(g), s);
     raw(&o, "]}");
 }
 
@@ -308,14 +308,10 @@ static void answer_tags(nk_gateway *g, const char *rest, const struct nk_buf *re
 
     (void)rest, (void)request;
     format_time(when, g->started);
-    raw(&o, "{\"models\":[");
-    for (int i = 0; i < g->n_names; i++) {
-        raw(&o, i ? ",{" : "{");
-        write_tag(&o, g, g->names[i], s);
-        str(&o, "modified_at", when);
-        raw(&o, "}");
-    }
-    raw(&o, "]}");
+    raw(&o, "{\"models\":[{");
+    write_tag(&o, g, nk__model_name(g), s);
+    str(&o, "modified_at", when);
+    raw(&o, "}]}");
 }
 
 /* The model is there as long as its workers: there is no time at which it would go. */
@@ -327,14 +323,14 @@ static void answer_ps(nk_gateway *g, const char *rest, const struct nk_buf *requ
 
     (void)rest, (void)request;
     raw(&o, "{\"models\":[");
-    for (int i = 0; s && s->ok && i < g->n_names; i++) {
+    if (s && s->ok) {
         uint64_t vram = 0;
 
         for (int k = 0; k < r->n_workers; k++)
             if (strcmp(r->workers[k].backend, "CPU"))
                 vram += r->workers[k].weights_bytes + r->workers[k].kv_bytes;
-        raw(&o, i ? ",{" : "{");
-        write_tag(&o, g, g->names[i], s);
+        raw(&o, "{");
+        write_tag(&o, g, nk__model_name(g), s);
         str(&o, "expires_at", "9999-12-31T23:59:59Z");
         num(&o, "size_vram", (double)vram);
         num(&o, "context_length", s->n_ctx);
@@ -365,7 +361,9 @@ static void info(struct out *o, const char *architecture, const char *name, doub
 static void answer_show(nk_gateway *g, const char *rest, const struct nk_buf *request,
                         const struct nk_snapshot *s, struct nk_route_answer *a)
 {
-    const struct nk_request_limits limits = { .messages_max = 1, .n_max = 1 };
+    const struct nk_request_limits limits = { .messages_max = 1,
+                                              .n_max = 1,
+                                              .strict = g->opts.strict };
     const struct nk_prompter_caps caps = nk__prompter_caps(g->prompter);
     const struct nk_worker_report *w = nk__model_worker(s);
     struct out o = { a->body, 0 };
@@ -380,13 +378,11 @@ static void answer_show(nk_gateway *g, const char *rest, const struct nk_buf *re
         snprintf(a->param, sizeof a->param, "%.60s", e.param);
         return;
     }
-    if (!nk__model_is_here(g, r.model)) {
-        nk_fail(&a->err, NK_E_NOT_FOUND, "model_not_found",
-                "model \"%.100s\" is not here; \"%s\" is", r.model, g->names[0]);
-        nk__request_release(&r);
-        return;
-    }
+    if (r.model)
+        nk__model_check(g, r.model, &a->err);
     nk__request_release(&r);
+    if (a->err.code)
+        return;
     format_time(when, g->started);
     raw(&o, "{");
     str(&o, "modelfile", "");
@@ -890,7 +886,7 @@ static const struct nk_route routes[] = {
     { "/v1/responses/", "POST", NK_ROUTE_SHORT, true, false, false, 0, 0, answer_response_cancel,
       "`ID/cancel`: ends one that is being computed" },
     { "/v1/models", "GET", NK_ROUTE_SHORT, true, false, false, 0, 0, answer_models,
-      "the model, under all its names" },
+      "the model, with all its names" },
     { "/v1/models/", "GET", NK_ROUTE_SHORT, true, false, false, 0, 0, answer_models,
       "one of its names" },
     { "/api/chat", "POST", NK_ROUTE_GENERATE, false, false, false, 0, NK_API_OLLAMA_CHAT, NULL,

@@ -15,7 +15,7 @@
 
 static void write_tables(struct nk_buf *out)
 {
-    static const char *const words[] = { "yes", "fixed", "ignored", "refused" };
+    static const char *const words[] = { "works", "neutral", "ignored", "refused" };
     struct nk_field_table t;
 
     for (int i = 0; nk__field_table(i, &t); i++) {
