@@ -27,6 +27,11 @@ static void pack_sampling(Nakshatra__V1__Sampling *m, const struct nk_sampling *
     m->top_p = s->top_p < 1 ? meant(s->top_p) : 0;
     m->min_p = s->min_p;
     m->typical_p = s->typical_p < 1 ? meant(s->typical_p) : 0;
+    m->top_n_sigma = s->top_n_sigma;
+    m->xtc_probability = s->xtc_probability;
+    m->xtc_threshold = s->xtc_threshold;
+    m->dynatemp_range = s->dynatemp_range;
+    m->dynatemp_exponent = s->dynatemp_exponent;
     m->repeat_penalty = penalties && s->repeat_penalty != 1 ? s->repeat_penalty : 0;
     m->presence_penalty = penalties ? s->presence_penalty : 0;
     m->frequency_penalty = penalties ? s->frequency_penalty : 0;

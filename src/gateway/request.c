@@ -83,6 +83,7 @@ static int check_together(struct nk_parse *p)
                        "cannot be combined with tools unless tool_choice is \"none\": a tool call "
                        "would not fit it");
     r->sampling.grammar = p->grammar;
+    nk__samplers_apply(p);
     if ((r->tool_choice == NK_TOOLS_REQUIRED || r->tool_choice == NK_TOOLS_NAMED) && !r->tools)
         return nk__bad(p, NK_E_INVALID, "bad_value", "tool_choice",
                        "asks for a tool call, but there are no tools");

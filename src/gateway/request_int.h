@@ -18,6 +18,8 @@ struct nk_parse {
     bool want_logprobs, seen_top_logprobs, seen_max_tokens, seen_messages;
     int top_logprobs;
     const json_t *input, *instructions, *allowed_tools; /* Responses */
+    bool seen_samplers;
+    unsigned samplers; /* a bit for each, as nk__read_samplers numbers them */
 };
 
 struct nk_field_rule {
@@ -52,6 +54,12 @@ int nk__read_bool(struct nk_parse *p, const struct nk_field_rule *f, const json_
 int nk__read_string(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_seed(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_stop(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_top_n_sigma(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+/* Which samplers take part: what the others are told is set back by nk__samplers_apply, when all
+ * fields were read. */
+int nk__read_samplers(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+void nk__samplers_apply(struct nk_parse *p);
+int nk__read_dry_breakers(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_top_k(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_grammar(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_json_schema(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);

@@ -74,17 +74,26 @@
     { "deterministic",      NK_FIELD_YES, nk__read_bool, NK_OFFSET(deterministic), 0, 0, \
       "ours; the same to the last bit whatever else runs; workers without --deterministic refuse " \
       "it (400 not_deterministic)" }, \
-    { "xtc_probability",    NK_FIELD_FIXED, nk__read_only_number, 0, 0, 0, "0" }, \
-    { "xtc_threshold",      NK_FIELD_IGNORED, NULL, 0, 0, 0, "without xtc_probability" }, \
-    { "dynatemp_range",     NK_FIELD_FIXED, nk__read_only_number, 0, 0, 0, "0" }, \
-    { "dynatemp_exponent",  NK_FIELD_IGNORED, NULL, 0, 0, 0, "without dynatemp_range" }, \
+    { "top_n_sigma",        NK_FIELD_YES, nk__read_top_n_sigma, NK_SAMPLING(top_n_sigma), 0, \
+      1000, "llama-server's; 0 and less: off" }, \
+    { "xtc_probability",    NK_FIELD_YES, nk__read_float, NK_SAMPLING(xtc_probability), 0, 1, \
+      "llama-server's; 0: off; not with temperature 0" }, \
+    { "xtc_threshold",      NK_FIELD_YES, nk__read_float, NK_SAMPLING(xtc_threshold), 0, 1, \
+      "llama-server's; default 0.1" }, \
+    { "dynatemp_range",     NK_FIELD_YES, nk__read_float, NK_SAMPLING(dynatemp_range), 0, 100, \
+      "llama-server's; 0: off; not with temperature 0" }, \
+    { "dynatemp_exponent",  NK_FIELD_YES, nk__read_float, NK_SAMPLING(dynatemp_exponent), 0, 100, \
+      "llama-server's; default 1" }, \
+    { "samplers",           NK_FIELD_YES, nk__read_samplers, 0, 0, 0, \
+      "llama-server's; which of penalties, dry, top_n_sigma, top_k, typ_p, top_p, min_p, xtc and " \
+      "temperature take part, in this order" }, \
     { "min_tokens",         NK_FIELD_FIXED, nk__read_only_number, 0, 0, 0, "0" }, \
     { "top_a",              NK_FIELD_FIXED, nk__read_only_number, 0, 0, 0, \
       "0; libllama has no such sampler" }, \
     { "tfs_z",              NK_FIELD_FIXED, nk__read_only_number, 0, 1, 1, \
       "1; libllama has it no more" }, \
-    { "samplers",           NK_FIELD_REFUSED, NULL, 0, 0, 0, \
-      "the order is llama.cpp's own" }, \
+    { "dry_sequence_breakers", NK_FIELD_FIXED, nk__read_dry_breakers, 0, 0, 0, \
+      "[\"\\n\", \":\", \"\\\"\", \"*\"]" }, \
     { "min_keep",           NK_FIELD_FIXED, nk__read_only_number, 0, 0, 0, "0" }, \
     { "length_penalty",     NK_FIELD_FIXED, nk__read_only_number, 0, 1, 1, "1; of beam search" }, \
     { "use_beam_search",    NK_FIELD_FIXED, nk__read_only_false, 0, 0, 0, "false" }, \

@@ -1,5 +1,6 @@
 /* What the files that answer routes at once share: routes.c, on top, knows the table; these
- * (routes_models.c, routes_llama.c, routes_responses.c, cluster_json.c, metrics_live.c) write the answers. */
+ * (routes_models.c, routes_llama.c, routes_responses.c, cluster_json.c, metrics_live.c) write the
+ * answers. */
 #ifndef NK_GATEWAY_ROUTES_INT_H
 #define NK_GATEWAY_ROUTES_INT_H
 

@@ -151,7 +151,9 @@ static int add_choice(nk_sampler *s, const struct nk_sampling *p, struct nk_erro
                 : llama_sampler_init_mirostat_v2(s->seed, p->mirostat_tau, p->mirostat_eta),
             err);
     }
-    if (p->top_k > 0)
+    if (p->top_n_sigma > 0)
+        rc = chain_add(s, llama_sampler_init_top_n_sigma(p->top_n_sigma), err);
+    if (!rc && p->top_k > 0)
         rc = chain_add(s, llama_sampler_init_top_k(p->top_k), err);
     if (!rc && p->typical_p < 1)
         rc = chain_add(s, llama_sampler_init_typical(p->typical_p, min_keep), err);
@@ -159,8 +161,17 @@ static int add_choice(nk_sampler *s, const struct nk_sampling *p, struct nk_erro
         rc = chain_add(s, llama_sampler_init_top_p(p->top_p, min_keep), err);
     if (!rc && p->min_p > 0)
         rc = chain_add(s, llama_sampler_init_min_p(p->min_p, min_keep), err);
+    if (!rc && p->xtc_probability > 0)
+        rc = chain_add(
+            s, llama_sampler_init_xtc(p->xtc_probability, p->xtc_threshold, min_keep, s->seed),
+            err);
     if (!rc)
-        rc = chain_add(s, llama_sampler_init_temp(p->temperature), err);
+        rc = chain_add(s,
+                       p->dynatemp_range > 0
+                           ? llama_sampler_init_temp_ext(p->temperature, p->dynatemp_range,
+                                                         p->dynatemp_exponent)
+                           : llama_sampler_init_temp(p->temperature),
+                       err);
     if (!rc)
         rc = chain_add(s, llama_sampler_init_dist(s->seed), err);
     return rc;

@@ -13,6 +13,8 @@ struct nk_sampling nk_sampling_default(void)
         .top_p = 0.95f,
         .min_p = 0.05f,
         .typical_p = 1.0f,
+        .xtc_threshold = 0.1f,
+        .dynatemp_exponent = 1.0f,
         .repeat_penalty = 1.0f,
         .penalty_last_n = 64,
         .dry_base = 1.75f,
@@ -47,6 +49,16 @@ int nk_sampling_check(const struct nk_sampling *s, struct nk_error *err)
         return bad(err, "min_p", (double)s->min_p, "from 0 to 1");
     if (!within(s->typical_p, 0, 1))
         return bad(err, "typical_p", (double)s->typical_p, "from 0 to 1");
+    if (!within(s->top_n_sigma, 0, NK_PENALTY_MAX))
+        return bad(err, "top_n_sigma", (double)s->top_n_sigma, "from 0 (off) to 1000");
+    if (!within(s->xtc_probability, 0, 1))
+        return bad(err, "xtc_probability", (double)s->xtc_probability, "from 0 (off) to 1");
+    if (!within(s->xtc_threshold, 0, 1))
+        return bad(err, "xtc_threshold", (double)s->xtc_threshold, "from 0 to 1");
+    if (!within(s->dynatemp_range, 0, NK_TEMPERATURE_MAX))
+        return bad(err, "dynatemp_range", (double)s->dynatemp_range, "from 0 (off) to 100");
+    if (!within(s->dynatemp_exponent, 0, NK_TEMPERATURE_MAX))
+        return bad(err, "dynatemp_exponent", (double)s->dynatemp_exponent, "from 0 to 100");
     if (!(s->repeat_penalty > 0) || !within(s->repeat_penalty, 0, NK_PENALTY_MAX))
         return bad(err, "repeat_penalty", (double)s->repeat_penalty, "above 0 and at most 1000");
     if (!within(s->presence_penalty, -NK_PENALTY_MAX, NK_PENALTY_MAX))

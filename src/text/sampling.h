@@ -25,6 +25,13 @@ struct nk_sampling {
     float top_p;       /* 1: off */
     float min_p;       /* 0: off */
     float typical_p;   /* 1: off */
+    float top_n_sigma; /* 0: off; only tokens within so many deviations of the largest logit */
+
+    /* XTC: with this probability the most probable tokens are left out, but for the last of those
+     * above the threshold. 0: off. */
+    float xtc_probability, xtc_threshold;
+    /* The temperature varies by so much around its value, with the entropy. 0: off. */
+    float dynatemp_range, dynatemp_exponent;
 
     /* 1, 0, 0: off. */
     float repeat_penalty, presence_penalty, frequency_penalty;

@@ -32,6 +32,11 @@ int nk__wire_sampling(struct nk_sampling *out, struct nk_logit_bias *bias,
     s.top_p = or_else(in->top_p, 1);
     s.min_p = in->min_p;
     s.typical_p = or_else(in->typical_p, 1);
+    s.top_n_sigma = in->top_n_sigma;
+    s.xtc_probability = in->xtc_probability;
+    s.xtc_threshold = in->xtc_threshold;
+    s.dynatemp_range = in->dynatemp_range;
+    s.dynatemp_exponent = in->dynatemp_exponent;
     s.repeat_penalty = or_else(in->repeat_penalty, 1);
     s.presence_penalty = in->presence_penalty;
     s.frequency_penalty = in->frequency_penalty;

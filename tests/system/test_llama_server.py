@@ -123,12 +123,14 @@ class Fields(unittest.TestCase):
         for fields in ({"seed": 8}, {"temperature": 1.7}, {"top_k": 2}, {"top_p": 0.3}, {"min_p": 0.4}, {"typical_p": 0.2},
                        {"repeat_penalty": 1.5}, {"repeat_penalty": 1.5, "repeat_last_n": 3}, {"presence_penalty": 1.5}, {"frequency_penalty": 1.5},
                        {"dry_multiplier": 3, "dry_allowed_length": 1, "dry_base": 2, "dry_penalty_last_n": 30},
+                       {"top_n_sigma": 0.3}, {"xtc_probability": 0.6, "xtc_threshold": 0.05}, {"dynatemp_range": 0.7, "dynatemp_exponent": 1.5},
+                       {"samplers": ["top_k", "min_p"], "top_k": 5, "temperature": 3}, {"samplers": []},
                        {"mirostat": 1, "mirostat_tau": 2, "mirostat_eta": 0.3}, {"mirostat": 2, "mirostat_tau": 2, "mirostat_eta": 0.3},
                        {"logit_bias": {str(first): -100}}, {"logit_bias": {str(first): 3}},
                        {"max_tokens": 7}, {"stop": ["the"]}):
             for base in ({"temperature": 0}, {"temperature": 1, "seed": 7}):
-                # Greedy is of all tokens with us; llama-server lets typical_p drop the most probable one first.
-                if not base["temperature"] and fields.keys() & {"temperature", "typical_p"}:
+                # Greedy is of all tokens with us; llama-server lets these drop the most probable one first, or draws after all.
+                if not base["temperature"] and fields.keys() & {"temperature", "typical_p", "xtc_probability", "dynatemp_range", "samplers"}:
                     continue
                 with self.subTest(**{**base, **fields}):
                     ours, theirs = self.both(**{**base, **fields})

@@ -279,6 +279,9 @@ static void test_gen__open_says_what_was_asked_for(void **state)
     o.sampling.seed = 0;
     o.sampling.top_p = 0;
     o.sampling.typical_p = 0.5f;
+    o.sampling.top_n_sigma = 2;
+    o.sampling.xtc_probability = 0.5f;
+    o.sampling.dynatemp_range = 0.25f;
     o.sampling.repeat_penalty = 1.5f;
     o.sampling.penalty_last_n = -1;
     o.sampling.dry_multiplier = 0.5f;
@@ -300,6 +303,8 @@ static void test_gen__open_says_what_was_asked_for(void **state)
     assert_int_equal(s->seed, 0);
     assert_true(s->top_p > 0 && s->top_p < 1e-30f); /* a 0 that is meant is not "off" */
     assert_true(s->typical_p == 0.5f && s->repeat_penalty == 1.5f && s->dry_multiplier == 0.5f);
+    assert_true(s->top_n_sigma == 2 && s->xtc_probability == 0.5f && s->xtc_threshold == 0.1f &&
+                s->dynatemp_range == 0.25f && s->dynatemp_exponent == 1);
     assert_int_equal(s->penalty_last_n, -1);
     assert_int_equal(s->dry_penalty_last_n, 32);
     assert_int_equal(s->n_logit_bias, 2);

@@ -324,6 +324,34 @@ static void test_request__other_names_and_spellings_of_values_are_read(void **st
     assert_null(r.model);
 }
 
+/* Those that take no part are switched off, whatever they are told. */
+static void test_request__samplers_are_chosen_in_the_order_there_is(void **state)
+{
+    static const struct bad bads[] = {
+        { NK_API_CHAT, "{" CHAT ",\"samplers\":[\"top_p\",\"top_k\"]}", "refused_field",
+          "samplers" },
+        { NK_API_CHAT, "{" CHAT ",\"samplers\":[\"top_a\"]}", "bad_value", "samplers" },
+        { NK_API_CHAT, "{" CHAT ",\"samplers\":\"kfypmt\"}", "bad_value", "samplers" },
+        { NK_API_CHAT, "{" CHAT ",\"dry_sequence_breakers\":[\"x\"]}", "refused_field",
+          "dry_sequence_breakers" },
+    };
+
+    (void)state;
+    takes(NK_API_CHAT,
+          "{" CHAT ",\"samplers\":[\"top_k\",\"min_p\"],\"top_p\":0.5,\"repeat_penalty\":2,"
+          "\"xtc_probability\":0.5,\"temperature\":0.1,\"dynatemp_range\":1,"
+          "\"dry_sequence_breakers\":[\"\\n\",\":\",\"\\\"\",\"*\"]}",
+          "");
+    assert_true(r.sampling.top_k == 40 && r.sampling.min_p == 0.05f);
+    assert_true(r.sampling.top_p == 1 && r.sampling.repeat_penalty == 1 &&
+                r.sampling.xtc_probability == 0 && r.sampling.temperature == 1 &&
+                r.sampling.dynatemp_range == 0);
+    takes(NK_API_CHAT, "{" CHAT ",\"xtc_probability\":0.5,\"top_n_sigma\":-1}", "");
+    assert_true(r.sampling.xtc_probability == 0.5f && r.sampling.top_n_sigma == 0);
+    for (size_t i = 0; i < sizeof bads / sizeof bads[0]; i++)
+        refuses(&bads[i]);
+}
+
 static void test_request__thinking_is_asked_for_in_many_ways(void **state)
 {
     static const struct {
@@ -610,6 +638,7 @@ int main(void)
         cmocka_unit_test(test_request__a_misspelt_field_is_refused_with_the_nearest_name),
         cmocka_unit_test(test_request__strict_refuses_what_has_no_effect),
         cmocka_unit_test(test_request__other_names_and_spellings_of_values_are_read),
+        cmocka_unit_test(test_request__samplers_are_chosen_in_the_order_there_is),
         cmocka_unit_test(test_request__thinking_is_asked_for_in_many_ways),
         cmocka_unit_test(test_request__histories_come_back_as_clients_keep_them),
         cmocka_unit_test(test_request__tools_come_with_marks_twice_and_under_long_names),

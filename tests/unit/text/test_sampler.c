@@ -65,11 +65,16 @@ static struct llama_sampler *reference_chain(const nk_vocab *v, const struct nk_
                    ? llama_sampler_init_mirostat(n, p->seed, p->mirostat_tau, p->mirostat_eta, 100)
                    : llama_sampler_init_mirostat_v2(p->seed, p->mirostat_tau, p->mirostat_eta));
     } else {
+        if (p->top_n_sigma > 0)
+            add(c, llama_sampler_init_top_n_sigma(p->top_n_sigma));
         add(c, llama_sampler_init_top_k(p->top_k));
         add(c, llama_sampler_init_typical(p->typical_p, 0));
         add(c, llama_sampler_init_top_p(p->top_p, 0));
         add(c, llama_sampler_init_min_p(p->min_p, 0));
-        add(c, llama_sampler_init_temp(p->temperature));
+        if (p->xtc_probability > 0)
+            add(c, llama_sampler_init_xtc(p->xtc_probability, p->xtc_threshold, 0, p->seed));
+        add(c,
+            llama_sampler_init_temp_ext(p->temperature, p->dynatemp_range, p->dynatemp_exponent));
         add(c, llama_sampler_init_dist(p->seed));
     }
     return c;
@@ -151,6 +156,11 @@ static int settings(struct nk_sampling *out)
     WITH(off, s.min_p = 1);
     WITH(off, s.typical_p = 0.4f);
     WITH(off, s.typical_p = 0);
+    WITH(off, s.top_n_sigma = 0.7f);
+    WITH(d, s.xtc_probability = 0.7f; s.xtc_threshold = 0.02f);
+    WITH(off, s.dynatemp_range = 0.6f);
+    WITH(d, s.dynatemp_range = 0.7f; s.dynatemp_exponent = 2; s.xtc_probability = 0.4f;
+         s.top_n_sigma = 2);
     WITH(off, s.repeat_penalty = 1.3f);
     WITH(off, s.presence_penalty = 1.5f);
     WITH(off, s.frequency_penalty = -0.7f);
@@ -676,6 +686,11 @@ static void test_sampler__bad_settings_are_refused_by_name(void **state)
     FLOAT(top_p)
     FLOAT(min_p)
     FLOAT(typical_p)
+    FLOAT(top_n_sigma)
+    FLOAT(xtc_probability)
+    FLOAT(xtc_threshold)
+    FLOAT(dynatemp_range)
+    FLOAT(dynatemp_exponent)
     FLOAT(repeat_penalty)
     FLOAT(presence_penalty)
     FLOAT(frequency_penalty)

@@ -69,6 +69,8 @@ static void test_wire__every_field_arrives(void **state)
     in.repeat_penalty = 1.1f, in.presence_penalty = 0.2f, in.frequency_penalty = 0.3f;
     in.penalty_last_n = -1, in.dry_multiplier = 0.8f, in.dry_base = 1.5f, in.dry_allowed_length = 4;
     in.dry_penalty_last_n = 99, in.mirostat = 2, in.mirostat_tau = 4, in.mirostat_eta = 0.2f;
+    in.top_n_sigma = 1.5f, in.xtc_probability = 0.6f, in.xtc_threshold = 0.15f;
+    in.dynatemp_range = 0.25f, in.dynatemp_exponent = 2;
     in.seed_given_case = NAKSHATRA__V1__SAMPLING__SEED_GIVEN_SEED, in.seed = 0;
     in.logit_bias = biases, in.n_logit_bias = 2;
     in.grammar = (char *)(uintptr_t) "root ::= \"a\"", in.ignore_eos = true;
@@ -80,6 +82,8 @@ static void test_wire__every_field_arrives(void **state)
     assert_true(s.dry_multiplier == 0.8f && s.dry_base == 1.5f && s.dry_allowed_length == 4 &&
                 s.dry_penalty_last_n == 99);
     assert_true(s.mirostat == 2 && s.mirostat_tau == 4 && s.mirostat_eta == 0.2f);
+    assert_true(s.top_n_sigma == 1.5f && s.xtc_probability == 0.6f && s.xtc_threshold == 0.15f &&
+                s.dynatemp_range == 0.25f && s.dynatemp_exponent == 2);
     assert_true(s.seed == 0 && s.ignore_eos);
     assert_string_equal(s.grammar, "root ::= \"a\"");
     assert_int_equal(s.n_logit_bias, 2);
