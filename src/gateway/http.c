@@ -274,8 +274,6 @@ static enum MHD_Result answer_error(nk_exchange *x)
     }
     if (r && status == 503)
         header(r, MHD_HTTP_HEADER_RETRY_AFTER, "2");
-    if (r && status == 501) /* OpenAI's SDKs would try again */
-        header(r, "X-Should-Retry", "false");
     if (r && status == 401)
         header(r, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
     if (r && status == 405)
@@ -613,7 +611,7 @@ static enum MHD_Result answer_options(nk_exchange *x)
             header(r, "Access-Control-Max-Age", "600");
         }
     }
-    return answer(x, 204, NULL, r);
+    return answer(x, 200, NULL, r);
 }
 
 static enum MHD_Result add_header(void *cls, enum MHD_ValueKind kind, const char *name,
@@ -721,13 +719,15 @@ static void judge(nk_exchange *x, const char *method, bool fits)
         return;
     }
     if (x->route->kind == NK_ROUTE_REFUSED) {
-        nk_fail(&x->err, NK_E_UNIMPLEMENTED, "not_implemented", "%s is not served here: %s",
+        /* No 501: SDKs send what gets a 5xx again. */
+        nk_fail(&x->err, NK_E_INVALID, "not_implemented", "%s is not served here: %s",
                 x->route->path, x->route->what);
         return;
     }
-    /* curl -d, as in Ollama's own documentation, says urlencoded. */
+    /* curl -d, as in the documentation of llama-server and Ollama, says urlencoded. A page of a
+     * browser could send that without having asked (CORS), but never without its Origin. */
     if (post && !is_json_type(type) &&
-        ((x->route->openai && x->route->kind == NK_ROUTE_GENERATE) ||
+        ((origin && x->route->kind == NK_ROUTE_GENERATE) ||
          (type && strncasecmp(type, "application/x-www-form-urlencoded", 33)))) {
         nk_fail(&x->err, NK_E_INVALID, "unsupported_media_type",
                 "the body's type is \"%.60s\"; send Content-Type: application/json",

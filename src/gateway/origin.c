@@ -123,12 +123,29 @@ bool nk__host_allowed(const char *host, const char *const *allowed, int n_allowe
     return !strcasecmp(name, own);
 }
 
+/* Browsers keep these names to the machine (RFC 6761), so nobody else serves pages from there. */
+static bool is_of_this_machine(const char *host)
+{
+    unsigned char six[16], four[4];
+    char name[256];
+
+    if (!host_of(name, host))
+        return false;
+    if (inet_pton(AF_INET, name, four) == 1)
+        return four[0] == 127;
+    if (inet_pton(AF_INET6, name, six) == 1)
+        return IN6_IS_ADDR_LOOPBACK((const struct in6_addr *)(const void *)six);
+    return !strcasecmp(name, "localhost") || ends_with(name, ".localhost");
+}
+
 bool nk__origin_allowed(const char *origin, const char *host, const char *const *allowed,
                         int n_allowed)
 {
     const char *at = strstr(origin, "://");
 
     if (at && host && !strcasecmp(at + 3, host))
+        return true;
+    if (is_of_this_machine(at ? at + 3 : origin))
         return true;
     for (int i = 0; i < n_allowed; i++)
         if (!strcmp(allowed[i], "*") || !strcasecmp(allowed[i], origin))

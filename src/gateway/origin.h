@@ -38,7 +38,8 @@ int nk__listen_try(const struct nk_listen *l, const char *text, struct nk_error 
 bool nk__host_allowed(const char *host, const char *const *allowed, int n_allowed);
 
 /* May a page from this origin call? It may when its host and port are the request's own (host: the
- * Host header), or when one of the allowed is "*" or equal. */
+ * Host header), when it is served from this machine itself (localhost, a name under .localhost, a
+ * loopback address; any port), or when one of the allowed is "*" or equal. */
 bool nk__origin_allowed(const char *origin, const char *host, const char *const *allowed,
                         int n_allowed);
 

@@ -80,7 +80,15 @@ static void test_origin__pages_that_may_call(void **state)
 
     (void)state;
     assert_true(nk__origin_allowed("http://127.0.0.1:8080", "127.0.0.1:8080", NULL, 0));
-    assert_false(nk__origin_allowed("http://127.0.0.1:8081", "127.0.0.1:8080", NULL, 0));
+    assert_true(nk__origin_allowed("http://127.0.0.1:8081", "127.0.0.1:8080", NULL, 0));
+    assert_true(nk__origin_allowed("http://localhost:3000", "192.168.1.5:8080", NULL, 0));
+    assert_true(nk__origin_allowed("https://app.localhost", "127.0.0.1:8080", NULL, 0));
+    assert_true(nk__origin_allowed("http://[::1]:5173", "127.0.0.1:8080", NULL, 0));
+    assert_false(nk__origin_allowed("http://192.168.1.5:8081", "192.168.1.5:8080", NULL, 0));
+    assert_false(nk__origin_allowed("http://localhost.example", "127.0.0.1:8080", NULL, 0));
+    assert_false(nk__origin_allowed("http://127.0.0.1.example", "127.0.0.1:8080", NULL, 0));
+    assert_false(nk__origin_allowed("http://[::2]", "127.0.0.1:8080", NULL, 0));
+    assert_false(nk__origin_allowed("null", "127.0.0.1:8080", NULL, 0));
     assert_false(nk__origin_allowed("null", "127.0.0.1:8080", allowed, 1));
     assert_true(nk__origin_allowed("https://A.example", "127.0.0.1:8080", allowed, 1));
     assert_false(nk__origin_allowed("https://a.example.evil", "127.0.0.1:8080", allowed, 1));
