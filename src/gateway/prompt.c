@@ -203,8 +203,8 @@ static int extra_json(const nk_prompter *p, const struct nk_request *r, char **t
     return *text ? 0 : bad(e, "", "no_memory", "no memory for the template's variables");
 }
 
-static int render_builtin(const nk_prompter *p, const json_t *messages, struct nk_buf *out,
-                          struct nk_error *err)
+static int render_builtin(const nk_prompter *p, const json_t *messages, bool begins,
+                          struct nk_buf *out, struct nk_error *err)
 {
     size_t n = json_array_size(messages), i;
     struct nk_chat_message *list = calloc(n ? n : 1, sizeof *list);
@@ -218,9 +218,36 @@ static int render_builtin(const nk_prompter *p, const json_t *messages, struct n
         list[i] = (struct nk_chat_message){ json_string_value(json_object_get(m, "role")),
                                             json_string_value(json_object_get(m, "content")) };
     }
-    rc = nk_chat_render_builtin(p->builtin, list, n, true, out, err);
+    rc = nk_chat_render_builtin(p->builtin, list, n, begins, out, err);
     free(list);
     return rc;
+}
+
+/* Only thought so far: the thought goes on. */
+static bool continues_thought(const nk_prompter *p, const json_t *message)
+{
+    return p->marks.open && json_object_get(message, "reasoning_content") &&
+           !json_string_length(json_object_get(message, "content"));
+}
+
+/* What the reply begins with, after the prompt that begins the reply. Where that has begun a thought
+ * the message's own ends it (none: an empty one), unless there is nothing but a thought. */
+static int add_prefill(const nk_prompter *p, const json_t *message, struct nk_buf *out,
+                       struct nk_error *err)
+{
+    const char *text = json_string_value(json_object_get(message, "content"));
+    const char *thought = json_string_value(json_object_get(message, "reasoning_content"));
+    bool open = nk__prompt_opens_think(nk_buf_str(out), out->size, p->marks), goes_on;
+    int rc = 0;
+
+    goes_on = continues_thought(p, message);
+    if (goes_on && !open)
+        rc = nk_buf_addf(out, err, "%s\n", p->marks.open);
+    if (!rc && thought && (open || goes_on))
+        rc = nk_buf_adds(out, thought, err);
+    if (!rc && open && !goes_on)
+        rc = nk_buf_addf(out, err, "\n%s\n\n", p->marks.close);
+    return rc ? rc : nk_buf_adds(out, text, err);
 }
 
 static int render(const nk_prompter *p, const struct nk_request *r, const json_t *messages,
@@ -252,7 +279,7 @@ static int render(const nk_prompter *p, const struct nk_request *r, const json_t
                    p->builtin);
     }
     if (p->builtin)
-        rc = render_builtin(p, messages, out, &e->err);
+        rc = render_builtin(p, messages, !r->begins_no_reply, out, &e->err);
     else {
         messages_text = json_dumps(messages, JSON_COMPACT);
         tools_text = tools ? json_dumps(tools, JSON_COMPACT) : NULL;
@@ -262,12 +289,14 @@ static int render(const nk_prompter *p, const struct nk_request *r, const json_t
             struct nk_jinja_input input = { .messages = messages_text,
                                             .tools = tools_text,
                                             .extra = extra,
-                                            .add_generation_prompt = true,
+                                            .add_generation_prompt = !r->begins_no_reply,
                                             .now = nk_clock_unix_s(p->clock) };
 
             rc = nk_template_render(p->jinja, &input, work, out, &e->err);
         }
     }
+    if (!rc && r->prefill)
+        rc = add_prefill(p, r->prefill, out, &e->err);
     free(messages_text);
     free(tools_text);
     free(extra);
@@ -486,7 +515,8 @@ static int prepare_chat(struct nk_prepared *out, const nk_prompter *p, const str
         out->parse = true;
         out->output.think = p->marks;
         out->output.starts_thinking =
-            nk__prompt_opens_think(nk_buf_str(&text), text.size, p->marks);
+            r->prefill ? continues_thought(p, r->prefill)
+                       : nk__prompt_opens_think(nk_buf_str(&text), text.size, p->marks);
         out->output.one_call = !r->parallel_tool_calls;
         out->special = p->control_marks && (tools || p->marks.open);
     }

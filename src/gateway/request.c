@@ -66,7 +66,7 @@ static struct nk_sampling defaults(enum nk_api api)
 static int check_together(struct nk_parse *p)
 {
     struct nk_request *r = p->r;
-    int n_constraints = (p->grammar != NULL) + (r->format != NK_FORMAT_TEXT);
+    int rc, n_constraints = (p->grammar != NULL) + (r->format != NK_FORMAT_TEXT);
 
     if (r->model && !r->model[0])
         r->model = NULL;
@@ -151,6 +151,9 @@ static int check_together(struct nk_parse *p)
     case NK_API_RESPONSES:
         break;
     }
+    if (r->messages && nk__api_dialect(r->api) != NK_DIALECT_RESPONSES &&
+        (rc = nk__take_prefill(p)))
+        return rc;
     if (r->only_load && r->no_reuse)
         r->only_unload = true;
     if (nk_sampling_check(&r->sampling, &p->e->err)) {
@@ -237,6 +240,7 @@ void nk__request_release(struct nk_request *r)
     free(r->context);
     free(r->logit_bias);
     json_decref(r->messages);
+    json_decref(r->prefill);
     json_decref(r->tools);
     json_decref(r->items);
     json_decref(r->root);
@@ -287,8 +291,9 @@ int nk__request_shrink(struct nk_request *r, struct nk_error *err)
     r->n_context = 0;
     json_decref(r->messages);
     json_decref(r->tools);
+    json_decref(r->prefill);
     json_decref(r->items);
-    r->messages = r->tools = r->items = NULL;
+    r->messages = r->tools = r->prefill = r->items = NULL;
     r->previous = NULL;
     r->schema = r->template_kwargs = NULL;
     r->tool_name = r->cache_salt = r->reasoning_effort = r->system = NULL;

@@ -81,8 +81,10 @@ struct nk_request {
     /* chats */
     /* Owned; OpenAI's shape, content always a string, tool calls' arguments always text. */
     json_t *messages;
-    json_t *tools;     /* owned; OpenAI's shape; NULL: none */
-    bool tools_strict; /* a tool's arguments must keep to its schema */
+    json_t *prefill;      /* owned; the last message, an assistant's, that is continued; or NULL */
+    bool begins_no_reply; /* the prompt ends with the messages */
+    json_t *tools;        /* owned; OpenAI's shape; NULL: none */
+    bool tools_strict;    /* a tool's arguments must keep to its schema */
     enum nk_tool_choice tool_choice;
     const char *tool_name; /* for NK_TOOLS_NAMED */
     bool parallel_tool_calls;

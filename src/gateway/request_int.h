@@ -18,6 +18,8 @@ struct nk_parse {
     bool want_logprobs, seen_top_logprobs, seen_max_tokens, seen_messages;
     int top_logprobs;
     const json_t *input, *instructions, *allowed_tools; /* Responses */
+    /* Explicit: is the last message, an assistant's, to be continued, and is a reply to begin? */
+    bool seen_continue, wants_continue, seen_begin, wants_begin;
     bool seen_samplers;
     unsigned samplers; /* a bit for each, as nk__read_samplers numbers them */
 };
@@ -71,9 +73,15 @@ int nk__read_cache_salt(struct nk_parse *p, const struct nk_field_rule *f, const
 int nk__read_cache_prompt(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_prompt(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_messages(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__check_tool_name(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_tools(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_tool_choice(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_object_field(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+/* Whether the last message, an assistant's, is continued rather than followed by another. */
+int nk__read_continue(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_begin(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+/* Decides it, when all fields were read: takes the message out of r->messages. */
+int nk__take_prefill(struct nk_parse *p);
 /* How a model thinks: words for how much, true and false, or a provider's object. */
 int nk__read_reasoning_effort(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_think(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);

@@ -52,6 +52,8 @@ const struct nk_field_rule nk__rules_apply_template[] = {
     { "messages",             NK_FIELD_YES, nk__read_messages, 0, 0, 0, "" },
     { "tools",                NK_FIELD_YES, nk__read_tools, 0, 0, 0,
       "for templates that know tools" },
+    { "continue_final_message", NK_FIELD_YES, nk__read_continue, 0, 0, 0, "as in chats" },
+    { "add_generation_prompt", NK_FIELD_YES, nk__read_begin, 0, 0, 0, "as in chats" },
     { "tool_choice",          NK_FIELD_YES, nk__read_tool_choice, 0, 0, 0,
       "none: the template does not see the tools" },
     { "reasoning_effort",     NK_FIELD_YES, nk__read_reasoning_effort, 0, 0, 0,

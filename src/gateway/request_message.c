@@ -396,3 +396,53 @@ int nk__read_messages(struct nk_parse *p, const struct nk_field_rule *f, const j
     p->path[0] = '\0';
     return 0;
 }
+
+/* ---- a message that is continued ---- */
+
+static int read_switch(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v,
+                       bool *seen, bool *wants)
+{
+    if (!json_is_boolean(v))
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be true or false, not %s",
+                       nk__json_type(v));
+    *seen = true;
+    *wants = json_is_true(v);
+    return 0;
+}
+
+int nk__read_continue(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    return read_switch(p, f, v, &p->seen_continue, &p->wants_continue);
+}
+
+int nk__read_begin(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    return read_switch(p, f, v, &p->seen_begin, &p->wants_begin);
+}
+
+/* As llama-server and Ollama do it, an assistant's message at the end is the beginning of the
+ * reply, unless the request says otherwise in vLLM's words. A call cannot be continued: what
+ * follows it is its result. */
+int nk__take_prefill(struct nk_parse *p)
+{
+    struct nk_request *r = p->r;
+    size_t n = json_array_size(r->messages);
+    json_t *last = n ? json_array_get(r->messages, n - 1) : NULL;
+    const char *role = json_string_value(json_object_get(last, "role"));
+    bool possible = role && !strcmp(role, "assistant") && !json_object_get(last, "tool_calls");
+
+    r->begins_no_reply = p->seen_begin && !p->wants_begin;
+    if (p->seen_continue && p->wants_continue && !possible)
+        return nk__bad(p, NK_E_INVALID, "bad_value", "continue_final_message",
+                       "the last message is no assistant's text that could be continued");
+    if (p->seen_continue && p->wants_continue && p->seen_begin && p->wants_begin)
+        return nk__bad(p, NK_E_INVALID, "bad_value", "continue_final_message",
+                       "cannot be true together with add_generation_prompt: a reply that goes on "
+                       "with a message does not begin another");
+    if (!(p->seen_continue ? p->wants_continue : possible && n > 1 && !p->seen_begin))
+        return 0;
+    r->begins_no_reply = false;
+    r->prefill = json_incref(last);
+    json_array_remove(r->messages, n - 1);
+    return 0;
+}

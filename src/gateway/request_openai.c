@@ -216,8 +216,11 @@ const struct nk_field_rule nk__rules_chat[] = {
       NK_OFFSET(template_kwargs), 0, 0, "llama-server's; variables for the template" },
     { "reasoning_format",      NK_FIELD_FIXED,   read_reasoning_format, 0, 0, 0,
       "llama-server's; thoughts are in reasoning_content" },
-    { "add_generation_prompt", NK_FIELD_FIXED,   nk__read_only_true, 0, 0, 0, "true" },
-    { "continue_final_message", NK_FIELD_FIXED,  nk__read_only_false, 0, 0, 0, "false" },
+    { "continue_final_message", NK_FIELD_YES,    nk__read_continue, 0, 0, 0,
+      "vLLM's; whether a last message of the assistant is continued; default: it is" },
+    { "add_generation_prompt", NK_FIELD_YES,     nk__read_begin, 0, 0, 0,
+      "vLLM's; true: a new reply begins after it; false: none begins, the prompt ends with the "
+      "messages" },
     { "modalities",            NK_FIELD_FIXED,   read_modalities, 0, 0, 0, "[\"text\"]" },
     { "echo",                  NK_FIELD_FIXED,   nk__read_only_false, 0, 0, 0,
       "false; of completions" },

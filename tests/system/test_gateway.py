@@ -87,6 +87,18 @@ class Openai(OverOneCluster):
         del body["model"]
         self.assertEqual(self.ok(self.gateway.post("/v1/completions", body)).json["model"], "other-name")
 
+    def test_a_last_message_of_the_assistant_is_continued(self):
+        messages = [*HELLO, {"role": "assistant", "content": "And it came"}]
+        prompt = lambda **more: self.ok(self.gateway.post("/apply-template", {"messages": messages, **more})).json["prompt"]
+        begun = self.ok(self.gateway.post("/apply-template", {"messages": HELLO})).json["prompt"]
+        self.assertEqual(prompt(), begun + "And it came")
+        self.assertTrue(prompt(continue_final_message=False).endswith("<|im_start|>assistant\n"))
+        self.assertTrue(prompt(add_generation_prompt=False).rstrip().endswith("<|im_end|>"))
+        fields = {"max_tokens": 8, "temperature": 0}
+        text = self.ok(self.gateway.post("/v1/completions", completion(prompt=prompt(), **fields))).json["choices"][0]["text"]
+        reply = self.ok(self.gateway.post("/v1/chat/completions", chat(messages=messages, **fields))).json
+        self.assertEqual(reply["choices"][0]["message"]["content"], text)
+
     def test_paths_and_answers_of_llama_server(self):
         body = chat(max_tokens=4, temperature=0)
         reply = self.ok(self.gateway.post("/chat/completions", body)).json

@@ -435,6 +435,51 @@ static void test_request__histories_come_back_as_clients_keep_them(void **state)
         "");
 }
 
+/* An assistant's message at the end is the beginning of the reply, unless the request says other. */
+static void test_request__a_last_message_of_the_assistant_is_continued(void **state)
+{
+#define TRAILING                                                                                   \
+    "\"messages\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":"    \
+    "\"And\"}]"
+    static const struct {
+        const char *body;
+        bool continues, begins;
+    } cases[] = {
+        { "{" TRAILING "}", true, true },
+        { "{" TRAILING ",\"continue_final_message\":true}", true, true },
+        { "{" TRAILING ",\"continue_final_message\":true,\"add_generation_prompt\":false}", true,
+          true },
+        { "{" TRAILING ",\"continue_final_message\":false}", false, true },
+        { "{" TRAILING ",\"add_generation_prompt\":true}", false, true },
+        { "{" TRAILING ",\"add_generation_prompt\":false}", false, false },
+        { "{" CHAT "}", false, true },
+        { "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\","
+          "\"tool_calls\":[{\"function\":{\"name\":\"w\"}}]}]}",
+          false, true },
+    };
+    static const struct bad bads[] = {
+        { NK_API_CHAT, "{" CHAT ",\"continue_final_message\":true}", "bad_value",
+          "continue_final_message" },
+        { NK_API_CHAT,
+          "{" TRAILING ",\"continue_final_message\":true,\"add_generation_prompt\":true}",
+          "bad_value", "continue_final_message" },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        takes(NK_API_CHAT, cases[i].body, "");
+        if ((r.prefill != NULL) != cases[i].continues || r.begins_no_reply == cases[i].begins)
+            fail_msg("%s", cases[i].body);
+        if (r.prefill)
+            assert_int_equal(json_array_size(r.messages), 1);
+    }
+    takes(NK_API_OLLAMA_CHAT, "{" TRAILING "}", "");
+    assert_non_null(r.prefill);
+    for (size_t i = 0; i < sizeof bads / sizeof bads[0]; i++)
+        refuses(&bads[i]);
+#undef TRAILING
+}
+
 static void test_request__tools_come_with_marks_twice_and_under_long_names(void **state)
 {
     char *text;
@@ -641,6 +686,7 @@ int main(void)
         cmocka_unit_test(test_request__samplers_are_chosen_in_the_order_there_is),
         cmocka_unit_test(test_request__thinking_is_asked_for_in_many_ways),
         cmocka_unit_test(test_request__histories_come_back_as_clients_keep_them),
+        cmocka_unit_test(test_request__a_last_message_of_the_assistant_is_continued),
         cmocka_unit_test(test_request__tools_come_with_marks_twice_and_under_long_names),
         cmocka_unit_test(test_request__chat_is_read),
         cmocka_unit_test(test_request__messages_come_in_one_shape),
