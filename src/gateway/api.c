@@ -15,6 +15,7 @@ static const struct {
     [NK_DIALECT_OPENAI] = { "reasoning_effort", "response_format" },
     [NK_DIALECT_OLLAMA] = { "think", "format" },
     [NK_DIALECT_ANTHROPIC] = { "thinking", "output_config.format" },
+    [NK_DIALECT_LLAMA] = { "reasoning_effort", "json_schema" },
     [NK_DIALECT_RESPONSES] = { "reasoning", "text.format" },
 };
 

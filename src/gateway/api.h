@@ -9,6 +9,7 @@ enum nk_dialect {
     NK_DIALECT_OPENAI,    /* chat completions and completions; llama-server's extras */
     NK_DIALECT_OLLAMA,    /* lines of JSON, defaults of its own */
     NK_DIALECT_ANTHROPIC, /* messages */
+    NK_DIALECT_LLAMA,     /* llama-server's own completions */
     NK_DIALECT_RESPONSES, /* OpenAI's responses: items in, items out */
 };
 
@@ -24,7 +25,9 @@ enum nk_dialect {
     XX(APPLY_TEMPLATE,  "/apply-template",           OPENAI,    "messages")   \
     XX(MESSAGES,        "/v1/messages",              ANTHROPIC, "messages")   \
     XX(COUNT_TOKENS,    "/v1/messages/count_tokens", ANTHROPIC, "messages")   \
-    XX(RESPONSES,       "/v1/responses",             RESPONSES, "input")
+    XX(RESPONSES,       "/v1/responses",             RESPONSES, "input")       \
+    XX(LLAMA_COMPLETION, "/completion",              LLAMA,     "prompt")     \
+    XX(INFILL,          "/infill",                   LLAMA,     "prompt")
 /* clang-format on */
 enum nk_api {
 #define XX(name, path, dialect, input) NK_API_##name,

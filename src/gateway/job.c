@@ -11,6 +11,7 @@
 #include "base/array.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "gateway/llama_settings.h"
 #include "gateway/model.h"
 #include "gateway/reply.h"
 #include "gateway/responses_store.h"
@@ -836,6 +837,41 @@ static void expire_ticket(struct nk_ticket *t, const struct nk_error *err)
     nk__job_unref(j);
 }
 
+/* The prompt of a choice again, as the request had it. */
+static int write_before(void *user, int choice, struct nk_buf *out, struct nk_error *err)
+{
+    nk_job *j = user;
+    const struct nk_prompt *p = &j->request.prompts[choice / j->request.n];
+    int rc = 0;
+
+    if (p->text)
+        return nk_buf_add(out, p->text, p->size, err);
+    for (size_t i = 0; i < p->n_ids && !rc; i++)
+        rc = nk_vocab_piece(j->g->vocab, p->ids[i], false, out, err);
+    return rc;
+}
+
+/* llama-server's: what was asked for, and the prompt as the model got it. */
+static int write_settings(void *user, int choice, struct nk_buf *out, struct nk_error *err)
+{
+    nk_job *j = user;
+    const struct nk_tokens *p = &j->prepared.prompts[choice / j->request.n];
+    struct nk_buf text = NK_BUF_INIT(out->max);
+    int rc = nk_buf_adds(out, "\"generation_settings\":", err);
+
+    if (!rc)
+        rc = nk__llama_settings_write(&j->request, j->request.n_predict ? j->request.n_predict : -1,
+                                      out, err);
+    for (size_t i = 0; i < p->n && !rc; i++)
+        rc = nk_vocab_piece(j->g->vocab, p->ids[i], true, &text, err);
+    if (!rc)
+        rc = nk_buf_adds(out, ",\"prompt\":", err);
+    if (!rc)
+        rc = nk_json_strn(out, nk_buf_str(&text), text.size, err);
+    nk_buf_release(&text);
+    return rc;
+}
+
 static void reply_opts(nk_job *j, struct nk_reply_opts *o)
 {
     const struct nk_request *r = &j->request;
@@ -856,6 +892,11 @@ static void reply_opts(nk_job *j, struct nk_reply_opts *o)
         .parse = j->prepared.parse,
         .output = j->prepared.output,
         .utc = nk_utc_format,
+        .before = r->repeats_prompt ? write_before : NULL,
+        .settings = write_settings,
+        .user = j,
+        .return_tokens = r->return_tokens,
+        .response_fields = r->response_fields,
     };
     snprintf(o->id, sizeof o->id, "%s", j->id);
     snprintf(o->model, sizeof o->model, "%s", r->model);
@@ -1472,8 +1513,7 @@ void nk__jobs_tick(nk_gateway *g)
     {
         if (n == 64) /* the others a second later */
             break;
-        if (dialect_of(j) != NK_DIALECT_OLLAMA && streams(j) &&
-            (atomic_load(&j->began) || is_opened(j)) &&
+        if (streams(j) && (atomic_load(&j->began) || is_opened(j)) &&
             now - atomic_load(&j->last_read_ns) >= ms * 1000000ull) {
             atomic_store(&j->last_read_ns, now);
             nk__job_ref(j);

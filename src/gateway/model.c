@@ -54,6 +54,7 @@ void nk__model_fingerprint(nk_gateway *g, char out[96])
     struct nk_snapshot *s = nk__monitor_peek(g->monitor);
     const struct nk_worker_report *w = nk__model_worker(s);
 
-    snprintf(out, 96, "nakshatra-%.12s-%s", g->model_sha256, w ? w->llama_version : "unknown");
+    snprintf(out, 96, "build-%s-nakshatra-%.12s", w ? w->llama_version : "unknown",
+             g->model_sha256);
     nk__snapshot_unref(s);
 }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "gateway/prompt_fim.h"
 #include "gateway/tool_grammar.h"
 #include "text/json_schema.h"
 #include "text/template.h"
@@ -230,8 +231,8 @@ static bool continues_thought(const nk_prompter *p, const json_t *message)
            !json_string_length(json_object_get(message, "content"));
 }
 
-/* What the reply begins with, after the prompt that begins the reply. Where that has begun a thought
- * the message's own ends it (none: an empty one), unless there is nothing but a thought. */
+/* What the reply begins with, after the prompt that begins the reply. Where that has begun a
+ * thought the message's own ends it (none: an empty one), unless there is nothing but a thought. */
 static int add_prefill(const nk_prompter *p, const json_t *message, struct nk_buf *out,
                        struct nk_error *err)
 {
@@ -549,14 +550,18 @@ int nk__prepare(struct nk_prepared *out, const nk_prompter *p, const struct nk_r
     rc = check_ids(p, "context", r->context, r->n_context, e);
     /* As in Ollama, generate takes a model without a template for one whose template is the prompt
      * itself. */
-    if (!rc && (chat || (r->api == NK_API_OLLAMA_GENERATE && !r->raw &&
+    if (!rc && (chat || (r->api == NK_API_OLLAMA_GENERATE && !r->raw && !r->suffix &&
                          (p->jinja || p->builtin || p->broken.code || r->system))))
         rc = prepare_chat(out, p, r, n_ctx, work, e);
     else
         for (int i = 0; i < r->n_prompts && !rc; i++) {
             const struct nk_prompt *in = &r->prompts[i];
 
-            if (in->ids) {
+            if (r->suffix) {
+                rc = in->ids ? check_ids(p, "prompt", in->ids, in->n_ids, e) : 0;
+                if (!rc)
+                    rc = nk__prompt_fim(p->vocab, r, i, n_ctx, work, &out->prompts[i], e);
+            } else if (in->ids) {
                 rc = check_ids(p, "prompt", in->ids, in->n_ids, e);
                 if (!rc && in->n_ids >= (size_t)n_ctx)
                     rc = too_long(r, in->n_ids, n_ctx, e);

@@ -133,6 +133,7 @@ nk_reply *nk__reply_new(const struct nk_reply_opts *opts)
         [NK_DIALECT_OLLAMA] = &nk__reply_ollama,
         [NK_DIALECT_ANTHROPIC] = &nk__reply_anthropic,
         [NK_DIALECT_RESPONSES] = &nk__reply_responses,
+        [NK_DIALECT_LLAMA] = &nk__reply_llama,
     };
     nk_reply *r = calloc(1, sizeof *r);
     struct nk_buf *b;
@@ -189,6 +190,7 @@ void nk__reply_free(nk_reply *r)
             nk_buf_release(&c->parts[k].logprobs);
         }
         free(c->tools);
+        free(c->ids);
         free(c->parts);
         nk__output_free(c->output);
     }
@@ -206,6 +208,23 @@ static int take_text(struct nk__reply_choice *c, const char *text, size_t size,
                      : 0;
 }
 
+/* Before the first of its text. */
+static int begin_text(struct nk__reply_choice *c, struct nk_error *err)
+{
+    struct nk_buf text = NK_BUF_INIT(c->r->opts.text_bytes_max);
+    int rc = 0;
+
+    if (c->text_begun)
+        return 0;
+    c->text_begun = true;
+    if (c->r->opts.before)
+        rc = c->r->opts.before(c->r->opts.user, c->index, &text, err);
+    if (!rc && text.size)
+        rc = c->r->dialect->piece(c, NK_OUTPUT_CONTENT, text.data, text.size, err);
+    nk_buf_release(&text);
+    return rc;
+}
+
 int nk__reply_token(nk_reply *r, int choice, const struct nk_gen_token *t, struct nk_buf *out,
                     bool *ended, struct nk_error *err)
 {
@@ -216,7 +235,15 @@ int nk__reply_token(nk_reply *r, int choice, const struct nk_gen_token *t, struc
     /* Before its text: that may take them along. */
     if (r->opts.n_logprobs >= 0)
         rc = r->opts.api == NK_API_COMPLETION ? nk__reply_add_completion_logprobs(c, t, err)
+             : r->dialect == &nk__reply_llama ? nk__reply_add_llama_logprobs(c, t, err)
                                               : nk__reply_add_logprobs(c, t, err);
+    if (!rc && r->dialect == &nk__reply_llama) {
+        rc = nk_array_grow(c->ids, c->ids_capacity, c->n_ids + 1, r->opts.text_bytes_max, err);
+        if (!rc)
+            c->ids[c->n_ids++] = t->id;
+    }
+    if (!rc)
+        rc = begin_text(c, err);
     r->out = r->opts.stream ? out : NULL;
     if (!rc)
         rc = take_text(c, t->text, t->text_size, err);
@@ -236,7 +263,9 @@ int nk__reply_done(nk_reply *r, int choice, const struct nk_reply_done *d, struc
     int rc;
 
     r->out = r->opts.stream ? out : NULL;
-    rc = take_text(c, d->tail, d->tail_size, err);
+    rc = begin_text(c, err);
+    if (!rc)
+        rc = take_text(c, d->tail, d->tail_size, err);
     if (!rc && c->output)
         rc = nk__output_finish(c->output, err);
     c->result = *d;

@@ -32,6 +32,13 @@ struct nk_reply_opts {
     bool parse;                          /* take reasoning and tool calls out of the text, by: */
     struct nk_output_opts output;        /* without its sink */
     void (*utc)(char *out, size_t size); /* Ollama's created_at */
+    /* What a choice's text begins with (completions' echo), appended; NULL: nothing. */
+    int (*before)(void *user, int choice, struct nk_buf *out, struct nk_error *err);
+    /* llama-server's: members about the request, "generation_settings":{...},"prompt":"..." */
+    int (*settings)(void *user, int choice, struct nk_buf *out, struct nk_error *err);
+    void *user;                    /* theirs */
+    bool return_tokens;            /* llama-server's: the ids of what is not streamed, too */
+    const json_t *response_fields; /* llama-server's; or NULL; borrowed */
 };
 
 typedef struct nk_reply nk_reply;

@@ -31,6 +31,11 @@ struct nk__reply_choice {
     /* completions: the four lists of log-probabilities */
     struct nk_buf lp_tokens, lp_values, lp_tops, lp_offsets;
     size_t lp_offset;
+    int32_t *ids; /* llama-server's: since the last chunk, or from the beginning */
+    size_t n_ids, ids_capacity;
+    int n_events;
+    bool has_new_line;
+    bool text_begun; /* what comes before the first token was written */
     struct nk__reply_tool *tools;
     size_t tools_capacity;
     int n_tools;
@@ -65,7 +70,7 @@ struct nk__reply_dialect {
     int (*fail)(nk_reply *r, const struct nk_error *err, const char *param, struct nk_buf *out);
 };
 extern const struct nk__reply_dialect nk__reply_openai, nk__reply_ollama, nk__reply_anthropic,
-    nk__reply_responses;
+    nk__reply_llama, nk__reply_responses;
 
 struct nk_reply {
     struct nk_reply_opts opts;
@@ -97,6 +102,12 @@ const char *nk__reply_call_id(const struct nk__reply_choice *c, int idx,
 /* A token's log-probabilities as OpenAI's chats have them, after those in c->logprobs. */
 int nk__reply_add_logprobs(struct nk__reply_choice *c, const struct nk_gen_token *t,
                            struct nk_error *err);
+/* The same as llama-server's own completions have them, with ids. */
+int nk__reply_add_llama_logprobs(struct nk__reply_choice *c, const struct nk_gen_token *t,
+                                 struct nk_error *err);
+/* ,"timings":{...}: how long the choice took, as llama-server tells it. */
+int nk__reply_write_timings(const struct nk__reply_choice *c, struct nk_buf *out,
+                            struct nk_error *err);
 /* The same for completions, into the four lists. */
 int nk__reply_add_completion_logprobs(struct nk__reply_choice *c, const struct nk_gen_token *t,
                                       struct nk_error *err);

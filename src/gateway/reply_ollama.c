@@ -115,11 +115,12 @@ static int end(nk_reply *r, struct nk_buf *out, struct nk_error *err)
     return r->opts.stream ? 0 : write_line(&r->choices[0], true, out, err);
 }
 
-/* Its programs take white space between lines for nothing. */
+/* A piece of nothing: its programs wait for a first line, and take each line for JSON. */
 static int keepalive(nk_reply *r, struct nk_buf *out, struct nk_error *err)
 {
-    (void)r;
-    return nk_buf_adds(out, " ", err);
+    struct nk__reply_choice *c = &r->choices[0];
+
+    return c->done ? 0 : write_line(c, false, out, err);
 }
 
 static int fail(nk_reply *r, const struct nk_error *err, const char *param, struct nk_buf *out)

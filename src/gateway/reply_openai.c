@@ -184,6 +184,24 @@ static int write_usage(nk_reply *r, struct nk_buf *out, struct nk_error *err)
     return rc ? rc : nk_buf_adds(out, "}}", err);
 }
 
+/* The first chunk of a chat's choice has the role alone, as OpenAI's has. */
+static int write_role(struct nk__reply_choice *c, struct nk_buf *out, struct nk_error *err)
+{
+    int rc;
+
+    if (c->begun || !nk__reply_is_chat(c->r))
+        return 0;
+    c->begun = true;
+    rc = write_head(c->r, out, err);
+    if (!rc)
+        rc =
+            nk_buf_addf(out, err,
+                        ",\"choices\":[{\"index\":%d,\"delta\":{\"role\":\"assistant\",\"content\":"
+                        "null},\"logprobs\":null,\"finish_reason\":null}]%s}\n\n",
+                        c->index, c->r->opts.include_usage ? ",\"usage\":null" : "");
+    return rc;
+}
+
 /* One chunk of a stream. finish NULL: not the choice's last. */
 static int write_chunk(struct nk__reply_choice *c, const char *finish, struct nk_buf *out,
                        struct nk_error *err)
@@ -202,17 +220,13 @@ static int write_chunk(struct nk__reply_choice *c, const char *finish, struct nk
     } else {
         if (!rc)
             rc = nk_buf_adds(out, "\"delta\":{", err);
-        if (!rc && !c->begun) {
-            rc = nk_buf_adds(out, "\"role\":\"assistant\"", err);
-            comma = ",";
-        }
         if (!rc && c->reasoning.size) {
             rc = nk_buf_addf(out, err, "%s\"reasoning_content\":", comma);
             if (!rc)
                 rc = nk_json_strn(out, c->reasoning.data, c->reasoning.size, err);
             comma = ",";
         }
-        if (!rc && (c->content.size || (!c->begun && !c->reasoning.size && !c->calls.size))) {
+        if (!rc && c->content.size) {
             rc = nk_buf_addf(out, err, "%s\"content\":", comma);
             if (!rc)
                 rc = nk_json_strn(out, nk_buf_str(&c->content), c->content.size, err);
@@ -230,6 +244,8 @@ static int write_chunk(struct nk__reply_choice *c, const char *finish, struct nk
                     : nk_buf_adds(out, ",\"finish_reason\":null}]", err);
     if (!rc && r->opts.include_usage)
         rc = nk_buf_adds(out, ",\"usage\":null", err);
+    else if (!rc && finish)
+        rc = nk__reply_write_timings(c, out, err);
     if (!rc)
         rc = nk_buf_adds(out, "}\n\n", err);
     c->begun = true;
@@ -297,6 +313,8 @@ static int write_whole(nk_reply *r, struct nk_buf *out, struct nk_error *err)
         rc = nk_buf_adds(out, "]", err);
     if (!rc)
         rc = write_usage(r, out, err);
+    if (!rc)
+        rc = nk__reply_write_timings(&r->choices[0], out, err);
     return rc ? rc : nk_buf_adds(out, "}\n", err);
 }
 
@@ -304,18 +322,19 @@ static int write_whole(nk_reply *r, struct nk_buf *out, struct nk_error *err)
 
 static int flush(struct nk__reply_choice *c, struct nk_buf *out, struct nk_error *err)
 {
+    int rc = write_role(c, out, err);
+
     if (!c->content.size && !c->reasoning.size && !c->calls.size && c->r->opts.n_logprobs < 0 &&
         c->begun)
-        return 0;
-    return write_chunk(c, NULL, out, err);
+        return rc;
+    return rc ? rc : write_chunk(c, NULL, out, err);
 }
 
 static int done(struct nk__reply_choice *c, struct nk_buf *out, struct nk_error *err)
 {
-    int rc = 0;
+    int rc = write_role(c, out, err);
 
-    if (nk__reply_is_chat(c->r) &&
-        (c->content.size || c->reasoning.size || c->calls.size || !c->begun))
+    if (!rc && nk__reply_is_chat(c->r) && (c->content.size || c->reasoning.size || c->calls.size))
         rc = write_chunk(c, NULL, out, err);
     return rc ? rc : write_chunk(c, finish_word(c), out, err);
 }
@@ -332,6 +351,8 @@ static int end(nk_reply *r, struct nk_buf *out, struct nk_error *err)
             rc = nk_buf_adds(out, ",\"choices\":[]", err);
         if (!rc)
             rc = write_usage(r, out, err);
+        if (!rc)
+            rc = nk__reply_write_timings(&r->choices[0], out, err);
         if (!rc)
             rc = nk_buf_adds(out, "}\n\n", err);
     }

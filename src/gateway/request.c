@@ -24,6 +24,8 @@ static const struct {
     { "POST /api/show", nk__rules_ollama_show },
     { "POST /v1/messages and /v1/messages/count_tokens", nk__rules_anthropic },
     { "POST /v1/responses", nk__rules_responses },
+    { "POST /completion and /completions", nk__rules_llama_completion },
+    { "POST /infill", nk__rules_infill },
     { "POST /tokenize", nk__rules_tokenize },
     { "POST /detokenize", nk__rules_detokenize },
     { "POST /apply-template", nk__rules_apply_template },
@@ -102,7 +104,7 @@ static int check_together(struct nk_parse *p)
             return nk__bad(p, NK_E_INVALID, "bad_value", "tool_choice",
                            "there is no tool named \"%s\"", r->tool_name);
     }
-    if (r->api != NK_API_COMPLETION) {
+    if (r->api != NK_API_COMPLETION && nk__api_dialect(r->api) != NK_DIALECT_LLAMA) {
         if (p->seen_top_logprobs && p->top_logprobs && !p->want_logprobs)
             return nk__bad(p, NK_E_INVALID, "bad_value", "top_logprobs",
                            "needs logprobs to be true");
@@ -121,7 +123,18 @@ static int check_together(struct nk_parse *p)
             return nk__bad(p, NK_E_INVALID, "missing_field", "messages",
                            "is required: a list of messages");
         break;
+    case NK_API_INFILL:
+        if (!r->input_prefix || !r->suffix)
+            return nk__bad(p, NK_E_INVALID, "missing_field",
+                           r->input_prefix ? "input_suffix" : "input_prefix", "is required");
+        if (!r->n_prompts)
+            r->n_prompts = 1; /* an empty one */
+        break;
     case NK_API_COMPLETION:
+    case NK_API_LLAMA_COMPLETION:
+        if (r->repeats_prompt && (r->n_logprobs >= 0 || r->suffix))
+            return nk__bad(p, NK_E_INVALID, "refused_field", "echo", "is not possible with %s",
+                           r->suffix ? "suffix" : "logprobs: those of the prompt are not computed");
         if (!r->n_prompts)
             return nk__bad(p, NK_E_INVALID, "missing_field", "prompt",
                            "is required: a string, a list of strings, or token ids");
@@ -178,6 +191,8 @@ int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, s
         [NK_API_MESSAGES] = nk__rules_anthropic,
         [NK_API_COUNT_TOKENS] = nk__rules_anthropic,
         [NK_API_RESPONSES] = nk__rules_responses,
+        [NK_API_LLAMA_COMPLETION] = nk__rules_llama_completion,
+        [NK_API_INFILL] = nk__rules_infill,
     };
     struct nk_parse p = {
         .r = r,
@@ -241,6 +256,7 @@ void nk__request_release(struct nk_request *r)
     free(r->logit_bias);
     json_decref(r->messages);
     json_decref(r->prefill);
+    json_decref(r->response_fields);
     json_decref(r->tools);
     json_decref(r->items);
     json_decref(r->root);
@@ -274,6 +290,8 @@ int nk__request_shrink(struct nk_request *r, struct nk_error *err)
         return 0;
     for (size_t i = 0; i < r->n_stop; i++)
         size += size_of(r->stop[i]);
+    for (int i = 0; i < r->n_prompts && r->repeats_prompt; i++)
+        size += size_of(r->prompts[i].text);
     kept = at = malloc(size);
     if (!kept)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the request");
@@ -283,9 +301,13 @@ int nk__request_shrink(struct nk_request *r, struct nk_error *err)
         r->stop[i] = copy_to(&at, r->stop[i]);
     r->sampling.grammar = r->sampling.grammar ? "" : NULL;
     for (int i = 0; i < r->n_prompts; i++)
+        r->prompts[i].text = r->repeats_prompt ? copy_to(&at, r->prompts[i].text) : NULL;
+    for (int i = 0; i < r->n_prompts && !r->repeats_prompt; i++)
         free(r->prompts[i].ids);
-    memset(r->prompts, 0, sizeof r->prompts);
-    r->n_prompts = 0;
+    if (!r->repeats_prompt) {
+        memset(r->prompts, 0, sizeof r->prompts);
+        r->n_prompts = 0;
+    }
     free(r->context);
     r->context = NULL;
     r->n_context = 0;
@@ -295,7 +317,8 @@ int nk__request_shrink(struct nk_request *r, struct nk_error *err)
     json_decref(r->items);
     r->messages = r->tools = r->prefill = r->items = NULL;
     r->previous = NULL;
-    r->schema = r->template_kwargs = NULL;
+    r->schema = r->template_kwargs = r->input_extra = NULL;
+    r->suffix = r->input_prefix = NULL;
     r->tool_name = r->cache_salt = r->reasoning_effort = r->system = NULL;
     json_decref(r->root);
     r->root = NULL;

@@ -39,7 +39,7 @@ struct nk_item_source {
 struct nk_request_limits {
     int messages_max, n_max;
     const struct nk_item_source *items; /* NULL: nothing is stored */
-    bool strict; /* hints and unknown fields are refused, too */
+    bool strict;                        /* hints and unknown fields are refused, too */
 };
 
 struct nk_prompt { /* text, or token ids */
@@ -102,9 +102,17 @@ struct nk_request {
     /* completions and Ollama's generate */
     struct nk_prompt prompts[NK_PROMPTS_MAX];
     int n_prompts;
-    bool raw;           /* Ollama: the prompt is not put into a template */
-    const char *system; /* Ollama; or NULL */
-    int32_t *context;   /* Ollama: token ids of what came before; owned */
+    bool repeats_prompt; /* the prompt comes before the text; its prompts stay until the end */
+    const char *suffix;  /* what comes after the text; or NULL. Models that fill in the middle */
+    /* llama-server's /infill: what comes before the prompt, and [{filename, text}]; or NULL */
+    const char *input_prefix;
+    const json_t *input_extra;
+    bool return_tokens; /* llama-server: the ids of the text, too */
+    json_t
+        *response_fields; /* owned; llama-server: the members that the reply is to have; or NULL */
+    bool raw;             /* Ollama: the prompt is not put into a template */
+    const char *system;   /* Ollama; or NULL */
+    int32_t *context;     /* Ollama: token ids of what came before; owned */
     size_t n_context;
     bool truncate;  /* Ollama: of a chat that does not fit the first messages are left out */
     bool only_load; /* Ollama: nothing to generate: is the model there? */

@@ -72,6 +72,13 @@ int nk__read_max_tokens(struct nk_parse *p, const struct nk_field_rule *f, const
 int nk__read_cache_salt(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_cache_prompt(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_prompt(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+/* Of completions: how many log-probabilities; by llama-server's name 0 is none. */
+int nk__read_completion_logprobs(struct nk_parse *p, const struct nk_field_rule *f,
+                                 const json_t *v);
+int nk__read_n_probs(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_n(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+/* Not "": what comes after the text. */
+int nk__read_suffix(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_messages(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__check_tool_name(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_tools(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
@@ -124,7 +131,8 @@ extern const struct nk_field_rule nk__rules_chat[], nk__rules_completion[], nk__
     nk__rules_ollama_generate[], nk__rules_ollama_options[], nk__rules_ollama_show[],
     nk__rules_message[], nk__rules_ollama_message[], nk__rules_stream_options[],
     nk__rules_tool_function[], nk__rules_tokenize[], nk__rules_detokenize[],
-    nk__rules_apply_template[], nk__rules_anthropic[], nk__rules_responses[];
+    nk__rules_apply_template[], nk__rules_anthropic[], nk__rules_responses[],
+    nk__rules_llama_completion[], nk__rules_infill[];
 
 /* Responses: messages from instructions, from what was stored, and from the input. */
 int nk__responses_build(struct nk_parse *p);

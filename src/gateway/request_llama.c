@@ -24,7 +24,93 @@ static int read_tokens(struct nk_parse *p, const struct nk_field_rule *f, const 
     return nk__read_ids(p, f->name, v, &ids->ids, &ids->n_ids);
 }
 
+static int read_extra(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    size_t i;
+    const json_t *chunk;
+
+    if (!json_is_array(v))
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be a list, not %s",
+                       nk__json_type(v));
+    json_array_foreach((json_t *)v, i, chunk)
+    {
+        const json_t *name = json_object_get(chunk, "filename");
+
+        if (!json_is_string(json_object_get(chunk, "text")) || (name && !json_is_string(name)))
+            return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
+                           "element %zu must be {\"text\": ..., \"filename\": ...} with strings; "
+                           "the text is needed",
+                           i);
+    }
+    p->r->input_extra = v;
+    return 0;
+}
+
+/* Also an empty one. */
+static int read_input_suffix(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    return nk__read_string(p, f, v);
+}
+
+static int read_response_fields(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    size_t i;
+    const json_t *one;
+
+    json_array_foreach((json_t *)v, i, one)
+    {
+        if (!json_is_string(one))
+            break;
+    }
+    if (!json_is_array(v) || i < json_array_size(v))
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be a list of names");
+    if (json_array_size(v))
+        p->r->response_fields = json_incref((json_t *)v);
+    return 0;
+}
+
 /* clang-format off */
+#define LLAMA_RULES \
+    { "model",           NK_FIELD_YES,     nk__read_string, NK_OFFSET(model), 0, 0, \
+      "a name that /v1/models lists; not needed" }, \
+    { "stream",          NK_FIELD_YES,     nk__read_bool, NK_OFFSET(stream), 0, 0, \
+      "server-sent events; the last one has stop: true" }, \
+    { "max_tokens",      NK_FIELD_YES,     nk__read_max_tokens, 0, 0, 0, \
+      "the same as n_predict" }, \
+    { "n",               NK_FIELD_YES,     nk__read_n, 0, 0, 0, \
+      "each is a generation of its own; more than one: the reply is a list" }, \
+    NK_RULES_SAMPLING, \
+    { "n_probs",         NK_FIELD_YES,     nk__read_n_probs, 0, 0, 0, "0 to 20" }, \
+    { "post_sampling_probs", NK_FIELD_FIXED, nk__read_only_false, 0, 0, 0, \
+      "false; log-probabilities are of the model's own distribution" }, \
+    { "return_tokens",   NK_FIELD_YES,     nk__read_bool, NK_OFFSET(return_tokens), 0, 0, \
+      "the ids of a text that is not streamed" }, \
+    { "response_fields", NK_FIELD_YES,     read_response_fields, 0, 0, 0, \
+      "the members that the reply has; a/b: b of a" }, \
+    { "timings_per_token", NK_FIELD_IGNORED, NULL, 0, 0, 0, "the last event has them" }, \
+    { "return_progress", NK_FIELD_IGNORED, NULL, 0, 0, 0, "" }, \
+    NK_RULES_HINTS
+
+const struct nk_field_rule nk__rules_llama_completion[] = {
+    { "prompt",          NK_FIELD_YES,     nk__read_prompt, 0, 0, 0,
+      "text, a list of texts, token ids, or a list of those; several: the reply is a list" },
+    LLAMA_RULES,
+    { NULL, 0, NULL, 0, 0, 0, NULL },
+};
+
+const struct nk_field_rule nk__rules_infill[] = {
+    { "input_prefix",    NK_FIELD_YES,     nk__read_string, NK_OFFSET(input_prefix), 0, 0,
+      "what comes before; models that were made to fill in text, else 400 no_fim" },
+    { "input_suffix",    NK_FIELD_YES,     read_input_suffix, NK_OFFSET(suffix), 0, 0,
+      "what comes after" },
+    { "input_extra",     NK_FIELD_YES,     read_extra, 0, 0, 0,
+      "other files: [{\"filename\": ..., \"text\": ...}]" },
+    { "prompt",          NK_FIELD_YES,     nk__read_prompt, 0, 0, 0,
+      "what the text begins with" },
+    LLAMA_RULES,
+    { NULL, 0, NULL, 0, 0, 0, NULL },
+};
+
 /* llama-server's. */
 #define ANY_MODEL \
     { "model", NK_FIELD_YES, nk__read_string, NK_OFFSET(model), 0, 0, \

@@ -219,7 +219,9 @@ const struct nk_field_rule nk__rules_ollama_generate[] = {
       "token ids that an earlier reply gave; the prompt follows them" },
     SHARED_RULES,
     { "images",   NK_FIELD_FIXED,   check_no_images, 0, 0, 0, "null or []; only text" },
-    { "suffix",   NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "\"\"; no insertion" },
+    { "suffix",   NK_FIELD_YES,     nk__read_suffix, 0, 0, 0,
+      "for models that were made to fill in text, else 400; the prompt is not put into a "
+      "template" },
     { NULL, 0, NULL, 0, 0, 0, NULL },
 };
 

@@ -87,19 +87,6 @@ static int read_service_tier(struct nk_parse *p, const struct nk_field_rule *f, 
     return s && (!strcmp(s, "auto") || !strcmp(s, "default")) ? 0 : nk__ignore(p, f->name);
 }
 
-static int read_n(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
-{
-    json_int_t i;
-
-    if (!nk__json_integer(v, &i) || i < 1)
-        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be a positive integer");
-    if (i > p->limits->n_max)
-        return nk__bad(p, NK_E_INVALID, "too_many", f->name,
-                       "%lld choices; at most %d are possible", (long long)i, p->limits->n_max);
-    p->r->n = (int)i;
-    return 0;
-}
-
 /* clang-format off */
 const struct nk_field_rule nk__rules_stream_options[] = {
     { "include_usage",       NK_FIELD_YES,   nk__read_bool, NK_OFFSET(include_usage), 0, 0,
@@ -132,26 +119,6 @@ static int read_modalities(struct nk_parse *p, const struct nk_field_rule *f, co
     return nk__bad(p, NK_E_INVALID, "refused_field", f->name, "only [\"text\"] is supported");
 }
 
-static int read_completion_logprobs(struct nk_parse *p, const struct nk_field_rule *f,
-                                    const json_t *v)
-{
-    json_int_t i;
-
-    if (!nk__json_integer(v, &i) || i < 0 || i > NK_LOGPROBS_MAX)
-        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be an integer from 0 to %d",
-                       NK_LOGPROBS_MAX);
-    p->r->n_logprobs = (int)i;
-    return 0;
-}
-
-/* 0: none. */
-static int read_n_probs(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
-{
-    json_int_t i;
-
-    return nk__json_integer(v, &i) && i == 0 ? 0 : read_completion_logprobs(p, f, v);
-}
-
 /* clang-format off */
 #define SHARED_RULES \
     { "model",              NK_FIELD_YES, nk__read_string, NK_OFFSET(model), 0, 0, \
@@ -163,7 +130,7 @@ static int read_n_probs(struct nk_parse *p, const struct nk_field_rule *f, const
     { "max_tokens",         NK_FIELD_YES, nk__read_max_tokens, 0, 0, 0, \
       "-1: as many as the context holds; not given: a share of it, the workers' context by " \
       "their sequences" }, \
-    { "n",                  NK_FIELD_YES, read_n, 0, 0, 0, \
+    { "n",                  NK_FIELD_YES, nk__read_n, 0, 0, 0, \
       "each choice is a generation of its own" }, \
     NK_RULES_SAMPLING, \
     { "best_of",            NK_FIELD_FIXED,   nk__read_only_number, 0, 1, 1, "1; use n" }, \
@@ -242,11 +209,12 @@ const struct nk_field_rule nk__rules_completion[] = {
     { "prompt",   NK_FIELD_YES,     nk__read_prompt, 0, 0, 0,
       "text, a list of texts, token ids, or a list of those" },
     SHARED_RULES,
-    { "logprobs", NK_FIELD_YES,     read_completion_logprobs, 0, 0, 0, "0 to 20" },
-    { "n_probs",  NK_FIELD_YES,     read_n_probs, 0, 0, 0, "llama-server's name for logprobs" },
-    { "echo",     NK_FIELD_FIXED,   nk__read_only_false, 0, 0, 0,
-      "false; the prompt is not repeated" },
-    { "suffix",   NK_FIELD_FIXED,   nk__read_only_empty, 0, 0, 0, "\"\"; no insertion" },
+    { "logprobs", NK_FIELD_YES,     nk__read_completion_logprobs, 0, 0, 0, "0 to 20" },
+    { "n_probs",  NK_FIELD_YES,     nk__read_n_probs, 0, 0, 0, "llama-server's name for logprobs" },
+    { "echo",     NK_FIELD_YES,     nk__read_bool, NK_OFFSET(repeats_prompt), 0, 0,
+      "not with logprobs: those of the prompt are not computed" },
+    { "suffix",   NK_FIELD_YES,     nk__read_suffix, 0, 0, 0,
+      "for models that were made to fill in text, else 400 no_fim" },
     { NULL, 0, NULL, 0, 0, 0, NULL },
 };
 /* clang-format on */

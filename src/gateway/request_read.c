@@ -529,6 +529,48 @@ int nk__read_logit_bias(struct nk_parse *p, const struct nk_field_rule *f, const
     return 0;
 }
 
+int nk__read_n(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    json_int_t i;
+
+    if (!nk__json_integer(v, &i) || i < 1)
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be a positive integer");
+    if (i > p->limits->n_max)
+        return nk__bad(p, NK_E_INVALID, "too_many", f->name,
+                       "%lld choices; at most %d are possible", (long long)i, p->limits->n_max);
+    p->r->n = (int)i;
+    return 0;
+}
+
+int nk__read_completion_logprobs(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    json_int_t i;
+
+    if (!nk__json_integer(v, &i) || i < 0 || i > NK_LOGPROBS_MAX)
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be an integer from 0 to %d",
+                       NK_LOGPROBS_MAX);
+    p->r->n_logprobs = (int)i;
+    return 0;
+}
+
+/* 0: none. */
+int nk__read_n_probs(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    json_int_t i;
+
+    return nk__json_integer(v, &i) && i == 0 ? 0 : nk__read_completion_logprobs(p, f, v);
+}
+
+int nk__read_suffix(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+{
+    if (!json_is_string(v))
+        return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be a string, not %s",
+                       nk__json_type(v));
+    if (json_string_length(v))
+        p->r->suffix = json_string_value(v);
+    return 0;
+}
+
 int nk__read_want_logprobs(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
 {
     if (!json_is_boolean(v))

@@ -349,6 +349,22 @@ int32_t nk_vocab_eos(const nk_vocab *v)
     return llama_vocab_eos(v->llama);
 }
 
+bool nk_vocab_adds_bos(const nk_vocab *v)
+{
+    return llama_vocab_get_add_bos(v->llama);
+}
+
+struct nk_fim_tokens nk_vocab_fim(const nk_vocab *v)
+{
+    return (struct nk_fim_tokens){
+        .prefix = llama_vocab_fim_pre(v->llama),
+        .suffix = llama_vocab_fim_suf(v->llama),
+        .middle = llama_vocab_fim_mid(v->llama),
+        .repository = llama_vocab_fim_rep(v->llama),
+        .separator = llama_vocab_fim_sep(v->llama),
+    };
+}
+
 /* ---- tokens and text ---- */
 
 enum { BLOCK_BYTES = 1024 };

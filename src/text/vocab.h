@@ -36,6 +36,14 @@ const char *nk_vocab_model_sha256(const nk_vocab *v);
 bool nk_vocab_is_eog(const nk_vocab *v, int32_t id); /* end of generation: EOS, EOT ... */
 int32_t nk_vocab_bos(const nk_vocab *v);             /* -1: none */
 int32_t nk_vocab_eos(const nk_vocab *v);
+bool nk_vocab_adds_bos(const nk_vocab *v); /* a prompt begins with it */
+
+/* The tokens of a model that was trained to fill in what is between two texts; -1: it has none. */
+struct nk_fim_tokens {
+    int32_t prefix, suffix, middle;
+    int32_t repository, separator; /* before a repository's and a file's name */
+};
+struct nk_fim_tokens nk_vocab_fim(const nk_vocab *v);
 
 enum { NK_TEXT_BYTES_MAX = 64 << 20 }; /* of one nk_vocab_tokenize */
 

@@ -29,7 +29,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             abort();
         return 0;
     }
-    if ((!r.model && !nk__api_is_text(r.api)) || r.n < 1 || r.n_stop > NK_STOP_MAX ||
+    if ((r.model && !r.model[0]) || r.n < 1 || r.n_stop > NK_STOP_MAX ||
         nk_sampling_check(&r.sampling, NULL))
         abort();
     nk__request_release(&r);

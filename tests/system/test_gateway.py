@@ -87,6 +87,11 @@ class Openai(OverOneCluster):
         del body["model"]
         self.assertEqual(self.ok(self.gateway.post("/v1/completions", body)).json["model"], "other-name")
 
+    def test_an_echo_is_the_prompt_as_it_was_sent(self):
+        text = self.ok(self.gateway.post("/v1/completions", completion(temperature=0))).json["choices"][0]["text"]
+        reply = self.ok(self.gateway.post("/v1/completions", completion(temperature=0, echo=True))).json
+        self.assertEqual(reply["choices"][0]["text"], "And it came to pass" + text)
+
     def test_a_last_message_of_the_assistant_is_continued(self):
         messages = [*HELLO, {"role": "assistant", "content": "And it came"}]
         prompt = lambda **more: self.ok(self.gateway.post("/apply-template", {"messages": messages, **more})).json["prompt"]

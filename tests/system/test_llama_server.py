@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import unittest
 
+import ggufio
 import nk
 from gateway import DATA, Gateway
 
@@ -22,11 +23,11 @@ TEMPLATES = sorted(glob.glob(os.path.join(DATA, "templates", "*.jinja")))
 
 
 class LlamaServer:
-    def __init__(self, *options):
+    def __init__(self, *options, model=nk.KJV):
         with contextlib.closing(socket.socket()) as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
-        command = [os.path.join(os.environ["NK_LLAMA_BIN"], "llama-server"), "-m", nk.KJV, "--host", "127.0.0.1", "--port", str(self.port),
+        command = [os.path.join(os.environ["NK_LLAMA_BIN"], "llama-server"), "-m", model, "--host", "127.0.0.1", "--port", str(self.port),
                    "--ctx-size", "512", "--parallel", "1", "--threads", "1", "--threads-batch", "1", "--cache-ram", "0", "--no-ui", "--jinja", *options]
         self.folder = tempfile.mkdtemp(prefix="nk-llama-server-")
         if os.environ.get("NK_LLAMA_LOADER"):
@@ -196,6 +197,51 @@ CHATS = {
     "tools": {"messages": [SYSTEM, USER], "tools": TOOLS},
     "call": {"messages": [USER, calls({"city": "K\u00f6ln", "days": 2, "more": [1.5, None, {"a": "<&>"}]}), RESULT], "tools": TOOLS},
 }
+
+
+class Completions(unittest.TestCase):
+    """llama-server's own routes."""
+
+    def test_completion(self):
+        for more in ({"prompt": PROMPT}, {"prompt": [PROMPT, "In the beginning"]}, {"prompt": PROMPT, "n_probs": 3, "return_tokens": True},
+                     {"prompt": PROMPT, "stop": ["LORD"], "n_predict": 60}, {"prompt": PROMPT, "response_fields": ["content", "generation_settings/n_predict", "stop_type"]}):
+            with self.subTest(more):
+                body = {"n_predict": 12, "temperature": 0, "cache_prompt": False, **more}
+                ours = gateway.post("/completion", body)
+                self.assertEqual(ours.status, 200, ours)
+                theirs, ours = server.post("/completion", body), ours.json
+                if "response_fields" in body:
+                    self.assertEqual(ours, theirs)
+                    continue
+                for a, b in zip(ours if isinstance(ours, list) else [ours], theirs if isinstance(theirs, list) else [theirs], strict=True):
+                    for key in ("index", "content", "tokens", "stop", "tokens_predicted", "tokens_evaluated", "has_new_line", "truncated", "stop_type", "stopping_word"):
+                        self.assertEqual(a[key], b[key], key)
+                    self.assertEqual(set(b["timings"]) - set(a["timings"]), set())
+                    self.assertEqual((a["timings"]["prompt_n"], a["timings"]["predicted_n"]), (b["timings"]["prompt_n"], b["timings"]["predicted_n"]))
+                    for p, q in zip(a.get("completion_probabilities", []), b.get("completion_probabilities", []), strict=True):
+                        self.assertEqual((p["id"], p["token"], p["bytes"]), (q["id"], q["token"], q["bytes"]))
+                        self.assertEqual([t["id"] for t in p["top_logprobs"]], [t["id"] for t in q["top_logprobs"]])
+
+    def test_fill_in_the_middle(self):
+        whole = ggufio.read(nk.KJV)
+        for i, name in enumerate(("pre", "suf", "mid", "rep", "sep")):
+            whole.kv[f"tokenizer.ggml.fim_{name}_token_id"] = (ggufio.U32, 300 + i)
+        with tempfile.TemporaryDirectory() as folder:
+            model = os.path.join(folder, "fim.gguf")
+            ggufio.write(model, whole.kv, [(t.name, t.ne, t.type, whole.data(t)) for t in whole.tensors.values()])
+            with nk.Chain(model, "0-3,3-8") as c, Gateway(c.file) as ours, LlamaServer("--batch-size", "128", model=model) as theirs:
+                ours.wait_ready()
+                for more in ({}, {"prompt": "the LORD"}, {"input_extra": [{"filename": "a", "text": "And God said"}, {"text": "Let there be"}]}):
+                    body = {"input_prefix": "And it came to pass ", "input_suffix": " of Israel", "n_predict": 16, "temperature": 0, "cache_prompt": False, **more}
+                    a, (status, b) = ours.post("/infill", body), theirs.ask("POST", "/infill", body)
+                    self.assertEqual((a.status, status), (200, 200), (a, b))
+                    self.assertEqual((a.json["content"], a.json["tokens_evaluated"]), (b["content"], b["tokens_evaluated"]), more)
+                texts = [ours.post("/v1/completions", {"prompt": PROMPT, "suffix": " of Israel", "max_tokens": 8, "temperature": 0}).json["choices"][0]["text"],
+                         ours.post("/api/generate", {"prompt": PROMPT, "suffix": " of Israel", "stream": False, "options": {"num_predict": 8, "temperature": 0, "repeat_penalty": 1}}).json["response"]]
+                ids = [1, 300, *ours.post("/tokenize", {"content": PROMPT}).json["tokens"], 301, *ours.post("/tokenize", {"content": " of Israel"}).json["tokens"], 302]
+                text = ours.post("/v1/completions", {"prompt": ids, "max_tokens": 8, "temperature": 0}).json["choices"][0]["text"]
+                self.assertEqual(texts, [text, text])
+        self.assertEqual(gateway.post("/infill", {"input_prefix": "a", "input_suffix": "b"}).json["error"]["code"], "no_fim")
 
 
 class Templates(unittest.TestCase):

@@ -333,6 +333,138 @@ static void test_reply__ollamas_last_frame_counts_and_times(void **state)
     free(text);
 }
 
+/* OpenAI's SDKs build the message from it. */
+static void test_reply__a_chats_first_chunk_has_the_role_alone(void **state)
+{
+    static const char *const pieces[] = { "a", "b", NULL };
+    struct nk_reply_opts o = opts_for(NK_API_CHAT, true);
+    char *text = reply(&o, pieces, NK_FINISH_LENGTH);
+    json_t *s = frames(text, true);
+    const json_t *delta;
+
+    (void)state;
+    delta = get(s, "0.choices.0.delta");
+    assert_string_equal(json_string_value(json_object_get(delta, "role")), "assistant");
+    assert_true(json_is_null(json_object_get(delta, "content")));
+    assert_int_equal(json_object_size(delta), 2);
+    for (size_t i = 1; i < json_array_size(s); i++)
+        assert_null(json_object_get(get(json_array_get(s, i), "choices.0.delta"), "role"));
+    assert_string_equal(json_string_value(get(s, "1.choices.0.delta.content")), "a");
+    assert_int_equal(json_object_size(get(s, "4.choices.0.delta")), 0);
+    assert_int_equal(json_integer_value(get(s, "4.timings.predicted_n")), 2);
+    json_decref(s);
+    free(text);
+}
+
+static void test_reply__keepalives_of_ollama_are_lines_that_say_nothing(void **state)
+{
+    struct nk_reply_opts o = opts_for(NK_API_OLLAMA_CHAT, true);
+    struct nk_buf out = NK_BUF_INIT(4096);
+    nk_reply *r = nk__reply_new(&o);
+    json_t *v;
+
+    (void)state;
+    assert_int_equal(nk__reply_keepalive(r, &out, NULL), 0);
+    v = json(out.data, out.size);
+    assert_string_equal(json_string_value(get(v, "message.content")), "");
+    assert_true(json_is_false(get(v, "done")));
+    assert_int_equal(out.data[out.size - 1], '\n');
+    json_decref(v);
+    nk_buf_release(&out);
+    nk__reply_free(r);
+}
+
+static int write_settings(void *user, int choice, struct nk_buf *out, struct nk_error *err)
+{
+    (void)user, (void)choice;
+    return nk_buf_adds(out, "\"generation_settings\":{\"seed\":7},\"prompt\":\"p\"", err);
+}
+
+static void test_reply__llama_servers_own_shape(void **state)
+{
+    static const char *const pieces[] = { "a", "\n", "b", NULL };
+    struct nk_reply_opts o = opts_for(NK_API_LLAMA_COMPLETION, true);
+    json_t *v, *fields;
+    char *text, *at;
+
+    (void)state;
+    o.settings = write_settings;
+    o.n_logprobs = 1;
+    o.n_prompt = 5;
+    text = reply(&o, pieces, NK_FINISH_STOP);
+    at = text;
+    for (int i = 0; i < 4; i++) {
+        char *end = strstr(at, "\n\n");
+
+        assert_non_null(end);
+        assert_memory_equal(at, "data: ", 6);
+        v = json(at + 6, (size_t)(end - at) - 6);
+        assert_int_equal(json_is_true(get(v, "stop")), i == 3);
+        assert_int_equal(json_integer_value(get(v, "tokens_evaluated")), 5);
+        assert_string_equal(json_string_value(get(v, "content")), i < 3 ? pieces[i] : "!");
+        if (i < 3) {
+            assert_int_equal(json_integer_value(get(v, "tokens.0")), i);
+            assert_int_equal(json_integer_value(get(v, "completion_probabilities.0.id")), i);
+        } else {
+            assert_string_equal(json_string_value(get(v, "stop_type")), "word");
+            assert_true(json_is_true(get(v, "has_new_line")));
+            assert_int_equal(json_integer_value(get(v, "generation_settings.seed")), 7);
+            assert_int_equal(json_integer_value(get(v, "timings.prompt_n")), 3);
+            assert_int_equal(json_integer_value(get(v, "timings.cache_n")), 2);
+            assert_int_equal(json_integer_value(get(v, "timings.predicted_n")), 3);
+        }
+        json_decref(v);
+        at = end + 2;
+    }
+    assert_string_equal(at, "");
+    free(text);
+
+    o.stream = false;
+    o.return_tokens = true;
+    text = reply(&o, pieces, NK_FINISH_LENGTH);
+    v = json(text, strlen(text));
+    assert_string_equal(json_string_value(get(v, "content")), "a\nb!");
+    assert_string_equal(json_string_value(get(v, "stop_type")), "limit");
+    assert_int_equal(json_array_size(get(v, "tokens")), 3);
+    assert_int_equal(json_array_size(get(v, "completion_probabilities")), 3);
+    json_decref(v);
+    free(text);
+
+    fields = json_pack("[s,s,s]", "content", "generation_settings/seed", "nothing");
+    o.response_fields = fields;
+    text = reply(&o, pieces, NK_FINISH_EOG);
+    assert_string_equal(text, "{\"content\":\"a\\nb!\",\"generation_settings/seed\":7}\n");
+    json_decref(fields);
+    free(text);
+}
+
+static int write_echo(void *user, int choice, struct nk_buf *out, struct nk_error *err)
+{
+    (void)user, (void)choice;
+    return nk_buf_adds(out, "prompt ", err);
+}
+
+static void test_reply__an_echo_is_before_the_text_once(void **state)
+{
+    static const char *const pieces[] = { "a", "b", NULL }, *const none[] = { NULL };
+    struct nk_reply_opts o = opts_for(NK_API_COMPLETION, false);
+    json_t *v;
+    char *text;
+
+    (void)state;
+    o.before = write_echo;
+    text = reply(&o, pieces, NK_FINISH_LENGTH);
+    v = json(text, strlen(text));
+    assert_string_equal(json_string_value(get(v, "choices.0.text")), "prompt ab!");
+    json_decref(v);
+    free(text);
+    text = reply(&o, none, NK_FINISH_LENGTH);
+    v = json(text, strlen(text));
+    assert_string_equal(json_string_value(get(v, "choices.0.text")), "prompt !");
+    json_decref(v);
+    free(text);
+}
+
 static void test_reply__errors_have_the_dialects_shape(void **state)
 {
     struct nk_error err;
@@ -367,6 +499,10 @@ int main(void)
         cmocka_unit_test(test_reply__tool_calls_come_as_deltas_and_whole),
         cmocka_unit_test(test_reply__log_probabilities),
         cmocka_unit_test(test_reply__ollamas_last_frame_counts_and_times),
+        cmocka_unit_test(test_reply__a_chats_first_chunk_has_the_role_alone),
+        cmocka_unit_test(test_reply__keepalives_of_ollama_are_lines_that_say_nothing),
+        cmocka_unit_test(test_reply__llama_servers_own_shape),
+        cmocka_unit_test(test_reply__an_echo_is_before_the_text_once),
         cmocka_unit_test(test_reply__errors_have_the_dialects_shape),
     };
 

@@ -128,10 +128,19 @@ static void test_request__names_what_is_wrong(void **state)
         { NK_API_COMPLETION, "{\"model\":\"m\",\"prompt\":[1,\"a\"]}", "bad_value", "prompt" },
         { NK_API_COMPLETION, "{\"model\":\"m\",\"prompt\":[\"a\",\"b\",\"c\"],\"n\":2}", "too_many",
           "n" },
-        { NK_API_COMPLETION, "{\"model\":\"m\",\"prompt\":\"a\",\"echo\":true}", "refused_field",
+        { NK_API_COMPLETION, "{\"prompt\":\"a\",\"echo\":true,\"logprobs\":1}", "refused_field",
           "echo" },
-        { NK_API_COMPLETION, "{\"model\":\"m\",\"prompt\":\"a\",\"suffix\":\"b\"}", "refused_field",
-          "suffix" },
+        { NK_API_COMPLETION, "{\"prompt\":\"a\",\"suffix\":1}", "bad_value", "suffix" },
+        { NK_API_LLAMA_COMPLETION, "{}", "missing_field", "prompt" },
+        { NK_API_LLAMA_COMPLETION, "{\"prompt\":\"a\",\"post_sampling_probs\":true}",
+          "refused_field", "post_sampling_probs" },
+        { NK_API_LLAMA_COMPLETION, "{\"prompt\":\"a\",\"response_fields\":[1]}", "bad_value",
+          "response_fields" },
+        { NK_API_INFILL, "{\"input_suffix\":\"a\"}", "missing_field", "input_prefix" },
+        { NK_API_INFILL, "{\"input_prefix\":\"a\"}", "missing_field", "input_suffix" },
+        { NK_API_INFILL,
+          "{\"input_prefix\":\"a\",\"input_suffix\":\"b\",\"input_extra\":[{\"filename\":\"c\"}]}",
+          "bad_value", "input_extra" },
         { NK_API_COMPLETION, "{\"model\":\"m\",\"prompt\":\"a\",\"logprobs\":true}", "bad_value",
           "logprobs" },
         { NK_API_OLLAMA_CHAT,
@@ -435,7 +444,7 @@ static void test_request__histories_come_back_as_clients_keep_them(void **state)
         "");
 }
 
-/* An assistant's message at the end is the beginning of the reply, unless the request says other. */
+/* An assistant's message at the end is the beginning of the reply, unless the request says so. */
 static void test_request__a_last_message_of_the_assistant_is_continued(void **state)
 {
 #define TRAILING                                                                                   \
@@ -670,8 +679,12 @@ static void test_request__shrunk_it_has_its_strings_and_no_json(void **state)
     assert_string_equal(r.stop[0], "one");
     assert_string_equal(r.stop[1], "two");
     assert_non_null(r.sampling.grammar);
+    assert_int_equal(r.n_prompts, 0);
     assert_int_equal(r.n, 2);
     assert_int_equal(r.sampling.logit_bias[0].id, 5);
+    takes(NK_API_COMPLETION, "{\"prompt\":[\"a\",\"bc\"],\"echo\":true}", "");
+    assert_int_equal(nk__request_shrink(&r, NULL), 0);
+    assert_string_equal(r.prompts[1].text, "bc"); /* it is to come again */
 }
 
 int main(void)
