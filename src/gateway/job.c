@@ -16,6 +16,7 @@
 #include "gateway/reply.h"
 #include "gateway/responses_store.h"
 #include "gateway/text.h"
+#include "gateway/truncate.h"
 
 /* Of Ollama's context: more than any model's context holds. */
 enum { CONTEXT_IDS_MAX = 1 << 24 };
@@ -1099,6 +1100,7 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
     struct nk_reply_opts o;
     struct nk_ticket **tickets;
     int n_ctx, rc = hold_for_parsing(j, e);
+    size_t n_dropped;
 
     if (!rc)
         rc = nk__request_parse(&j->request, j->api, nk_buf_str(&j->body), j->body.size, &limits, e);
@@ -1132,7 +1134,10 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
     nk__request_fit(&j->request, n_ctx);
     if (j->request.ignored[0])
         nk_log(NK_LOG_GATEWAY, NK_LOG_DEBUG, "request=%s ignored=%s", j->id, j->request.ignored);
-    rc = nk__prepare(&j->prepared, g->prompter, &j->request, n_ctx, work, e);
+    rc = nk__prepare_truncated(&j->prepared, g->prompter, &j->request, n_ctx, work, &n_dropped, e);
+    if (!rc && n_dropped)
+        nk_log(NK_LOG_GATEWAY, NK_LOG_DEBUG, "request=%s msg=\"truncated\" messages_dropped=%zu",
+               j->id, n_dropped);
     if (!rc)
         rc = make_salt(j, &e->err);
     if (!rc)

@@ -209,6 +209,7 @@ int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, s
         .n_logprobs = -1,
         .sampling = defaults(api),
         .stream = api == NK_API_OLLAMA_CHAT || api == NK_API_OLLAMA_GENERATE,
+        .truncate = api == NK_API_OLLAMA_CHAT,
         .parallel_tool_calls = true,
         .store = api == NK_API_RESPONSES,
         .parse_special = true,

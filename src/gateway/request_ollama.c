@@ -195,7 +195,8 @@ const struct nk_field_rule nk__rules_ollama_options[] = {
     { "logprobs",     NK_FIELD_YES,   nk__read_want_logprobs, 0, 0, 0, "" }, \
     { "top_logprobs", NK_FIELD_YES,   nk__read_top_logprobs, 0, 0, 0, "0 to 20" }, \
     { "truncate",     NK_FIELD_YES,   nk__read_bool, NK_OFFSET(truncate), 0, 0, \
-      "a prompt that does not fit is an error" }, \
+      "of a chat that does not fit the oldest turns are left out; false: it is an error, as a " \
+      "prompt of generate always is" }, \
     { "shift",        NK_FIELD_IGNORED, NULL, 0, 0, 0, "a full context ends the reply" }, \
     { "template",     NK_FIELD_FIXED, nk__read_only_empty, 0, 0, 0, \
       "\"\"; the gateway's --chat-template decides" }

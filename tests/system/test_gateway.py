@@ -443,6 +443,21 @@ class Ollama(OverOneCluster):
         self.assertEqual(ps[0]["context_length"], 512)
         self.assertTrue(self.ok(self.gateway.get("/api/version")).json["version"])
 
+    def test_a_chat_longer_than_the_context_loses_its_oldest_turns(self):
+        turn = lambda i: [{"role": "user", "content": f"{i} And God said"}, {"role": "assistant", "content": "Let there be light " * 4}]
+        system, last = {"role": "system", "content": "Be brief"}, {"role": "user", "content": "And the evening"}
+        body = lambda messages, **more: {"model": MODEL, "messages": messages, "stream": False, "options": {"num_predict": 1, "num_ctx": 200}, **more}
+        count = lambda messages: self.gateway.post("/api/chat", body(messages)).json.get("prompt_eval_count")
+        long = [system, *(m for i in range(20) for m in turn(i)), last]
+        n = self.ok(self.gateway.post("/api/chat", body(long))).json["prompt_eval_count"]
+        fitting = [k for k in range(20) if n == count([system, *(m for i in range(k, 20) for m in turn(i)), last])]
+        self.assertTrue(fitting, n)
+        k = fitting[-1]
+        self.assertGreater(k, 0)
+        self.assertEqual(self.gateway.post("/api/chat", body([system, *(m for i in range(k - 1, 20) for m in turn(i)), last], truncate=False)).status, 400)
+        self.assertEqual(self.gateway.post("/api/chat", body(long, truncate=False)).status, 400)
+        self.assertEqual(self.gateway.post("/api/chat", body([system, {"role": "user", "content": "And God said " * 300}])).status, 400)
+
     def test_errors_have_ollamas_shape(self):
         for path, body, status in (("/api/chat", {"model": "nobody", "messages": HELLO}, 404), ("/api/chat", {"model": MODEL, "fromat": "json"}, 400),
                                    ("/api/generate", {"model": MODEL, "prompt": "x", "options": {"tfs_z": 0.5}}, 400),
