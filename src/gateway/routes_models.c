@@ -56,8 +56,37 @@ NK__ANSWER(models)
 
 /* ---- Ollama ---- */
 
-static void write_details(struct out *o, const struct nk_snapshot *s)
+/* As Ollama writes it ("7.6B", "2.10M"): what the file's author says, else from the bytes of the
+ * weights, which for mixed types is about right. */
+static void parameter_size(char out[32], nk_gateway *g, const struct nk_snapshot *s)
 {
+    static const struct {
+        const char *type;
+        double bits; /* per weight */
+    } types[] = {
+        { "F32", 32 },     { "all F32", 32 }, { "F16", 16 },   { "BF16", 16 },  { "Q8_0", 8.5 },
+        { "Q6_K", 6.56 },  { "Q5_K", 5.7 },   { "Q5_1", 6 },   { "Q5_0", 5.5 }, { "Q4_K", 4.85 },
+        { "Q4_1", 5 },     { "Q4_0", 4.5 },   { "Q3_K", 3.9 }, { "Q2_K", 3 },   { "IQ4_XS", 4.25 },
+        { "IQ4_NL", 4.5 }, { "MXFP4", 4.25 },
+    };
+    const struct nk_worker_report *w = nk__model_worker(s);
+    double n = 0;
+
+    if (nk_vocab_meta(g->vocab, "general.size_label", out, 32))
+        return;
+    for (size_t i = 0; w && i < sizeof types / sizeof types[0] && !n; i++)
+        if (!strncmp(w->quantisation, types[i].type, strlen(types[i].type)))
+            n = (double)weights_bytes(s) * 8 / types[i].bits;
+    if (n >= 1e9)
+        snprintf(out, 32, "%.1fB", n / 1e9);
+    else if (n > 0)
+        snprintf(out, 32, "%.2fM", n / 1e6);
+}
+
+static void write_details(struct out *o, nk_gateway *g, const struct nk_snapshot *s)
+{
+    char size[32];
+
     const struct nk_worker_report *w = nk__model_worker(s);
 
     key(o, "details");
@@ -70,7 +99,8 @@ static void write_details(struct out *o, const struct nk_snapshot *s)
     if (w && !o->rc)
         o->rc = nk_json_str(o->b, w->architecture, NULL);
     raw(o, "]");
-    str(o, "parameter_size", "");
+    parameter_size(size, g, s);
+    str(o, "parameter_size", size);
     str(o, "quantization_level", w ? w->quantisation : "");
     raw(o, "}");
 }
@@ -93,7 +123,7 @@ static void write_tag(struct out *o, nk_gateway *g, const char *name, const stru
     str(o, "model", tagged);
     num(o, "size", (double)weights_bytes(s));
     str(o, "digest", g->model_sha256);
-    write_details(o, s);
+    write_details(o, g, s);
 }
 
 NK__ANSWER(tags)
@@ -151,8 +181,21 @@ static void info(struct out *o, const char *architecture, const char *name, doub
     num(o, full, value);
 }
 
+/* What Ollama would make this model of. */
+static void write_modelfile(struct out *o, nk_gateway *g, const char *chat_template)
+{
+    struct nk_buf text = NK_BUF_INIT(1 << 20);
+    int rc = nk_buf_addf(&text, NULL, "# Served by nakshatra\nFROM %s\n", g->names[0]);
+
+    if (!rc && chat_template)
+        rc = nk_buf_addf(&text, NULL, "TEMPLATE \"\"\"%s\"\"\"\n", chat_template);
+    str(o, "modelfile", rc ? "" : nk_buf_str(&text));
+    nk_buf_release(&text);
+}
+
 NK__ANSWER(show)
 {
+    char parameters[40], license[4096];
     const struct nk_request_limits limits = { .messages_max = 1,
                                               .n_max = 1,
                                               .strict = g->opts.strict };
@@ -177,10 +220,13 @@ NK__ANSWER(show)
         return;
     format_time(when, g->started);
     raw(&o, "{");
-    str(&o, "modelfile", "");
-    str(&o, "parameters", "");
+    write_modelfile(&o, g, caps.chat_template);
+    snprintf(parameters, sizeof parameters, "num_ctx %d", s && s->ok ? s->n_ctx : 0);
+    str(&o, "parameters", s && s->ok ? parameters : "");
+    nk_vocab_meta(g->vocab, "general.license", license, sizeof license);
+    str(&o, "license", license);
     str(&o, "template", caps.chat_template ? caps.chat_template : "");
-    write_details(&o, s);
+    write_details(&o, g, s);
     key(&o, "model_info");
     raw(&o, "{");
     if (w) {

@@ -673,6 +673,15 @@ int nk_vocab_piece(const nk_vocab *v, int32_t id, bool special, struct nk_buf *o
 
 /* ---- chat templates ---- */
 
+bool nk_vocab_meta(const nk_vocab *v, const char *key, char *out, size_t size)
+{
+    int32_t n = v->model ? llama_model_meta_val_str(v->model, key, out, size) : -1;
+
+    if (n < 0)
+        out[0] = '\0';
+    return n >= 0;
+}
+
 const char *nk_vocab_chat_template(const nk_vocab *v)
 {
     return v->model ? llama_model_chat_template(v->model, NULL) : NULL;

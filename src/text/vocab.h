@@ -71,6 +71,10 @@ int nk_vocab_tokenize(const nk_vocab *v, const char *text, size_t size, bool add
 int nk_vocab_piece(const nk_vocab *v, int32_t id, bool special, struct nk_buf *out,
                    struct nk_error *err);
 
+/* A text of the file's metadata ("general.license"), cut off at size. False: there is none, or the
+ * vocabulary is a borrowed one; out is "" then. */
+bool nk_vocab_meta(const nk_vocab *v, const char *key, char *out, size_t size);
+
 /* ---- chat templates ---- */
 struct nk_chat_message {
     const char *role, *content;

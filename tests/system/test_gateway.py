@@ -439,6 +439,9 @@ class Ollama(OverOneCluster):
         self.assertEqual(show["details"]["family"], "llama")
         self.assertEqual(show["model_info"]["llama.context_length"], 512)
         self.assertIn("tools", show["capabilities"])
+        self.assertEqual((show["license"], show["parameters"]), ("CC0-1.0", "num_ctx 512"))
+        self.assertRegex(show["details"]["parameter_size"], r"^2\.\d\dM$")
+        self.assertIn(f"FROM {MODEL}\n", show["modelfile"])
         ps = self.ok(self.gateway.get("/api/ps")).json["models"]
         self.assertEqual(ps[0]["context_length"], 512)
         self.assertTrue(self.ok(self.gateway.get("/api/version")).json["version"])
