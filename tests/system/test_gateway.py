@@ -936,7 +936,7 @@ class Queue(unittest.TestCase):
 
 class Failing(unittest.TestCase):
     def test_worker_that_goes_and_returns(self):
-        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000") as chain, Gateway(chain.file, "--waiting-ms", "1000") as gateway:
+        with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000") as chain, Gateway(chain.file, "--waiting-ms", "1000", "--hold-ms", "0") as gateway:
             gateway.wait_ready()
             port = chain.workers[1].port
             with gateway.connect() as c:
@@ -970,7 +970,7 @@ class Failing(unittest.TestCase):
         """Two generations run and 32 wait, half of them streamed, whenever the second worker is killed and started again.
         NK_RESTARTS: how often."""
         with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000", "--sequences", "2") as chain, \
-                Gateway(chain.file, "--waiting-ms", "600000", "--output-kib", "65536") as gateway:
+                Gateway(chain.file, "--waiting-ms", "600000", "--output-kib", "65536", "--hold-ms", "0") as gateway:
             gateway.wait_ready()
             for i in range(int(os.environ.get("NK_RESTARTS", 3))):
                 running = [gateway.connect() for _ in range(2)]
@@ -1001,7 +1001,7 @@ class Failing(unittest.TestCase):
             chain.assert_idle()
 
     def test_error_after_a_stream_began_is_counted(self):
-        with nk.Chain(nk.KJV, "0-8", "--ctx", "40000") as chain, Gateway(chain.file) as gateway:
+        with nk.Chain(nk.KJV, "0-8", "--ctx", "40000") as chain, Gateway(chain.file, "--hold-ms", "0") as gateway:
             gateway.wait_ready()
             with gateway.connect() as c:
                 c.send("POST", "/v1/completions", completion(stream=True, **Going.LONG))
