@@ -293,7 +293,7 @@ static int open_template(struct chat *k, struct nk_error *err)
         return nk_fail(err, NK_E_INVALID, "no_template",
                        "this model has no chat template; --chat-template names a built-in one "
                        "(chatml, llama3, ...) or a file with Jinja");
-    if (strstr(text, "{%") || strstr(text, "{{")) {
+    if (strstr(text, "{%") || strstr(text, "{{") || strstr(text, "{#")) {
         char *bos = piece_of(k->v, nk_vocab_bos(k->v)), *eos = piece_of(k->v, nk_vocab_eos(k->v));
 
         rc = nk_jinja_new(&k->jinja, text, bos, eos, err);

@@ -74,6 +74,10 @@ int nk_chat_template_read(const char *given, struct nk_buf *b, const char **text
     if (!given || (!strpbrk(given, "/.") && stat(given, &st)))
         return 0;
     rc = nk_file_read(given, TEMPLATE_BYTES_MAX, b, err);
+    /* A file is a template, also one without any of Jinja's tags; else its text would be taken for
+     * the name of a built-in one. */
+    if (!rc && !strstr(nk_buf_str(b), "{%") && !strstr(nk_buf_str(b), "{{"))
+        rc = nk_buf_adds(b, "{##}", err);
     *text = rc ? NULL : nk_buf_str(b);
     return rc;
 }

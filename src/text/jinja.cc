@@ -16,12 +16,14 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <map>
 #include <memory>
 #include <new>
 #include <sstream>
 #include <streambuf>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <minja/minja.hpp>
 
@@ -164,13 +166,48 @@ minja::Value make_range(Limits &limits, minja::ArgumentsValue &args)
     return list;
 }
 
+/* Depth and width, before anything recurses over the text or searches it. */
+const char *too_complex(const char *text)
+{
+    int n_keys[NK_JINJA_DEPTH_MAX + 1] = { 0 };
+    int depth = 0;
+    bool in_string = false;
+
+    for (const char *p = text; *p; p++) {
+        if (in_string) {
+            if (*p == '\\' && p[1])
+                p++;
+            else if (*p == '"')
+                in_string = false;
+        } else if (*p == '"') {
+            in_string = true;
+        } else if (*p == '[' || *p == '{') {
+            if (++depth > NK_JINJA_DEPTH_MAX)
+                return "nested too deeply";
+            n_keys[depth] = 0;
+        } else if (*p == ']' || *p == '}') {
+            depth -= depth > 0;
+        } else if (*p == ':' && ++n_keys[depth] > keys_max) {
+            return "an object with too many keys";
+        }
+    }
+    return nullptr;
+}
+
 /* As Python's json.dumps writes it, for that is what the templates' models were trained on.
  * indent < 0: on one line. */
-void write_json(std::string &out, const Json &v, int indent, int level)
+struct JsonStyle {
+    int indent = -1;
+    std::string comma = ", ", colon = ": ";
+    bool sorted = false;
+};
+
+void write_json(std::string &out, const Json &v, const JsonStyle &style, int level)
 {
     const auto new_line = [&](int at) {
-        if (indent >= 0)
-            out.append("\n").append(static_cast<size_t>(at) * static_cast<size_t>(indent), ' ');
+        if (style.indent >= 0)
+            out.append("\n").append(static_cast<size_t>(at) * static_cast<size_t>(style.indent),
+                                    ' ');
     };
     bool first = true;
 
@@ -179,23 +216,40 @@ void write_json(std::string &out, const Json &v, int indent, int level)
         return;
     }
     out += v.is_object() ? '{' : '[';
-    for (const auto &item : v.items()) {
-        if (!first)
-            out += indent >= 0 ? "," : ", ";
-        first = false;
-        new_line(level + 1);
-        if (v.is_object())
-            out += Json(item.key()).dump() + ": ";
-        write_json(out, item.value(), indent, level + 1);
+    if (v.is_object() && style.sorted) {
+        std::map<std::string, const Json *> members;
+
+        for (const auto &item : v.items())
+            members[item.key()] = &item.value();
+        for (const auto &member : members) {
+            if (!first)
+                out += style.comma;
+            first = false;
+            new_line(level + 1);
+            out += Json(member.first).dump() + style.colon;
+            write_json(out, *member.second, style, level + 1);
+        }
+    } else {
+        for (const auto &item : v.items()) {
+            if (!first)
+                out += style.comma;
+            first = false;
+            new_line(level + 1);
+            if (v.is_object())
+                out += Json(item.key()).dump() + style.colon;
+            write_json(out, item.value(), style, level + 1);
+        }
     }
     new_line(level);
     out += v.is_object() ? '}' : ']';
 }
 
-/* minja's own writes an empty list or object over several lines when it indents. */
+/* minja's own writes an empty list or object over several lines when it indents. The arguments are
+ * those of transformers. */
 minja::Value make_tojson(const std::shared_ptr<minja::Context> &, minja::ArgumentsValue &args)
 {
-    minja::Value indent;
+    minja::Value indent, separators;
+    JsonStyle style;
     std::string text;
 
     if (args.args.empty() || args.args.size() > 2)
@@ -205,16 +259,170 @@ minja::Value make_tojson(const std::shared_ptr<minja::Context> &, minja::Argumen
     for (const auto &named : args.kwargs) {
         if (named.first == "indent")
             indent = named.second;
+        else if (named.first == "separators")
+            separators = named.second;
+        else if (named.first == "sort_keys")
+            style.sorted = named.second.to_bool();
         else if (named.first != "ensure_ascii" || named.second.to_bool())
             throw std::runtime_error("tojson has no argument " + named.first);
     }
     if (!indent.is_null() &&
         (!indent.is_number_integer() || indent.get<int64_t>() < 0 || indent.get<int64_t>() > 16))
         throw std::runtime_error("tojson: the indent must be from 0 to 16");
-    write_json(text, args.args[0].get<Json>(),
-               indent.is_null() ? -1 : static_cast<int>(indent.get<int64_t>()), 0);
+    if (!indent.is_null()) {
+        style.indent = static_cast<int>(indent.get<int64_t>());
+        style.comma = ",";
+    }
+    if (!separators.is_null()) {
+        if (!separators.is_array() || separators.size() != 2)
+            throw std::runtime_error("tojson: separators are two strings");
+        style.comma = separators.at(0).to_str();
+        style.colon = separators.at(1).to_str();
+    }
+    write_json(text, args.args[0].get<Json>(), style, 0);
     return minja::Value(text);
 }
+
+/* Text from outside as a value: from_json, fromjson. */
+minja::Value make_from_json(const std::shared_ptr<minja::Context> &, minja::ArgumentsValue &args)
+{
+    args.expectArgs("from_json", { 1, 1 }, { 0, 0 });
+    if (!args.args[0].is_string())
+        return args.args[0];
+    const std::string text = args.args[0].get<std::string>();
+    const char *why = too_complex(text.c_str());
+    Json v = why ? Json(Json::value_t::discarded) : Json::parse(text, nullptr, false);
+
+    if (v.is_discarded())
+        throw std::runtime_error(std::string("from_json: ") + (why ? why : "not JSON"));
+    return minja::Value(v);
+}
+
+/* Python's split and rsplit as far as minja has not got them: without a separator, with a limit. */
+minja::Value split_text(minja::ArgumentsValue &args, bool from_right)
+{
+    const std::string text = args.args.at(0).to_str();
+    minja::Value sep = args.args.size() > 1 ? args.args[1] : minja::Value(),
+                 max = args.args.size() > 2 ? args.args[2] : minja::Value();
+    std::vector<minja::Value> parts;
+    int64_t n_left;
+
+    for (const auto &named : args.kwargs)
+        (named.first == "maxsplit" ? max : sep) = named.second;
+    n_left = max.is_null() ? -1 : max.get<int64_t>();
+    if (sep.is_null()) {
+        std::istringstream words(text);
+        for (std::string word; n_left != 0 && words >> word; n_left--)
+            parts.emplace_back(word);
+        std::string rest;
+        if (std::getline(words >> std::ws, rest, '\0') && !rest.empty())
+            parts.emplace_back(rest);
+        return minja::Value::array(parts);
+    }
+    const std::string by = sep.get<std::string>();
+    size_t begin = 0, end = text.size();
+
+    if (by.empty())
+        throw std::runtime_error("split() by nothing");
+    for (; n_left != 0; n_left--) {
+        const size_t at =
+            from_right ? (end >= by.size() ? text.rfind(by, end - by.size()) : std::string::npos)
+                       : text.find(by, begin);
+        if (at == std::string::npos)
+            break;
+        if (from_right) {
+            parts.insert(parts.begin(),
+                         minja::Value(text.substr(at + by.size(), end - at - by.size())));
+            end = at;
+        } else {
+            parts.emplace_back(text.substr(begin, at - begin));
+            begin = at + by.size();
+        }
+    }
+    parts.insert(from_right ? parts.begin() : parts.end(),
+                 minja::Value(text.substr(begin, end - begin)));
+    return minja::Value::array(parts);
+}
+
+/* Methods of Python's that templates call and minja has not got. The first argument is the object. */
+minja::Value call_method(const std::string &name, minja::ArgumentsValue &args)
+{
+    minja::Value &self = args.args.at(0);
+    const auto text = [&](size_t i) {
+        return i < args.args.size() ? args.args[i].get<std::string>() : std::string();
+    };
+
+    if (self.is_object() && name == "values") {
+        auto list = minja::Value::array();
+
+        for (const auto &key : self.keys())
+            list.push_back(self.at(key));
+        return list;
+    }
+    if (self.is_array() && name == "extend" && args.args.size() == 2) {
+        args.args[1].for_each([&](minja::Value &item) { self.push_back(item); });
+        return minja::Value();
+    }
+    if (!self.is_string())
+        throw std::runtime_error("Unknown method: " + name);
+    const std::string own = text(0);
+
+    if (name == "split" || name == "rsplit")
+        return split_text(args, name == "rsplit");
+    if (name == "splitlines") {
+        auto list = minja::Value::array();
+        std::istringstream lines(own);
+
+        for (std::string line; std::getline(lines, line);)
+            list.push_back(minja::Value(line));
+        return list;
+    }
+    if (name == "join") {
+        std::string out;
+        bool first = true;
+
+        if (args.args.size() != 2)
+            throw std::runtime_error("join() takes a list");
+        args.args[1].for_each([&](minja::Value &item) {
+            out += (first ? "" : own) + item.to_str();
+            first = false;
+        });
+        return minja::Value(out);
+    }
+    if (name == "removeprefix")
+        return minja::Value(
+            own.compare(0, text(1).size(), text(1)) == 0 ? own.substr(text(1).size()) : own);
+    if (name == "removesuffix") {
+        const std::string end = text(1);
+        const bool has =
+            own.size() >= end.size() && own.compare(own.size() - end.size(), end.size(), end) == 0;
+
+        return minja::Value(has ? own.substr(0, own.size() - end.size()) : own);
+    }
+    if (name == "find") {
+        const size_t at = own.find(text(1));
+
+        return minja::Value(at == std::string::npos ? static_cast<int64_t>(-1)
+                                                    : static_cast<int64_t>(at));
+    }
+    if (name == "count") {
+        const std::string what = text(1);
+        int64_t n = 0;
+
+        for (size_t at = 0; !what.empty() && (at = own.find(what, at)) != std::string::npos;
+             at += what.size())
+            n++;
+        return minja::Value(n);
+    }
+    if (name == "isdigit")
+        return minja::Value(!own.empty() &&
+                            own.find_first_not_of("0123456789") == std::string::npos);
+    throw std::runtime_error("Unknown method: " + name);
+}
+
+constexpr const char *method_names[] = { "values",     "extend",       "split",       "rsplit",
+                                         "splitlines", "join",         "find",        "count",
+                                         "isdigit",    "removeprefix", "removesuffix" };
 
 minja::Value make_strftime(int64_t now, minja::ArgumentsValue &args)
 {
@@ -268,6 +476,14 @@ void render(const nk_jinja &j, const Request &r, nk_buf *out, Limits &limits)
                   return make_range(limits, args);
               }));
     root->set("tojson", minja::Value::callable(make_tojson));
+    root->set("from_json", minja::Value::callable(make_from_json));
+    root->set("fromjson", minja::Value::callable(make_from_json));
+    for (const char *name : method_names)
+        root->set(std::string("method ") + name,
+                  minja::Value::callable(
+                      [name](const std::shared_ptr<minja::Context> &, minja::ArgumentsValue &args) {
+                          return call_method(name, args);
+                      }));
     root->set("strftime_now", minja::Value::callable([now](const std::shared_ptr<minja::Context> &,
                                                            minja::ArgumentsValue &args) {
                   return make_strftime(now, args);
@@ -389,7 +605,7 @@ Json assistant_with_call(const Json &content, const Json &arguments)
  * not count. */
 bool shows_argument(const std::string &text)
 {
-    return has(text, "\"nk_arg\":") || has(text, "'nk_arg':") || has(text, "=nk_arg>") ||
+    return has(text, "\"nk_arg\"") || has(text, "'nk_arg':") || has(text, "=nk_arg>") ||
            has(text, "<nk_arg>") || has(text, "nk_arg</") || has(text, "nk_arg=") ||
            has(text, "nk_arg:");
 }
@@ -407,7 +623,7 @@ void find_caps(nk_jinja &j)
                                            { "parameters", parameters } } } } });
     Json user = { { "role", "user" }, { "content", "nk_user" } };
     Json system = { { "role", "system" }, { "content", "nk_system" } };
-    bool from_text, from_object;
+    bool from_text, from_object, prints_object;
 
     j.caps.typed_content =
         !has(example(j, Json::array({ user })), "nk_user") &&
@@ -432,11 +648,16 @@ void find_caps(nk_jinja &j)
 
         from_text = shows_argument(
             example(j, Json::array({ user, assistant_with_call(content, arguments.dump()) })));
-        from_object = shows_argument(
-            example(j, Json::array({ user, assistant_with_call(content, arguments) })));
+        const std::string given_object =
+            example(j, Json::array({ user, assistant_with_call(content, arguments) }));
+
+        from_object = shows_argument(given_object);
+        prints_object = has(given_object, "{'nk_arg':");
     }
     j.caps.tool_calls = from_text || from_object;
-    j.caps.object_arguments = from_object && !from_text;
+    /* Where it takes both, an object is what transformers gives it; but some print an object as
+     * Python would, and JSON text as it is. */
+    j.caps.object_arguments = from_object && (!from_text || !prints_object);
 }
 
 /* ---- input ---- */
@@ -444,34 +665,6 @@ void find_caps(nk_jinja &j)
 int bad_messages(nk_error *err, const char *what, const char *why)
 {
     return nk_fail(err, NK_E_INVALID, "bad_messages", "%s: %s", what, why);
-}
-
-/* Depth and width, before anything recurses over the text or searches it. */
-const char *too_complex(const char *text)
-{
-    int n_keys[NK_JINJA_DEPTH_MAX + 1] = { 0 };
-    int depth = 0;
-    bool in_string = false;
-
-    for (const char *p = text; *p; p++) {
-        if (in_string) {
-            if (*p == '\\' && p[1])
-                p++;
-            else if (*p == '"')
-                in_string = false;
-        } else if (*p == '"') {
-            in_string = true;
-        } else if (*p == '[' || *p == '{') {
-            if (++depth > NK_JINJA_DEPTH_MAX)
-                return "nested too deeply";
-            n_keys[depth] = 0;
-        } else if (*p == ']' || *p == '}') {
-            depth -= depth > 0;
-        } else if (*p == ':' && ++n_keys[depth] > keys_max) {
-            return "an object with too many keys";
-        }
-    }
-    return nullptr;
 }
 
 int parse(const char *what, const char *text, Json &out, nk_error *err)
@@ -526,7 +719,10 @@ int adapt_call(const nk_jinja &j, Json &call, nk_error *err)
     } else if (!arguments.is_object()) {
         return bad_messages(err, "a tool call's arguments", "neither JSON text nor an object");
     } else if (!j.caps.object_arguments) {
-        arguments = arguments.dump();
+        std::string text;
+
+        write_json(text, arguments, JsonStyle(), 0);
+        arguments = text;
     }
     return 0;
 }
@@ -594,9 +790,10 @@ void merge_system(Json &messages)
 /* What render() sets, and minja's own functions and filters. */
 bool is_reserved(const std::string &name)
 {
-    static const char *const set_here[] = { "messages",  "tools",     "add_generation_prompt",
-                                            "bos_token", "eos_token", "range",
-                                            "tojson",    "strftime_now" };
+    static const char *const set_here[] = { "messages",  "tools",        "add_generation_prompt",
+                                            "bos_token", "eos_token",    "range",
+                                            "tojson",    "strftime_now", "from_json",
+                                            "fromjson" };
 
     for (const char *s : set_here)
         if (name == s)
@@ -627,10 +824,11 @@ int read_input(const nk_jinja &j, const nk_jinja_input *in, Request &r, nk_error
         return bad_messages(err, "extra", "not an object");
     for (const auto &kv : r.extra.items())
         if (is_reserved(kv.key()))
-            return nk_fail(err, NK_E_INVALID, "reserved_name",
-                           "\"%.60s\" is set by the gateway, or a function of templates; a variable "
-                           "of the template itself can be given",
-                           kv.key().c_str());
+            return nk_fail(
+                err, NK_E_INVALID, "reserved_name",
+                "\"%.60s\" is set by the gateway, or a function of templates; a variable "
+                "of the template itself can be given",
+                kv.key().c_str());
     for (auto &m : r.messages) {
         rc = adapt_message(j, m, err);
         if (rc)

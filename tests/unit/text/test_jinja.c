@@ -187,7 +187,7 @@ static void test_jinja__gives_arguments_as_text_where_the_template_wants_text(vo
             "{\"a\":[1]}}},{\"function\":{\"name\":\"g\",\"arguments\":\"{\\\"b\\\":2}\"}},"
             "{\"function\":{\"name\":\"h\",\"arguments\":\"\"}}]}]",
             NULL, NULL),
-        "[f|{\"a\":[1]}][g|{\"b\":2}][h|{}]");
+        "[f|{\"a\": [1]}][g|{\"b\":2}][h|{}]");
     nk_jinja_free(j);
 }
 
