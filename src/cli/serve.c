@@ -54,12 +54,34 @@ struct given {
     struct nk_gateway_opts o; /* borrows from the others */
 };
 
+/* Which of the words it is; NULL: the first. */
+static int choose(const char *option, const char *given, const char *const words[3], int *out,
+                  struct nk_error *err)
+{
+    *out = 0;
+    if (!given)
+        return 0;
+    for (int i = 0; i < 3; i++)
+        if (!strcmp(given, words[i])) {
+            *out = i;
+            return 0;
+        }
+    return nk_fail(err, NK_E_INVALID, "bad_argument", "--%s %s; %s, %s or %s is right", option,
+                   given, words[0], words[1], words[2]);
+}
+
 /* what: the options begin as these. */
 static int read_given(struct given *f, const struct nk_serve *s, const struct nk_gateway_opts *what,
                       struct nk_error *err)
 {
+    static const char *const tools[] = { [NK_GATEWAY_TOOLS_NATIVE] = "native",
+                                         [NK_GATEWAY_TOOLS_GENERIC] = "generic",
+                                         [NK_GATEWAY_TOOLS_OFF] = "off" };
+    static const char *const reasoning[] = { [NK_GATEWAY_REASONING_AUTO] = "auto",
+                                             [NK_GATEWAY_REASONING_ON] = "on",
+                                             [NK_GATEWAY_REASONING_OFF] = "off" };
     struct nk_gateway_opts *o = &f->o;
-    int rc;
+    int rc, tools_mode, reasoning_mode;
 
     nk_buf_init(&f->keys, FILE_BYTES_MAX);
     nk_buf_init(&f->cert, FILE_BYTES_MAX);
@@ -97,6 +119,13 @@ static int read_given(struct given *f, const struct nk_serve *s, const struct nk
         o->origins[o->n_origins++] = s->origins.items[i];
     for (int i = 0; i < s->hosts.n; i++)
         o->hosts[o->n_hosts++] = s->hosts.items[i];
+    rc = choose("tools", s->tools, tools, &tools_mode, err);
+    if (!rc)
+        rc = choose("reasoning", s->reasoning, reasoning, &reasoning_mode, err);
+    if (rc)
+        return rc;
+    o->tools = (enum nk_gateway_tools)tools_mode;
+    o->reasoning = (enum nk_gateway_reasoning)reasoning_mode;
     rc = nk_process_self(&f->self, err);
     o->program = f->self;
 #ifdef __linux__

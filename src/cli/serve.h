@@ -6,7 +6,7 @@
 #include "gateway/gateway.h"
 
 struct nk_serve { /* strings: borrowed from argv */
-    const char *listen, *api_key_file, *tls_cert, *tls_key, *chat_template;
+    const char *listen, *api_key_file, *tls_cert, *tls_key, *chat_template, *tools, *reasoning;
     struct nk_arg_list names, origins, hosts;
     int64_t running, waiting, waiting_ms, hold_ms, body_kib, requests_mib, responses_s,
         responses_mib, output_kib, connections, per_address, drain_ms, header_ms, body_ms, idle_ms;
@@ -33,6 +33,10 @@ struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
                       "a built-in template, or a file with Jinja"),                                \
         NK_OPT_FLAG("strict", 0, &(s).strict,                                                      \
                     "refuse requests with fields that have no effect here"),                       \
+        NK_OPT_STRING("tools", 0, &(s).tools, "native|generic|off",                                \
+                      "tools in the template's form, or explained in the system's message"),       \
+        NK_OPT_STRING("reasoning", 0, &(s).reasoning, "on|off|auto",                               \
+                      "thinking where a request says nothing; auto: the template's own"),          \
         NK_OPT_LIST("name", 0, &(s).names, "NAME", "one more name of the model; repeatable"),      \
         NK_OPT_INT("running", 0, &(s).running, "N", 1, 100000,                                     \
                    "generations at once; else as many as the workers have sequences"),             \

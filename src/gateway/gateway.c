@@ -262,8 +262,14 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     if (!rc && g->keys)
         rc = nk_chance_fill(g->chance, g->salt_secret, sizeof g->salt_secret, err);
     if (!rc)
-        rc = nk__prompter_new(&g->prompter, g->clock, opts->vocab, opts->chat_template,
-                              opts->program, err);
+        rc = nk__prompter_new(&g->prompter,
+                              &(struct nk_prompter_opts){ .clock = g->clock,
+                                                          .vocab = opts->vocab,
+                                                          .chat_template = opts->chat_template,
+                                                          .program = opts->program,
+                                                          .tools = opts->tools,
+                                                          .reasoning = opts->reasoning },
+                              err);
     if (!rc && !(g->metrics = nk__metrics_new()))
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the gateway");
     nk__recoveries_init(&g->recoveries, g->clock, g->metrics, opts->limits.hold_ms);
@@ -317,6 +323,15 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
         broken = *nk__prompter_caps(g->prompter).broken;
         nk_log(NK_LOG_GATEWAY, NK_LOG_WARN, "reason=%s msg=%s", broken.reason,
                nk_log_quote(quoted, sizeof quoted, broken.msg));
+    }
+    if (nk__prompter_caps(g->prompter).no_tools) {
+        char quoted[600];
+
+        nk_log(
+            NK_LOG_GATEWAY, NK_LOG_WARN,
+            "reason=unknown_form msg=\"tools are explained in the system's message: how the chat "
+            "template writes calls is not understood\" because=%s",
+            nk_log_quote(quoted, sizeof quoted, nk__prompter_caps(g->prompter).no_tools->msg));
     }
     *out = g;
     return 0;

@@ -57,6 +57,20 @@ struct nk_gateway_limits {
     size_t responses_bytes_max; /* and all of them together take no more */
 };
 
+/* Tools: in the chat template's form (where it has none that is understood, as GENERIC); explained
+ * in the system's message; or refused. */
+enum nk_gateway_tools {
+    NK_GATEWAY_TOOLS_NATIVE,
+    NK_GATEWAY_TOOLS_GENERIC,
+    NK_GATEWAY_TOOLS_OFF,
+};
+/* Thinking, where a request says nothing of it: as the template does by itself, on, off. */
+enum nk_gateway_reasoning {
+    NK_GATEWAY_REASONING_AUTO,
+    NK_GATEWAY_REASONING_ON,
+    NK_GATEWAY_REASONING_OFF,
+};
+
 struct nk_gateway_opts {
     const char *listen; /* "127.0.0.1:8080", "[::1]:0"; port 0: a free one */
     /* The first chain, as by nk_gateway_set_chains with epoch 0: the gateway's own from when
@@ -71,6 +85,8 @@ struct nk_gateway_opts {
     const char *names[NK_GATEWAY_NAMES_MAX];
     int n_names;
     const char *chat_template; /* Jinja text or the name of a built-in one; NULL: the model's own */
+    enum nk_gateway_tools tools;
+    enum nk_gateway_reasoning reasoning;
     /* The path of this program: children of it render chat templates (text/template.h). NULL: they
      * are rendered in this process, which a hostile template can then end. */
     const char *program;

@@ -319,6 +319,13 @@ static ssize_t read_job(void *cls, uint64_t pos, char *out, size_t max)
     }
 }
 
+/* How tools were told to the model, where that is not as its template does it. */
+static void add_tools(nk_exchange *x, struct MHD_Response *r)
+{
+    if (r && nk__job_generic_tools(x->job))
+        header(r, "X-Nakshatra-Tools", "generic");
+}
+
 static enum MHD_Result answer_stream(nk_exchange *x)
 {
     struct MHD_Response *r =
@@ -327,6 +334,7 @@ static enum MHD_Result answer_stream(nk_exchange *x)
     if (r)
         header(r, "X-Accel-Buffering", "no"); /* nginx would collect it */
     add_ignored(x, r);
+    add_tools(x, r);
     return answer(x, 200, nk__job_type(x->job), r);
 }
 
@@ -351,6 +359,7 @@ static enum MHD_Result answer_whole(nk_exchange *x)
     }
     r = response_from(&body);
     add_ignored(x, r);
+    add_tools(x, r);
     return answer(x, 200, nk__job_type(x->job), r);
 }
 

@@ -225,6 +225,16 @@ const char *nk__job_ignored(nk_job *j)
     return ready ? j->request.ignored : "";
 }
 
+bool nk__job_generic_tools(nk_job *j)
+{
+    bool generic;
+
+    pthread_mutex_lock(&j->mutex);
+    generic = j->prepared_ok && j->prepared.generic_tools; /* a helper writes it before that */
+    pthread_mutex_unlock(&j->mutex);
+    return generic;
+}
+
 const char *nk__job_user(nk_job *j, char *out, size_t size)
 {
     const char *user;

@@ -63,6 +63,9 @@ const char *nk__job_id(const nk_job *j);
 /* The fields of the request that were taken without effect, for the header that says so; "": none.
  * After poll said STREAM or WHOLE, or as nk__job_type. */
 const char *nk__job_ignored(nk_job *j);
+/* Were the tools explained to the model instead of given to its template? After poll said STREAM or
+ * WHOLE. */
+bool nk__job_generic_tools(nk_job *j);
 /* Was cut off because its reader was too slow: the connection is to be shut down. */
 bool nk__job_overflowed(nk_job *j);
 

@@ -7,33 +7,23 @@
  *   reasoning   first in the text, between the template's marks (<think> and </think> ...), or from
  *               the beginning when the prompt ended with the opening mark. White space next to the
  *               marks is dropped.
- *   tool calls  in the words of the template (enum nk_tool_format), only when the request has
- *               tools. */
+ *   tool calls  in the form of the template (struct nk_tool_form), only when the request has tools.
+ *               Arguments go out as JSON, whatever they are written in; where that does not say
+ *               what a value is, the tool's parameters do (tool_types).
+ *
+ * A call that is cut off: what is there of its arguments is given, without an end. Cut off before
+ * its name is known, its text is content, without the marks. */
 #ifndef NK_GATEWAY_OUTPUT_H
 #define NK_GATEWAY_OUTPUT_H
 
 #include <stdbool.h>
 #include <stddef.h>
 
+#include <jansson.h>
+
 #include "base/error.h"
 #include "gateway/output_sink.h"
-
-/* How templates teach a model to write a call: N is the function's name. */
-enum nk_tool_format {
-    NK_TOOL_FORMAT_NONE,
-    /* <tool_call>{"name": N, "arguments": {...}}</tool_call>: Qwen 2.5 and 3, Hermes */
-    NK_TOOL_FORMAT_HERMES,
-    /* {"name": N, "parameters": {...}} as the whole text, perhaps after <|python_tag|>: Llama 3 */
-    NK_TOOL_FORMAT_LLAMA,
-    /* [TOOL_CALLS][{"name": N, "arguments": {...}}, ...]: Mistral, Nemo */
-    NK_TOOL_FORMAT_MISTRAL,
-    /* [TOOL_CALLS]N[ARGS]{...}: Mistral Small 3.2, Magistral */
-    NK_TOOL_FORMAT_ARGS,
-    /* marks around N and a JSON object: DeepSeek V3, R1 */
-    NK_TOOL_FORMAT_DEEPSEEK,
-};
-/* From the template's text. NONE: no format that is known. */
-enum nk_tool_format nk__tool_format_detect(const char *chat_template);
+#include "gateway/tool_form.h"
 
 /* The reasoning marks that a template uses; both NULL when it has none that are known. */
 struct nk_think_marks {
@@ -49,10 +39,13 @@ bool nk__prompt_opens_think(const char *prompt, size_t size, struct nk_think_mar
 struct nk_output_opts {
     struct nk_think_marks think;
     bool starts_thinking;
-    enum nk_tool_format tools;
-    /* For LLAMA, where a call has no mark. Borrowed as long as the object. */
+    const struct nk_tool_form *tools; /* NULL: no calls. Borrowed as long as the object, as: */
+    /* For forms whose calls have no mark of their own. */
     const char *const *tool_names;
     int n_tool_names;
+    /* {N: {key: "string" or "string?"}}: which arguments are text, or text or null; what is not in
+     * it is what it looks like. NULL: nothing is known. */
+    const json_t *tool_types;
     bool one_call; /* what follows the first call is dropped, and nk__output_ended says so */
     nk_output_sink *sink;
     void *user;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "gateway/prompt_fim.h"
+#include "gateway/tool_generic.h"
 #include "gateway/tool_grammar.h"
 #include "text/json_schema.h"
 #include "text/template.h"
@@ -16,7 +17,11 @@ struct nk_prompter {
     char *text;         /* of the template */
     struct nk_error broken;
     struct nk_think_marks marks;
-    enum nk_tool_format tool_format;
+    bool has_form;
+    struct nk_tool_form form;
+    struct nk_error no_form; /* why it has none, though it shows tools */
+    enum nk_gateway_tools tools;
+    enum nk_think think; /* where a request says nothing */
     /* The template's variable that turns reasoning on and off; NULL: it has none. */
     const char *think_switch;
     bool effort;        /* it has reasoning_effort */
@@ -52,6 +57,19 @@ static int32_t control_token(const void *user, const char *mark)
     return id;
 }
 
+/* nk_tool_form_render */
+static int render_example(void *user, const char *messages, const char *tools,
+                          bool add_generation_prompt, struct nk_buf *out, struct nk_error *err)
+{
+    const nk_prompter *p = user;
+    struct nk_jinja_input input = { .messages = messages,
+                                    .tools = tools,
+                                    .add_generation_prompt = add_generation_prompt,
+                                    .now = nk_clock_unix_s(p->clock) };
+
+    return nk_template_render(p->jinja, &input, NULL, out, err);
+}
+
 static int open_jinja(nk_prompter *p, const char *text, const char *program, struct nk_error *err)
 {
     char *bos = piece_of(p->vocab, nk_vocab_bos(p->vocab)),
@@ -63,8 +81,9 @@ static int open_jinja(nk_prompter *p, const char *text, const char *program, str
     if (rc)
         return rc;
     p->marks = nk__think_marks_detect(text);
-    p->tool_format =
-        nk_template_caps(p->jinja).tools ? nk__tool_format_detect(text) : NK_TOOL_FORMAT_NONE;
+    if (nk_template_caps(p->jinja).tools)
+        p->has_form =
+            !nk__tool_form_learn(&p->form, render_example, p, text, p->marks.close, &p->no_form);
     p->think_switch = strstr(text, "enable_thinking") ? "enable_thinking"
                       : strstr(text, "thinking is defined") || strstr(text, "if thinking")
                           ? "thinking"
@@ -73,9 +92,43 @@ static int open_jinja(nk_prompter *p, const char *text, const char *program, str
     return 0;
 }
 
-int nk__prompter_new(nk_prompter **out, struct nk_clock *clock, const nk_vocab *vocab,
-                     const char *given, const char *program, struct nk_error *err)
+/* Is a control token in the mark? */
+static bool has_control_token(const nk_prompter *p, const char *mark)
 {
+    char part[65];
+
+    for (; *mark; mark++)
+        for (size_t n = 2; strchr("<[", *mark) && n < sizeof part && mark[n - 1]; n++)
+            if (strchr(">]", mark[n - 1])) {
+                memcpy(part, mark, n);
+                part[n] = '\0';
+                if (control_token(p, part) >= 0)
+                    return true;
+            }
+    return false;
+}
+
+static bool form_has_control_token(const nk_prompter *p)
+{
+    const struct nk_tool_form *f = &p->form;
+    const char *const marks[] = { f->section_open, f->section_close, f->call_open,
+                                  f->call_close,   f->call_sep,      f->alt_open,
+                                  f->name_close,   f->key_open,      f->value_open_text,
+                                  f->value_open,   f->value_close,   f->quote };
+
+    for (size_t i = 0; i < sizeof marks / sizeof marks[0]; i++)
+        if (has_control_token(p, marks[i]))
+            return true;
+    return false;
+}
+
+int nk__prompter_new(nk_prompter **out, const struct nk_prompter_opts *opts, struct nk_error *err)
+{
+    static const enum nk_think thinks[] = { [NK_GATEWAY_REASONING_AUTO] = NK_THINK_DEFAULT,
+                                            [NK_GATEWAY_REASONING_ON] = NK_THINK_ON,
+                                            [NK_GATEWAY_REASONING_OFF] = NK_THINK_OFF };
+    const nk_vocab *vocab = opts->vocab;
+    const char *given = opts->chat_template;
     const char *text = given ? given : nk_vocab_chat_template(vocab);
     nk_prompter *p = calloc(1, sizeof *p);
     int rc = 0;
@@ -85,10 +138,12 @@ int nk__prompter_new(nk_prompter **out, struct nk_clock *clock, const nk_vocab *
         free(p);
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the chat template");
     }
-    p->clock = clock;
+    p->clock = opts->clock;
     p->vocab = vocab;
-    if (text && (strstr(text, "{%") || strstr(text, "{{"))) {
-        rc = open_jinja(p, text, program, &p->broken);
+    p->tools = opts->tools;
+    p->think = thinks[opts->reasoning];
+    if (text && (strstr(text, "{%") || strstr(text, "{{") || strstr(text, "{#"))) {
+        rc = open_jinja(p, text, opts->program, &p->broken);
         if (rc && given && err)
             *err = p->broken;
     } else if (text) {
@@ -106,19 +161,10 @@ int nk__prompter_new(nk_prompter **out, struct nk_clock *clock, const nk_vocab *
         nk__prompter_free(p);
         return rc;
     }
-    if (p->jinja) {
-        static const char *const marks[] = { "[TOOL_CALLS]", "[ARGS]", "<tool_call>",
-                                             "<|python_tag|>",
-                                             "<\xef\xbd\x9ctool\xe2\x96\x81"
-                                             "calls\xe2\x96\x81"
-                                             "begin\xef\xbd\x9c>" };
-
-        p->control_marks =
-            control_token(p, p->marks.open) >= 0 || control_token(p, p->marks.close) >= 0;
-        for (size_t i = 0; i < sizeof marks / sizeof marks[0]; i++)
-            if (strstr(text, marks[i]) && control_token(p, marks[i]) >= 0)
-                p->control_marks = true;
-    }
+    if (p->jinja)
+        p->control_marks = control_token(p, p->marks.open) >= 0 ||
+                           control_token(p, p->marks.close) >= 0 ||
+                           (p->has_form && form_has_control_token(p));
     *out = p;
     return 0;
 }
@@ -133,16 +179,26 @@ void nk__prompter_free(nk_prompter *p)
     free(p);
 }
 
+/* Are tools explained in the system's message? */
+static bool uses_generic(const nk_prompter *p)
+{
+    return p->tools == NK_GATEWAY_TOOLS_GENERIC ||
+           (p->tools == NK_GATEWAY_TOOLS_NATIVE && !p->has_form);
+}
+
 struct nk_prompter_caps nk__prompter_caps(const nk_prompter *p)
 {
+    bool chat = p->jinja || p->builtin;
+
     return (struct nk_prompter_caps){
-        .chat = p->jinja || p->builtin,
-        .tools = p->tool_format != NK_TOOL_FORMAT_NONE,
+        .chat = chat,
+        .tools = chat && p->tools != NK_GATEWAY_TOOLS_OFF,
+        .generic_tools = chat && uses_generic(p),
         .thinking = p->marks.open != NULL,
         .effort = p->effort,
-        .tool_format = p->tool_format,
         .chat_template = p->text,
         .broken = p->broken.code ? &p->broken : NULL,
+        .no_tools = p->no_form.code ? &p->no_form : NULL,
     };
 }
 
@@ -152,6 +208,7 @@ void nk__prepared_release(struct nk_prepared *p)
         free(p->prompts[i].ids);
     free(p->grammar);
     free((void *)p->output.tool_names);
+    json_decref((json_t *)p->output.tool_types);
     *p = (struct nk_prepared){ .n_prompts = 0 };
 }
 
@@ -178,6 +235,8 @@ static int extra_json(const nk_prompter *p, const struct nk_request *r, char **t
 {
     json_t *extra = r->template_kwargs ? json_copy((json_t *)r->template_kwargs) : json_object();
     const char *field = nk__api_think(r->api);
+    /* What the operator wants is a wish: not every template can do it. */
+    enum nk_think think = r->think != NK_THINK_DEFAULT ? r->think : p->think;
 
     *text = NULL;
     if (r->think == NK_THINK_ON && !p->think_switch && !p->effort && !p->marks.open) {
@@ -195,8 +254,8 @@ static int extra_json(const nk_prompter *p, const struct nk_request *r, char **t
         return bad(e, field, "no_thinking",
                    "%s: this model's chat template knows no degrees of thinking", field);
     }
-    if (r->think != NK_THINK_DEFAULT && p->think_switch)
-        json_object_set_new(extra, p->think_switch, json_boolean(r->think == NK_THINK_ON));
+    if (think != NK_THINK_DEFAULT && p->think_switch && !json_object_get(extra, p->think_switch))
+        json_object_set_new(extra, p->think_switch, json_boolean(think == NK_THINK_ON));
     if (r->reasoning_effort && p->effort)
         json_object_set_new(extra, "reasoning_effort", json_string(r->reasoning_effort));
     *text = extra ? json_dumps(extra, JSON_COMPACT) : NULL;
@@ -408,7 +467,8 @@ static int prepare_grammar(struct nk_prepared *out, const nk_prompter *p,
                                           .user = p,
                                           .tools = r->tools,
                                           .only = r->tool_name,
-                                          .format = out->output.tools,
+                                          .form = out->output.tools,
+                                          .strict = r->tools_strict,
                                           .must = forced,
                                           .think_close = close,
                                           .work = work };
@@ -449,13 +509,57 @@ static const json_t *tools_of(const struct nk_request *r)
     return r->tool_choice == NK_TOOLS_NONE ? NULL : r->tools;
 }
 
+static int check_tools(const nk_prompter *p, const json_t *tools, struct nk_request_error *e)
+{
+    if (tools && p->tools == NK_GATEWAY_TOOLS_OFF)
+        return bad(e, "tools", "no_tools", "tools: the gateway was started with --tools off");
+    return 0;
+}
+
+static bool has_calls(const json_t *messages)
+{
+    const json_t *m;
+    size_t i;
+
+    json_array_foreach((json_t *)messages, i, m)
+    {
+        const char *role = json_string_value(json_object_get(m, "role"));
+
+        if (json_array_size(json_object_get(m, "tool_calls")) || (role && !strcmp(role, "tool")))
+            return true;
+    }
+    return false;
+}
+
+/* render, with the tools as the template wants them. */
+static int render_chat(const nk_prompter *p, const struct nk_request *r, const json_t *messages,
+                       const json_t *tools, struct nk_work *work, struct nk_buf *out,
+                       struct nk_request_error *e)
+{
+    /* What was called before is in the messages though this request has no tools. */
+    bool shows_calls = p->jinja && nk_template_caps(p->jinja).tool_calls;
+    json_t *own;
+    int rc;
+
+    if (!(tools && uses_generic(p)) &&
+        (shows_calls || !has_calls(messages) || p->tools == NK_GATEWAY_TOOLS_OFF))
+        return render(p, r, messages, tools, work, out, e);
+    own = nk__tool_generic_messages(messages, uses_generic(p) ? tools : NULL);
+    if (!own)
+        return bad(e, "", "no_memory", "no memory for the tools");
+    rc = render(p, r, own, uses_generic(p) ? NULL : tools, work, out, e);
+    json_decref(own);
+    return rc;
+}
+
 int nk__prompt_render(const nk_prompter *p, const struct nk_request *r, struct nk_work *work,
                       struct nk_buf *out, struct nk_request_error *e)
 {
+    int rc;
+
     e->param[0] = '\0';
-    if (tools_of(r) && !(p->jinja && nk_template_caps(p->jinja).tools))
-        return bad(e, "tools", "no_tools", "tools: this model's chat template does not know tools");
-    return render(p, r, r->messages, tools_of(r), work, out, e);
+    rc = check_tools(p, tools_of(r), e);
+    return rc ? rc : render_chat(p, r, r->messages, tools_of(r), work, out, e);
 }
 
 /* The tools' names, in one block with their texts: they outlive the request. NULL: no memory. */
@@ -484,6 +588,68 @@ static const char *const *copy_names(const json_t *tools)
     return names;
 }
 
+static bool has_type(const json_t *schema, const char *type)
+{
+    const char *is = json_string_value(json_object_get(schema, "type"));
+
+    return is && !strcmp(is, type);
+}
+
+/* "string", "string?" (or null), or NULL: what the argument's text says. */
+static const char *type_of(const json_t *schema)
+{
+    static const char *const unions[] = { "type", "anyOf", "oneOf", "enum" };
+    bool text = false, null = false, other = false;
+
+    if (has_type(schema, "string"))
+        return json_is_true(json_object_get(schema, "nullable")) ? "string?" : "string";
+    for (size_t u = 0; u < sizeof unions / sizeof unions[0] && !text && !other; u++) {
+        const json_t *list = json_object_get(schema, unions[u]), *v;
+        bool values = !strcmp(unions[u], "enum"), names = !strcmp(unions[u], "type");
+        size_t i;
+
+        json_array_foreach((json_t *)list, i, v)
+        {
+            const char *name = names ? json_string_value(v) : NULL;
+
+            if (values ? json_is_string(v)
+                       : (name && !strcmp(name, "string")) || has_type(v, "string"))
+                text = true;
+            else if (values ? json_is_null(v)
+                            : (name && !strcmp(name, "null")) || has_type(v, "null"))
+                null = true;
+            else
+                other = true;
+        }
+    }
+    return !text || other ? NULL : null ? "string?" : "string";
+}
+
+/* nk_output_opts' tool_types. Owned; NULL: no memory. */
+static json_t *types_of(const json_t *tools)
+{
+    json_t *types = json_object(), *tool, *schema;
+    const char *key;
+    size_t i;
+
+    json_array_foreach((json_t *)tools, i, tool)
+    {
+        const json_t *function = json_object_get(tool, "function");
+        json_t *of = json_object();
+
+        json_object_foreach(json_object_get(json_object_get(function, "parameters"), "properties"),
+                            key, schema)
+        {
+            const char *type = type_of(schema);
+
+            if (type)
+                json_object_set_new(of, key, json_string(type));
+        }
+        json_object_set_new(types, json_string_value(json_object_get(function, "name")), of);
+    }
+    return types;
+}
+
 static int prepare_chat(struct nk_prepared *out, const nk_prompter *p, const struct nk_request *r,
                         int n_ctx, struct nk_work *work, struct nk_request_error *e)
 {
@@ -492,11 +658,9 @@ static int prepare_chat(struct nk_prepared *out, const nk_prompter *p, const str
     const json_t *messages = r->messages, *tools = tools_of(r);
     int rc = 0;
 
-    if (tools && p->tool_format == NK_TOOL_FORMAT_NONE)
-        return bad(e, "tools", "no_tools", "tools: this model's chat template %s",
-                   p->jinja && nk_template_caps(p->jinja).tools
-                       ? "writes calls in a form that is not known here"
-                       : "does not know tools");
+    rc = check_tools(p, tools, e);
+    if (rc)
+        return rc;
     if (!messages) {
         own = json_array();
         if (r->system)
@@ -506,7 +670,7 @@ static int prepare_chat(struct nk_prepared *out, const nk_prompter *p, const str
                                              r->n_prompts ? r->prompts[0].text : ""));
         messages = own;
     }
-    rc = render(p, r, messages, tools, work, &text, e);
+    rc = render_chat(p, r, messages, tools, work, &text, e);
     json_decref(own);
     if (!rc)
         rc = tokens_of(p, r, nk_buf_str(&text), text.size, r->context, r->n_context, n_ctx, work,
@@ -524,10 +688,12 @@ static int prepare_chat(struct nk_prepared *out, const nk_prompter *p, const str
     nk_buf_release(&text);
     if (rc || !tools)
         return rc;
-    out->output.tools = p->tool_format;
+    out->generic_tools = uses_generic(p);
+    out->output.tools = out->generic_tools ? nk__tool_form_generic() : &p->form;
     out->output.n_tool_names = (int)json_array_size(tools);
     out->output.tool_names = copy_names(tools);
-    if (!out->output.tool_names)
+    out->output.tool_types = types_of(tools);
+    if (!out->output.tool_names || !out->output.tool_types)
         return bad(e, "", "no_memory", "no memory for the tools");
     return 0;
 }

@@ -4,27 +4,36 @@
 #define NK_GATEWAY_PROMPT_H
 
 #include "base/clock.h"
+#include "gateway/gateway.h"
 #include "gateway/output.h"
 #include "gateway/request.h"
 #include "text/vocab.h"
 
 typedef struct nk_prompter nk_prompter; /* any thread, several at once */
 
-/* clock: what a template is told the date by; borrowed, as vocab, until nk__prompter_free.
- * chat_template: Jinja text, or the name of one that libllama has built in; NULL: the model's own.
- * program: what renders it, as nk_template_open has it; NULL: this process.
- * A model's own template that cannot be used is no error here but of every chat: other requests do
- * not need it.
+struct nk_prompter_opts {
+    struct nk_clock *clock; /* what a template is told the date by */
+    const nk_vocab *vocab;
+    /* Jinja text, or the name of one that libllama has built in; NULL: the model's own. */
+    const char *chat_template;
+    const char *program; /* what renders it, as nk_template_open has it; NULL: this process */
+    enum nk_gateway_tools tools;
+    enum nk_gateway_reasoning reasoning;
+};
+
+/* clock and vocab are borrowed until nk__prompter_free. The form of the template's tool calls is
+ * learned here (tool_form.h). A model's own template that cannot be used is no error here but of
+ * every chat: other requests do not need it.
  *   INVALID  bad_template, unknown_template   of one that was given */
-int nk__prompter_new(nk_prompter **out, struct nk_clock *clock, const nk_vocab *vocab,
-                     const char *chat_template, const char *program, struct nk_error *err);
+int nk__prompter_new(nk_prompter **out, const struct nk_prompter_opts *opts, struct nk_error *err);
 void nk__prompter_free(nk_prompter *p);
 
 struct nk_prompter_caps {
     bool chat, tools, thinking, effort; /* effort: its thinking has degrees */
-    enum nk_tool_format tool_format;
-    const char *chat_template;     /* or NULL; borrowed */
-    const struct nk_error *broken; /* why the model's own template cannot be used; or NULL */
+    bool generic_tools;              /* tools are explained to the model in the system's message */
+    const char *chat_template;       /* or NULL; borrowed */
+    const struct nk_error *broken;   /* why the model's own template cannot be used; or NULL */
+    const struct nk_error *no_tools; /* why its form of calls is not understood; or NULL */
 };
 struct nk_prompter_caps nk__prompter_caps(const nk_prompter *p);
 
@@ -37,8 +46,9 @@ struct nk_prepared {
     int n_prompts;
     char *grammar;                /* owned; NULL: none */
     bool special;                 /* marks are control tokens: the text must show them */
+    bool generic_tools;           /* the template did not get the tools: a message has them */
     bool parse;                   /* the reply is a chat's: */
-    struct nk_output_opts output; /* tool_names is owned */
+    struct nk_output_opts output; /* tool_names and tool_types are owned */
 };
 /* n_ctx: what a session holds. work: what all of it may cost, and whether it is still wanted. On
  * failure *out is empty.

@@ -67,10 +67,11 @@ static bool end_key(struct nk_tool_call *c)
     bool ok = s != NULL;
 
     c->value = VALUE_OTHER;
-    if (ok && !strcmp(s, "name")) {
+    if (ok && (!strcmp(s, "name") || (c->name_key && !strcmp(s, c->name_key)))) {
         c->value = VALUE_NAME;
         ok = !c->name[0];
-    } else if (ok && (!strcmp(s, "arguments") || !strcmp(s, "parameters"))) {
+    } else if (ok && (!strcmp(s, "arguments") || !strcmp(s, "parameters") ||
+                      (c->args_key && !strcmp(s, c->args_key)))) {
         c->value = VALUE_ARGUMENTS;
         ok = !c->has_arguments;
     }

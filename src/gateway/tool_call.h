@@ -1,6 +1,6 @@
 /* One tool call as a JSON object, read byte by byte: {"name": "f", "arguments": {...}}, members in
- * any order, "parameters" for "arguments". The arguments' bytes go out as they come, once the name
- * is known. Pure. */
+ * any order, "parameters" for "arguments", and other keys where a form has them. The arguments'
+ * bytes go out as they come, once the name is known. Pure. */
 #ifndef NK_GATEWAY_TOOL_CALL_H
 #define NK_GATEWAY_TOOL_CALL_H
 
@@ -28,6 +28,7 @@ struct nk_tool_call {
     struct nk_buf word; /* the key or the string that is read, with its quotes */
     struct nk_buf held; /* arguments that did not go out yet */
     char name[65];
+    const char *name_key, *args_key; /* further ones that are understood; or NULL */
     const char *const *names; /* NULL: any function's name will do; else it must be one of these */
     int n_names;
     nk_output_sink *sink;

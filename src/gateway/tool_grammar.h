@@ -1,4 +1,5 @@
-/* Grammars (GBNF) that make a model call a tool, in the words of its template. Pure. */
+/* Grammars (GBNF) that make a model call a tool, in the form of its template (tool_form.h).
+ * Pure. */
 #ifndef NK_GATEWAY_TOOL_GRAMMAR_H
 #define NK_GATEWAY_TOOL_GRAMMAR_H
 
@@ -8,7 +9,7 @@
 
 #include "base/buf.h"
 #include "base/work.h"
-#include "gateway/output.h"
+#include "gateway/tool_form.h"
 
 /* The id of the control token whose text this is, or -1: control tokens are never matched by
  * characters. */
@@ -17,8 +18,11 @@ typedef int32_t nk_tool_grammar_token(const void *user, const char *text);
 struct nk_tool_grammar_opts {
     const json_t *tools; /* OpenAI's shape */
     const char *only;    /* the one function that may be called; NULL: any */
-    enum nk_tool_format format;
+    const struct nk_tool_form *form;
     bool must; /* exactly one call and nothing else; false: text with calls in it */
+    /* What the form cannot hold a value to (a pattern of text that stands bare) is refused, where
+     * it is let go otherwise. */
+    bool strict;
     /* The text begins inside of reasoning, which this ends; NULL: it does not. */
     const char *think_close;
     nk_tool_grammar_token *token; /* NULL: there are no control tokens */

@@ -31,6 +31,51 @@ static int record(void *user, enum nk_output_kind kind, const char *text, size_t
     return 0;
 }
 
+/* One of each body, and two whose calls have no mark. */
+static const struct nk_tool_form forms[] = {
+    { .body = NK_TOOL_JSON,
+      .call_open = "<tool_call>\n",
+      .call_close = "\n</tool_call>",
+      .call_sep = "\n" },
+    { .body = NK_TOOL_JSON, .alt_open = "<|python_tag|>" },
+    { .body = NK_TOOL_JSON,
+      .section_open = "[TOOL_CALLS][",
+      .section_close = "]",
+      .call_sep = ", " },
+    { .body = NK_TOOL_NAMED,
+      .section_open = "<|calls|>",
+      .section_close = "<|/calls|>",
+      .call_open = "<|call|>functions.",
+      .name_close = ":\2<|args|>",
+      .call_close = "<|/call|>" },
+    { .body = NK_TOOL_FIELDS,
+      .call_open = "<tool_call>\n<function=",
+      .name_close = ">\n",
+      .key_open = "<parameter=",
+      .value_open_text = " text>\n",
+      .value_open = ">\n",
+      .value_close = "\n</parameter>",
+      .call_close = "\n</function>\n</tool_call>" },
+    { .body = NK_TOOL_LITERAL,
+      .section_open = "<|calls|>[",
+      .section_close = "]",
+      .call_sep = ", ",
+      .name_close = "(",
+      .value_open_text = "=",
+      .value_open = "=",
+      .field_sep = ", ",
+      .quote = "<q>",
+      .call_close = ")" },
+    { .body = NK_TOOL_LITERAL,
+      .section_open = "[",
+      .section_close = "]",
+      .name_close = "(",
+      .value_open_text = "=",
+      .value_open = "=",
+      .call_close = ")" },
+};
+enum { N_FORMS = sizeof forms / sizeof forms[0] };
+
 static void run(const uint8_t *data, size_t size, size_t cut, struct trace *t)
 {
     static const char *const tools[] = { "f" };
@@ -39,7 +84,7 @@ static void run(const uint8_t *data, size_t size, size_t cut, struct trace *t)
             nk__think_marks_detect(data[0] & 0x20 ? "<|channel|>analysis<|message|>" : "</think>"),
         .starts_thinking = data[0] & 0x80,
         .one_call = data[0] & 0x40,
-        .tools = (enum nk_tool_format)(data[0] % 6),
+        .tools = data[0] % 8 < N_FORMS ? &forms[data[0] % 8] : NULL,
         .tool_names = tools,
         .n_tool_names = 1,
         .sink = record,

@@ -9,6 +9,33 @@
 
 #include "gateway/output.h"
 
+/* Forms that are not learned here, so that this tests the parser alone (test_tool_form.c). */
+#define DS_MARK(x) "<\xef\xbd\x9ctool\xe2\x96\x81" x "\xef\xbd\x9c>"
+static const struct nk_tool_form hermes = { .body = NK_TOOL_JSON,
+                                            .call_open = "<tool_call>\n",
+                                            .call_close = "\n</tool_call>",
+                                            .call_sep = "\n" };
+static const struct nk_tool_form llama = { .body = NK_TOOL_JSON,
+                                           .alt_open = "<|python_tag|>",
+                                           .single = true };
+static const struct nk_tool_form mistral = {
+    .body = NK_TOOL_JSON, .section_open = "[TOOL_CALLS][", .call_sep = ", ", .section_close = "]"
+};
+static const struct nk_tool_form args = { .body = NK_TOOL_NAMED,
+                                          .call_open = "[TOOL_CALLS]",
+                                          .name_close = "[ARGS]" };
+static const struct nk_tool_form deepseek = { .body = NK_TOOL_NAMED,
+                                              .section_open = DS_MARK("calls\xe2\x96\x81"
+                                                                      "begin"),
+                                              .section_close = DS_MARK("calls\xe2\x96\x81"
+                                                                       "end"),
+                                              .call_open =
+                                                  DS_MARK("call\xe2\x96\x81"
+                                                          "begin") "function" DS_MARK("sep"),
+                                              .name_close = "\n```json\n",
+                                              .call_close = "\n```" DS_MARK("call\xe2\x96\x81"
+                                                                            "end") };
+
 /* Events as text: runs of one kind are joined, "R:..|C:..|T:name|A:...". */
 struct trace {
     char text[4096];
@@ -38,7 +65,7 @@ static int record(void *user, enum nk_output_kind kind, const char *text, size_t
 static const struct nk_think_marks think = { .open = "<think>", .close = "</think>" };
 static const char *const tools[] = { "f", "get_weather" };
 
-static void expect_with(struct nk_think_marks marks, enum nk_tool_format format,
+static void expect_with(struct nk_think_marks marks, const struct nk_tool_form *form,
                         bool starts_thinking, const char *text, const char *want)
 {
     size_t n = strlen(text);
@@ -48,7 +75,7 @@ static void expect_with(struct nk_think_marks marks, enum nk_tool_format format,
         struct trace t = { .text = "" };
         struct nk_output_opts opts = { .think = marks,
                                        .starts_thinking = starts_thinking,
-                                       .tools = format,
+                                       .tools = form,
                                        .tool_names = tools,
                                        .n_tool_names = 2,
                                        .sink = record,
@@ -68,10 +95,10 @@ static void expect_with(struct nk_think_marks marks, enum nk_tool_format format,
     }
 }
 
-static void expect(enum nk_tool_format format, bool starts_thinking, const char *text,
+static void expect(const struct nk_tool_form *form, bool starts_thinking, const char *text,
                    const char *want)
 {
-    expect_with(think, format, starts_thinking, text, want);
+    expect_with(think, form, starts_thinking, text, want);
 }
 
 static void test_output__channels_of_gpt_oss(void **state)
@@ -79,58 +106,56 @@ static void test_output__channels_of_gpt_oss(void **state)
     struct nk_think_marks m = nk__think_marks_detect("x<|channel|>analysis<|message|>y");
 
     (void)state;
-    expect_with(m, NK_TOOL_FORMAT_NONE, false,
+    expect_with(m, NULL, false,
                 "<|channel|>analysis<|message|>We think.<|end|><|start|>assistant<|channel|>final<|"
                 "message|>Hello <|x",
                 "R:We think.|C:Hello <|x");
-    expect_with(m, NK_TOOL_FORMAT_NONE, false, "<|channel|>final<|message|>Hello", "C:Hello");
-    expect_with(m, NK_TOOL_FORMAT_NONE, false,
+    expect_with(m, NULL, false, "<|channel|>final<|message|>Hello", "C:Hello");
+    expect_with(m, NULL, false,
                 "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>analysis<|"
                 "message|>b<|end|><|start|>assistant<|channel|>final<|message|>c",
                 "R:ab|C:c");
-    expect_with(m, NK_TOOL_FORMAT_NONE, false, "<|channel|>analysis<|message|>a<|end|> c",
-                "R:a|C:c");
-    expect_with(m, NK_TOOL_FORMAT_NONE, false, "<|channel|>analysis<|message|>a", "R:a");
-    expect_with(m, NK_TOOL_FORMAT_NONE, false, "{\"a\":1}", "C:{\"a\":1}");
+    expect_with(m, NULL, false, "<|channel|>analysis<|message|>a<|end|> c", "R:a|C:c");
+    expect_with(m, NULL, false, "<|channel|>analysis<|message|>a", "R:a");
+    expect_with(m, NULL, false, "{\"a\":1}", "C:{\"a\":1}");
     assert_null(nk__think_marks_detect("<|user|>a<|end|>").open);
 }
 
 static void test_output__reasoning_comes_first_and_loses_its_marks(void **state)
 {
     (void)state;
-    expect(NK_TOOL_FORMAT_NONE, false, "hello", "C:hello");
-    expect(NK_TOOL_FORMAT_NONE, false, "", "");
-    expect(NK_TOOL_FORMAT_NONE, false, "  a \n", "C:  a \n");
-    expect(NK_TOOL_FORMAT_NONE, false, "<think>\na < b </t\n</think>\n\nyes\n",
-           "R:a < b </t|C:yes\n");
-    expect(NK_TOOL_FORMAT_NONE, false, "<think>never closed", "R:never closed");
-    expect(NK_TOOL_FORMAT_NONE, false, "<think></think>x", "C:x");
-    expect(NK_TOOL_FORMAT_NONE, false, "<thinking>", "C:<thinking>");
-    expect(NK_TOOL_FORMAT_NONE, false, "say <think>x</think>", "C:say <think>x</think>");
-    expect(NK_TOOL_FORMAT_NONE, true, "deep\n</think>\nx </think>", "R:deep|C:x </think>");
-    expect(NK_TOOL_FORMAT_NONE, false, "<thi", "C:<thi");
+    expect(NULL, false, "hello", "C:hello");
+    expect(NULL, false, "", "");
+    expect(NULL, false, "  a \n", "C:  a \n");
+    expect(NULL, false, "<think>\na < b </t\n</think>\n\nyes\n", "R:a < b </t|C:yes\n");
+    expect(NULL, false, "<think>never closed", "R:never closed");
+    expect(NULL, false, "<think></think>x", "C:x");
+    expect(NULL, false, "<thinking>", "C:<thinking>");
+    expect(NULL, false, "say <think>x</think>", "C:say <think>x</think>");
+    expect(NULL, true, "deep\n</think>\nx </think>", "R:deep|C:x </think>");
+    expect(NULL, false, "<thi", "C:<thi");
 }
 
 static void test_output__hermes_calls(void **state)
 {
     (void)state;
-    expect(NK_TOOL_FORMAT_HERMES, false,
+    expect(&hermes, false,
            "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": \"}\\\"\", \"y\": [1, "
            "{}]}}\n</tool_call>",
            "T:f|A:{\"x\": \"}\\\"\", \"y\": [1, {}]}");
-    expect(NK_TOOL_FORMAT_HERMES, false,
+    expect(&hermes, false,
            "I "
            "look.\n<tool_call>{\"name\":\"f\",\"arguments\":{}}</"
            "tool_call>\n<tool_call>{\"name\":\"g\",\"arguments\":{\"a\":1}}</tool_call>\nso",
            "C:I look.|T:f|A:{}|T:g|A:{\"a\":1}|C:so");
-    expect(NK_TOOL_FORMAT_HERMES, false,
+    expect(&hermes, false,
            "<think>hm</think>\n<tool_call>{\"arguments\":{\"a\":1},\"name\":\"f\"}</tool_call>",
            "R:hm|T:f|A:{\"a\":1}");
-    expect(NK_TOOL_FORMAT_HERMES, false, "<tool_call>{\"name\":\"f\"}</tool_call>", "T:f|A:{}");
-    expect(NK_TOOL_FORMAT_HERMES, false,
+    expect(&hermes, false, "<tool_call>{\"name\":\"f\"}</tool_call>", "T:f|A:{}");
+    expect(&hermes, false,
            "<tool_call>{\"name\":\"f\",\"arguments\":\"{\\\"a\\\":1}\"}</tool_call>",
            "T:f|A:{\"a\":1}");
-    expect(NK_TOOL_FORMAT_HERMES, false,
+    expect(&hermes, false,
            "<tool_call>{\"name\":\"f\",\"id\":12,\"arguments\":{\"a\":1},\"x\":null }</tool_call>",
            "T:f|A:{\"a\":1}");
 }
@@ -138,52 +163,49 @@ static void test_output__hermes_calls(void **state)
 static void test_output__what_is_no_call_is_content(void **state)
 {
     (void)state;
-    expect(NK_TOOL_FORMAT_HERMES, false, "<tool_call>nothing</tool_call>",
-           "C:<tool_call>nothing</tool_call>");
-    expect(NK_TOOL_FORMAT_HERMES, false, "<tool_call>{\"x\":1}</tool_call>",
+    expect(&hermes, false, "<tool_call>nothing</tool_call>", "C:<tool_call>nothing</tool_call>");
+    expect(&hermes, false, "<tool_call>{\"x\":1}</tool_call>",
            "C:<tool_call>{\"x\":1}</tool_call>");
-    expect(NK_TOOL_FORMAT_HERMES, false, "<tool_call>{\"name\":5}", "C:<tool_call>{\"name\":5}");
-    expect(NK_TOOL_FORMAT_HERMES, false, "<tool_call>{\"name\":\"f\"",
-           "C:<tool_call>{\"name\":\"f\"");
-    expect(NK_TOOL_FORMAT_HERMES, false, "a <tool_ca", "C:a <tool_ca");
-    expect(NK_TOOL_FORMAT_NONE, false, "<tool_call>{\"name\":\"f\",\"arguments\":{}}</tool_call>",
+    expect(&hermes, false, "<tool_call>{\"name\":5}", "C:<tool_call>{\"name\":5}");
+    expect(&hermes, false, "<tool_call>{\"name\":\"f\"", "C:{\"name\":\"f\"");
+    /* Half a mark is one: nobody wants to read it. Two bytes are text. */
+    expect(&hermes, false, "a <tool_ca", "C:a");
+    expect(&hermes, false, "a <t", "C:a <t");
+    expect(NULL, false, "<tool_call>{\"name\":\"f\",\"arguments\":{}}</tool_call>",
            "C:<tool_call>{\"name\":\"f\",\"arguments\":{}}</tool_call>");
     /* Cut off by a token limit: what is there is given. */
-    expect(NK_TOOL_FORMAT_HERMES, false,
-           "<tool_call>{\"name\":\"f\",\"arguments\":{\"a\":", "T:f|A:{\"a\":");
+    expect(&hermes, false, "<tool_call>{\"name\":\"f\",\"arguments\":{\"a\":", "T:f|A:{\"a\":");
 }
 
 static void test_output__llama_calls_need_no_mark_but_a_known_name(void **state)
 {
     (void)state;
-    expect(NK_TOOL_FORMAT_LLAMA, false, "{\"name\": \"f\", \"parameters\": {\"a\": 1}}",
-           "T:f|A:{\"a\": 1}");
-    expect(NK_TOOL_FORMAT_LLAMA, false, "<|python_tag|>{\"name\": \"f\", \"parameters\": {}}",
-           "T:f|A:{}");
-    expect(NK_TOOL_FORMAT_LLAMA, false,
+    expect(&llama, false, "{\"name\": \"f\", \"parameters\": {\"a\": 1}}", "T:f|A:{\"a\": 1}");
+    expect(&llama, false, "<|python_tag|>{\"name\": \"f\", \"parameters\": {}}", "T:f|A:{}");
+    expect(&llama, false,
            "{\"name\": \"f\", \"parameters\": {}}; {\"name\": \"get_weather\", \"parameters\": "
            "{\"a\": 2}}",
            "T:f|A:{}|T:get_weather|A:{\"a\": 2}");
-    expect(NK_TOOL_FORMAT_LLAMA, false, "{\"name\": \"Bob\", \"parameters\": {}}",
+    expect(&llama, false, "{\"name\": \"Bob\", \"parameters\": {}}",
            "C:{\"name\": \"Bob\", \"parameters\": {}}");
-    expect(NK_TOOL_FORMAT_LLAMA, false, "so {\"name\": \"f\", \"parameters\": {}}",
+    expect(&llama, false, "so {\"name\": \"f\", \"parameters\": {}}",
            "C:so {\"name\": \"f\", \"parameters\": {}}");
-    expect(NK_TOOL_FORMAT_LLAMA, false, " {\"a\": 1} x", "C: {\"a\": 1} x");
+    expect(&llama, false, " {\"a\": 1} x", "C: {\"a\": 1} x");
 }
 
 static void test_output__mistral_calls(void **state)
 {
     (void)state;
-    expect(NK_TOOL_FORMAT_MISTRAL, false,
+    expect(&mistral, false,
            "[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {\"a\": 1}}, {\"name\": \"g\", "
            "\"arguments\": {}, \"id\": \"abc\"}\n]",
            "T:f|A:{\"a\": 1}|T:g|A:{}");
-    expect(NK_TOOL_FORMAT_MISTRAL, false, "x [TOOL_CALLS] none", "C:x [TOOL_CALLS] none");
-    expect(NK_TOOL_FORMAT_MISTRAL, false, "[TOOL_CALLS] [", "C:[TOOL_CALLS] [");
-    expect(NK_TOOL_FORMAT_ARGS, false, "[TOOL_CALLS]f[ARGS]{\"a\": 1}[TOOL_CALLS]g[ARGS]{}",
+    expect(&mistral, false, "x [TOOL_CALLS] none", "C:x [TOOL_CALLS] none");
+    expect(&mistral, false, "[TOOL_CALLS] [", "");
+    expect(&args, false, "[TOOL_CALLS]f[ARGS]{\"a\": 1}[TOOL_CALLS]g[ARGS]{}",
            "T:f|A:{\"a\": 1}|T:g|A:{}");
-    expect(NK_TOOL_FORMAT_ARGS, false, "[TOOL_CALLS]f{\"a\": 1}", "C:[TOOL_CALLS]f{\"a\": 1}");
-    expect(NK_TOOL_FORMAT_ARGS, false, "[TOOL_CALLS]f[ARGS]", "C:[TOOL_CALLS]f[ARGS]");
+    expect(&args, false, "[TOOL_CALLS]f{\"a\": 1}", "C:[TOOL_CALLS]f{\"a\": 1}");
+    expect(&args, false, "[TOOL_CALLS]f[ARGS]", "C:f[ARGS]");
 }
 
 #define BEGINS                                                                                     \
@@ -207,12 +229,10 @@ static void test_output__mistral_calls(void **state)
 static void test_output__deepseek_calls(void **state)
 {
     (void)state;
-    expect(NK_TOOL_FORMAT_DEEPSEEK, false,
+    expect(&deepseek, false,
            "ok\n" BEGINS BEGIN "function" SEP "f\n```json\n{\"a\": 1}\n```" END "\n" BEGIN
            "function" SEP "g\n```json\n{}\n```" END ENDS,
            "C:ok|T:f|A:{\"a\": 1}|T:g|A:{}");
-    expect(NK_TOOL_FORMAT_DEEPSEEK, false, BEGINS BEGIN "f" SEP "{\"a\": 1}" END ENDS,
-           "T:f|A:{\"a\": 1}");
 }
 
 static void test_output__one_call_ends_the_reply(void **state)
@@ -220,9 +240,7 @@ static void test_output__one_call_ends_the_reply(void **state)
     const char *text = "<tool_call>{\"name\":\"f\",\"arguments\":{}}</"
                        "tool_call><tool_call>{\"name\":\"g\",\"arguments\":{}}</tool_call>x";
     struct trace t = { .text = "" };
-    struct nk_output_opts opts = {
-        .tools = NK_TOOL_FORMAT_HERMES, .one_call = true, .sink = record, .user = &t
-    };
+    struct nk_output_opts opts = { .tools = &hermes, .one_call = true, .sink = record, .user = &t };
     nk_output *o = nk__output_new(&opts);
 
     (void)state;
@@ -233,16 +251,9 @@ static void test_output__one_call_ends_the_reply(void **state)
     nk__output_free(o);
 }
 
-static void test_output__formats_are_found_in_templates(void **state)
+static void test_output__reasoning_is_found_in_templates(void **state)
 {
     (void)state;
-    assert_int_equal(nk__tool_format_detect("x <tool_call> y"), NK_TOOL_FORMAT_HERMES);
-    assert_int_equal(nk__tool_format_detect("<tool_call>\n<function=a>"), NK_TOOL_FORMAT_NONE);
-    assert_int_equal(nk__tool_format_detect("[TOOL_CALLS]"), NK_TOOL_FORMAT_MISTRAL);
-    assert_int_equal(nk__tool_format_detect("[TOOL_CALLS]a[ARGS]"), NK_TOOL_FORMAT_ARGS);
-    assert_int_equal(nk__tool_format_detect("<|start_header_id|> \"parameters\""),
-                     NK_TOOL_FORMAT_LLAMA);
-    assert_int_equal(nk__tool_format_detect("{{ messages }}"), NK_TOOL_FORMAT_NONE);
     assert_string_equal(nk__think_marks_detect("a </think>").open, "<think>");
     assert_null(nk__think_marks_detect("a").open);
     assert_true(nk__prompt_opens_think("x<think>\n", 9, think));
@@ -260,7 +271,7 @@ int main(void)
         cmocka_unit_test(test_output__mistral_calls),
         cmocka_unit_test(test_output__deepseek_calls),
         cmocka_unit_test(test_output__one_call_ends_the_reply),
-        cmocka_unit_test(test_output__formats_are_found_in_templates),
+        cmocka_unit_test(test_output__reasoning_is_found_in_templates),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -33,7 +33,7 @@ static struct nk_reply_opts opts_for(enum nk_api api, bool stream)
                                .utc = fixed_utc };
 
     o.output.think = (struct nk_think_marks){ .open = "<think>", .close = "</think>" };
-    o.output.tools = NK_TOOL_FORMAT_HERMES;
+    o.output.tools = nk__tool_form_generic();
     return o;
 }
 

@@ -11,6 +11,18 @@
 #include "text/grammar.h"
 #include "text/vocab.h"
 
+static const struct nk_tool_form llama = { .body = NK_TOOL_JSON,
+                                           .object_open = "{\"name\": \"",
+                                           .name_close = "\", \"parameters\": ",
+                                           .object_close = "}" };
+static const struct nk_tool_form mistral = { .body = NK_TOOL_JSON,
+                                             .section_open = "[TOOL_CALLS][",
+                                             .section_close = "]",
+                                             .call_sep = ", ",
+                                             .object_open = "{\"name\": \"",
+                                             .name_close = "\", \"arguments\": ",
+                                             .object_close = "}" };
+
 static nk_vocab *vocab;
 
 /* Does the grammar take the whole text, and then let it end? */
@@ -75,7 +87,7 @@ static void test_tool_grammar__forced_calls_fit_and_nothing_else(void **state)
 {
     json_t *two = tools(TWO);
     char *g = grammar_of(&(struct nk_tool_grammar_opts){
-        .tools = two, .format = NK_TOOL_FORMAT_HERMES, .must = true });
+        .tools = two, .form = nk__tool_form_generic(), .must = true });
 
     (void)state;
     assert_true(
@@ -86,20 +98,11 @@ static void test_tool_grammar__forced_calls_fit_and_nothing_else(void **state)
     assert_false(fits(g, "<tool_call>\n{\"name\": \"h\", \"arguments\": {}}\n</tool_call>"));
     assert_false(fits(g, "hello"));
     free(g);
-    g = grammar_of(&(struct nk_tool_grammar_opts){ .tools = two,
-                                                   .only = "g",
-                                                   .format = NK_TOOL_FORMAT_LLAMA,
-                                                   .must = true,
-                                                   .think_close = "</think>" });
+    g = grammar_of(&(struct nk_tool_grammar_opts){
+        .tools = two, .only = "g", .form = &llama, .must = true, .think_close = "</think>" });
     assert_true(fits(g, "a < b\n</think>\n\n{\"name\": \"g\", \"parameters\": {}}"));
     assert_false(fits(g, "a</think>{\"name\": \"f\", \"parameters\": {\"root\": 1}}"));
     free(g);
-    for (int f = NK_TOOL_FORMAT_HERMES; f <= NK_TOOL_FORMAT_DEEPSEEK; f++) {
-        g = grammar_of(&(struct nk_tool_grammar_opts){
-            .tools = two, .format = (enum nk_tool_format)f, .must = true });
-        assert_false(fits(g, "hello"));
-        free(g);
-    }
     json_decref(two);
 }
 
@@ -107,7 +110,7 @@ static void test_tool_grammar__free_text_may_hold_calls_that_fit(void **state)
 {
     json_t *two = tools(TWO);
     char *g =
-        grammar_of(&(struct nk_tool_grammar_opts){ .tools = two, .format = NK_TOOL_FORMAT_HERMES });
+        grammar_of(&(struct nk_tool_grammar_opts){ .tools = two, .form = nk__tool_form_generic() });
 
     (void)state;
     assert_true(fits(g, "hello <tool_cal <tool_calm> <<tool"));
@@ -131,15 +134,14 @@ static int32_t some_token(const void *user, const char *text)
 static void test_tool_grammar__marks_that_are_tokens_are_written_as_tokens(void **state)
 {
     json_t *two = tools(TWO);
-    char *g = grammar_of(&(struct nk_tool_grammar_opts){ .tools = two,
-                                                         .format = NK_TOOL_FORMAT_MISTRAL,
-                                                         .think_close = "</think>",
-                                                         .token = some_token });
+    char *g = grammar_of(&(struct nk_tool_grammar_opts){
+        .tools = two, .form = &mistral, .think_close = "</think>", .token = some_token });
 
     (void)state;
     assert_non_null(strstr(g, "think ::= !<[2]>* <[2]>"));
     assert_non_null(strstr(g, "free-0 ::= (!<[2]> | <[2]> rest-of-call)*"));
     assert_null(strstr(g, "TOOL_CALLS"));
+    assert_non_null(strstr(g, "rest-of-call ::= \"[\" call (\", \" call)* \"]\""));
     free(g);
     json_decref(two);
 }

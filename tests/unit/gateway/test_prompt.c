@@ -1,0 +1,202 @@
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "gateway/prompt.h"
+
+static nk_vocab *vocab;
+
+static const char without_tools[] =
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]";
+static const char with_tools[] =
+    "{% if tools %}[tools]{{ tools | tojson }}{% endif %}"
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "<call>{\"name\": \"{{ c.function.name }}\", \"arguments\": {{ c.function.arguments | tojson "
+    "}}}"
+    "</call>{% endfor %}{% endfor %}[assistant]"
+    "{% if enable_thinking is defined %}[{{ enable_thinking }}]{% endif %}{# </think> #}";
+
+#define TOOLS                                                                                      \
+    "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{\"type\":"     \
+    "\"object\",\"properties\":{\"a\":{\"type\":\"string\"},\"b\":{\"type\":[\"string\","          \
+    "\"null\"]},\"c\":{\"type\":\"integer\"}}}}}]"
+
+static nk_prompter *open_prompter(const char *text, enum nk_gateway_tools tools,
+                                  enum nk_gateway_reasoning reasoning)
+{
+    struct nk_error err = { 0 };
+    nk_prompter *p;
+
+    if (nk__prompter_new(&p,
+                         &(struct nk_prompter_opts){ .clock = nk_clock_system(),
+                                                     .vocab = vocab,
+                                                     .chat_template = text,
+                                                     .tools = tools,
+                                                     .reasoning = reasoning },
+                         &err))
+        fail_msg("%s", err.msg);
+    return p;
+}
+
+static struct nk_request parse(const char *body)
+{
+    const struct nk_request_limits limits = { .messages_max = 100, .n_max = 1 };
+    struct nk_request_error e;
+    struct nk_request r;
+
+    if (nk__request_parse(&r, NK_API_CHAT, body, strlen(body), &limits, &e))
+        fail_msg("%s", e.err.msg);
+    return r;
+}
+
+/* The prompt; static. */
+static const char *prompt_of(const nk_prompter *p, const char *body)
+{
+    static char text[8192];
+    struct nk_buf out = NK_BUF_INIT(sizeof text - 1);
+    struct nk_request r = parse(body);
+    struct nk_request_error e;
+
+    if (nk__prompt_render(p, &r, NULL, &out, &e))
+        fail_msg("%s", e.err.msg);
+    snprintf(text, sizeof text, "%s", nk_buf_str(&out));
+    nk_buf_release(&out);
+    nk__request_release(&r);
+    return text;
+}
+
+static void test_prompt__tools_are_explained_where_the_template_knows_none(void **state)
+{
+    nk_prompter *p = open_prompter(without_tools, NK_GATEWAY_TOOLS_NATIVE, 0);
+    struct nk_prepared prepared;
+    struct nk_request_error e;
+    struct nk_request r =
+        parse("{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],"
+              "\"tool_choice\":\"required\"," TOOLS "}");
+    const char *text;
+
+    (void)state;
+    assert_true(nk__prompter_caps(p).tools);
+    assert_true(nk__prompter_caps(p).generic_tools);
+    assert_int_equal(nk__prepare(&prepared, p, &r, 4096, NULL, &e), 0);
+    assert_true(prepared.generic_tools);
+    assert_ptr_equal(prepared.output.tools, nk__tool_form_generic());
+    assert_non_null(strstr(prepared.grammar, "<tool_call>"));
+    assert_string_equal(
+        json_string_value(json_object_get(json_object_get(prepared.output.tool_types, "f"), "b")),
+        "string?");
+    assert_null(json_object_get(json_object_get(prepared.output.tool_types, "f"), "c"));
+    nk__prepared_release(&prepared);
+    nk__request_release(&r);
+    /* A system's message keeps its text, and what was called and answered is text, one turn each. */
+    text = prompt_of(
+        p, "{\"model\":\"m\",\"messages\":[{\"role\":\"system\",\"content\":\"Be brief.\"},"
+           "{\"role\":\"user\",\"content\":\"x\"},{\"role\":\"assistant\",\"content\":\"I look.\","
+           "\"tool_calls\":[{\"id\":\"1\",\"type\":\"function\",\"function\":{\"name\":\"f\","
+           "\"arguments\":\"{\\\"a\\\":1}\"}}]},{\"role\":\"tool\",\"tool_call_id\":\"1\","
+           "\"content\":\"one\"},{\"role\":\"tool\",\"tool_call_id\":\"2\",\"content\":\"two\"}]"
+           "," TOOLS "}");
+    assert_memory_equal(text, "[system]Be brief.\n\nYou can call functions.", 41);
+    assert_non_null(strstr(text, "<tools>\n{\"name\": \"f\", \"parameters\": {"));
+    assert_non_null(strstr(text,
+                           "[user]x[assistant]I look.\n<tool_call>\n{\"name\": \"f\", "
+                           "\"arguments\": {\"a\":1}}\n</tool_call>[user]<tool_response>\none\n"
+                           "</tool_response>\n<tool_response>\ntwo\n</tool_response>"
+                           "[assistant]"));
+    nk__prompter_free(p);
+}
+
+static void test_prompt__tools_are_the_templates_own_where_it_has_them_or_off(void **state)
+{
+    static const char body[] =
+        "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]," TOOLS "}";
+    nk_prompter *p = open_prompter(with_tools, NK_GATEWAY_TOOLS_NATIVE, 0);
+    struct nk_request r = parse(body);
+    struct nk_request_error e;
+    struct nk_prepared prepared;
+
+    (void)state;
+    assert_false(nk__prompter_caps(p).generic_tools);
+    assert_int_equal(nk__prepare(&prepared, p, &r, 4096, NULL, &e), 0);
+    assert_false(prepared.generic_tools);
+    assert_string_equal(prepared.output.tools->call_open, "<call>");
+    nk__prepared_release(&prepared);
+    assert_non_null(strstr(prompt_of(p, body), "[tools]"));
+    nk__prompter_free(p);
+    p = open_prompter(with_tools, NK_GATEWAY_TOOLS_GENERIC, 0);
+    assert_null(strstr(prompt_of(p, body), "[tools]"));
+    assert_non_null(strstr(prompt_of(p, body), "<tools>"));
+    nk__prompter_free(p);
+    p = open_prompter(with_tools, NK_GATEWAY_TOOLS_OFF, 0);
+    assert_false(nk__prompter_caps(p).tools);
+    assert_int_equal(nk__prepare(&prepared, p, &r, 4096, NULL, &e), NK_E_INVALID);
+    assert_string_equal(e.err.reason, "no_tools");
+    assert_string_equal(e.param, "tools");
+    nk__prompter_free(p);
+    nk__request_release(&r);
+}
+
+static void
+test_prompt__thinking_is_the_requests_then_the_operators_then_the_templates(void **state)
+{
+#define ASK(more) "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]" more "}"
+    static const struct {
+        enum nk_gateway_reasoning reasoning;
+        const char *body, *end;
+    } cases[] = {
+        { NK_GATEWAY_REASONING_AUTO, ASK(""), "[assistant]" },
+        { NK_GATEWAY_REASONING_ON, ASK(""), "[assistant][True]" },
+        { NK_GATEWAY_REASONING_OFF, ASK(""), "[assistant][False]" },
+        { NK_GATEWAY_REASONING_ON, ASK(",\"reasoning_effort\":\"none\""), "[assistant][False]" },
+        { NK_GATEWAY_REASONING_OFF, ASK(",\"chat_template_kwargs\":{\"enable_thinking\":true}"),
+          "[assistant][True]" },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        nk_prompter *p = open_prompter(with_tools, 0, cases[i].reasoning);
+        const char *text = prompt_of(p, cases[i].body);
+
+        assert_true(strlen(text) >= strlen(cases[i].end));
+        assert_string_equal(text + strlen(text) - strlen(cases[i].end), cases[i].end);
+        nk__prompter_free(p);
+    }
+#undef ASK
+}
+
+static int open_vocab(void **state)
+{
+    struct nk_error err;
+    char path[4096];
+
+    (void)state;
+    if (!getenv("NK_MODELS"))
+        return -1;
+    nk_vocab_global_init();
+    snprintf(path, sizeof path, "%s/kjv-tiny.gguf", getenv("NK_MODELS"));
+    return nk_vocab_open(&vocab, path, &err);
+}
+
+static int close_vocab(void **state)
+{
+    (void)state;
+    nk_vocab_close(vocab);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_prompt__tools_are_explained_where_the_template_knows_none),
+        cmocka_unit_test(test_prompt__tools_are_the_templates_own_where_it_has_them_or_off),
+        cmocka_unit_test(
+            test_prompt__thinking_is_the_requests_then_the_operators_then_the_templates),
+    };
+
+    return cmocka_run_group_tests(tests, open_vocab, close_vocab);
+}
