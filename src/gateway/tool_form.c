@@ -28,6 +28,7 @@ enum { RENDERED_BYTES_MAX = 1 << 20 };
 #define ID2   "nkid00002"
 #define USER  "nkuser"
 #define SAID  "nkcontent"
+#define NEXT  "nknext"
 
 /* ---- marks ---- */
 
@@ -253,6 +254,7 @@ struct learner {
     nk_tool_form_render *render;
     void *user;
     const char *think_close;
+    bool followed;       /* by one more message of the user's */
     struct nk_error err; /* of the last render that failed */
     char *texts[8];      /* what was rendered, until the end */
     int n_texts;
@@ -295,6 +297,9 @@ static struct span ask(struct learner *l, const char *content, json_t *calls, bo
         if (calls)
             json_object_set_new(m, "tool_calls", calls);
         json_array_append_new(messages, m);
+        if (l->followed)
+            json_array_append_new(messages,
+                                  json_pack("{s:s, s:s}", "role", "user", "content", NEXT));
     }
     s = json_dumps(messages, JSON_COMPACT);
     json_decref(messages);
@@ -587,6 +592,14 @@ static const char *learn(struct learner *l, struct nk_tool_form *f, bool with_to
     }
     if (!text.at)
         return "it does not render an assistant's message with a call";
+    /* gemma 4: content comes after the calls, and would be taken for a mark. */
+    if (find(text, SAID) && find(text, NAME1) && find(text, SAID) > find(text, NAME1))
+        text = ask(l, NULL,
+                   f->single ? json_pack("[o]", call(NAME1, ID1, pair("nkvone", "nkvtwo")))
+                             : two_calls(),
+                   with_tools, false);
+    if (!text.at)
+        return "it does not render an assistant's message with a call and nothing else";
     own = own_text(l, text, prompt);
     if (!see(&one, own, NAME1, "nkvone", "nkvtwo"))
         return find(text, NAME1) ? "the call's arguments are not in what it renders"
@@ -623,6 +636,8 @@ static const char *learn(struct learner *l, struct nk_tool_form *f, bool with_to
     }
     if (one.body == NK_TOOL_FIELDS && !learn_fields(l, f, &one, &b, with_tools))
         return "what stands around keys and values is not to be told apart";
+    if (find(c, NEXT) || find(b, NEXT))
+        return "what ends a call is not to be told from what ends the turn";
     if (!set_mark(f->call_close, b) || !set_mark(f->section_close, c))
         return "the marks after a call are too long";
     if (one.body == NK_TOOL_JSON) {
@@ -647,23 +662,40 @@ static const char *learn(struct learner *l, struct nk_tool_form *f, bool with_to
                               : "what it renders does not read back as the calls it was given";
 }
 
+/* How many bytes the marks around calls have. */
+static size_t marks_size(const struct nk_tool_form *f)
+{
+    return strlen(f->section_open) + strlen(f->section_close) + strlen(f->call_open) +
+           strlen(f->call_close);
+}
+
 int nk__tool_form_learn(struct nk_tool_form *out, nk_tool_form_render *render, void *user,
                         const char *text, const char *think_close, struct nk_error *err)
 {
     struct learner l = { .render = render, .user = user, .think_close = think_close };
-    const char *why = NULL, *first = NULL;
+    const char *first = NULL;
+    bool found = false;
 
     if (look_up(out, text))
         return 0;
-    for (int with_tools = 0; with_tools < 2; with_tools++) {
-        *out = (struct nk_tool_form){ .body = NK_TOOL_JSON };
-        why = learn(&l, out, with_tools);
+    /* Some templates write their last message otherwise (Nemotron Nano v2 begins its turn once
+     * more), some show calls only to who has tools. The least that surrounds a call is its form. */
+    for (int i = 0; i < 4 && (i < 2 || !found); i++) {
+        struct nk_tool_form f = { .body = NK_TOOL_JSON };
+        const char *why;
+
+        l.followed = i % 2;
+        why = learn(&l, &f, i / 2);
         forget(&l);
-        if (!why)
-            break;
         first = first ? first : why;
+        if (!why && (!found || marks_size(&f) < marks_size(out))) {
+            *out = f;
+            found = true;
+        }
     }
-    if (!why && strstr(text, "<|python_tag|>"))
+    if (!found)
+        return nk_fail(err, NK_E_INVALID, "unknown_form", "%s", first);
+    if (strstr(text, "<|python_tag|>"))
         strcpy(out->alt_open, "<|python_tag|>"); /* the model writes it, the template does not */
-    return why ? nk_fail(err, NK_E_INVALID, "unknown_form", "%s", first) : 0;
+    return 0;
 }

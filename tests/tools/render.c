@@ -1,6 +1,6 @@
-/* Renders chat templates for tests/system/test_templates.py. Input: JSON objects, one a line: template,
- * messages, tools, extra, add_generation_prompt, now. Output: {"text": ...} or {"error": ...}, one a
- * line. */
+/* Renders chat templates for tests/system/test_templates.py. Input: JSON objects, one a line:
+ * template, messages, tools, extra, add_generation_prompt, now. Output: {"text": ...} or
+ * {"error": ...}, one a line. */
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,17 +15,30 @@ static char *member(const json_t *v, const char *key)
     return m && !json_is_null(m) ? json_dumps(m, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
 }
 
+/* The template of the line before is often this one's, too. */
+static nk_jinja *parsed;
+static char *parsed_text;
+
+static int parse(const char *text, struct nk_error *err)
+{
+    if (parsed && !strcmp(parsed_text, text))
+        return 0;
+    nk_jinja_free(parsed);
+    free(parsed_text);
+    parsed = NULL;
+    parsed_text = strdup(text);
+    return nk_jinja_new(&parsed, text, "<s>", "</s>", err);
+}
+
 static int render(const json_t *v, struct nk_buf *out, struct nk_error *err)
 {
     char *messages = member(v, "messages"), *tools = member(v, "tools"),
          *extra = member(v, "extra");
-    nk_jinja *j = NULL;
-    int rc =
-        nk_jinja_new(&j, json_string_value(json_object_get(v, "template")), "<s>", "</s>", err);
+    int rc = parse(json_string_value(json_object_get(v, "template")), err);
 
     if (!rc)
         rc = nk_jinja_render(
-            j,
+            parsed,
             &(struct nk_jinja_input){ .messages = messages,
                                       .tools = tools,
                                       .extra = extra,
@@ -33,7 +46,6 @@ static int render(const json_t *v, struct nk_buf *out, struct nk_error *err)
                                           json_is_true(json_object_get(v, "add_generation_prompt")),
                                       .now = json_integer_value(json_object_get(v, "now")) },
             out, err);
-    nk_jinja_free(j);
     free(messages);
     free(tools);
     free(extra);
@@ -62,5 +74,7 @@ int main(void)
         nk_buf_release(&out);
     }
     free(line);
+    nk_jinja_free(parsed);
+    free(parsed_text);
     return 0;
 }

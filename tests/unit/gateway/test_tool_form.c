@@ -14,6 +14,7 @@
 #include "gateway/output.h"
 #include "gateway/tool_form.h"
 #include "text/template.h"
+#include "unit/gateway/learn.h"
 
 struct family {
     const char *name;
@@ -40,7 +41,7 @@ struct family {
     "true\n</parameter>\n</function>\n</tool_call>"
 #define QWEN_G                                                                                     \
     "<tool_call>\n<function=g>\n<parameter=q>\n" G_TEXT "\n</parameter>\n</function>\n</"          \
-                                                        "tool_call>"
+    "tool_call>"
 #define SEED_F                                                                                     \
     "<seed:tool_call>\n<function=f>\n<parameter=city>Delft</parameter>\n<parameter=days>3"         \
     "</parameter>\n<parameter=tags>['a', {'b': None}]</parameter>\n<parameter=wet>True"            \
@@ -178,49 +179,6 @@ static const struct family families[] = {
       true, false },
 };
 enum { N_FAMILIES = sizeof families / sizeof families[0] };
-
-/* ---- templates ---- */
-
-static char *read_template(const char *name)
-{
-    char path[4096];
-    struct nk_buf text = NK_BUF_INIT(1 << 18);
-    char piece[4096];
-    size_t n;
-    FILE *f;
-
-    snprintf(path, sizeof path, "%s/tests/data/templates/%s.jinja",
-             getenv("NK_SOURCE") ? getenv("NK_SOURCE") : "../..", name);
-    f = fopen(path, "r");
-    if (!f)
-        fail_msg("%s cannot be read", path);
-    while ((n = fread(piece, 1, sizeof piece, f)) > 0)
-        nk_buf_add(&text, piece, n, NULL);
-    fclose(f);
-    return nk_buf_take(&text, NULL);
-}
-
-static int render(void *user, const char *messages, const char *tools, bool prompt,
-                  struct nk_buf *out, struct nk_error *err)
-{
-    struct nk_jinja_input in = { .messages = messages,
-                                 .tools = tools,
-                                 .add_generation_prompt = prompt };
-
-    return nk_template_render(user, &in, NULL, out, err);
-}
-
-static int learn_text(struct nk_tool_form *form, const char *text, struct nk_error *err)
-{
-    nk_template *t;
-    int rc = nk_template_open(&t, NULL, text, "<s>", "</s>", err);
-
-    if (rc)
-        return rc;
-    rc = nk__tool_form_learn(form, render, t, text, nk__think_marks_detect(text).close, err);
-    nk_template_close(t);
-    return rc;
-}
 
 static struct nk_tool_form learn(const struct family *f)
 {

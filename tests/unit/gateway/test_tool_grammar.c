@@ -10,6 +10,7 @@
 #include "gateway/tool_grammar.h"
 #include "text/grammar.h"
 #include "text/vocab.h"
+#include "unit/gateway/learn.h"
 
 static const struct nk_tool_form llama = { .body = NK_TOOL_JSON,
                                            .object_open = "{\"name\": \"",
@@ -123,6 +124,116 @@ static void test_tool_grammar__free_text_may_hold_calls_that_fit(void **state)
     json_decref(two);
 }
 
+/* f: city (a string, needed), days (an integer), wet (a boolean), kind (one of two); g: none. */
+#define MANY                                                                                       \
+    "[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{\"type\":\"object\","    \
+    "\"properties\":{\"city\":{\"type\":\"string\"},\"days\":{\"type\":\"integer\"},"              \
+    "\"wet\":{\"type\":\"boolean\"},\"kind\":{\"enum\":[\"a\",\"b\"],\"type\":\"string\"}},"       \
+    "\"required\":[\"city\",\"days\"]}}},"                                                         \
+    "{\"type\":\"function\",\"function\":{\"name\":\"g\"}}]"
+
+static void test_tool_grammar__forced_calls_are_in_the_form_of_the_template(void **state)
+{
+    static const struct {
+        const char *name, *fits[3], *not_fits[3];
+    } cases[] = {
+        { "qwen3-coder",
+          { "<tool_call>\n<function=f>\n<parameter=city>\n< Delft >\n\n</parameter>\n"
+            "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>",
+            "<tool_call>\n<function=f>\n<parameter=city>\n\n</parameter>\n<parameter=days>\n3\n"
+            "</parameter>\n<parameter=kind>\nb\n</parameter>\n</function>\n</tool_call>",
+            "<tool_call>\n<function=g>\n</function>\n</tool_call>" },
+          { "<tool_call>\n<function=f>\n<parameter=city>\nx\n</parameter>\n</function>\n"
+            "</tool_call>",
+            "<tool_call>\n<function=f>\n<parameter=city>\nx\n</parameter>\n<parameter=days>\nx",
+            "<tool_call>\n<function=h>" } },
+        { "glm",
+          { "<tool_call>f\n<arg_key>city</arg_key>\n<arg_value>Delft</arg_value>\n"
+            "<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n<arg_key>wet</arg_key>\n"
+            "<arg_value>true</arg_value>\n</tool_call>",
+            "<tool_call>g\n</tool_call>" },
+          { "<tool_call>f\n</tool_call>", "<tool_call>f\n<arg_key>days" } },
+        { "minimax",
+          { "<minimax:tool_call>\n<invoke name=\"f\">\n<parameter name=\"city\">Delft</parameter>\n"
+            "<parameter name=\"days\">3</parameter>\n</invoke>\n</minimax:tool_call>" },
+          { "<minimax:tool_call>\n<invoke name=\"x" } },
+        { "lfm2",
+          { "<|tool_call_start|>[f(city=\"Del'ft\", days=3, wet=True)]<|tool_call_end|>",
+            "<|tool_call_start|>[g()]<|tool_call_end|>" },
+          { "<|tool_call_start|>[f(city=Delft", "<|tool_call_start|>[f(days=3" } },
+        { "gemma4",
+          { "<|tool_call>call:f{city:<|\"|>Delft<|\"|>,days:3,kind:<|\"|>a<|\"|>}<tool_call|>",
+            "<|tool_call>call:g{}<tool_call|>" },
+          { "<|tool_call>call:f{city:Delft", "<|tool_call>call:f{city:<|\"|>x<|\"|>,days:3,"
+                                             "kind:<|\"|>c" } },
+        { "kimi-k2",
+          { "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0"
+            "<|tool_call_argument_begin|>{\"city\": \"Delft\", \"days\": 3}<|tool_call_end|>"
+            "<|tool_calls_section_end|>" },
+          { "<|tool_calls_section_begin|><|tool_call_begin|>f:0" } },
+        { "command-r7b",
+          { "<|START_ACTION|>[\n    {\"tool_call_id\": \"0\", \"tool_name\": \"f\", "
+            "\"parameters\": {\"city\": \"Delft\", \"days\": 3}}\n]<|END_ACTION|>" },
+          { "<|START_ACTION|>{" } },
+        { "mistral-nemo",
+          { "[TOOL_CALLS][{\"name\": \"g\", \"arguments\": {}, \"id\": \"abcdef012\"}]" },
+          { "[TOOL_CALLS][{\"name\": \"g\", \"arguments\": {}, \"id\": \"abcdef0\"}]" } },
+    };
+    json_t *many = tools(MANY);
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char *text = read_template(cases[i].name);
+        struct nk_tool_form form;
+        struct nk_error err;
+        char *g;
+
+        assert_int_equal(learn_text(&form, text, &err), 0);
+        g = grammar_of(
+            &(struct nk_tool_grammar_opts){ .tools = many, .form = &form, .must = true });
+        for (int k = 0; k < 3; k++) {
+            if (cases[i].fits[k] && !fits(g, cases[i].fits[k]))
+                fail_msg("%s does not fit\n%s", cases[i].fits[k], g);
+            if (cases[i].not_fits[k] && fits(g, cases[i].not_fits[k]))
+                fail_msg("%s fits", cases[i].not_fits[k]);
+        }
+        free(g);
+        /* And calls in text, where they have a mark. */
+        g = grammar_of(&(struct nk_tool_grammar_opts){ .tools = many, .form = &form });
+        if (cases[i].fits[0] && !fits(g, cases[i].fits[0]))
+            fail_msg("%s does not fit after text\n%s", cases[i].fits[0], g);
+        assert_true(fits(g, "only text < [ {"));
+        free(g);
+        free(text);
+    }
+    json_decref(many);
+}
+
+static void
+test_tool_grammar__text_that_cannot_be_held_to_its_schema_is_refused_if_strict(void **state)
+{
+    json_t *one = tools("[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{"
+                        "\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"string\","
+                        "\"pattern\":\"^x$\"}},\"required\":[\"a\"]}}}]");
+    char *text = read_template("glm");
+    struct nk_tool_form form;
+    struct nk_error err = { 0 };
+    struct nk_buf out = NK_BUF_INIT(1 << 20);
+    struct nk_tool_grammar_opts o = { .tools = one, .form = &form, .must = true };
+
+    (void)state;
+    assert_int_equal(learn_text(&form, text, &err), 0);
+    assert_int_equal(nk__tool_grammar_write(&o, &out, &err), 0);
+    o.strict = true;
+    assert_int_equal(nk__tool_grammar_write(&o, &out, &err), NK_E_INVALID);
+    assert_string_equal(err.reason, "unsupported_schema");
+    assert_non_null(strstr(err.msg, "tools[0].function.parameters: \"a\": "));
+    assert_non_null(strstr(err.msg, "\"pattern\""));
+    nk_buf_release(&out);
+    free(text);
+    json_decref(one);
+}
+
 static int32_t some_token(const void *user, const char *text)
 {
     (void)user;
@@ -187,6 +298,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tool_grammar__forced_calls_fit_and_nothing_else),
         cmocka_unit_test(test_tool_grammar__free_text_may_hold_calls_that_fit),
+        cmocka_unit_test(test_tool_grammar__forced_calls_are_in_the_form_of_the_template),
+        cmocka_unit_test(
+            test_tool_grammar__text_that_cannot_be_held_to_its_schema_is_refused_if_strict),
         cmocka_unit_test(test_tool_grammar__marks_that_are_tokens_are_written_as_tokens),
         cmocka_unit_test(test_tool_grammar__rules_are_renamed_and_nothing_else),
     };
