@@ -58,21 +58,22 @@ struct nk_output {
 struct nk_think_marks nk__think_marks_detect(const char *t)
 {
     static const struct nk_think_marks known[] = {
-        { "<think>", "</think>", NULL, NULL },
-        { "[THINK]", "[/THINK]", NULL, NULL },
-        { "<seed:think>", "</seed:think>", NULL, NULL },
-        { "<|START_THINKING|>", "<|END_THINKING|>", NULL, NULL },
-        { "<|channel>thought", "<channel|>", NULL, NULL }, /* gemma 4 */
+        { "<think>", "</think>", NULL, NULL, NULL },
+        { "[THINK]", "[/THINK]", NULL, NULL, NULL },
+        { "<seed:think>", "</seed:think>", NULL, NULL, NULL },
+        { "<|START_THINKING|>", "<|END_THINKING|>", NULL, NULL, NULL },
+        { "<|channel>thought", "<channel|>", NULL, NULL, NULL }, /* gemma 4 */
     };
 
     /* gpt-oss; its closing mark alone is in many templates. */
     if (strstr(t, "<|channel|>analysis<|message|>"))
         return (struct nk_think_marks){ "<|channel|>analysis<|message|>", "<|end|>",
-                                        "<|start|>assistant", "<|channel|>final<|message|>" };
+                                        "<|start|>assistant", "<|channel|>final<|message|>",
+                                        "<|channel|>commentary<|message|>" };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (strstr(t, known[i].close))
             return known[i];
-    return (struct nk_think_marks){ NULL, NULL, NULL, NULL };
+    return (struct nk_think_marks){ NULL, NULL, NULL, NULL, NULL };
 }
 
 static bool is_space(char c)
@@ -280,7 +281,7 @@ static enum match at_mark(const nk_output *o, const char *mark)
 static bool step_start(nk_output *o, bool final)
 {
     const struct nk_think_marks *marks = &o->opts.think;
-    enum match think, answer;
+    enum match think, answer, preamble;
     size_t used = o->n_used;
 
     skip_space(o);
@@ -290,12 +291,15 @@ static bool step_start(nk_output *o, bool final)
     }
     think = at_mark(o, marks->open);
     answer = at_mark(o, marks->answer);
-    if ((think == MATCH_PART || answer == MATCH_PART) && !final) {
+    preamble = at_mark(o, marks->preamble);
+    if ((think == MATCH_PART || answer == MATCH_PART || preamble == MATCH_PART) && !final) {
         o->n_used = used;
         return false;
     }
-    if (think == MATCH_YES || answer == MATCH_YES) {
-        o->n_used += strlen(think == MATCH_YES ? marks->open : marks->answer);
+    if (think == MATCH_YES || answer == MATCH_YES || preamble == MATCH_YES) {
+        o->n_used += strlen(think == MATCH_YES    ? marks->open
+                            : answer == MATCH_YES ? marks->answer
+                                                  : marks->preamble);
         o->state = think == MATCH_YES ? IN_THINK : IN_TEXT;
         o->trim = true;
         return true;
@@ -350,19 +354,22 @@ static bool begins_body(const struct nk_tool_form *f, char c)
 }
 
 /* What begins calls in the text; "" where there is no such mark. */
-static int openers(const nk_output *o, const char *marks[3])
+static int openers(const nk_output *o, const char *marks[4])
 {
     const struct nk_tool_form *f = o->opts.tools;
     int n = 0;
 
+    if (o->opts.think.turn)
+        marks[n++] = o->opts.think.close; /* the message's end, another may follow */
     if (!f)
-        return 0;
+        return n;
     if (!nk__tool_form_is_weak(f)) {
         if (!nk__tool_mark_is_empty(f->section_open))
             marks[n++] = f->section_open;
         /* Models forget the section. */
         if (!nk__tool_mark_is_empty(f->call_open) &&
-            (!n || strchr("<[", f->call_open[strspn(f->call_open, " \n\r\t")])))
+            (nk__tool_mark_is_empty(f->section_open) ||
+             strchr("<[", f->call_open[strspn(f->call_open, " \n\r\t")])))
             marks[n++] = f->call_open;
     }
     if (!nk__tool_mark_is_empty(f->alt_open))
@@ -416,7 +423,7 @@ static bool step_weak(nk_output *o, bool final, bool *stop, int *rc, struct nk_e
 
 static bool step_text(nk_output *o, bool final, int *rc, struct nk_error *err)
 {
-    const char *marks[3];
+    const char *marks[4];
     int n_marks = openers(o, marks), found;
     size_t at, size;
     bool stop = false;
@@ -443,6 +450,13 @@ static bool step_text(nk_output *o, bool final, int *rc, struct nk_error *err)
         if (final)
             o->n_used += left(o); /* half a mark */
         return false;
+    }
+    if (marks[found] == o->opts.think.close) {
+        *rc = give(o, NK_OUTPUT_CONTENT, at, err);
+        skip_space(o);
+        o->n_used += size;
+        o->state = AT_TURN;
+        return true;
     }
     *rc = open_call(o, marks[found], at, size, err);
     return true;

@@ -28,9 +28,9 @@
 /* The reasoning marks that a template uses; both NULL when it has none that are known. */
 struct nk_think_marks {
     const char *open, *close;
-    /* gpt-oss begins a new message after its reasoning, and marks what is content; both are
-     * dropped. NULL: none. */
-    const char *turn, *answer;
+    /* gpt-oss begins a new message after its reasoning, and after what it says before a call, and
+     * marks what is content, in two ways; all are dropped. NULL: none. */
+    const char *turn, *answer, *preamble;
 };
 struct nk_think_marks nk__think_marks_detect(const char *chat_template);
 /* Does the prompt end inside of reasoning? */

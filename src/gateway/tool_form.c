@@ -102,30 +102,34 @@ bool nk__tool_form_is_weak(const struct nk_tool_form *f)
 
 /* ---- the table of what cannot be learned ---- */
 
-#define GENERIC                                                                                    \
-    {                                                                                              \
-        .body = NK_TOOL_JSON, .call_open = "<tool_call>\n", .call_close = "\n</tool_call>",        \
-        .call_sep = "\n", .object_open = "{\"name\": \"",                                          \
-        .name_close = "\", \"arguments\": ", .object_close = "}", .name_key = "name",              \
-        .args_key = "arguments"                                                                    \
-    }
-
-static const struct nk_tool_form generic = GENERIC;
+static const struct nk_tool_form generic = {
+    .body = NK_TOOL_JSON,
+    .call_open = "<tool_call>\n",
+    .call_close = "\n</tool_call>",
+    .call_sep = "\n",
+    .object_open = "{\"name\": \"",
+    .name_close = "\", \"arguments\": ",
+    .object_close = "}",
+    .name_key = "name",
+    .args_key = "arguments",
+};
 
 static const struct {
     const char *words[2]; /* both are in the template's text */
     struct nk_tool_form form;
+    bool misleads; /* what the template shows is not what the model writes: not to be learned */
 } table[] = {
     /* gpt-oss: the template writes calls of the past as " to=functions.N<|channel|>commentary
      * json<|message|>", the model writes the channel first, and ends a call with a token of its
      * own. */
-    { { "<|channel|>", "to=functions." },
+    { { "<|channel|>commentary", "functions." },
       { .body = NK_TOOL_NAMED,
         .call_open = "<|channel|>commentary to=functions.",
         .alt_open = "to=functions.",
         .name_close = " <|constrain|>json<|message|>",
         .call_close = "<|call|>",
-        .single = true } },
+        .single = true },
+      true },
     /* Kimi-K2: the function's name is only in the call's id, which the template writes as it came;
      * its first template wrote no calls at all. */
     { { "<|im_middle|>", "<|im_system|>" },
@@ -134,7 +138,8 @@ static const struct {
         .section_close = "<|tool_calls_section_end|>",
         .call_open = "<|tool_call_begin|>functions.",
         .call_close = "<|tool_call_end|>",
-        .name_close = ":\2<|tool_call_argument_begin|>" } },
+        .name_close = ":\2<|tool_call_argument_begin|>" },
+      false },
     /* Granite 3: the template tells the model to write this, and drops calls of the past. */
     { { "<|start_of_role|>", "<|tool_call|>" },
       { .body = NK_TOOL_JSON,
@@ -145,7 +150,8 @@ static const struct {
         .name_close = "\", \"arguments\": ",
         .object_close = "}",
         .name_key = "name",
-        .args_key = "arguments" } },
+        .args_key = "arguments" },
+      false },
 };
 
 const struct nk_tool_form *nk__tool_form_generic(void)
@@ -153,10 +159,11 @@ const struct nk_tool_form *nk__tool_form_generic(void)
     return &generic;
 }
 
-static bool look_up(struct nk_tool_form *out, const char *text)
+static bool look_up(struct nk_tool_form *out, const char *text, bool misleads)
 {
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
-        if (strstr(text, table[i].words[0]) && strstr(text, table[i].words[1])) {
+        if (table[i].misleads == misleads && strstr(text, table[i].words[0]) &&
+            strstr(text, table[i].words[1])) {
             *out = table[i].form;
             return true;
         }
@@ -575,6 +582,11 @@ static json_t *two_calls(void)
                      call(NAME2, ID2, pair("nkvthree", "nkvfour")));
 }
 
+static json_t *one_call(void)
+{
+    return json_pack("[o]", call(NAME1, ID1, pair("nkvone", "nkvtwo")));
+}
+
 /* NULL: learned; else what is missing. */
 static const char *learn(struct learner *l, struct nk_tool_form *f, bool with_tools)
 {
@@ -585,21 +597,15 @@ static const char *learn(struct learner *l, struct nk_tool_form *f, bool with_to
     size_t n;
 
     text = ask(l, SAID, two_calls(), with_tools, false);
-    if (!text.at) { /* Llama 3: one call a message */
-        text = ask(l, SAID, json_pack("[o]", call(NAME1, ID1, pair("nkvone", "nkvtwo"))),
-                   with_tools, false);
-        f->single = true;
-    }
+    /* Llama 3 refuses a second call, GigaChat leaves it out. */
+    f->single = !find(text, NAME2);
+    if (f->single)
+        text = ask(l, SAID, one_call(), with_tools, false);
+    /* gemma 4: content comes after the calls, and would be taken for a mark. */
+    if (find(text, NAME1) && find(text, SAID) > find(text, NAME1))
+        text = ask(l, NULL, f->single ? one_call() : two_calls(), with_tools, false);
     if (!text.at)
         return "it does not render an assistant's message with a call";
-    /* gemma 4: content comes after the calls, and would be taken for a mark. */
-    if (find(text, SAID) && find(text, NAME1) && find(text, SAID) > find(text, NAME1))
-        text = ask(l, NULL,
-                   f->single ? json_pack("[o]", call(NAME1, ID1, pair("nkvone", "nkvtwo")))
-                             : two_calls(),
-                   with_tools, false);
-    if (!text.at)
-        return "it does not render an assistant's message with a call and nothing else";
     own = own_text(l, text, prompt);
     if (!see(&one, own, NAME1, "nkvone", "nkvtwo"))
         return find(text, NAME1) ? "the call's arguments are not in what it renders"
@@ -676,7 +682,7 @@ int nk__tool_form_learn(struct nk_tool_form *out, nk_tool_form_render *render, v
     const char *first = NULL;
     bool found = false;
 
-    if (look_up(out, text))
+    if (look_up(out, text, true))
         return 0;
     /* Some templates write their last message otherwise (Nemotron Nano v2 begins its turn once
      * more), some show calls only to who has tools. The least that surrounds a call is its form. */
@@ -693,6 +699,8 @@ int nk__tool_form_learn(struct nk_tool_form *out, nk_tool_form_render *render, v
             found = true;
         }
     }
+    if (!found && look_up(out, text, false))
+        return 0;
     if (!found)
         return nk_fail(err, NK_E_INVALID, "unknown_form", "%s", first);
     if (strstr(text, "<|python_tag|>"))

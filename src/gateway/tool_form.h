@@ -71,8 +71,8 @@ bool nk__tool_form_is_weak(const struct nk_tool_form *f);
 
 enum nk_tool_match { NK_TOOL_MATCH_NO, NK_TOOL_MATCH_PART, NK_TOOL_MATCH_YES };
 /* Does text[0..n) begin with the mark? White space is no difference where the mark has some, and
- * before a bracket; a mark's own at its ends is not asked for. YES: *used of text is the mark. PART:
- * the text is too short to tell. "" never matches. */
+ * before a bracket; a mark's own at its ends is not asked for. YES: *used of text is the mark.
+ * PART: the text is too short to tell. "" never matches. */
 enum nk_tool_match nk__tool_mark_match(const char *text, size_t n, const char *mark, size_t *used);
 bool nk__tool_mark_is_empty(const char *mark); /* but for white space */
 

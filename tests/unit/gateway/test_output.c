@@ -24,6 +24,11 @@ static const struct nk_tool_form mistral = {
 static const struct nk_tool_form args = { .body = NK_TOOL_NAMED,
                                           .call_open = "[TOOL_CALLS]",
                                           .name_close = "[ARGS]" };
+static const struct nk_tool_form harmony = { .body = NK_TOOL_NAMED,
+                                             .call_open = "<|channel|>commentary to=functions.",
+                                             .alt_open = "to=functions.",
+                                             .name_close = " <|constrain|>json<|message|>",
+                                             .call_close = "<|call|>" };
 static const struct nk_tool_form deepseek = { .body = NK_TOOL_NAMED,
                                               .section_open = DS_MARK("calls\xe2\x96\x81"
                                                                       "begin"),
@@ -118,6 +123,16 @@ static void test_output__channels_of_gpt_oss(void **state)
     expect_with(m, NULL, false, "<|channel|>analysis<|message|>a<|end|> c", "R:a|C:c");
     expect_with(m, NULL, false, "<|channel|>analysis<|message|>a", "R:a");
     expect_with(m, NULL, false, "{\"a\":1}", "C:{\"a\":1}");
+    /* Something is said before a call; the call's channel may stand after its name, too. */
+    expect_with(m, &harmony, false,
+                "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary<|"
+                "message|>I look.<|end|><|start|>assistant<|channel|>commentary to=functions.f "
+                "<|constrain|>json<|message|>{\"x\":1}<|call|>",
+                "R:a|C:I look.|T:f|A:{\"x\":1}");
+    expect_with(m, &harmony, false,
+                "<|channel|>analysis<|message|>a<|end|><|start|>assistant to=functions.f<|channel|>"
+                "commentary json<|message|>{}",
+                "R:a|T:f|A:{}");
     assert_null(nk__think_marks_detect("<|user|>a<|end|>").open);
 }
 

@@ -93,7 +93,7 @@ static void test_prompt__tools_are_explained_where_the_template_knows_none(void 
     assert_null(json_object_get(json_object_get(prepared.output.tool_types, "f"), "c"));
     nk__prepared_release(&prepared);
     nk__request_release(&r);
-    /* A system's message keeps its text, and what was called and answered is text, one turn each. */
+    /* A system's message keeps its text; what was called and answered is text, one turn each. */
     text = prompt_of(
         p, "{\"model\":\"m\",\"messages\":[{\"role\":\"system\",\"content\":\"Be brief.\"},"
            "{\"role\":\"user\",\"content\":\"x\"},{\"role\":\"assistant\",\"content\":\"I look.\","

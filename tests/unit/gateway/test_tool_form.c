@@ -21,7 +21,6 @@ struct family {
     enum nk_tool_body body;
     const char *one, *two; /* what the model writes for one call, and for two */
     bool content;          /* may stand before */
-    bool renders;          /* the template writes calls of the past */
 };
 
 /* f: {"city": "Delft", "days": 3, "tags": ["a", {"b": null}], "wet": true}; g: {} or {"q": ...} */
@@ -29,11 +28,17 @@ struct family {
 #define G_JSON "{\"q\": \"a < b\\n\\\"c\\\"\"}"
 #define G_TEXT "a < b\n\"c\""
 
-#define DS_(x) "<\xef\xbd\x9ctool\xe2\x96\x81" x "\xef\xbd\x9c>"
-#define DSML                                                                                       \
-    "\xef\xbd\x9c"                                                                                 \
-    "DSML"                                                                                         \
-    "\xef\xbd\x9c"
+/* DeepSeek's marks have U+FF5C and U+2581 in them. */
+#define BAR         "\357\275\234"
+#define GAP         "\342\226\201"
+#define CALLS_BEGIN "<" BAR "tool" GAP "calls" GAP "begin" BAR ">"
+#define CALLS_END   "<" BAR "tool" GAP "calls" GAP "end" BAR ">"
+#define CALL_BEGIN  "<" BAR "tool" GAP "call" GAP "begin" BAR ">"
+#define CALL_END    "<" BAR "tool" GAP "call" GAP "end" BAR ">"
+#define SEP         "<" BAR "tool" GAP "sep" BAR ">"
+#define DSML        BAR "DSML" BAR
+#define R1(n, a)    CALL_BEGIN "function" SEP n "\n```json\n" a "\n```" CALL_END
+#define V31(n, a)   CALL_BEGIN n SEP a CALL_END
 
 #define QWEN_F                                                                                     \
     "<tool_call>\n<function=f>\n<parameter=city>\nDelft\n</parameter>\n<parameter=days>\n3\n"      \
@@ -83,100 +88,64 @@ static const struct family families[] = {
     { "hermes", NK_TOOL_JSON, "<tool_call>\n" OBJ("f", F_JSON) "\n</tool_call>",
       "<tool_call>\n" OBJ("f", F_JSON) "\n</tool_call>\n<tool_call>\n" OBJ("g",
                                                                            G_JSON) "\n</tool_call>",
-      true, true },
-    { "qwen3-coder", NK_TOOL_FIELDS, QWEN_F, QWEN_F "\n" QWEN_G, true, true },
-    { "seed-oss", NK_TOOL_FIELDS, SEED_F, SEED_F "\n" SEED_G, true, true },
-    { "glm", NK_TOOL_FIELDS, GLM_F, GLM_F "\n" GLM_G, true, true },
+      true },
+    { "qwen3-coder", NK_TOOL_FIELDS, QWEN_F, QWEN_F "\n" QWEN_G, true },
+    { "seed-oss", NK_TOOL_FIELDS, SEED_F, SEED_F "\n" SEED_G, true },
+    { "glm", NK_TOOL_FIELDS, GLM_F, GLM_F "\n" GLM_G, true },
     { "minimax", NK_TOOL_FIELDS, "<minimax:tool_call>\n" MM_F "</minimax:tool_call>",
-      "<minimax:tool_call>\n" MM_F MM_G "</minimax:tool_call>", true, true },
+      "<minimax:tool_call>\n" MM_F MM_G "</minimax:tool_call>", true },
     { "deepseek-v3.2", NK_TOOL_FIELDS,
       "<" DSML "function_calls>\n" DSML_F "</" DSML "function_calls>",
-      "<" DSML "function_calls>\n" DSML_F DSML_G "</" DSML "function_calls>", true, true },
+      "<" DSML "function_calls>\n" DSML_F DSML_G "</" DSML "function_calls>", true },
     { "lfm2", NK_TOOL_LITERAL, "<|tool_call_start|>[" LFM_F "]<|tool_call_end|>",
-      "<|tool_call_start|>[" LFM_F ", " LFM_G "]<|tool_call_end|>", true, true },
-    { "pythonic", NK_TOOL_LITERAL, "[" LFM_F "]", "[" LFM_F ", " LFM_G "]", false, true },
-    { "gemma4", NK_TOOL_LITERAL, GEMMA_F, GEMMA_F GEMMA_G, true, true },
+      "<|tool_call_start|>[" LFM_F ", " LFM_G "]<|tool_call_end|>", true },
+    { "pythonic", NK_TOOL_LITERAL, "[" LFM_F "]", "[" LFM_F ", " LFM_G "]", false },
+    { "gemma4", NK_TOOL_LITERAL, GEMMA_F, GEMMA_F GEMMA_G, true },
     { "nemotron", NK_TOOL_JSON, "<TOOLCALL>[" OBJ("f", F_JSON) "]</TOOLCALL>",
-      "<TOOLCALL>[" OBJ("f", F_JSON) ", " OBJ("g", G_JSON) "]</TOOLCALL>", true, true },
+      "<TOOLCALL>[" OBJ("f", F_JSON) ", " OBJ("g", G_JSON) "]</TOOLCALL>", true },
     { "apriel", NK_TOOL_JSON, "<tool_calls>[" OBJ("f", F_JSON) "]</tool_calls>",
-      "<tool_calls>[" OBJ("f", F_JSON) ", " OBJ("g", G_JSON) "]</tool_calls>", true, true },
+      "<tool_calls>[" OBJ("f", F_JSON) ", " OBJ("g", G_JSON) "]</tool_calls>", true },
     { "phi4-mini", NK_TOOL_JSON, "<|tool_call|>[" OBJ("f", F_JSON) "]<|/tool_call|>",
-      "<|tool_call|>[" OBJ("f", F_JSON) ", " OBJ("g", G_JSON) "]<|/tool_call|>", true, true },
+      "<|tool_call|>[" OBJ("f", F_JSON) ", " OBJ("g", G_JSON) "]<|/tool_call|>", true },
     { "granite3", NK_TOOL_JSON, "<|tool_call|>[" OBJ("f", F_JSON) "]",
-      "<|tool_call|>[" OBJ("f", F_JSON) ", " OBJ("g", G_JSON) "]", true, false },
+      "<|tool_call|>[" OBJ("f", F_JSON) ", " OBJ("g", G_JSON) "]", true },
     { "command-r7b", NK_TOOL_JSON,
       "<|START_ACTION|>[\n" COHERE("f", "0", F_JSON) "\n]<|END_ACTION|>",
       "<|START_ACTION|>[\n" COHERE("f", "0", F_JSON) ",\n" COHERE("g", "1",
                                                                   G_JSON) "\n]<|END_ACTION|>",
-      true, true },
+      true },
     { "mistral-nemo", NK_TOOL_JSON, "[TOOL_CALLS] [" OBJ("f", F_JSON) "]",
       "[TOOL_CALLS] [" OBJ("f", F_JSON) ", {\"name\": \"g\", \"arguments\": " G_JSON
                                         ", \"id\": \"abcdefghi\"}]",
-      true, true },
+      true },
     { "mistral-small", NK_TOOL_NAMED, "[TOOL_CALLS]f[CALL_ID]abcdefghi[ARGS]" F_JSON,
-      "[TOOL_CALLS]f[CALL_ID]abcdefghi[ARGS]" F_JSON "[TOOL_CALLS]g[ARGS]" G_JSON, true, true },
+      "[TOOL_CALLS]f[CALL_ID]abcdefghi[ARGS]" F_JSON "[TOOL_CALLS]g[ARGS]" G_JSON, true },
     { "devstral", NK_TOOL_NAMED, "[TOOL_CALLS]f[ARGS]" F_JSON,
-      "[TOOL_CALLS]f[ARGS]" F_JSON "[TOOL_CALLS]g[ARGS]" G_JSON, true, true },
+      "[TOOL_CALLS]f[ARGS]" F_JSON "[TOOL_CALLS]g[ARGS]" G_JSON, true },
     { "functionary", NK_TOOL_NAMED, "<function=f>" F_JSON "</function>",
-      "<function=f>" F_JSON "</function><function=g>" G_JSON "</function>", true, true },
+      "<function=f>" F_JSON "</function><function=g>" G_JSON "</function>", true },
     { "llama3", NK_TOOL_JSON, "{\"name\": \"f\", \"parameters\": " F_JSON "}",
       "{\"name\": \"f\", \"parameters\": " F_JSON "}; {\"name\": \"g\", \"parameters\": " G_JSON
       "}",
-      false, true },
-    { "deepseek-r1", NK_TOOL_NAMED,
-      DS_("calls\xe2\x96\x81"
-          "begin") DS_("call\xe2\x96\x81"
-                       "begin") "function" DS_("sep") "f\n```json\n" F_JSON
-                                                      "\n```" DS_("call\xe2\x96\x81"
-                                                                  "end") DS_("calls\xe2\x96\x81"
-                                                                             "end"),
-      DS_("calls\xe2\x96\x81"
-          "begin")
-          DS_("call\xe2\x96\x81"
-              "begin") "function" DS_("sep") "f\n```json\n" F_JSON
-                                             "\n```" DS_(
-                                                 "call\xe2\x96\x81"
-                                                 "end") "\n" DS_("call\xe2\x96\x81"
-                                                                 "begin") "function" DS_("sep") "g"
-                                                                                                "\n"
-                                                                                                "``"
-                                                                                                "`j"
-                                                                                                "so"
-                                                                                                "n"
-                                                                                                "\n" G_JSON
-                                                                                                "\n"
-                                                                                                "``"
-                                                                                                "`" DS_(
-                                                                                                    "call\xe2\x96\x81"
-                                                                                                    "end")
-                                                                                                    DS_("calls\xe2\x96\x81"
-                                                                                                        "end"),
-      true, true },
-    { "deepseek-v3.1", NK_TOOL_NAMED,
-      DS_("calls\xe2\x96\x81"
-          "begin") DS_("call\xe2\x96\x81"
-                       "begin") "f" DS_("sep") F_JSON DS_("call\xe2\x96\x81"
-                                                          "end") DS_("calls\xe2\x96\x81"
-                                                                     "end"),
-      DS_("calls\xe2\x96\x81"
-          "begin") DS_("call\xe2\x96\x81"
-                       "begin") "f" DS_("sep") F_JSON DS_("call\xe2\x96\x81"
-                                                          "end") DS_("call\xe2\x96\x81"
-                                                                     "begin") "g" DS_("sep")
-          G_JSON DS_("call\xe2\x96\x81"
-                     "end") DS_("calls\xe2\x96\x81"
-                                "end"),
-      true, true },
+      false },
+    { "deepseek-r1", NK_TOOL_NAMED, CALLS_BEGIN R1("f", F_JSON) CALLS_END,
+      CALLS_BEGIN R1("f", F_JSON) "\n" R1("g", G_JSON) CALLS_END, true },
+    { "deepseek-v3.1", NK_TOOL_NAMED, CALLS_BEGIN V31("f", F_JSON) CALLS_END,
+      CALLS_BEGIN V31("f", F_JSON) V31("g", G_JSON) CALLS_END, true },
+    { "gigachat", NK_TOOL_JSON, "<|message_sep|>\n\nfunction call<|role_sep|>\n" OBJ("f", F_JSON),
+      "<|message_sep|>\n\nfunction call<|role_sep|>\n" OBJ(
+          "f", F_JSON) "<|message_sep|>\n\nfunction call<|role_sep|>\n" OBJ("g", G_JSON),
+      true },
     { "kimi-k2", NK_TOOL_NAMED,
       "<|tool_calls_section_begin|>" KIMI("f", "0", F_JSON) "<|tool_calls_section_end|>",
       "<|tool_calls_section_begin|>" KIMI("f", "0", F_JSON)
           KIMI("g", "11", G_JSON) "<|tool_calls_section_end|>",
-      true, false },
+      true },
     { "gpt-oss", NK_TOOL_NAMED,
       "<|channel|>commentary to=functions.f <|constrain|>json<|message|>" F_JSON "<|call|>",
       "<|channel|>commentary to=functions.f <|constrain|>json<|message|>" F_JSON "<|call|>"
       "<|channel|>commentary to=functions.g<|message|>" G_JSON "<|call|>",
-      true, false },
+      true },
 };
 enum { N_FAMILIES = sizeof families / sizeof families[0] };
 
