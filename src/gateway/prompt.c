@@ -531,6 +531,35 @@ static bool has_calls(const json_t *messages)
     return false;
 }
 
+/* The messages with ids that name the function and count the calls, as Kimi-K2 writes them: a
+ * client sends those back that it was given here. Owned; NULL: no memory. */
+static json_t *name_ids(const json_t *messages)
+{
+    json_t *list = json_deep_copy(messages), *ids = json_object(), *m, *call;
+    size_t i, k, n = 0;
+
+    json_array_foreach(list, i, m)
+    {
+        json_t *given = json_object_get(m, "tool_call_id"), *known;
+
+        json_array_foreach(json_object_get(m, "tool_calls"), k, call)
+        {
+            json_t *id = json_sprintf(
+                "functions.%s:%zu",
+                json_string_value(json_object_get(json_object_get(call, "function"), "name")), n++);
+
+            if (json_is_string(json_object_get(call, "id")))
+                json_object_set(ids, json_string_value(json_object_get(call, "id")), id);
+            json_object_set_new(call, "id", id);
+        }
+        known = json_is_string(given) ? json_object_get(ids, json_string_value(given)) : NULL;
+        if (known)
+            json_object_set(m, "tool_call_id", known);
+    }
+    json_decref(ids);
+    return list;
+}
+
 /* render, with the tools as the template wants them. */
 static int render_chat(const nk_prompter *p, const struct nk_request *r, const json_t *messages,
                        const json_t *tools, struct nk_work *work, struct nk_buf *out,
@@ -538,13 +567,15 @@ static int render_chat(const nk_prompter *p, const struct nk_request *r, const j
 {
     /* What was called before is in the messages though this request has no tools. */
     bool shows_calls = p->jinja && nk_template_caps(p->jinja).tool_calls;
+    bool native = !(tools && uses_generic(p)) && (shows_calls || p->tools == NK_GATEWAY_TOOLS_OFF);
     json_t *own;
     int rc;
 
-    if (!(tools && uses_generic(p)) &&
-        (shows_calls || !has_calls(messages) || p->tools == NK_GATEWAY_TOOLS_OFF))
+    if (native ? !p->form.named_ids || !has_calls(messages)
+               : !(tools && uses_generic(p)) && !has_calls(messages))
         return render(p, r, messages, tools, work, out, e);
-    own = nk__tool_generic_messages(messages, uses_generic(p) ? tools : NULL);
+    own = native ? name_ids(messages)
+                 : nk__tool_generic_messages(messages, uses_generic(p) ? tools : NULL);
     if (!own)
         return bad(e, "", "no_memory", "no memory for the tools");
     rc = render(p, r, own, uses_generic(p) ? NULL : tools, work, out, e);

@@ -138,7 +138,8 @@ static const struct {
         .section_close = "<|tool_calls_section_end|>",
         .call_open = "<|tool_call_begin|>functions.",
         .call_close = "<|tool_call_end|>",
-        .name_close = ":\2<|tool_call_argument_begin|>" },
+        .name_close = ":\2<|tool_call_argument_begin|>",
+        .named_ids = true },
       false },
     /* Granite 3: the template tells the model to write this, and drops calls of the past. */
     { { "<|start_of_role|>", "<|tool_call|>" },

@@ -48,6 +48,7 @@ struct nk_tool_form {
     nk_tool_mark key_open, value_open_text, value_open, value_close, field_sep;
     nk_tool_mark quote; /* around strings; "": they are written bare */
     bool single;        /* the template takes one call a message */
+    bool named_ids;     /* it writes a call's id, "functions.N:0", in N's place */
 };
 
 /* Renders messages (JSON) and tools (JSON, or NULL) with the template into out (appended). */

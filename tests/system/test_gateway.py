@@ -481,6 +481,17 @@ class Wire(OverOneCluster):
             c.send("GET", "/healthz")
             self.assertEqual(head.headers["content-length"], str(len(c.reply().body)))
 
+    def test_a_header_says_that_tools_are_explained_to_the_model(self):
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+        body = {"model": MODEL, "messages": HELLO, "tools": [tool], "tool_choice": "required", "max_tokens": 60}
+        reply = self.ok(self.gateway.post("/v1/chat/completions", body))
+        call = reply.json["choices"][0]["message"]["tool_calls"][0]["function"]
+        self.assertEqual((call["name"], json.loads(call["arguments"])), ("f", {}))
+        stream = self.ok(self.gateway.post("/v1/chat/completions", dict(body, stream=True)))
+        self.assertEqual([r.headers.get("x-nakshatra-tools") for r in (reply, stream)], ["generic", "generic"])
+        del body["tools"], body["tool_choice"]
+        self.assertNotIn("x-nakshatra-tools", self.ok(self.gateway.post("/v1/chat/completions", body)).headers)
+
     def test_huge_bodies(self):
         for size in (300 << 10, 5 << 20):
             with self.gateway.connect() as c:

@@ -9,7 +9,7 @@
 #include "gateway/tool_form.h"
 #include "text/template.h"
 
-static char *read_template(const char *name)
+static inline char *read_template(const char *name)
 {
     char path[4096];
     struct nk_buf text = NK_BUF_INIT(1 << 18);
@@ -28,8 +28,8 @@ static char *read_template(const char *name)
     return nk_buf_take(&text, NULL);
 }
 
-static int render(void *user, const char *messages, const char *tools, bool prompt,
-                  struct nk_buf *out, struct nk_error *err)
+static inline int render(void *user, const char *messages, const char *tools, bool prompt,
+                         struct nk_buf *out, struct nk_error *err)
 {
     struct nk_jinja_input in = { .messages = messages,
                                  .tools = tools,
@@ -38,7 +38,7 @@ static int render(void *user, const char *messages, const char *tools, bool prom
     return nk_template_render(user, &in, NULL, out, err);
 }
 
-static int learn_text(struct nk_tool_form *form, const char *text, struct nk_error *err)
+static inline int learn_text(struct nk_tool_form *form, const char *text, struct nk_error *err)
 {
     nk_template *t;
     int rc = nk_template_open(&t, NULL, text, "<s>", "</s>", err);

@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "gateway/prompt.h"
+#include "unit/gateway/learn.h"
 
 static nk_vocab *vocab;
 
@@ -141,6 +142,28 @@ static void test_prompt__tools_are_the_templates_own_where_it_has_them_or_off(vo
     nk__request_release(&r);
 }
 
+static void test_prompt__ids_name_the_function_where_the_template_shows_nothing_else(void **state)
+{
+    static const char body[] =
+        "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"},{\"role\":"
+        "\"assistant\",\"tool_calls\":[{\"id\":\"call_1\",\"type\":\"function\",\"function\":"
+        "{\"name\":\"f\",\"arguments\":\"{}\"}},{\"id\":\"call_2\",\"type\":\"function\","
+        "\"function\":{\"name\":\"g\",\"arguments\":\"{}\"}}]},{\"role\":\"tool\","
+        "\"tool_call_id\":\"call_2\",\"content\":\"two\"}]," TOOLS "}";
+    char *text = read_template("kimi-k2");
+    nk_prompter *p = open_prompter(text, NK_GATEWAY_TOOLS_NATIVE, 0);
+    const char *prompt = prompt_of(p, body);
+
+    (void)state;
+    assert_non_null(strstr(prompt,
+                           "<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{}"
+                           "<|tool_call_end|><|tool_call_begin|>functions.g:1<|tool_call_argument_"
+                           "begin|>{}<|tool_call_end|>"));
+    assert_non_null(strstr(prompt, "functions.g:1<|im_middle|>two"));
+    nk__prompter_free(p);
+    free(text);
+}
+
 static void
 test_prompt__thinking_is_the_requests_then_the_operators_then_the_templates(void **state)
 {
@@ -194,6 +217,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prompt__tools_are_explained_where_the_template_knows_none),
         cmocka_unit_test(test_prompt__tools_are_the_templates_own_where_it_has_them_or_off),
+        cmocka_unit_test(test_prompt__ids_name_the_function_where_the_template_shows_nothing_else),
         cmocka_unit_test(
             test_prompt__thinking_is_the_requests_then_the_operators_then_the_templates),
     };
