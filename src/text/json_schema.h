@@ -1,18 +1,26 @@
 /* JSON schema to GBNF: what response_format (OpenAI) and format (Ollama) ask for becomes a grammar
- * for nk_sampling.
+ * for nk_sampling. What the grammar lets through is always valid.
  *
- * Understood, of JSON Schema 2020-12: true and {}; type, also a list of types; properties,
- * required, additionalProperties; items, prefixItems, minItems, maxItems; enum, const; anyOf, and
- * oneOf as if it were anyOf; allOf of objects; $ref to "#" and to anything below it, recursive ones
- * too; minLength, maxLength, pattern (json_schema_pattern.c says which regular expressions);
- * minimum, maximum, exclusiveMinimum, exclusiveMaximum when they are whole numbers; format date,
- * time, date-time, duration, email, hostname, ipv4, ipv6, uuid. Annotations ($schema, $id, title,
- * description, default, examples and the like) change nothing. What it cannot express is refused by
- * name and never ignored.
+ * Understood, of JSON Schema 2020-12 and of what older drafts and OpenAPI write instead: true and
+ * false; type, also a list of types, and nullable; enum, const; properties, required,
+ * additionalProperties, patternProperties, propertyNames, minProperties, maxProperties,
+ * unevaluatedProperties as true or false; items, prefixItems (and a list as items, with
+ * additionalItems), minItems, maxItems; uniqueItems where the items are of enum, const, boolean or
+ * null, or one at most; minLength, maxLength, pattern (json_schema_regex.c says which regular
+ * expressions), format, contentEncoding base64, and any of them together; minimum, maximum,
+ * exclusiveMinimum, exclusiveMaximum, multipleOf; anyOf, oneOf, allOf, not, if, then, else,
+ * dependentRequired, dependentSchemas and dependencies beside other keywords and within one
+ * another; $ref to "#", to anything below it, and to an $anchor or $id there, recursive ones too.
  *
- * Properties come in the schema's order. Where properties are listed and additionalProperties is
- * not, there are no others: a model that may invent some does. Between tokens of JSON stands
- * nothing, a space, or a newline and spaces. */
+ * contains and what else cannot be expressed is refused by name. Words that are no keywords,
+ * formats that the standard does not know and annotations (title, default, examples) say nothing of
+ * a value and change nothing.
+ *
+ * Less than is valid is let through where a grammar cannot say it all. Properties come in the
+ * schema's order. Where properties are listed and additionalProperties is not, there are no others:
+ * a model that may invent some does. A part of oneOf leaves out what would make another part hold.
+ * Items that must differ come in their enum's order. Between tokens of JSON stands nothing, a
+ * space, or a newline and spaces. */
 #ifndef NK_TEXT_JSON_SCHEMA_H
 #define NK_TEXT_JSON_SCHEMA_H
 

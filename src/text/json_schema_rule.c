@@ -39,6 +39,40 @@ int nk__schema_refuse(struct nk__conversion *c, const char *what, const char *wh
                    c->path, what, why ? ": " : "", why ? why : "");
 }
 
+int nk__schema_nothing(struct nk__conversion *c, const char *what, const char *why)
+{
+    if (!*c->nothing)
+        snprintf(c->nothing, sizeof c->nothing, "%s of the JSON schema: %s: %s", c->path, what,
+                 why);
+    return NK__SCHEMA_NOTHING;
+}
+
+int nk__schema_no_memory(struct nk__conversion *c)
+{
+    return nk_fail(c->err, NK_E_EXHAUSTED, "no_memory", "no memory for the JSON schema");
+}
+
+size_t nk__schema_enter(struct nk__conversion *c, const char *key, const char *sub)
+{
+    size_t size = strlen(c->path);
+
+    snprintf(c->path + size, sizeof c->path - size, "/%s%s%s", key, sub ? "/" : "", sub ? sub : "");
+    return size;
+}
+
+size_t nk__schema_enter_element(struct nk__conversion *c, const char *key, size_t i)
+{
+    char sub[24];
+
+    snprintf(sub, sizeof sub, "%zu", i);
+    return nk__schema_enter(c, key, sub);
+}
+
+void nk__schema_leave(struct nk__conversion *c, size_t path_size)
+{
+    c->path[path_size] = '\0';
+}
+
 int nk__schema_new_rule(struct nk__conversion *c, struct nk__schema_rule *rule)
 {
     if (c->n_rules >= NK__SCHEMA_RULES_MAX)
