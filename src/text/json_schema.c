@@ -25,6 +25,7 @@
     "escape ::= \"\\\\\" ([\"\\\\/bfnrt] | "                                                       \
     "\"u\" ([0-9abcefABCEF] hex hex hex | [dD] [0-7] hex hex | "                                   \
     "[dD] [89abAB] hex hex \"\\\\u\" [dD] [c-fC-F] hex hex))\n"                                    \
+    "escaped ::= \"\\\\\" ([\"\\\\bfnrt] | \"u00\" (\"0\" [0-7bB] | \"0\" [eEfF] | \"1\" hex))\n"  \
     "char ::= [^\"\\\\\\x00-\\x1F] | escape\n"                                                     \
     "string ::= \"\\\"\" char* \"\\\"\"\n"                                                         \
     "integer ::= \"-\"? (\"0\" | [1-9] [0-9]{0,17})\n"                                             \

@@ -53,7 +53,8 @@ struct automaton {
     struct edge *edges;
     size_t n_edges, edges_capacity;
     uint32_t *todo;
-    bool *accepting, *alive;
+    bool *accepting, *alive, *inlined;
+    uint32_t *first; /* of a state's edges, once they are sorted */
 };
 
 static int too_large(struct automaton *a)
@@ -195,7 +196,7 @@ static int add_part(struct automaton *a, const struct nk__regex *re, uint32_t tr
         rc = add_any(a, p.match, &at);
     if (!rc)
         rc = add_tree(a, re, tree, at, &at);
-    if (!rc && everywhere)
+    if (!rc && everywhere && !nk__regex_is_anchored(re, false))
         rc = add_any(a, at, &at);
     p.start = at;
     p.end = (uint32_t)a->n_nodes;
@@ -298,8 +299,9 @@ static int step(struct automaton *a, const uint64_t *from, uint32_t cp, uint64_t
     for (size_t p = 0; !*dead && p < a->n_parts; p++) {
         bool any = a->parts[p].negated;
 
+        /* A ^ that was not at the beginning leads nowhere. */
         for (uint32_t i = a->parts[p].begin; !any && i < a->parts[p].end; i++)
-            any = in_set(to, i);
+            any = in_set(to, i) && a->nodes[i].type != NODE_BEGIN;
         *dead = !any;
     }
     return rc;
@@ -479,6 +481,8 @@ static void release(struct automaton *a)
     free(a->todo);
     free(a->accepting);
     free(a->alive);
+    free(a->inlined);
+    free(a->first);
 }
 
 /* ---- from states to rules ---- */
@@ -548,6 +552,83 @@ static int by_target(const void *a, const void *b)
     return x->low < y->low ? -1 : x->low > y->low;
 }
 
+/* One state that follows, or none and the text ends. */
+static bool has_one_way(const struct automaton *a, size_t i)
+{
+    uint32_t begin = a->first[i], end = a->first[i + 1];
+
+    return begin == end || (!a->accepting[i] && a->edges[begin].to == a->edges[end - 1].to);
+}
+
+/* Where a state's edges begin, and which states are written out where they are reached: those
+ * that are reached from one only, which leads nowhere else and is no end. */
+static int find_chains(struct automaton *a)
+{
+    uint32_t *n_from = calloc(a->n_states, sizeof *n_from);
+    size_t n_live = 0;
+
+    qsort(a->edges, a->n_edges, sizeof *a->edges, by_target);
+    a->first = calloc(a->n_states + 1, sizeof *a->first);
+    a->inlined = calloc(a->n_states, sizeof *a->inlined);
+    if (!n_from || !a->first || !a->inlined) {
+        free(n_from);
+        return nk__schema_no_memory(a->c);
+    }
+    for (size_t e = 0; e < a->n_edges; e++) /* without what leads to no end */
+        if (a->alive[a->edges[e].to] && a->alive[a->edges[e].from])
+            a->edges[n_live++] = a->edges[e];
+    a->n_edges = n_live;
+    for (size_t i = 0, e = 0; i <= a->n_states; i++) {
+        while (e < a->n_edges && a->edges[e].from < i)
+            e++;
+        a->first[i] = (uint32_t)e;
+    }
+    n_from[0] = 2;
+    for (size_t e = 0; e < a->n_edges; e++)
+        if (e == 0 || a->edges[e - 1].from != a->edges[e].from ||
+            a->edges[e - 1].to != a->edges[e].to)
+            n_from[a->edges[e].to]++;
+    for (size_t i = 0; i < a->n_states; i++)
+        a->inlined[i] = n_from[i] == 1 && has_one_way(a, i);
+    /* Nor from where there is a choice, which theirs would be taken for. */
+    for (size_t i = 0; i < a->n_states; i++)
+        for (uint32_t e = a->first[i]; e < a->first[i + 1] && !has_one_way(a, i); e++)
+            a->inlined[a->edges[e].to] = false;
+    free(n_from);
+    return nk__schema_spend(a->c, a->n_edges + a->n_states);
+}
+
+/* What may follow in the state: characters, and for each the rule of the state behind them. */
+static int add_state(struct automaton *a, struct nk_buf *b, size_t at,
+                     const struct nk__schema_rule *rules, struct nk__range *ranges)
+{
+    struct nk_error *err = a->c->err;
+    size_t e = a->first[at];
+    bool first = true;
+    int rc = 0;
+
+    while (!rc && e < a->first[at + 1]) {
+        uint32_t to = a->edges[e].to;
+        size_t n = 0;
+
+        for (; e < a->first[at + 1] && a->edges[e].to == to; e++)
+            ranges[n++] = (struct nk__range){ a->edges[e].low, a->edges[e].high };
+        if (!first)
+            rc = nk_buf_adds(b, "| ", err);
+        first = false;
+        if (!rc)
+            rc = nk__schema_add_chars(b, ranges, n, err);
+        if (!rc && a->inlined[to]) { /* the only way: its own go on here */
+            at = to;
+            e = a->first[at];
+            first = true;
+        } else if (!rc) {
+            rc = nk_buf_addf(b, err, "%s ", rules[to].text);
+        }
+    }
+    return !rc && a->accepting[at] && !first ? nk_buf_adds(b, "| \"\" ", err) : rc;
+}
+
 static int add_rules(struct automaton *a, struct nk_buf *b)
 {
     struct nk__schema_rule *rules = calloc(a->n_states, sizeof *rules);
@@ -556,33 +637,15 @@ static int add_rules(struct automaton *a, struct nk_buf *b)
     struct nk_error *err = a->c->err;
     int rc = rules && ranges ? 0 : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
 
-    qsort(a->edges, a->n_edges, sizeof *a->edges, by_target);
     for (size_t i = 0; !rc && i < a->n_states; i++)
-        if (a->alive[i])
+        if (a->alive[i] && !(i && a->inlined[i]))
             rc = nk__schema_new_rule(a->c, &rules[i]);
-    for (size_t i = 0, e = 0; !rc && i < a->n_states; i++) {
-        bool first = true;
-
+    for (size_t i = 0; !rc && i < a->n_states; i++) {
+        if (!a->alive[i] || (i && a->inlined[i]))
+            continue;
         nk_buf_reset(&body);
-        while (!rc && e < a->n_edges && a->edges[e].from == i) {
-            uint32_t to = a->edges[e].to;
-            size_t n = 0;
-
-            for (; e < a->n_edges && a->edges[e].from == i && a->edges[e].to == to; e++)
-                ranges[n++] = (struct nk__range){ a->edges[e].low, a->edges[e].high };
-            if (!a->alive[i] || !a->alive[to])
-                continue;
-            if (!first)
-                rc = nk_buf_adds(&body, "| ", err);
-            first = false;
-            if (!rc)
-                rc = nk__schema_add_chars(&body, ranges, n, err);
-            if (!rc)
-                rc = nk_buf_addf(&body, err, "%s ", rules[to].text);
-        }
-        if (!rc && a->accepting[i] && !first)
-            rc = nk_buf_adds(&body, "| \"\" ", err);
-        if (!rc && a->alive[i])
+        rc = add_state(a, &body, i, rules, ranges);
+        if (!rc)
             rc = nk__schema_add_rule(a->c, &rules[i], &body);
     }
     if (!rc)
@@ -603,6 +666,8 @@ int nk__schema_add_language(struct nk__conversion *c, struct nk_buf *b,
         rc = find_states(&a);
     if (!rc)
         rc = find_alive(&a);
+    if (!rc)
+        rc = find_chains(&a);
     if (!rc)
         rc = a.alive[0] ? add_rules(&a, b)
                         : nk__schema_nothing(c, lang->modulus ? "multipleOf" : "pattern",

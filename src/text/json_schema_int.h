@@ -199,6 +199,8 @@ struct nk__regex {
 
 /* On failure re is empty. */
 int nk__regex_parse(struct nk__conversion *c, struct nk__regex *re, const char *pattern);
+/* Whether all its alternatives begin with ^ and, where asked, end with $. */
+bool nk__regex_is_anchored(const struct nk__regex *re, bool both);
 void nk__regex_release(struct nk__regex *re);
 
 /* ---- json_schema_pattern.c ---- */

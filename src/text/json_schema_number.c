@@ -223,6 +223,8 @@ static int add_integer(struct nk__conversion *c, struct nk_buf *b, const struct 
     int64_t high = max->given ? inwards(max, -1) : limit - 1;
     int rc = 0;
 
+    if (!min->given && !max->given) /* fewer states than each sign with its own digits */
+        return nk_buf_adds(b, "(?:0|-?[1-9][0-9]{0,17})", c->err);
     if (low <= -limit)
         low = -(limit - 1);
     if (high >= limit)
@@ -357,6 +359,19 @@ static int n_digits(int64_t n)
     return snprintf(NULL, 0, "%lld", (long long)n);
 }
 
+/* Whether there were more. */
+static bool cut_places(struct decimal *d, int n_places)
+{
+    bool more = d->n_places > n_places;
+
+    if (more)
+        d->n_places = n_places;
+    while (more && d->n_places && d->places[d->n_places - 1] == '0')
+        d->n_places--;
+    d->places[d->n_places] = '\0';
+    return more;
+}
+
 static int add_fractional(struct nk__conversion *c, struct nk_buf *b, const struct bound *min,
                           const struct bound *max, int places_max)
 {
@@ -385,15 +400,15 @@ static int add_fractional(struct nk__conversion *c, struct nk_buf *b, const stru
             continue;
         n = n_digits(s.high.given ? s.high.at.whole : s.low.at.whole);
         s.n_places = n < DIGITS_EXACT ? DIGITS_EXACT - n : 1;
-        if (s.n_places > places_max && s.low.at.n_places <= places_max &&
-            s.high.at.n_places <= places_max)
+        if (s.n_places > places_max)
             s.n_places = places_max;
         if ((s.low.exclusive || s.high.exclusive) && n >= DIGITS_EXACT)
             rc = nk__schema_refuse(c, negative ? "minimum" : "maximum",
                                    "at most 14 digits are supported where a fraction may follow");
-        if (!rc && (s.low.at.n_places > s.n_places || s.high.at.n_places > s.n_places))
-            rc = nk__schema_refuse(c, negative ? "minimum" : "maximum",
-                                   "at most 15 digits are supported");
+        /* With so few places what is above 1.2 is above 1.2000001, and what is above that is not
+         * below 1.2. */
+        s.low.exclusive |= cut_places(&s.low.at, s.n_places);
+        s.high.exclusive &= !cut_places(&s.high.at, s.n_places);
         nk_buf_reset(&text);
         if (!rc)
             rc = add_span(&s, &text, &none, c->err);

@@ -213,6 +213,7 @@ struct object {
     struct name_pattern patterns[NK__LANGUAGE_PARTS_MAX / 2];
     size_t n_patterns;
     bool listed, open, closed; /* some part: has properties, takes others by word, forbids them */
+    bool shut;                 /* there are none but those listed, whatever patterns say */
     int64_t min, max;
 };
 
@@ -273,7 +274,7 @@ static int read_part(struct object *o, const struct nk__part *part)
         nk__schema_leave(c, path);
         o->has_name_rules = true;
         if (rc == NK__SCHEMA_NOTHING) {
-            o->closed = true;
+            o->shut = true;
             rc = 0;
         }
     }
@@ -308,7 +309,7 @@ static int read_listed_names(struct object *o)
             if (json_is_string(json_array_get(values, k)))
                 rc = add_name(o, json_string_value(json_array_get(values, k)), false);
     }
-    o->closed |= listed;
+    o->shut |= listed;
     return rc;
 }
 
@@ -327,7 +328,7 @@ static int is_evaluated(struct object *o, size_t owner, const char *name, const 
             continue;
         if (json_object_get(s, "not") && !nk__logic_is_plain_not(json_object_get(s, "not")))
             return nk__schema_refuse(o->c, "unevaluatedProperties", "not together with not");
-        *yes |= json_object_get(json_object_get(s, "properties"), name) ||
+        *yes |= (name && json_object_get(json_object_get(s, "properties"), name)) ||
                 json_object_get(s, "additionalProperties");
         for (size_t k = 0; k < o->n_patterns; k++)
             *yes |= matched[k] &&
@@ -361,7 +362,7 @@ static int get_member(struct object *o, const char *name, const bool *matched, s
         }
         if (!rc && !known && more)
             rc = nk__set_add(o->c, sub, more, -1);
-        if (!rc && name && json_is_false(json_object_get(s, "unevaluatedProperties"))) {
+        if (!rc && json_is_false(json_object_get(s, "unevaluatedProperties"))) {
             rc = is_evaluated(o, i, name, matched, &known);
             if (!rc && !known)
                 rc = nk__schema_nothing(o->c, "unevaluatedProperties", "it is none of them");
@@ -472,7 +473,7 @@ static int convert_others(struct object *o, struct nk__schema_rule *other, bool 
 
     /* What must not be there is none of the others. */
     for (size_t k = 0; !rc && k <= o->n_patterns; k++) {
-        if (k == o->n_patterns && !plain)
+        if (o->shut || (k == o->n_patterns && !plain))
             continue;
         rc = add_others_of(o, &body, k);
         if (rc == NK__SCHEMA_NOTHING)

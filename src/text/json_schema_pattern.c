@@ -12,11 +12,21 @@ static bool has(const struct nk__range *r, size_t n, uint32_t cp)
     return false;
 }
 
-int nk__schema_add_chars(struct nk_buf *b, const struct nk__range *r, size_t n,
-                         struct nk_error *err)
+/* A character of a class: as short as it can be, as grammars have a largest size. */
+static int add_char(struct nk_buf *b, uint32_t cp, struct nk_error *err)
 {
-    int rc = nk_buf_adds(b, "(", err), n_plain = 0, n_alternatives = 0;
+    if (cp < 0x7F)
+        return nk_buf_addf(b, err, strchr("[]\\^-\"", (int)cp) ? "\\x%02X" : "%c", (int)cp);
+    return nk_buf_addf(b, err, cp > 0xFFFF ? "\\U%08X" : "\\u%04X", cp);
+}
 
+/* Those that stand in a string as they are, as a class. *any: there are such. */
+static int add_plain(struct nk_buf *b, const struct nk__range *r, size_t n, bool *any,
+                     struct nk_error *err)
+{
+    int rc = 0;
+
+    *any = false;
     for (size_t i = 0; !rc && i < n; i++) { /* without what must be escaped, without surrogates */
         static const uint32_t keep[][2] = {
             { 0x20, 0x21 }, { 0x23, 0x5B }, { 0x5D, 0xD7FF }, { 0xE000, 0x10FFFF }
@@ -28,17 +38,28 @@ int nk__schema_add_chars(struct nk_buf *b, const struct nk__range *r, size_t n,
 
             if (low > high)
                 continue;
-            if (!n_plain++)
+            if (!*any)
                 rc = nk_buf_adds(b, "[", err);
+            *any = true;
             if (!rc)
-                rc = low == high ? nk_buf_addf(b, err, "\\U%08X", low)
-                                 : nk_buf_addf(b, err, "\\U%08X-\\U%08X", low, high);
+                rc = add_char(b, low, err);
+            if (!rc && high > low + 1)
+                rc = nk_buf_adds(b, "-", err);
+            if (!rc && high > low)
+                rc = add_char(b, high, err);
         }
     }
-    if (!rc && n_plain) {
-        rc = nk_buf_adds(b, "] ", err);
-        n_alternatives++;
-    }
+    return rc || !*any ? rc : nk_buf_adds(b, "]", err);
+}
+
+int nk__schema_add_chars(struct nk_buf *b, const struct nk__range *r, size_t n,
+                         struct nk_error *err)
+{
+    struct nk_buf plain = NK_BUF_INIT(1 << 16), escaped = NK_BUF_INIT(1 << 16);
+    int n_escaped = 0, rc;
+    bool any;
+
+    rc = add_plain(&plain, r, n, &any, err);
     for (uint32_t cp = 0; !rc && cp < 0x80; cp++) {
         static const char shorts[] = "\bb\ff\nn\rr\tt\"\"\\\\";
         const char *pair = shorts;
@@ -47,18 +68,30 @@ int nk__schema_add_chars(struct nk_buf *b, const struct nk__range *r, size_t n,
             continue;
         while (*pair && (uint32_t)*pair != cp)
             pair += 2;
-        if (n_alternatives++)
-            rc = nk_buf_adds(b, "| ", err);
+        if (n_escaped++)
+            rc = nk_buf_adds(&escaped, "|", err);
         if (!rc && cp && *pair)
-            rc = pair[1] == '"' || pair[1] == '\\' ? nk_buf_addf(b, err, "\"\\\\\\%c\" ", pair[1])
-                                                   : nk_buf_addf(b, err, "\"\\\\%c\" ", pair[1]);
+            rc = nk_buf_addf(&escaped, err,
+                             pair[1] == '"' || pair[1] == '\\' ? "\"\\\\\\%c\"" : "\"\\\\%c\"",
+                             pair[1]);
         else if (!rc)
-            rc = nk_buf_addf(b, err, "\"\\\\u%04x\" ", cp);
+            rc = nk_buf_addf(&escaped, err, "\"\\\\u%04x\"", cp);
     }
-    if (!rc && !n_alternatives)
-        return nk_fail(err, NK_E_INVALID, "unsupported_schema",
-                       "a class of a pattern has nothing but halves of characters");
-    return rc ? rc : nk_buf_adds(b, ") ", err);
+    if (!rc && !any && !n_escaped)
+        rc = nk_fail(err, NK_E_INVALID, "unsupported_schema",
+                     "a class of a pattern has nothing but halves of characters");
+    if (!rc && !n_escaped)
+        rc = nk_buf_addf(b, err, "%s ", nk_buf_str(&plain));
+    else if (!rc && !any && n_escaped == 1)
+        rc = nk_buf_addf(b, err, "%s ", nk_buf_str(&escaped));
+    else if (!rc && n_escaped == 34) /* all that are escaped: the short name for them */
+        rc = nk_buf_addf(b, err, "(%s%sescaped) ", nk_buf_str(&plain), any ? "|" : "");
+    else if (!rc)
+        rc = nk_buf_addf(b, err, "(%s%s%s) ", nk_buf_str(&plain), any ? "|" : "",
+                         nk_buf_str(&escaped));
+    nk_buf_release(&plain);
+    nk_buf_release(&escaped);
+    return rc;
 }
 
 static int add(struct nk__conversion *c, struct nk_buf *b, const struct nk__regex *re, uint32_t at)

@@ -476,6 +476,20 @@ int nk__regex_parse(struct nk__conversion *c, struct nk__regex *re, const char *
     return rc;
 }
 
+bool nk__regex_is_anchored(const struct nk__regex *re, bool both)
+{
+    for (uint32_t i = re->nodes[re->root].child; i; i = re->nodes[i].next) {
+        uint32_t first = re->nodes[i].child, last = first;
+
+        while (last && re->nodes[last].next)
+            last = re->nodes[last].next;
+        if (!first || re->nodes[first].type != NK__REGEX_BEGIN ||
+            (both && re->nodes[last].type != NK__REGEX_END))
+            return false;
+    }
+    return true;
+}
+
 void nk__regex_release(struct nk__regex *re)
 {
     free(re->nodes);

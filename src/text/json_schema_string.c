@@ -165,20 +165,6 @@ static void get_lengths(const struct nk__regex *re, uint32_t at, int64_t *min, i
         *max = -1;
 }
 
-static bool is_anchored(const struct nk__regex *re)
-{
-    for (uint32_t i = re->nodes[re->root].child; i; i = re->nodes[i].next) {
-        uint32_t first = re->nodes[i].child, last = first;
-
-        while (last && re->nodes[last].next)
-            last = re->nodes[last].next;
-        if (!first || re->nodes[first].type != NK__REGEX_BEGIN ||
-            re->nodes[last].type != NK__REGEX_END)
-            return false;
-    }
-    return true;
-}
-
 /* Limits that the regular expressions keep to anyhow need not be counted. */
 static void drop_lengths(struct nk__language *lang)
 {
@@ -194,7 +180,8 @@ static void drop_lengths(struct nk__language *lang)
         get_lengths(lang->parts[i].regex, lang->parts[i].regex->root, &min, &max);
         if (min >= lang->min)
             lang->min = 0;
-        if (is_anchored(lang->parts[i].regex) && max >= 0 && (longest < 0 || max < longest))
+        if (nk__regex_is_anchored(lang->parts[i].regex, true) && max >= 0 &&
+            (longest < 0 || max < longest))
             longest = max;
     }
     if (longest >= 0 && longest <= lang->max)

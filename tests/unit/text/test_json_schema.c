@@ -329,6 +329,14 @@ static const struct {
       "\"type\":\"integer\"}}",
       { "{\"a\":1}", "{\"a\":1,\"b\":2}", "{\"b\":1}", "{}" },
       { "{\"c\":1}", "{\"a\":\"x\"}" } },
+    { "{\"type\":\"object\",\"propertyNames\":{\"enum\":[\"a\",\"b1\"]},\"patternProperties\":{"
+      "\"[0-9]\":{\"type\":\"null\"}}}",
+      { "{\"a\":1,\"b1\":null}", "{}" },
+      { "{\"c2\":null}", "{\"b1\":1}" } },
+    { "{\"type\":\"object\",\"patternProperties\":{\"^a\":{\"type\":\"null\"}},\"allOf\":[{"
+      "\"properties\":{\"b\":{\"type\":\"null\"}},\"unevaluatedProperties\":false}]}",
+      { "{\"b\":null}", "{}" },
+      { "{\"a\":null}", "{\"b\":null,\"ab\":null}" } },
     { "{\"type\":\"object\",\"required\":[\"a\"]}",
       { "{\"a\":1}", "{\"a\":1,\"b\":2}" },
       { "{}", "{\"b\":2}" } },
