@@ -214,7 +214,7 @@ int nk__tool_grammar_after_think(const char *inner, const struct nk_tool_grammar
 struct property {
     const char *key;
     const json_t *schema;
-    bool required;
+    bool required, lenient;
 };
 
 static bool is_type(const json_t *schema, const char *type)
@@ -289,12 +289,29 @@ static json_t *with_definitions(const json_t *schema, const json_t *root)
     return copy;
 }
 
-/* Appends the JSON of a schema as rules whose names begin with prefix. */
+/* May a schema that is not supported stand for any JSON? Where no call is asked for it is no reason
+ * to refuse the other tools, unless the function itself is strict. */
+static bool is_lenient(const struct nk_tool_grammar_opts *o, const json_t *function)
+{
+    return !o->must && !json_is_true(json_object_get(function, "strict"));
+}
+
+/* Appends the JSON of a schema as rules whose names begin with prefix. any: what it is where it is
+ * not supported, a grammar; NULL: then it is an error. */
 static int add_schema(const struct nk_tool_grammar_opts *o, struct nk_buf *out, const char *prefix,
-                      const json_t *schema, struct nk_error *err)
+                      const json_t *schema, const char *any, struct nk_error *err)
 {
     struct nk_buf inner = NK_BUF_INIT(NK_GRAMMAR_BYTES_MAX);
-    int rc = nk_json_schema_to_grammar(schema, o->work, &inner, err);
+    struct nk_error own = { 0 };
+    int rc = nk_json_schema_to_grammar(schema, o->work, &inner, &own);
+
+    if (rc && any &&
+        (!strcmp(own.reason, "unsupported_schema") || !strcmp(own.reason, "too_large"))) {
+        nk_buf_reset(&inner);
+        rc = nk_buf_adds(&inner, any, &own);
+    }
+    if (rc && err)
+        *err = own;
 
     if (!rc)
         rc = nk_buf_adds(out, "\n", err);
@@ -359,7 +376,7 @@ static int add_value(const struct nk_tool_grammar_opts *o, struct nk_buf *out, c
     rc = rc ? rc : add_text(o, out, f->value_close, err);
     snprintf(name, sizeof name, "%sjson-", prefix);
     if (!rc) {
-        rc = add_schema(o, out, name, schema, err);
+        rc = add_schema(o, out, name, schema, p->lenient ? nk_json_object_grammar() : NULL, err);
         if (rc)
             nk_wrap(rc, err, "\"%s\"", p->key);
     }
@@ -383,7 +400,7 @@ static bool is_required(const json_t *root, const char *key)
 /* The rules of a tool's arguments between marks, in the order of its properties: PREFIXfirst-k
  * where none was written before, PREFIXmore-k where one was, for what stands between two. */
 static int add_fields(const struct nk_tool_grammar_opts *o, struct nk_buf *out, const char *prefix,
-                      const json_t *root, struct nk_error *err)
+                      const json_t *root, bool lenient, struct nk_error *err)
 {
     const struct nk_tool_form *f = o->form;
     const char *key;
@@ -393,7 +410,7 @@ static int add_fields(const struct nk_tool_grammar_opts *o, struct nk_buf *out, 
 
     json_object_foreach(json_object_get(root, "properties"), key, schema)
     {
-        struct property p = { key, schema, is_required(root, key) };
+        struct property p = { key, schema, is_required(root, key), lenient };
         char name[64];
 
         snprintf(name, sizeof name, "%sp%zu-", prefix, k);
@@ -539,11 +556,12 @@ int nk__tool_grammar_write(const struct nk_tool_grammar_opts *o, struct nk_buf *
             break;
         /* A function without parameters takes an empty object. */
         if (!object)
-            rc = add_fields(o, out, prefix, schema, err);
+            rc = add_fields(o, out, prefix, schema, is_lenient(o, function), err);
         else if (!schema || !json_object_size(schema))
             rc = nk_buf_addf(out, err, "%sroot ::= \"{}\"\n", prefix);
         else
-            rc = add_schema(o, out, prefix, schema, err);
+            rc = add_schema(o, out, prefix, schema,
+                            is_lenient(o, function) ? nk_json_object_grammar() : NULL, err);
         if (rc)
             nk_wrap(rc, err, "tools[%zu].function.parameters", i);
     }

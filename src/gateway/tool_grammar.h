@@ -31,7 +31,8 @@ struct nk_tool_grammar_opts {
 };
 
 /* Appends the grammar to out.
- *   INVALID    unsupported_schema   a tool's parameters cannot be expressed; named
+ *   INVALID    unsupported_schema   a tool's parameters cannot be expressed; named. Without `must`
+ *                                   only for one that is strict: the others' are any object then
  *   INVALID    too_much_work        the same; or CANCELLED
  *   INVALID    unsupported_tools    `must` false and a format whose calls have no mark of their own
  *   EXHAUSTED  too_large */

@@ -1,12 +1,12 @@
 /* build/tools/schema: JSON schemas and their grammars, for a judge that is not ours
  * (tests/schemas). A line of standard input is
  *
- *     {"schema": ..., "texts": ["{}", ...], "draws": 3, "seed": 1}
+ *     {"schema": ..., "texts": ["{}", ...], "draws": 3, "seed": 1, "show": true}
  *
- * and its answer a line {"takes": [true, ...], "drawn": ["{\"a\": 1}", ...]}: which of the texts the
- * schema's grammar lets through as a whole, and texts drawn at random from what it lets follow; null
- * for one that had no end yet. Or {"error": "..."} where the schema is refused. The vocabulary is of
- * single bytes. */
+ * and its answer a line {"takes": [true, ...], "drawn": ["{\"a\": 1}", ...]}: which of the texts
+ * the schema's grammar lets through as a whole, and texts drawn at random from what it lets follow;
+ * null for one that had no end yet; the steps of its conversion, its bytes, and with show itself.
+ * Or {"error": "..."} where the schema is refused. The vocabulary is of single bytes. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

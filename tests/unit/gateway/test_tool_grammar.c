@@ -242,6 +242,40 @@ static int32_t some_token(const void *user, const char *text)
                : -1; /* any id will do: this one is EOS */
 }
 
+#define HELLO_F(args) "hello <tool_call>\n{\"name\": \"f\", \"arguments\": " args "}\n</tool_call>"
+#define HELLO_G(args) "hello <tool_call>\n{\"name\": \"g\", \"arguments\": " args "}\n</tool_call>"
+
+/* One of two tools has a schema that is not supported, the other one is strict. */
+static void test_tool_grammar__one_unsupported_schema_leaves_the_other_tools(void **state)
+{
+    json_t *two = tools("[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{"
+                        "\"type\":\"object\",\"properties\":{\"x\":{\"contains\":{}}}}}},"
+                        "{\"type\":\"function\",\"function\":{\"name\":\"g\",\"strict\":true,"
+                        "\"parameters\":{\"type\":\"object\",\"properties\":{\"n\":{\"enum\":[1]}},"
+                        "\"required\":[\"n\"]}}}]");
+    struct nk_tool_grammar_opts o = { .tools = two, .form = nk__tool_form_generic() };
+    struct nk_buf out = NK_BUF_INIT(1 << 20);
+    struct nk_error err = { 0 };
+    char *g = grammar_of(&o);
+
+    (void)state;
+    assert_true(fits(g, HELLO_F("{\"any\": [1]}")));
+    assert_false(fits(g, HELLO_F("1")));
+    assert_true(fits(g, HELLO_G("{\"n\": 1}")));
+    assert_false(fits(g, HELLO_G("{\"n\": 2}")));
+    free(g);
+    o.must = true;
+    assert_int_equal(nk__tool_grammar_write(&o, &out, &err), NK_E_INVALID);
+    assert_non_null(strstr(err.msg, "tools[0].function.parameters"));
+    assert_non_null(strstr(err.msg, "contains"));
+    o.must = false;
+    json_object_set_new(json_object_get(json_array_get(two, 0), "function"), "strict", json_true());
+    assert_int_equal(nk__tool_grammar_write(&o, &out, &err), NK_E_INVALID);
+    assert_string_equal(err.reason, "unsupported_schema");
+    nk_buf_release(&out);
+    json_decref(two);
+}
+
 static void test_tool_grammar__marks_that_are_tokens_are_written_as_tokens(void **state)
 {
     json_t *two = tools(TWO);
@@ -301,6 +335,7 @@ int main(void)
         cmocka_unit_test(test_tool_grammar__forced_calls_are_in_the_form_of_the_template),
         cmocka_unit_test(
             test_tool_grammar__text_that_cannot_be_held_to_its_schema_is_refused_if_strict),
+        cmocka_unit_test(test_tool_grammar__one_unsupported_schema_leaves_the_other_tools),
         cmocka_unit_test(test_tool_grammar__marks_that_are_tokens_are_written_as_tokens),
         cmocka_unit_test(test_tool_grammar__rules_are_renamed_and_nothing_else),
     };
