@@ -287,8 +287,6 @@ int nk__language_exclude(struct nk__conversion *c, struct nk__language *lang, co
 /* Such a text in its quotes, in the form that makes the smallest grammar; lang loses limits that
  * change nothing. */
 int nk__schema_add_text(struct nk__conversion *c, struct nk_buf *b, struct nk__language *lang);
-/* A regular expression for a format; NULL: it says nothing. */
-const char *nk__schema_format(const char *name);
 int nk__schema_add_string(struct nk__conversion *c, struct nk_buf *b, const struct nk__set *set);
 
 /* ---- json_schema_object.c ---- */

@@ -1,5 +1,6 @@
 #include "text/json_schema_int.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #define DATE                                                                                       \
@@ -12,51 +13,73 @@
 #define LABEL "[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,30}[a-zA-Z0-9])?"
 #define IPV4  OCTET "\\." OCTET "\\." OCTET "\\." OCTET
 #define HOST  LABEL "(?:\\." LABEL "){0,4}"
-#define PATH  "(?:/[a-zA-Z0-9._~@:+,=-]*)*"
-#define QUERY "(?:\\?[a-zA-Z0-9._~@:+,=&/-]*)?(?:#[a-zA-Z0-9._~@:+,=&/-]*)?"
+#define PATH  "(?:/[a-zA-Z0-9._~@:+,=-]{0,60}){0,8}"
+#define QUERY "(?:\\?[a-zA-Z0-9._~@:+,=&/-]{0,99})?(?:#[a-zA-Z0-9._~@:+,=&/-]{0,40})?"
 #define EMAIL                                                                                      \
     "[a-zA-Z0-9_+-]{1,32}(?:\\.[a-zA-Z0-9_+-]{1,32}){0,2}@(?:" LABEL "\\.){1,3}[a-z]{2,10}"
 #define URI                                                                                        \
     "(?:(?:https?|ftp|file|wss?)://" HOST "(?::[1-9][0-9]{0,3})?" PATH QUERY                       \
-    "|mailto:[a-z0-9]+@" LABEL "\\.[a-z]{2,10}|urn:[a-z0-9]{2,16}:[a-zA-Z0-9:._-]+)"
+    "|mailto:[a-z0-9]{1,32}@" LABEL "\\.[a-z]{2,10}|urn:[a-z0-9]{2,16}:[a-zA-Z0-9:._-]{1,60})"
+
+#define URL                                                                                        \
+    "https?://(?:[a-zA-Z0-9]{1,30}\\.){1,3}[a-z]{2,10}(?::[1-9][0-9]{1,3})?(?:/"                   \
+    "[a-zA-Z0-9._~-]{0,60}){0,8}"
+
+#define LOOSE_LABEL "[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+#define LOOSE_HOST  LOOSE_LABEL "(?:\\." LOOSE_LABEL ")*"
+#define LOOSE_PATH                                                                                 \
+    "(?:/[a-zA-Z0-9._~@:+,=-]*)*(?:\\?[a-zA-Z0-9._~@:+,=&/-]*)?(?:#[a-zA-Z0-9._~/-]*)?"
+#define LOOSE_URI   "[a-z]{2,8}://" LOOSE_HOST LOOSE_PATH
+#define LOOSE_URL   "https?://(?:[a-zA-Z0-9]+\\.)+[a-z]{2,10}(?:/[a-zA-Z0-9._~/-]*)?"
+#define LOOSE_EMAIL "[a-zA-Z0-9_+-]+(?:\\.[a-zA-Z0-9_+-]+)*@(?:" LOOSE_LABEL "\\.)+[a-zA-Z]{2,10}"
 
 /* What is written of each: less than is valid, and never anything else. Those that the standard
  * knows are all here; another name is nothing to any validator. */
 static const struct {
     const char *name, *pattern;
+    const char *loose; /* without counts, so that an automaton of it and other limits is small */
 } formats[] = {
-    { "date", "^" DATE "$" },
-    { "time", "^" TIME "$" },
-    { "date-time", "^" DATE "T" TIME "$" },
-    { "duration", "^P(?:[0-9]{1,4}D(?:T[0-9]{1,4}[HMS])?|T[0-9]{1,4}[HMS]|[0-9]{1,4}[WMY])$" },
-    { "email", "^" EMAIL "$" },
-    { "idn-email", "^" EMAIL "$" },
-    { "hostname", "^" HOST "$" },
-    { "idn-hostname", "^" HOST "$" },
-    { "ipv4", "^" IPV4 "$" },
-    { "ipv6", "^(?:(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}|::|::1|"
-              "(?:[0-9a-fA-F]{1,4}:){1,4}(?::[0-9a-fA-F]{1,4}){1,3})$" },
-    { "uuid", "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$" },
-    { "uri", "^" URI "$" },
-    { "iri", "^" URI "$" },
-    { "url", "^" URI "$" },
-    { "uri-reference", "^(?:" URI "|" PATH QUERY ")$" },
-    { "iri-reference", "^(?:" URI "|" PATH QUERY ")$" },
-    { "uri-template", "^(?:" URI "|(?:/(?:[a-zA-Z0-9._~-]*|\\{[a-zA-Z0-9_]+\\}))*)$" },
-    { "json-pointer", "^(?:/(?:[a-zA-Z0-9_. -]|~[01])*)*$" },
-    { "relative-json-pointer", "^(?:0|[1-9][0-9]{0,3})(?:#|(?:/(?:[a-zA-Z0-9_. -]|~[01])*)*)$" },
-    { "regex", "^\\^?(?:[a-zA-Z0-9_ -]|\\\\[dwsDWS.])*\\$?$" },
-    { "byte", "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$" },
+    { "date", "^" DATE "$", NULL },
+    { "time", "^" TIME "$", NULL },
+    { "date-time", "^" DATE "T" TIME "$", NULL },
+    { "duration", "^P(?:[0-9]{1,4}D(?:T[0-9]{1,4}[HMS])?|T[0-9]{1,4}[HMS]|[0-9]{1,4}[WMY])$",
+      NULL },
+    { "email", "^" EMAIL "$", "^" LOOSE_EMAIL "$" },
+    { "idn-email", "^" EMAIL "$", "^" LOOSE_EMAIL "$" },
+    { "hostname", "^" HOST "$", "^" LOOSE_HOST "$" },
+    { "idn-hostname", "^" HOST "$", "^" LOOSE_HOST "$" },
+    { "ipv4", "^" IPV4 "$", NULL },
+    { "ipv6",
+      "^(?:(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}|::|::1|"
+      "(?:[0-9a-fA-F]{1,4}:){1,4}(?::[0-9a-fA-F]{1,4}){1,3})$",
+      NULL },
+    { "uuid", "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
+      NULL },
+    { "uri", "^" URI "$", "^" LOOSE_URI "$" },
+    { "iri", "^" URI "$", "^" LOOSE_URI "$" },
+    { "url", "^" URL "$", "^" LOOSE_URL "$" },
+    { "uri-reference", "^(?:" URI "|" PATH QUERY ")$", "^(?:" LOOSE_URI "|" LOOSE_PATH ")$" },
+    { "iri-reference", "^(?:" URI "|" PATH QUERY ")$", "^(?:" LOOSE_URI "|" LOOSE_PATH ")$" },
+    { "uri-template", "^(?:" URI "|(?:/(?:[a-zA-Z0-9._~-]*|\\{[a-zA-Z0-9_]+\\}))*)$",
+      "^" LOOSE_URI "$" },
+    { "json-pointer", "^(?:/(?:[a-zA-Z0-9_. -]|~[01])*)*$", NULL },
+    { "relative-json-pointer", "^(?:0|[1-9][0-9]{0,3})(?:#|(?:/(?:[a-zA-Z0-9_. -]|~[01])*)*)$",
+      NULL },
+    { "regex", "^\\^?(?:[a-zA-Z0-9_ -]|\\\\[dwsDWS.])*\\$?$", NULL },
+    { "byte", "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$", NULL },
 };
 
 static const char base64[] = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$";
 
-const char *nk__schema_format(const char *name)
+/* Its place in formats; their number: it says nothing. */
+static size_t find_format(const json_t *name)
 {
-    for (size_t i = 0; i < sizeof formats / sizeof formats[0]; i++)
-        if (!strcmp(formats[i].name, name))
-            return formats[i].pattern;
-    return NULL;
+    size_t i = 0;
+
+    while (i < sizeof formats / sizeof formats[0] &&
+           (!json_is_string(name) || strcmp(formats[i].name, json_string_value(name)) != 0))
+        i++;
+    return i;
 }
 
 static int add_pattern(struct nk__conversion *c, struct nk__language *lang, const json_t *pattern,
@@ -94,42 +117,6 @@ int nk__language_exclude(struct nk__conversion *c, struct nk__language *lang, co
     if (!rc && any)
         rc = nk__language_add(c, lang, nk_buf_str(&text), true);
     nk_buf_release(&text);
-    return rc;
-}
-
-int nk__schema_get_language(struct nk__conversion *c, const struct nk__set *set,
-                            struct nk__language *lang)
-{
-    int rc = 0;
-
-    for (size_t i = 0; !rc && i < set->n; i++) {
-        const json_t *schema = set->parts[i].schema, *pattern = json_object_get(schema, "pattern"),
-                     *format = json_object_get(schema, "format"),
-                     *encoding = json_object_get(schema, "contentEncoding"),
-                     *negated = json_object_get(schema, "not");
-        const char *rule =
-            json_is_string(format) ? nk__schema_format(json_string_value(format)) : NULL;
-
-        rc = nk__schema_get_range(c, schema, "minLength", "maxLength", &lang->min, &lang->max);
-        if (!rc && pattern)
-            rc = add_pattern(c, lang, pattern, false);
-        if (!rc && rule)
-            rc = nk__language_add(c, lang, rule, false);
-        if (!rc && json_is_string(encoding) && !strcmp(json_string_value(encoding), "base64"))
-            rc = nk__language_add(c, lang, base64, false);
-        if (rc || !negated || !nk__logic_is_plain_not(negated))
-            continue;
-        if (json_object_get(negated, "pattern"))
-            rc = add_pattern(c, lang, json_object_get(negated, "pattern"), true);
-        else if (json_object_get(negated, "enum"))
-            rc = nk__language_exclude(c, lang, json_object_get(negated, "enum"));
-        else if (json_is_string(json_object_get(negated, "const"))) {
-            json_t *list = json_pack("[O]", json_object_get(negated, "const"));
-
-            rc = list ? nk__language_exclude(c, lang, list) : nk__schema_no_memory(c);
-            json_decref(list);
-        }
-    }
     return rc;
 }
 
@@ -188,6 +175,74 @@ static void drop_lengths(struct nk__language *lang)
         lang->max = -1;
     if (lang->max > COUNTED_MAX && lang->min <= COUNTED_MAX)
         lang->max = COUNTED_MAX;
+}
+
+/* ---- what is said of a string ---- */
+
+/* The formats come last: which form of them is the smaller one depends on the rest. */
+static int add_formats(struct nk__conversion *c, const struct nk__set *set,
+                       struct nk__language *lang)
+{
+    /* No longer than this where characters are counted, nor a label of a host's name. */
+    enum { LOOSE_MAX = 60 };
+    int rc = 0;
+
+    for (size_t i = 0; !rc && i < set->n; i++) {
+        size_t f = find_format(json_object_get(set->parts[i].schema, "format"));
+        int64_t min = 0, max = -1;
+        bool loose;
+
+        if (f == sizeof formats / sizeof formats[0])
+            continue;
+        rc = nk__language_add(c, lang, formats[f].pattern, false);
+        if (rc)
+            return rc;
+        get_lengths(lang->parts[lang->n - 1].regex, lang->parts[lang->n - 1].regex->root, &min,
+                    &max);
+        loose =
+            formats[f].loose && lang->min <= LOOSE_MAX &&
+            (lang->n > 1 || lang->min > min || (lang->max >= 0 && (max < 0 || lang->max < max)));
+        if (!loose)
+            continue;
+        lang->n--;
+        nk__regex_release(lang->parts[lang->n].regex);
+        free(lang->parts[lang->n].regex);
+        if (lang->n == 0 || strstr(formats[f].name, "host"))
+            lang->max = lang->max < 0 || lang->max > LOOSE_MAX ? LOOSE_MAX : lang->max;
+        rc = nk__language_add(c, lang, formats[f].loose, false);
+    }
+    return rc;
+}
+
+int nk__schema_get_language(struct nk__conversion *c, const struct nk__set *set,
+                            struct nk__language *lang)
+{
+    int rc = 0;
+
+    for (size_t i = 0; !rc && i < set->n; i++) {
+        const json_t *schema = set->parts[i].schema, *pattern = json_object_get(schema, "pattern"),
+                     *encoding = json_object_get(schema, "contentEncoding"),
+                     *negated = json_object_get(schema, "not");
+
+        rc = nk__schema_get_range(c, schema, "minLength", "maxLength", &lang->min, &lang->max);
+        if (!rc && pattern)
+            rc = add_pattern(c, lang, pattern, false);
+        if (!rc && json_is_string(encoding) && !strcmp(json_string_value(encoding), "base64"))
+            rc = nk__language_add(c, lang, base64, false);
+        if (rc || !negated || !nk__logic_is_plain_not(negated))
+            continue;
+        if (json_object_get(negated, "pattern"))
+            rc = add_pattern(c, lang, json_object_get(negated, "pattern"), true);
+        else if (json_object_get(negated, "enum"))
+            rc = nk__language_exclude(c, lang, json_object_get(negated, "enum"));
+        else if (json_is_string(json_object_get(negated, "const"))) {
+            json_t *list = json_pack("[O]", json_object_get(negated, "const"));
+
+            rc = list ? nk__language_exclude(c, lang, list) : nk__schema_no_memory(c);
+            json_decref(list);
+        }
+    }
+    return rc ? rc : add_formats(c, set, lang);
 }
 
 int nk__schema_add_text(struct nk__conversion *c, struct nk_buf *b, struct nk__language *lang)

@@ -436,6 +436,12 @@ static const struct {
     { "{\"type\":\"string\",\"contentEncoding\":\"base64\",\"minLength\":5}",
       { "\"YWJjYWJj\"" },
       { "\"YWJj\"" } },
+    { "{\"type\":\"string\",\"format\":\"url\",\"minLength\":1,\"maxLength\":2048}",
+      { "\"https://www.example.com/a/b\"" },
+      { "\"https://a\"", "\"\"" } },
+    { "{\"type\":\"string\",\"format\":\"email\",\"maxLength\":9}",
+      { "\"a@bc.de\"" },
+      { "\"abcd@bc.de\"" } },
     { "{\"type\":\"string\",\"format\":\"password\"}", { "\"x\"" }, { "1" } },
     { "{\"type\":\"string\",\"format\":\"ipv6\"}",
       { "\"::1\"", "\"fe80::1\"", "\"1:2:3:4:5:6:7:8\"" },
@@ -762,6 +768,27 @@ static void test_json_schema__work_that_multiplies_ends_at_the_ceiling(void **st
     assert_int_equal(work_of(types_and_values(20000)), -1);
 }
 
+/* A grammar has a largest size, and a schema has several such strings. */
+static void test_json_schema__joined_limits_make_small_grammars(void **state)
+{
+    static const char *const schemas[] = {
+        "{\"type\":\"string\",\"format\":\"email\",\"pattern\":\"^[^@]+@[^@]+[.]com$\"}",
+        "{\"type\":\"string\",\"format\":\"uri\",\"minLength\":1,\"maxLength\":2048}",
+        "{\"type\":\"string\",\"format\":\"date-time\",\"pattern\":\"Z$\"}",
+        "{\"type\":\"string\",\"pattern\":\"^[a-z][a-z0-9_]*$\",\"maxLength\":63}",
+        "{\"type\":\"integer\",\"multipleOf\":5,\"minimum\":0}",
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof schemas / sizeof schemas[0]; i++) {
+        char *grammar = grammar_of(schemas[i]);
+
+        if (strlen(grammar) > 8000)
+            fail_msg("%s: %zu bytes", schemas[i], strlen(grammar));
+        free(grammar);
+    }
+}
+
 /* The oracle: a schema's work is a few steps for each of its bytes. */
 static void test_json_schema__ordinary_work_grows_as_the_schema_does(void **state)
 {
@@ -895,6 +922,7 @@ int main(void)
         cmocka_unit_test(test_json_schema__a_long_pattern_is_looked_at_once),
         cmocka_unit_test(test_json_schema__what_is_named_again_is_no_more_work),
         cmocka_unit_test(test_json_schema__work_that_multiplies_ends_at_the_ceiling),
+        cmocka_unit_test(test_json_schema__joined_limits_make_small_grammars),
         cmocka_unit_test(test_json_schema__ordinary_work_grows_as_the_schema_does),
         cmocka_unit_test(test_json_schema__ends_when_nobody_waits_for_it),
         cmocka_unit_test(test_json_schema__random_texts_of_the_grammar_are_json),
