@@ -71,17 +71,9 @@ static int add_other_name(struct nk__conversion *c, struct nk_buf *b, const json
         names[i++] = key;
     }
     qsort(names, n, sizeof *names, by_text);
-    for (i = 0; i < n; i++)
-        if (strlen(names[i]) > 128) {
-            rc = nk__schema_refuse(c, "additionalProperties",
-                                   "not together with a property whose name is longer than 128 "
-                                   "bytes");
-            goto out;
-        }
     rc = nk_buf_adds(b, "\"\\\"\" ", c->err);
     if (!rc)
         rc = add_other_names(c, b, names, 0, n, 0);
-out:
     free(names);
     return rc;
 }
@@ -403,6 +395,9 @@ static int convert_member(struct object *o, const char *name, struct nk__schema_
 
 /* ---- others ---- */
 
+/* A name's characters nest that deep, and groups of a grammar have a limit. */
+enum { NAME_NESTED_MAX = 80 };
+
 /* Adds an alternative: members whose name is not listed and matches this pattern and no other one;
  * pattern: n_patterns for none. */
 static int add_others_of(struct object *o, struct nk_buf *b, size_t pattern)
@@ -418,6 +413,7 @@ static int add_others_of(struct object *o, struct nk_buf *b, size_t pattern)
                       : nk__schema_enter(c, "additionalProperties", NULL);
     const char *name;
     json_t *value_of, *names = json_array();
+    bool long_name = false;
     int types, rc = names ? 0 : nk__schema_no_memory(c);
 
     matched[pattern] = true;
@@ -437,10 +433,11 @@ static int add_others_of(struct object *o, struct nk_buf *b, size_t pattern)
     {
         if (!rc && json_array_append_new(names, json_string(name)))
             rc = nk__schema_no_memory(c);
+        long_name |= strlen(name) > NAME_NESTED_MAX;
     }
     if (rc)
         goto out;
-    if (!lang.n && lang.min == 0 && lang.max < 0) {
+    if (!long_name && !lang.n && lang.min == 0 && lang.max < 0) {
         rc = add_other_name(c, &one, o->names);
     } else {
         if (!lang.min) /* the empty name is nobody's friend */

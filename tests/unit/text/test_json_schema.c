@@ -768,6 +768,28 @@ static void test_json_schema__work_that_multiplies_ends_at_the_ceiling(void **st
     assert_int_equal(work_of(types_and_values(20000)), -1);
 }
 
+static void test_json_schema__names_may_be_long(void **state)
+{
+    nk_vocab *v = test_vocab(VOCAB_BPE);
+    char name[201], schema[400], text[300], *grammar;
+
+    (void)state;
+    memset(name, 'n', 200);
+    name[200] = '\0';
+    snprintf(schema, sizeof schema,
+             "{\"properties\":{\"%s\":{\"type\":\"null\"}},\"additionalProperties\":{\"const\":1}}",
+             name);
+    grammar = grammar_of(schema);
+    snprintf(text, sizeof text, "{\"%s\":null}", name);
+    assert_true(takes(v, grammar, text));
+    snprintf(text, sizeof text, "{\"%s\":1}", name);
+    assert_false(takes(v, grammar, text));
+    snprintf(text, sizeof text, "{\"%s\":1}", name + 1);
+    assert_true(takes(v, grammar, text));
+    free(grammar);
+    nk_vocab_close(v);
+}
+
 /* A grammar has a largest size, and a schema has several such strings. */
 static void test_json_schema__joined_limits_make_small_grammars(void **state)
 {
@@ -922,6 +944,7 @@ int main(void)
         cmocka_unit_test(test_json_schema__a_long_pattern_is_looked_at_once),
         cmocka_unit_test(test_json_schema__what_is_named_again_is_no_more_work),
         cmocka_unit_test(test_json_schema__work_that_multiplies_ends_at_the_ceiling),
+        cmocka_unit_test(test_json_schema__names_may_be_long),
         cmocka_unit_test(test_json_schema__joined_limits_make_small_grammars),
         cmocka_unit_test(test_json_schema__ordinary_work_grows_as_the_schema_does),
         cmocka_unit_test(test_json_schema__ends_when_nobody_waits_for_it),
