@@ -182,8 +182,8 @@ function judge(s, text, validate) {
   try {
     if (!validate(value))
       complain("let through and not valid", s, text, ajv.errorsText(validate.errors));
-  } catch (e) { // ajv 8.20's own code for unevaluatedProperties within oneOf can fail
-    if (!(e instanceof TypeError && JSON.stringify(s).includes("unevaluatedProperties")))
+  } catch (e) { // ajv 8.20's own code can fail for unevaluatedProperties within oneOf, and runs in circles where a $ref does
+    if (!(e instanceof RangeError) && !(e instanceof TypeError && JSON.stringify(s).includes("unevaluatedProperties")))
       throw e;
   }
   return value;
