@@ -567,7 +567,8 @@ static int find_chains(struct automaton *a)
     uint32_t *n_from = calloc(a->n_states, sizeof *n_from);
     size_t n_live = 0;
 
-    qsort(a->edges, a->n_edges, sizeof *a->edges, by_target);
+    if (a->n_edges)
+        qsort(a->edges, a->n_edges, sizeof *a->edges, by_target);
     a->first = calloc(a->n_states + 1, sizeof *a->first);
     a->inlined = calloc(a->n_states, sizeof *a->inlined);
     if (!n_from || !a->first || !a->inlined) {
