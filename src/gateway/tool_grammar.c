@@ -296,6 +296,11 @@ static bool is_lenient(const struct nk_tool_grammar_opts *o, const json_t *funct
     return !o->must && !json_is_true(json_object_get(function, "strict"));
 }
 
+static bool is_unsupported(const struct nk_error *e)
+{
+    return !strcmp(e->reason, "unsupported_schema") || !strcmp(e->reason, "too_large");
+}
+
 /* Appends the JSON of a schema as rules whose names begin with prefix. any: what it is where it is
  * not supported, a grammar; NULL: then it is an error. */
 static int add_schema(const struct nk_tool_grammar_opts *o, struct nk_buf *out, const char *prefix,
@@ -305,8 +310,7 @@ static int add_schema(const struct nk_tool_grammar_opts *o, struct nk_buf *out, 
     struct nk_error own = { 0 };
     int rc = nk_json_schema_to_grammar(schema, o->work, &inner, &own);
 
-    if (rc && any &&
-        (!strcmp(own.reason, "unsupported_schema") || !strcmp(own.reason, "too_large"))) {
+    if (rc && any && is_unsupported(&own)) {
         nk_buf_reset(&inner);
         rc = nk_buf_adds(&inner, any, &own);
     }
@@ -376,7 +380,16 @@ static int add_value(const struct nk_tool_grammar_opts *o, struct nk_buf *out, c
     rc = rc ? rc : add_text(o, out, f->value_close, err);
     snprintf(name, sizeof name, "%sjson-", prefix);
     if (!rc) {
-        rc = add_schema(o, out, name, schema, p->lenient ? nk_json_object_grammar() : NULL, err);
+        struct nk_error own = { 0 };
+
+        rc = add_schema(o, out, name, schema, NULL, &own);
+        if (rc && p->lenient && is_unsupported(&own)) {
+            json_decref(schema);
+            schema = json_object(); /* any JSON */
+            rc = add_schema(o, out, name, schema, NULL, &own);
+        }
+        if (rc && err)
+            *err = own;
         if (rc)
             nk_wrap(rc, err, "\"%s\"", p->key);
     }
