@@ -78,6 +78,17 @@ static void print_table(const struct nk_cluster *cluster, const struct result *r
                    w->device, w->n_ctx, w->kv_tokens_free, (unsigned long long)w->sessions_open,
                    w->rtt_us, w->rc ? "  does not fit" : "");
     }
+    for (int i = 0; i < r->report->n_spares; i++) {
+        const struct nk_worker_report *w = &r->report->spares[i];
+
+        if (i == 0)
+            printf("\n");
+        if (w->rc)
+            printf("spare %s  stands in for nobody\n", w->address);
+        else
+            printf("spare %s  stands in for worker %s, layers %d-%d, device %s\n", w->address,
+                   cluster->workers[w->stands_for].id, w->layer_begin, w->layer_end, w->device);
+    }
     if (r->probed && !r->rc)
         printf("\nOne token went through all %d worker%s and back in %.2f ms. A session has room "
                "for %d tokens.\n",
@@ -90,6 +101,9 @@ static void print_table(const struct nk_cluster *cluster, const struct result *r
     for (int i = 0; i < r->report->n_workers; i++)
         if (r->report->workers[i].rc)
             nk_cli_report(&r->report->workers[i].err);
+    for (int i = 0; i < r->report->n_spares; i++) /* in the way of no request */
+        if (r->report->spares[i].rc)
+            nk_cli_report(&r->report->spares[i].err);
     if (r->rc && r->report->ok)
         nk_cli_report(&r->err);
 }
@@ -142,6 +156,8 @@ static json_t *worker_json(const struct nk_worker_report *w)
         COUNT(rows_in_runs);
     COUNT(compute_us), COUNT(queue_us), COUNT(uptime_ms), COUNT(streams_open), COUNT(jobs_queued);
     COUNT(steps), COUNT(wire_us), COUNT(wire_steps);
+    COUNT(sessions_held), COUNT(sessions_resumed), COUNT(tokens_replayed), COUNT(journal_bytes),
+        COUNT(journal_spilled_bytes);
 #undef TEXT
 #undef INT
 #undef COUNT
@@ -153,7 +169,7 @@ out:
 
 static void print_json(const struct nk_cluster *cluster, const struct result *r)
 {
-    json_t *o = json_object(), *workers = json_array();
+    json_t *o = json_object(), *workers = json_array(), *spares = json_array();
 
     json_object_set_new(o, "ok", json_boolean(!r->rc));
     json_object_set_new(o, "error", r->rc ? error_json(&r->err) : json_null());
@@ -167,6 +183,15 @@ static void print_json(const struct nk_cluster *cluster, const struct result *r)
     for (int i = 0; i < r->report->n_workers; i++)
         json_array_append_new(workers, worker_json(&r->report->workers[i]));
     json_object_set_new(o, "workers", workers);
+    for (int i = 0; i < r->report->n_spares; i++) {
+        const struct nk_worker_report *w = &r->report->spares[i];
+        json_t *spare = worker_json(w);
+
+        json_object_set_new(spare, "stands_for",
+                            w->rc ? json_null() : json_string(cluster->workers[w->stands_for].id));
+        json_array_append_new(spares, spare);
+    }
+    json_object_set_new(o, "spares", spares);
     json_dumpf(o, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(12) | nk_cli_json_flags());
     printf("\n");
     json_decref(o);
