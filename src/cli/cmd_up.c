@@ -22,7 +22,8 @@ static void end_local(void *l)
     nk_local_end(l);
 }
 
-/* Without a prompt: serves until a signal comes, or a worker cannot be kept alive. Takes the chain. */
+/* Without a prompt: serves until a signal comes, or a worker cannot be kept alive. Takes the
+ * chain. */
 static int serve_until_end(const struct nk_serve *s, bool deterministic, struct nk_local *l,
                            nk_chain *c, const nk_vocab *v)
 {
