@@ -153,9 +153,8 @@ static void fake_message(nk_call *c, void *user, struct nk_bytes msg)
 
     fake_turn();
     m = nakshatra__v1__inference_request__unpack(NULL, msg.size, msg.data);
-    if (m &&
-        m->kind_case ==
-            NAKSHATRA__V1__INFERENCE_REQUEST__KIND_CANCEL) { /* as a worker does; the Open is still looked at */
+    /* As a worker does; the Open is still looked at. */
+    if (m && m->kind_case == NAKSHATRA__V1__INFERENCE_REQUEST__KIND_CANCEL) {
         struct nk_error e;
 
         nakshatra__v1__inference_request__free_unpacked(m, NULL);
