@@ -11,6 +11,7 @@
 #include <jansson.h>
 
 #include "gateway/reply.h"
+#include "gateway/tool_form.h"
 
 static const struct nk_request_limits limits = { .messages_max = 6, .n_max = 4 };
 static struct nk_request r;
@@ -193,7 +194,7 @@ static struct nk_reply_opts opts_for(bool stream)
                                .parse = true };
 
     o.output.think = (struct nk_think_marks){ .open = "<think>", .close = "</think>" };
-    o.output.tools = NK_TOOL_FORMAT_HERMES;
+    o.output.tools = nk__tool_form_generic();
     return o;
 }
 

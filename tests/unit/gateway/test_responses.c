@@ -12,6 +12,7 @@
 
 #include "gateway/reply.h"
 #include "gateway/request.h"
+#include "gateway/tool_form.h"
 #include "gateway/responses_store.h"
 #include "unit/virtual_clock.h"
 
@@ -374,7 +375,7 @@ static struct nk_reply_opts opts_for(bool stream)
                                .parse = true };
 
     o.output.think = (struct nk_think_marks){ .open = "<think>", .close = "</think>" };
-    o.output.tools = NK_TOOL_FORMAT_HERMES;
+    o.output.tools = nk__tool_form_generic();
     return o;
 }
 
