@@ -34,6 +34,9 @@ clients: test-deps build ## real clients from npm, agents too, one after the oth
 stress: test-deps build ## all tests three times beside a program that takes every core for moments; nothing may be flaky
 	@scripts/stress-tests
 
+trials: test-deps build ## 200 trials of recovery: workers are killed and stopped at random moments
+	@scripts/trials
+
 style:           ## is the C formatted, and no line over 100 columns?
 	@scripts/check-style
 

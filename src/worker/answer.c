@@ -220,6 +220,7 @@ static int sample(const answering *a, job *j, const float *logits, struct nk_err
     } else {
         rc = nk_detok_add(c->detok, j->sampled.id, &c->text, &stopped, err);
         c->n_sampled++;
+        c->last_id = j->sampled.id;
         if (stopped)
             j->finish = NAKSHATRA__V1__FINISH_REASON__FINISH_STOP;
         else if (c->n_sampled >= s->n_predict || end >= s->n_tokens_max)
@@ -258,6 +259,7 @@ static int say_silently(const struct nk_session *s, struct nk_session_compute *c
     nk_buf_reset(&c->text);
     rc = nk_detok_add(c->detok, id, &c->text, &stopped, err);
     c->n_sampled++;
+    c->last_id = id;
     return rc;
 }
 

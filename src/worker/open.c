@@ -330,7 +330,8 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
     s->n_reuse_salt = m->reuse_salt.len;
     if (s->n_reuse_salt)
         memcpy(s->reuse_salt, m->reuse_salt.data, s->n_reuse_salt);
-    s->reuse = (m->reuse || s->n_reuse_salt) && !s->deterministic;
+    /* What begins in a kept session has runs that no resumption can repeat. */
+    s->reuse = (m->reuse || s->n_reuse_salt) && !s->deterministic && !m->exact;
     s->special = m->special;
     s->exact = s->deterministic || m->exact;
     s->chunk = w->opts.chunk;

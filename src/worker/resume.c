@@ -72,6 +72,8 @@ void nk__resume_hold(session *s, const struct nk_error *status)
 
     if (s->closed)
         return;
+    /* First, so that nothing of it is run after what settles it. */
+    nk__engine_drop(w->engine, s);
     if (!s->hold_ms || s->seq < 0 || w->state != NK_WORKER_SERVING || settle(s, NULL)) {
         nk__session_end(s, status);
         return;
@@ -82,7 +84,6 @@ void nk__resume_hold(session *s, const struct nk_error *status)
     s->closed = true; /* its calls have no more say in it */
     s->replaying = false;
     nk__session_set_decoding(s, false);
-    nk__engine_drop(w->engine, s);
     if (s->up)
         nk_call_finish(s->up, status);
     if (s->down) /* which without a Cancel is a loss to the next stage, too */
@@ -135,17 +136,35 @@ void nk__resume_tick(nk_worker *w, uint64_t now)
         /* Which may have let others begin, and ended them. */
         next = TAILQ_FIRST(&w->sessions[NK_SESSION_HELD].head);
     }
+    nk__room_admit(w); /* those that are held for long yield */
 }
 
 /* ---- taken up ---- */
+
+/* Whether the tokens that h's last stage has chosen are those that s goes on from: its sampler
+ * has accepted one more than was ever fed. And whether it can still say the one that s has not
+ * got, where it has chosen that. */
+static bool fits_choice(const session *s, const session *h)
+{
+    const struct nk_session_compute *c = &h->compute;
+    int k = c->n_sampled;
+
+    if (!h->is_last)
+        return true;
+    if (k > 0 && k <= s->n_said && s->feed[s->n_prompt + k - 1] != c->last_id)
+        return false;
+    return h->n_ids < nk__session_n_feed(s) ||
+           c->saved[(unsigned)s->n_said % NK_TOKENS_SAVED].index == s->n_said;
+}
 
 /* Whether what h holds is a part of what s is to compute. */
 static bool fits(const session *s, const session *h)
 {
     int n_feed = nk__session_n_feed(s), n = h->n_ids < n_feed ? h->n_ids : n_feed;
 
-    return h->seq >= 0 && h->reserved && h->is_last == s->is_last && h->f16 == s->f16 &&
-           h->n_tokens_max == s->n_tokens_max && (!h->n_prompt || h->n_prompt == s->n_prompt) &&
+    return fits_choice(s, h) && h->seq >= 0 && h->reserved && h->is_last == s->is_last &&
+           h->f16 == s->f16 && h->n_tokens_max == s->n_tokens_max &&
+           (!h->n_prompt || h->n_prompt == s->n_prompt) &&
            !memcmp(h->ids, s->feed, (size_t)n * sizeof *h->ids);
 }
 
@@ -168,6 +187,7 @@ static void adopt(session *s, session *h)
     atomic_store(&s->shared.compute_ns, atomic_load(&h->shared.compute_ns));
     atomic_store(&s->shared.queue_ns, atomic_load(&h->shared.queue_ns));
     atomic_store(&s->shared.runs, atomic_load(&h->shared.runs));
+    atomic_store(&s->shared.n_computed, h->n_ids);
     s->wire_ns = h->wire_ns;
     s->opened_ns = h->opened_ns;
     s->first_token_ns = h->first_token_ns;
@@ -212,9 +232,12 @@ static session *find_held(const nk_worker *w, const uint8_t *id)
 
 int nk__resume_receive(session *s, session *h, bool forget, struct nk_error *err)
 {
+    bool admitting = s->w->admitting;
     struct nk_error status;
 
     (void)err;
+    /* What ends here makes room; s, which takes a held session's, is not to be given any. */
+    s->w->admitting = true;
     if (h && h->state != NK_SESSION_HELD) {
         /* Its call lives: the one behind it does not know yet that it is replaced. */
         nk_fail(&status, NK_E_ABORTED, "superseded",
@@ -232,6 +255,7 @@ int nk__resume_receive(session *s, session *h, bool forget, struct nk_error *err
                 "the session was resumed by a call that came later");
         nk__session_end(h->adopter, &status);
     }
+    s->w->admitting = admitting;
     if (h && forget) {
         nk__resume_forget(h);
         h = NULL;
@@ -283,8 +307,9 @@ static int send_step(session *s, uint64_t step, int pos, int n, bool sample, boo
         rc = nk_buf_reserve(b, (size_t)n * row_bytes, &where, err);
         if (!rc)
             rc = nk__journal_read(s->journal, pos, n, where, err);
-        if (rc)
-            return rc;
+        if (rc) /* not the end: it can all be computed again from the ids */
+            return nk_fail(err, NK_E_PRECONDITION, "bad_resume",
+                           "rows %d to %d cannot be read from the journal", pos, pos + n);
         rows.n_rows = (uint32_t)n;
         rows.width = (uint32_t)width;
         rows.dtype = s->f16 ? NAKSHATRA__V1__DTYPE__DTYPE_F16 : NAKSHATRA__V1__DTYPE__DTYPE_F32;
@@ -375,9 +400,7 @@ static int replay_begin(session *s, const Nakshatra__V1__Opened *theirs, int beg
     nakshatra__v1__opened__pack(theirs, s->theirs);
     s->replay_begin = s->replay_at = begin;
     s->replay_end = end;
-    s->replay_rows = s->exact || s->chunk > s->w->opts.chunk ? s->chunk : s->w->opts.chunk;
-    if (next->n_batch && next->n_batch < (uint32_t)s->replay_rows)
-        s->replay_rows = (int)next->n_batch;
+    s->replay_rows = s->chunk; /* which every stage behind takes */
     if (s->replay_rows > most)
         s->replay_rows = most;
     s->replay_told_ns = 0;
@@ -415,11 +438,12 @@ int nk__resume_opened(session *s, const Nakshatra__V1__Opened *theirs, struct nk
 
 bool nk__resume_has(const session *s, int pos, const int32_t *ids, int n)
 {
-    int end = pos + n;
+    int end;
 
-    if (!s->resumed || pos < 0 || n < 1 || end > s->n_ids || nk__step_n_under_way(s) ||
-        memcmp(s->ids + pos, ids, (size_t)n * sizeof *ids) != 0)
+    if (!s->resumed || pos < 0 || n < 1 || pos > s->n_ids || n > s->n_ids - pos ||
+        nk__step_n_under_way(s) || memcmp(s->ids + pos, ids, (size_t)n * sizeof *ids) != 0)
         return false;
+    end = pos + n;
     return s->is_last || s->next_has >= end ||
            (nk__journal_begin(s->journal) <= pos && nk__journal_end(s->journal) >= end);
 }

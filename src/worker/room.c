@@ -180,6 +180,32 @@ static bool copy_seq(nk_worker *w, int from, int to)
     return true;
 }
 
+/* A held session that nobody has come for in some time: its client may be gone. */
+static bool evict_held(nk_worker *w)
+{
+    uint64_t now = nk__worker_now_ns(w);
+    session *h;
+
+    TAILQ_FOREACH(h, &w->sessions[NK_SESSION_HELD].head, link)
+    {
+        if (h->adopter || now < h->state_ns + NK_HOLD_FIRM_MS * 1000000ull)
+            continue;
+        nk_log(NK_LOG_WORKER, NK_LOG_INFO, "session=%s tokens=%d msg=\"held session evicted\"",
+               h->name, h->n_ids);
+        nk__resume_forget(h);
+        return true;
+    }
+    return false;
+}
+
+static bool is_full_for(const session *s)
+{
+    const nk_worker *w = s->w;
+
+    return w->kv_reserved + s->n_tokens_max > nk__stage_info(w)->n_ctx ||
+           (w->n_seq_free == 0 && !w->sessions[NK_SESSION_KEPT].n);
+}
+
 /* Room for s, by evicting kept sessions if need be. A kept session with a common beginning is taken
  * over when that is most of it; else its beginning is copied (cells of a unified KV cache are
  * shared, not copied) and it stays kept. */
@@ -190,9 +216,9 @@ static bool make_room(session *s)
     session *k;
 
     /* What runs yields to nobody; then kept sessions are not evicted in vain. */
-    if (w->kv_reserved + s->n_tokens_max > n_ctx ||
-        (w->n_seq_free == 0 && !w->sessions[NK_SESSION_KEPT].n))
-        return false;
+    while (is_full_for(s))
+        if (!evict_held(w))
+            return false;
     n_resume = 0;
     k = s->resumed ? NULL : find_kept(s, &n_resume);
     while (w->kv_reserved + s->n_tokens_max + w->kv_kept - (k ? k->n_ids : 0) > n_ctx)

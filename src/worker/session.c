@@ -191,6 +191,9 @@ void nk__session_end(session *s, const struct nk_error *status)
     }
     if (s->up)
         nk_call_finish(s->up, status);
+    /* This worker ends, or its neighbour is lost: those behind hold what they have. */
+    if (status && s->hold_ms && s->down && nk__resume_is_loss(status))
+        nk_call_cancel(s->down);
     nk__session_close(s);
 }
 
@@ -591,7 +594,9 @@ static bool overdue(const session *s, uint64_t now, struct nk_error *err)
         break;
     case NK_SESSION_RUNNING:
         if (nk__step_n_under_way(s) == 0) {
-            if (s->is_first || now < s->heard_ns ||
+            /* Until the first step of a session that is resumed, stages before it may compute
+             * all that they lack. */
+            if (s->is_first || (s->resumed && !s->last_step) || now < s->heard_ns ||
                 now - s->heard_ns < s->w->opts.idle_ms * 1000000ull)
                 return false;
             nk_fail(err, NK_E_DEADLINE, "idle", "no step came for %u ms", s->w->opts.idle_ms);

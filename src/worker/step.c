@@ -173,6 +173,8 @@ int nk__step_receive(session *s, const Nakshatra__V1__Step *m, struct nk_error *
         return nk_fail(err, NK_E_OUT_OF_RANGE, "context_length_exceeded",
                        "%zu rows at position %u are over the session's %d tokens", m->n_ids, m->pos,
                        s->n_tokens_max);
+    if (s->next_has > (int)m->pos && m->pos < (uint32_t)s->n_ids)
+        s->next_has = (int)m->pos; /* what is forgotten here is to be forgotten there */
     if (m->pos < (uint32_t)s->n_ids) {
         if (nk__step_n_under_way(s))
             return nk_fail(err, NK_E_PRECONDITION, "steps_in_flight",

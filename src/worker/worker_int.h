@@ -37,9 +37,12 @@ enum {
     NK_STEPS_OUT_MAX = 4,
     NK_OPEN_DEADLINE_MS = 10000, /* a call that has not said Open by then is ended */
     NK_HOLD_MS_MAX = 600000,
-    /* Tokens that the last stage can say again to a session that is resumed. When the first
-     * stage is lost two may be under way: it starts the next step before it passes the token on. */
-    NK_TOKENS_SAVED = 4,
+    /* A held session has its room for so long whoever needs it; after that it yields. */
+    NK_HOLD_FIRM_MS = 10000,
+    /* Tokens that the last stage can say again to a session that is resumed: those that were on
+     * their way. A chain whose client is cut off goes on until the silence is noticed; what is
+     * then not among these is computed again. */
+    NK_TOKENS_SAVED = 64,
 };
 
 /* ---- sessions ---- */
@@ -69,6 +72,7 @@ struct nk_session_compute {
     struct nk_buf text; /* of one token */
     int n_prompt_seen;  /* ids that the sampler has been told of */
     int n_sampled;
+    int32_t last_id; /* of the last of them */
     /* With hold_ms: the last tokens as they were sent (packed InferenceReply), by index modulo the
      * window; to be said again where they were lost on their way. */
     struct nk_saved_token {

@@ -76,6 +76,11 @@ class Resumable:
                                                        self.done.stop_string))
 
 
+def some(*cases):
+    """All of them; under a sanitizer, where each worker takes long to start, the first ones: the code is the same."""
+    return cases[:2] if nk.SANITIZED else cases
+
+
 def held(worker):
     return worker.info().counters.sessions_held
 
@@ -150,7 +155,7 @@ class Killed(Lost):
 
     def test_several(self):
         """At once, and one after the other, also in the recovery itself."""
-        for which in ([0, 1], [1, 2], [0, 2], [0, 1, 2]):
+        for which in some([0, 1, 2], [0, 2], [0, 1], [1, 2]):
             with self.subTest(workers=which):
                 self.goes_on(PROMPT, 30, [(9, which)])
         self.goes_on(PROMPT, 60, [(5, [1]), (6, [2]), (7, [0]), (30, [1]), (31, [1])])
@@ -158,9 +163,9 @@ class Killed(Lost):
     def test_whatever_chooses_the_tokens(self):
         """Draws are counted, and what the samplers have seen is seen again: a stage that is new goes on with the same."""
         grammar = 'root ::= [a-z ]+ "." [A-Z ]+'
-        for sampling in ({"temperature": 1.0, "top_k": 40, "top_p": 0.95}, {"temperature": 0.8, "mirostat": 2},
-                         {"temperature": 0.8, "mirostat": 1}, {"repeat_penalty": 1.3, "frequency_penalty": 0.5},
-                         {"dry_multiplier": 0.8, "temperature": 0.7}, {"grammar": grammar, "temperature": 0.9}):
+        for sampling in some({"grammar": grammar, "temperature": 0.9}, {"temperature": 0.8, "mirostat": 2},
+                             {"temperature": 1.0, "top_k": 40, "top_p": 0.95}, {"temperature": 0.8, "mirostat": 1},
+                             {"repeat_penalty": 1.3, "frequency_penalty": 0.5}, {"dry_multiplier": 0.8, "temperature": 0.7}):
             with self.subTest(sampling=sampling):
                 self.goes_on(PROMPT, 40, [(15, [2]), (25, [0, 2])], sampling=sampling)
 
@@ -169,7 +174,7 @@ class Killed(Lost):
         g = self.goes_on(PROMPT, 60, [])
         text = b"".join(t.text for t in g.tokens)
         self.assertGreater(len(text), 60)
-        for at in (20, 30, 40):
+        for at in some(30, 20, 40):
             stop = [text[at + 8:at + 20], b"never said"]
             with self.subTest(stop=stop):
                 n = next(i for i in range(len(g.tokens)) if len(b"".join(t.text for t in g.tokens[:i])) > at)
@@ -195,6 +200,24 @@ class Killed(Lost):
         self.assertEqual(g.outcome(), plain.outcome())
         self.assertEqual([s.held for s in g.opened[-1].stages], [0, 0, 0])
 
+    def test_what_was_said_decides(self):
+        """Stages hold a token that is not the client's (another route said another one): what they have of it is of no use, also
+        where only the last stage's sampler and detokenizer know of it."""
+        for which in 0, 1, 2:
+            for back in 1, 2:
+                g = Resumable(self.chain, PROMPT, 40, n_logprobs=4, sampling={"repeat_penalty": 2.0})
+                self.assertIsNone(g.read(until=12))
+                self.replace(which)
+                g.read()
+                g.tokens[-back].id = 300 if g.tokens[-back].id != 300 else 301
+                n = len(g.tokens)
+                self.assertIsNone(g.resume().read())
+                fresh = Resumable.__new__(Resumable)
+                fresh.__dict__.update(g.__dict__, wire=None, tokens=g.tokens[:n], session=random.randbytes(16), done=None)
+                self.assertIsNone(fresh.resume().read())
+                self.assertEqual([t.held for t in fresh.opened[-1].stages], [0, 0, 0])
+                self.assertEqual(g.outcome(), fresh.outcome())
+
     def test_who_comes_later_has_it(self):
         """A call that lives is put out of the session by one that resumes it; a number that was there is refused."""
         g = Resumable(self.chain, PROMPT, 60, n_logprobs=4)
@@ -209,6 +232,66 @@ class Killed(Lost):
         plain = Resumable(self.chain, PROMPT, 60, n_logprobs=4)
         self.assertIsNone(plain.read())
         self.assertEqual(late.outcome(), plain.outcome())
+
+    def test_two_that_come_at_once(self):
+        """While what runs has not come to rest: the last one has it, and nothing of the others is left (tearDown looks)."""
+        prompt = talk.ids(390, seed=6)
+        plain = Resumable(self.chain, prompt, 12, n_logprobs=4)
+        self.assertIsNone(plain.read())
+        for _ in range(5):
+            g = Resumable(self.chain, prompt, 12, n_logprobs=4)
+            others = []
+            for _ in range(3):
+                others.append((g.wire, g.stream))
+                g.wire = None
+                g.resume()
+            self.assertIsNone(g.read())
+            self.assertEqual(g.outcome(), plain.outcome())
+            for wire, stream in others:
+                stream.cancel()
+                wire.__exit__()
+
+    def test_lost_again_while_it_is_opened(self):
+        """What the others hold stays held: it is not computed again."""
+        g = Resumable(self.chain, PROMPT, 40, n_logprobs=4)
+        self.assertIsNone(g.read(until=12))
+        address = self.chain.workers[2].address
+        self.chain.workers[2].kill()
+        self.assertIsNotNone(g.read())
+        for _ in range(3):
+            self.assertEqual(g.resume().read().code().name, "UNAVAILABLE")
+        self.chain.start(2, listen=address)
+        # gRPC lets some time pass before it tries again to connect.
+        self.assertTrue(nk.wait_for(lambda: g.resume().read() is None))
+        plain = Resumable(self.chain, PROMPT, 40, n_logprobs=4)
+        self.assertIsNone(plain.read())
+        self.assertEqual(g.outcome(), plain.outcome())
+        self.assertEqual([s.held > len(PROMPT) for s in g.opened[-1].stages], [True, True, False])
+
+    def test_a_worker_that_is_shut_down(self):
+        """In good order: the others hold what they have as if it had died."""
+        with nk.Chain(nk.KJV, self.ranges, *self.options, "--drain-ms", 0) as chain:
+            g = Resumable(chain, PROMPT, 90, n_logprobs=4)
+            self.assertIsNone(g.read(until=12))
+            address = chain.workers[1].address
+            self.assertEqual(chain.workers[1].stop(), 0)
+            self.assertIsNotNone(g.read())
+            chain.start(1, listen=address)
+            self.assertIsNone(g.resume().read())
+            plain = Resumable(chain, PROMPT, 90, n_logprobs=4)
+            self.assertIsNone(plain.read())
+            self.assertEqual(g.outcome(), plain.outcome())
+            self.assertEqual([s.held > 0 for s in g.opened[-1].stages], [True, False, True])
+
+    def test_a_step_of_nowhere(self):
+        """A stage before that is not to be trusted, and a session that was resumed."""
+        pb = nk.pb()
+        for pos, ids in ((0x7fffffff, [300]), (0xffffffff, [300]), (500, [300]), (0, [300] * 3), (3, [300])):
+            with talk.Wire(self.chain.workers) as wire, talk.Stream(nk.Client(self.chain.workers[1].address).channel) as stream:
+                stream.send(wire.open([300, 301], 8, stage_idx=1, n_tokens_max=20, attempt=1, hold_ms=1000))
+                self.assertEqual(stream.recv().WhichOneof("kind"), "opened")
+                stream.send(pb.InferenceRequest(step=pb.Step(step=1, pos=pos, ids=ids)))
+                self.assertIn(nk.reason(stream.error()), ("gap", "bad_rows", "bad_step", "context_length_exceeded"))
 
     def test_cancelled_is_not_lost(self):
         g = Resumable(self.chain, PROMPT, 400)
@@ -279,7 +362,7 @@ class Shared(Lost):
     def test_what_was_said_stays(self):
         for dtype in (nk.pb().DTYPE_F32, nk.pb().DTYPE_F16):
             plain = self.plain(PROMPT, 60, dtype=dtype)
-            for which in ([0], [1], [2], [1, 2]):
+            for which in some([1], [2], [0], [1, 2]):
                 with self.subTest(dtype=dtype, workers=which):
                     g = Resumable(self.chain, PROMPT, 60, n_logprobs=4, dtype=dtype)
                     self.assertIsNone(g.read(until=20))

@@ -358,7 +358,7 @@ static void pass(uint64_t ms)
  * at once; on the other side of a call only when it has got there. */
 struct question {
     int n_active; /* sessions */
-    int n_waiting;
+    int n_waiting, n_held;
     int n_calls;
     size_t n_timers;
     enum nk_worker_state state;
@@ -371,6 +371,7 @@ static void answer(void *arg)
 
     q->n_active = nk__session_n_active(w);
     q->n_waiting = w->sessions[NK_SESSION_WAITING].n;
+    q->n_held = w->sessions[NK_SESSION_HELD].n;
     q->n_calls = w->server->n_calls;
     q->n_timers = w->net->n_timers;
     q->state = w->state;
@@ -412,6 +413,8 @@ static void client_start(struct side *s, const char *path,
 
 /* Opens a session: on the first stage with a prompt of six tokens, on the later one as the stage
  * before would. */
+static uint32_t client_hold_ms; /* of those that client_open opens */
+
 static void client_open(struct side *s, bool is_first, uint32_t deadline_ms)
 {
     Nakshatra__V1__InferenceRequest req = NAKSHATRA__V1__INFERENCE_REQUEST__INIT;
@@ -442,6 +445,7 @@ static void client_open(struct side *s, bool is_first, uint32_t deadline_ms)
     } else {
         open.n_tokens_max = 100;
     }
+    open.hold_ms = client_hold_ms;
     req.kind_case = NAKSHATRA__V1__INFERENCE_REQUEST__KIND_OPEN;
     req.open = &open;
     client_start(s, inference, client_message);
@@ -686,6 +690,60 @@ static void test_worker__a_session_that_is_sent_nothing_ends_in_time(void **stat
     worker_stop();
 }
 
+/* ---- sessions whose neighbour is lost ---- */
+
+/* A call that breaks off without a Cancel. */
+static void begin_held(uint32_t hold_ms)
+{
+    client_hold_ms = hold_ms;
+    begin_later();
+    client_hold_ms = 0;
+    side_release(&clients[0]);
+    while (!ask().n_held)
+        sched_yield();
+    assert_int_equal(ask().n_active, 0);
+}
+
+static void test_worker__what_is_held_is_freed_when_its_time_is_over(void **state)
+{
+    (void)state;
+    worker_start(false, 2, 1);
+    begin_held(7000);
+    pass_but_end_with(7000 - 1, TICK_MS);
+    assert_int_equal(ask().n_held, 1);
+    pass(TICK_MS);
+    assert_int_equal(ask().n_held, 0);
+    worker_stop();
+}
+
+/* Its room is its own for a time; then it yields to who needs it, and to nobody else. */
+static void test_worker__what_is_held_for_long_yields(void **state)
+{
+    (void)state;
+    worker_start(false, 1, 1);
+    begin_held(NK_HOLD_MS_MAX);
+    pass_but_end_with(NK_HOLD_FIRM_MS - 3000, TICK_MS);
+    client_open(&clients[1], false, 0);
+    while (!ask().n_waiting)
+        sched_yield();
+    pass_but_end_with(3000 - 2 * TICK_MS, TICK_MS);
+    assert_int_equal(ask().n_waiting, 1);
+    assert_int_equal(ask().n_held, 1);
+    pass(3 * TICK_MS);
+    assert_int_equal(wait_message(&clients[1], 0).kind,
+                     NAKSHATRA__V1__INFERENCE_REPLY__KIND_OPENED);
+    assert_int_equal(ask().n_held, 0);
+    worker_stop();
+
+    worker_start(false, 2, 1);
+    begin_held(NK_HOLD_MS_MAX);
+    pass(2 * NK_HOLD_FIRM_MS);
+    client_open(&clients[1], false, 0); /* there is room beside it */
+    wait_message(&clients[1], 0);
+    assert_int_equal(ask().n_held, 1);
+    worker_stop();
+}
+
 /* ---- a pause of this process is nobody's silence ---- */
 
 static void pause_does_not_count(void (*begin)(void), uint64_t limit_ms, const char *reason)
@@ -912,6 +970,8 @@ static int end(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        TEST(test_worker__what_is_held_is_freed_when_its_time_is_over),
+        TEST(test_worker__what_is_held_for_long_yields),
         TEST(test_worker__a_session_that_is_cancelled_with_a_word_is_freed_in_good_order),
         TEST(test_worker__a_call_without_open_is_ended_in_time),
         TEST(test_worker__a_call_without_its_request_is_ended_in_time),
