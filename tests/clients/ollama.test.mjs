@@ -56,7 +56,8 @@ test("options have their effect", async () => {
   assert.equal(b.done_reason, "stop");
   const c = await client.generate({ model: NK_MODEL, prompt: "And it", raw: true, options: { ...greedy, temperature: 2, seed: 9 } });
   assert.notEqual(c.response, a.response);
-  await assert.rejects(client.generate({ model: NK_MODEL, prompt: "x", options: { num_gpu: 1 } }), /num_gpu/);
+  await client.generate({ model: NK_MODEL, prompt: "x", options: { num_gpu: 1, num_predict: 1 } }); // a hint
+  await assert.rejects(client.generate({ model: NK_MODEL, prompt: "x", options: { temprature: 1 } }), /temperature/);
 });
 
 test("format: a schema, and any JSON object", async () => {

@@ -257,8 +257,9 @@ class Templates(unittest.TestCase):
                 for chat, body in CHATS.items():
                     with self.subTest(template=name, chat=chat):
                         a, b = ours.post("/apply-template", body), theirs.ask("POST", "/apply-template", body)
-                        if "tools" in body and a.status == 400 and a.json["error"]["code"] == "no_tools":
-                            self.assertIn(name, ("gemma.jinja", "phi.jinja"))
+                        if chat in ("tools", "call") and name in ("gemma.jinja", "phi.jinja"):
+                            # These know no tools. We explain them in words of our own, llama-server in other ones or not at all.
+                            self.assertEqual((a.status, "get_weather" in a.json["prompt"]), (200, True), a)
                             continue
                         self.assertEqual((a.status, b[0]), (200, 200), (a, b))
                         text = a.json["prompt"]

@@ -92,7 +92,7 @@ class Served(unittest.TestCase):
             self.assertEqual((i.state, i.deterministic), ("serving", False))
             last = w.end == i.layer_count
             self.assertEqual(sorted(i.capabilities), sorted(
-                ["rollback", "prefix_reuse", "sleep"] + (["sampling", "logprobs", "grammar"] if last else [])))
+                ["rollback", "prefix_reuse", "resume", "sleep"] + (["sampling", "logprobs", "grammar"] if last else [])))
 
     def test_info__follows_the_options(self):
         a = whole("--ctx", 768, "--sequences", 3, "--batch", 48, "--deterministic", id="a")
