@@ -1008,18 +1008,40 @@ static int shrink(nk_job *j, struct nk_error *err)
 
 /* ---- what is stored of responses ---- */
 
+/* Who reads the store, and what it has taken. */
+struct reading {
+    nk_job *j;
+    struct nk_responses_use use;
+};
+
+/* nk_responses_use.hold: as hold_for_parsing, of what is parsed beside the body. */
+static int hold_stored(void *user, const char *json, size_t size, struct nk_error *err)
+{
+    struct reading *at = user;
+    struct nk_budget *b = &at->j->g->parsed;
+    size_t cost = nk__json_cost(json, size);
+
+    return nk__budget_hold(b, &at->j->held, at->j->held + cost, b->max - b->max / 8)
+               ? 0
+               : nk_fail(err, NK_E_EXHAUSTED, "requests_full",
+                         "requests take %zu MiB of what all together may take (--requests-mib), "
+                         "and what is stored of this one would take some %zu KiB more; try again "
+                         "later",
+                         atomic_load(&b->used) >> 20, cost >> 10);
+}
+
 static int stored_history(void *user, const char *id, json_t *into, struct nk_error *err)
 {
-    const nk_job *j = user;
+    struct reading *at = user;
 
-    return nk__responses_history(j->g->responses, j->key, id, into, err);
+    return nk__responses_history(at->j->g->responses, at->j->key, id, &at->use, into, err);
 }
 
 static int stored_item(void *user, const char *id, json_t **out, struct nk_error *err)
 {
-    const nk_job *j = user;
+    struct reading *at = user;
 
-    return nk__responses_item(j->g->responses, j->key, id, out, err);
+    return nk__responses_item(at->j->g->responses, at->j->key, id, &at->use, out, err);
 }
 
 /* It is to be stored: what will be needed for that when the request's JSON is gone. */
@@ -1097,9 +1119,11 @@ static void drop_wishes(nk_job *j)
 static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
 {
     nk_gateway *g = j->g;
+    struct reading reading = { .j = j,
+                               .use = { .work = work, .hold = hold_stored, .user = &reading } };
     const struct nk_item_source items = { .history = stored_history,
                                           .item = stored_item,
-                                          .user = j };
+                                          .user = &reading };
     const struct nk_request_limits limits = {
         .messages_max = g->opts.limits.messages_max,
         .n_max = g->opts.limits.n_max,

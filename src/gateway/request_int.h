@@ -118,6 +118,10 @@ int nk__build_tool_result(struct nk_parse *p, const char *call_id, const struct 
 /* To the last message, an assistant's: what it thought (empty: nothing), and a call. */
 int nk__build_reasoning(struct nk_parse *p, const struct nk_buf *reasoning);
 int nk__build_call(struct nk_parse *p, const char *id, const char *name, const char *arguments);
+/* A call's arguments, a string or an object, as the template gets them: always a JSON object in
+ * text. What a model was cut off in, or wrote wrongly, is kept as the only member: the template's
+ * author expects an object. Owned by the caller; NULL: no memory. [request_message.c] */
+char *nk__arguments_text(const json_t *arguments);
 /* A call's id as it was before it got a dialect's prefix here; any other as it is. */
 const char *nk__call_id_plain(const char *id);
 /* Checks one tool, whose members are at p->path, and appends it to p->r->tools. schema_name: the

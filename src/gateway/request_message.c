@@ -210,9 +210,7 @@ const struct nk_field_rule nk__rules_ollama_message[] = {
 
 /* ---- what the template gets ---- */
 
-/* Always a JSON object in text. What a model was cut off in, or wrote wrongly, is kept as the only
- * member: the template's author expects an object. NULL: no memory. */
-static char *arguments_text(const json_t *arguments)
+char *nk__arguments_text(const json_t *arguments)
 {
     const char *text = json_string_value(arguments);
     json_t *parsed, *wrapped;
@@ -238,7 +236,7 @@ static char *arguments_text(const json_t *arguments)
 
 static bool add_call(json_t *list, const json_t *id, json_t *function)
 {
-    char *arguments = arguments_text(json_object_get(function, "arguments"));
+    char *arguments = nk__arguments_text(json_object_get(function, "arguments"));
     bool ok = arguments &&
               !json_array_append_new(
                   list, json_pack("{s:O*, s:s, s:{s:O, s:s}}", "id", json_is_string(id) ? id : NULL,

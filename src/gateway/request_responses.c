@@ -17,6 +17,7 @@
 struct items {
     struct nk_parse *p;
     bool open;               /* the last message is an assistant's, and calls are its */
+    int n_parts;             /* reasoning and calls: what becomes a part of a message */
     struct nk_buf reasoning; /* of the assistant's message that comes next */
 };
 
@@ -111,13 +112,30 @@ static int add_message(struct items *s, const json_t *item)
     return rc;
 }
 
+/* One more of those that are no message of their own, and so are not counted as messages. */
+static int count_part(struct items *s)
+{
+    struct nk_parse *p = s->p;
+
+    if (s->n_parts++ < p->limits->messages_max)
+        return 0;
+    p->path[0] = '\0';
+    return nk__bad(p, NK_E_INVALID, "too_many", nk__api_input(p->r->api),
+                   "more than %d items of reasoning and calls; that many are possible",
+                   p->limits->messages_max);
+}
+
+/* A call that a model was cut off in comes back as it was kept. */
 static int add_call(struct items *s, const json_t *item)
 {
     const struct nk_buf none = NK_BUF_INIT(0);
     struct nk_parse *p = s->p;
     const char *id, *name, *arguments;
-    json_t *parsed;
-    int rc = want_string(p, item, "call_id", &id);
+    char *text;
+    int rc = count_part(s);
+
+    if (!rc)
+        rc = want_string(p, item, "call_id", &id);
 
     if (!rc)
         rc = want_string(p, item, "name", &name);
@@ -125,13 +143,15 @@ static int add_call(struct items *s, const json_t *item)
         rc = want_string(p, item, "arguments", &arguments);
     if (rc)
         return rc;
-    parsed = arguments[0] ? json_loads(arguments, JSON_DECODE_ANY, NULL) : json_object();
-    if (!parsed)
-        return nk__bad(p, NK_E_INVALID, "bad_value", "arguments", "is not JSON");
-    json_decref(parsed);
+    text = nk__arguments_text(json_object_get(item, "arguments"));
+    if (!text)
+        return nk__build_no_memory(p);
     if (!s->open)
         rc = add_assistant(s, &none);
-    return rc ? rc : nk__build_call(p, id, name, arguments[0] ? arguments : "{}");
+    if (!rc)
+        rc = nk__build_call(p, id, name, text);
+    free(text);
+    return rc;
 }
 
 static int add_output(struct items *s, const json_t *item)
@@ -159,7 +179,10 @@ static int add_reasoning(struct items *s, const json_t *item)
                  *summary = json_object_get(item, "summary");
     const char *kept = json_string_value(json_object_get(item, "encrypted_content"));
     size_t mark = strlen(NK_REASONING_MARK);
+    int rc = count_part(s);
 
+    if (rc)
+        return rc;
     s->open = false;
     if (json_array_size(content))
         return text_of(s->p, content, "content", &s->reasoning);
@@ -324,11 +347,12 @@ static int keep_allowed(struct nk_parse *p)
     {
         json_array_foreach((json_t *)p->allowed_tools, k, allowed)
         {
-            if (!rc &&
-                json_equal(json_object_get(json_object_get(tool, "function"), "name"),
-                           json_object_get(allowed, "name")) &&
-                json_array_append(kept, (json_t *)tool))
+            if (!json_equal(json_object_get(json_object_get(tool, "function"), "name"),
+                            json_object_get(allowed, "name")))
+                continue;
+            if (!rc && json_array_append(kept, (json_t *)tool))
                 rc = nk__build_no_memory(p);
+            break; /* allowed twice is allowed */
         }
     }
     json_decref(p->r->tools);

@@ -224,17 +224,42 @@ void nk__responses_end(nk_responses *s, const char *id, const char *status)
     pthread_mutex_unlock(&s->mutex);
 }
 
-static int extend(json_t *into, const char *list)
+/* So much more of the store is wanted for one request. */
+static int take(const nk_responses *s, struct nk_responses_use *use, size_t bytes, const char *id,
+                struct nk_error *err)
 {
-    json_t *v = json_loads(list, 0, NULL);
-    int rc = !v || json_array_extend(into, v);
+    use->bytes += bytes;
+    if (use->bytes > s->opts.history_bytes_max)
+        return nk_fail(err, NK_E_EXHAUSTED, "too_large",
+                       "what was stored up to \"%.60s\" has, with what else is referred to, %zu "
+                       "bytes; a request may go on from %zu",
+                       id, use->bytes, s->opts.history_bytes_max);
+    return nk_work_spend(use->work, (int64_t)bytes, "what was stored", err);
+}
 
+static int hold(struct nk_responses_use *use, const char *json, struct nk_error *err)
+{
+    return use->hold ? use->hold(use->user, json, strlen(json), err) : 0;
+}
+
+/* text NULL: nothing. */
+static int extend(struct nk_responses_use *use, json_t *into, const char *text,
+                  struct nk_error *err)
+{
+    json_t *v;
+    int rc = text ? hold(use, text, err) : 0;
+
+    if (rc || !text)
+        return rc;
+    v = json_loads(text, 0, NULL);
+    if (!v || json_array_extend(into, v))
+        rc = no_memory(err);
     json_decref(v);
     return rc;
 }
 
-int nk__responses_history(nk_responses *s, const char *owner, const char *id, json_t *into,
-                          struct nk_error *err)
+int nk__responses_history(nk_responses *s, const char *owner, const char *id,
+                          struct nk_responses_use *use, json_t *into, struct nk_error *err)
 {
     struct turn *last = NULL, *t, **turns = NULL;
     struct record *r;
@@ -258,19 +283,18 @@ int nk__responses_history(nk_responses *s, const char *owner, const char *id, js
         return rc;
     for (t = last; t; t = t->before, n++)
         bytes += t->bytes;
-    if (bytes > s->opts.history_bytes_max)
-        rc = nk_fail(err, NK_E_EXHAUSTED, "too_large",
-                     "what was said up to \"%.60s\" has %zu bytes; a request may go on from %zu",
-                     id, bytes, s->opts.history_bytes_max);
+    rc = take(s, use, bytes, id, err);
     turns = rc ? NULL : calloc(n, sizeof(struct turn *));
     if (!turns && !rc)
         rc = no_memory(err);
     t = last;
     for (size_t i = n; turns && i > 0; i--, t = t->before)
         turns[i - 1] = t;
-    for (size_t i = 0; i < n && !rc; i++)
-        if (extend(into, turns[i]->input) || (turns[i]->output && extend(into, turns[i]->output)))
-            rc = no_memory(err);
+    for (size_t i = 0; i < n && !rc; i++) {
+        rc = extend(use, into, turns[i]->input, err);
+        if (!rc)
+            rc = extend(use, into, turns[i]->output, err);
+    }
     free(turns);
     pthread_mutex_lock(&s->mutex);
     turn_unref(s, last);
@@ -289,13 +313,14 @@ static bool response_of(const char *item, char out[ID_SIZE])
     return true;
 }
 
-int nk__responses_item(nk_responses *s, const char *owner, const char *id, json_t **out,
-                       struct nk_error *err)
+int nk__responses_item(nk_responses *s, const char *owner, const char *id,
+                       struct nk_responses_use *use, json_t **out, struct nk_error *err)
 {
-    char response[ID_SIZE], *output = NULL;
+    char response[ID_SIZE], *output = NULL, *text;
     struct record *r;
     json_t *items, *item;
     size_t i;
+    int rc;
 
     *out = NULL;
     if (response_of(id, response)) {
@@ -305,21 +330,37 @@ int nk__responses_item(nk_responses *s, const char *owner, const char *id, json_
             output = strdup(r->turn->output);
         pthread_mutex_unlock(&s->mutex);
     }
-    items = output ? json_loads(output, 0, NULL) : NULL;
+    /* The whole list is read for one of its items. */
+    rc = output ? nk_work_spend(use->work, (int64_t)strlen(output), "what was stored", err) : 0;
+    items = output && !rc ? json_loads(output, 0, NULL) : NULL;
     free(output);
+    if (rc)
+        return rc;
     json_array_foreach(items, i, item)
     {
         const char *its = json_string_value(json_object_get(item, "id"));
 
-        if (its && !strcmp(its, id))
+        if (its && !strcmp(its, id)) {
             *out = json_incref(item);
+            break;
+        }
     }
     json_decref(items);
-    return *out ? 0
-                : nk_fail(err, NK_E_NOT_FOUND, "item_not_found",
-                          "there is no item \"%.60s\": its response was not stored, was deleted, "
-                          "or its time is over; send the item itself",
-                          id);
+    if (!*out)
+        return nk_fail(err, NK_E_NOT_FOUND, "item_not_found",
+                       "there is no item \"%.60s\": its response was not stored, was deleted, or "
+                       "its time is over; send the item itself",
+                       id);
+    text = json_dumps(*out, JSON_COMPACT);
+    rc = text ? take(s, use, strlen(text), id, err) : no_memory(err);
+    if (!rc)
+        rc = hold(use, text, err);
+    free(text);
+    if (rc) {
+        json_decref(*out);
+        *out = NULL;
+    }
+    return rc;
 }
 
 int nk__responses_get(nk_responses *s, const char *owner, const char *id, struct nk_buf *out,

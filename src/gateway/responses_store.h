@@ -15,6 +15,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/work.h"
 
 typedef struct nk_responses nk_responses;
 
@@ -41,17 +42,29 @@ void nk__responses_finish(nk_responses *s, const char *id, const char *object, c
  * Nothing happens to one that is over. */
 void nk__responses_end(nk_responses *s, const char *id, const char *status);
 
+/* What one request takes out of the store. Its body may be short and name the same long item many
+ * times, so what is parsed for it is counted. Zeroed: nothing yet, and no more is asked. */
+struct nk_responses_use {
+    size_t bytes;         /* that were taken so far, as JSON */
+    struct nk_work *work; /* of the request; NULL: nothing is counted */
+    /* Memory for JSON text that is about to be kept parsed; its error is passed on. NULL: there is
+     * as much as is wanted. */
+    int (*hold)(void *user, const char *json, size_t size, struct nk_error *err);
+    void *user;
+};
+
 /* Appends all that was said up to this response to `into`, the oldest first.
  *   NOT_FOUND     previous_response_not_found
  *   PRECONDITION  response_not_finished
- *   EXHAUSTED     too_large: it has more bytes than one request may go on from
- *   EXHAUSTED     no_memory */
-int nk__responses_history(nk_responses *s, const char *owner, const char *id, json_t *into,
-                          struct nk_error *err);
+ *   EXHAUSTED     too_large: the request has more bytes than it may go on from
+ *   EXHAUSTED     no_memory
+ *   and the errors of nk_work_spend and of use->hold */
+int nk__responses_history(nk_responses *s, const char *owner, const char *id,
+                          struct nk_responses_use *use, json_t *into, struct nk_error *err);
 /* One item that a response has said, by the item's id. *out owned by the caller. NOT_FOUND
- * item_not_found. */
-int nk__responses_item(nk_responses *s, const char *owner, const char *id, json_t **out,
-                       struct nk_error *err);
+ * item_not_found; and too_large and what follows it above. */
+int nk__responses_item(nk_responses *s, const char *owner, const char *id,
+                       struct nk_responses_use *use, json_t **out, struct nk_error *err);
 /* Appends the response, or its request's items. NOT_FOUND response_not_found; EXHAUSTED. */
 int nk__responses_get(nk_responses *s, const char *owner, const char *id, struct nk_buf *out,
                       struct nk_error *err);

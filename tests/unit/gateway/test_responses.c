@@ -19,17 +19,18 @@
 static struct nk_request r;
 static struct nk_request_error e;
 static nk_responses *store; /* what requests follow; NULL: nothing is kept */
+static struct nk_responses_use use;
 
 static int history(void *user, const char *id, json_t *into, struct nk_error *err)
 {
     (void)user;
-    return nk__responses_history(store, "", id, into, err);
+    return nk__responses_history(store, "", id, &use, into, err);
 }
 
 static int item(void *user, const char *id, json_t **out, struct nk_error *err)
 {
     (void)user;
-    return nk__responses_item(store, "", id, out, err);
+    return nk__responses_item(store, "", id, &use, out, err);
 }
 
 static int parse(const char *body)
@@ -41,6 +42,7 @@ static int parse(const char *body)
 
     nk__request_release(&r);
     memset(&e, 0, sizeof e);
+    use.bytes = 0;
     return nk__request_parse(&r, NK_API_RESPONSES, body, strlen(body), &limits, &e);
 }
 
@@ -105,7 +107,8 @@ static void test_responses__fields_are_read(void **state)
           "{\"type\":\"function\",\"name\":\"f\",\"parameters\":{},\"strict\":true},"
           "{\"type\":\"function\",\"name\":\"g\",\"parameters\":null,\"strict\":null}],"
           "\"tool_choice\":{\"type\":\"allowed_tools\",\"mode\":\"required\",\"tools\":[{\"type\":"
-          "\"function\",\"name\":\"g\"}]},\"reasoning\":{\"effort\":\"high\",\"summary\":\"auto\"},"
+          "\"function\",\"name\":\"g\"},{\"name\":\"g\"}]},"
+          "\"reasoning\":{\"effort\":\"high\",\"summary\":\"auto\"},"
           "\"include\":[\"reasoning.encrypted_content\",\"web_search_call.action.sources\"],"
           "\"truncation\":\"disabled\",\"prompt_cache_key\":\"k\",\"store\":false,\"user\":\"u\","
           "\"metadata\":{\"a\":\"b\"},\"top_logprobs\":2}");
@@ -141,8 +144,7 @@ static void test_responses__what_is_wrong_is_named(void **state)
         { INPUT("{\"role\":\"user\",\"content\":[{\"type\":\"input_text\"}]}"), "missing_field",
           "input[0].content[0].text" },
         { INPUT("{\"type\":\"computer_call\"}"), "refused_field", "input[0].type" },
-        { INPUT(
-              "{\"type\":\"function_call\",\"call_id\":\"a\",\"name\":\"f\",\"arguments\":\"{\"}"),
+        { INPUT("{\"type\":\"function_call\",\"call_id\":\"a\",\"name\":\"f\",\"arguments\":7}"),
           "bad_value", "input[0].arguments" },
         { INPUT("{\"type\":\"function_call\",\"name\":\"f\"}"), "missing_field",
           "input[0].call_id" },
@@ -217,7 +219,7 @@ static void assert_history(const char *id, const char *want)
     json_t *all = json_array();
     struct nk_error err;
 
-    if (nk__responses_history(store, "", id, all, &err))
+    if (nk__responses_history(store, "", id, &use, all, &err))
         fail_msg("%s", err.msg);
     assert_json(all, want);
     json_decref(all);
@@ -258,12 +260,13 @@ static void test_responses__others_and_unfinished_ones_are_not_followed(void **s
     keep(1 << 20);
     say("key1", "resp_a", NULL, "[1]", "[2]");
     assert_int_equal(nk__responses_get(store, "key2", "resp_a", &out, &err), NK_E_NOT_FOUND);
-    assert_int_equal(nk__responses_history(store, "", "resp_a", all, &err), NK_E_NOT_FOUND);
+    assert_int_equal(nk__responses_history(store, "", "resp_a", &use, all, &err), NK_E_NOT_FOUND);
     assert_int_equal(nk__responses_delete(store, "key2", "resp_a", &err), NK_E_NOT_FOUND);
     assert_int_equal(nk__responses_get(store, "key1", "resp_a", &out, &err), 0);
     say("", "resp_b", NULL, "[1]", NULL);
     assert_int_equal(nk__responses_running(store, "", "resp_b", &err), 0);
-    assert_int_equal(nk__responses_history(store, "", "resp_b", all, &err), NK_E_PRECONDITION);
+    assert_int_equal(nk__responses_history(store, "", "resp_b", &use, all, &err),
+                     NK_E_PRECONDITION);
     nk__responses_end(store, "resp_b", "cancelled");
     nk_buf_reset(&out);
     assert_int_equal(nk__responses_get(store, "", "resp_b", &out, &err), 0);
@@ -271,7 +274,8 @@ static void test_responses__others_and_unfinished_ones_are_not_followed(void **s
     assert_int_equal(nk__responses_running(store, "", "resp_b", &err), NK_E_PRECONDITION);
     /* What comes after that changes nothing. */
     nk__responses_finish(store, "resp_b", "{}", "[]");
-    assert_int_equal(nk__responses_history(store, "", "resp_b", all, &err), NK_E_PRECONDITION);
+    assert_int_equal(nk__responses_history(store, "", "resp_b", &use, all, &err),
+                     NK_E_PRECONDITION);
     json_decref(all);
     nk_buf_release(&out);
     forget();
@@ -305,7 +309,7 @@ static void test_responses__time_and_memory_end_them(void **state)
     assert_int_equal(nk__responses_get(store, "", id, &out, &err), 0);
     assert_int_equal(nk__responses_get(store, "", "resp_0", &out, &err), NK_E_NOT_FOUND);
     /* Nor does what one request goes on from. */
-    assert_int_equal(nk__responses_history(store, "", id, all, &err), 0);
+    assert_int_equal(nk__responses_history(store, "", id, &use, all, &err), 0);
     {
         char *long_text = calloc(1, 5000);
 
@@ -315,7 +319,7 @@ static void test_responses__time_and_memory_end_them(void **state)
         say("", "resp_l", id, long_text, "[]");
         free(long_text);
     }
-    assert_int_equal(nk__responses_history(store, "", "resp_l", all, &err), NK_E_EXHAUSTED);
+    assert_int_equal(nk__responses_history(store, "", "resp_l", &use, all, &err), NK_E_EXHAUSTED);
     assert_string_equal(err.reason, "too_large");
     json_decref(all);
     nk_buf_release(&out);
@@ -347,6 +351,72 @@ static void test_responses__requests_follow_what_was_kept(void **state)
                                "\"msg_77_9\"}]}"),
                          0);
     assert_string_equal(e.err.reason, "item_not_found");
+    nk__request_release(&r);
+    forget();
+}
+
+static int hold_some(void *user, const char *json, size_t size, struct nk_error *err)
+{
+    size_t *left = user;
+
+    (void)json;
+    if (size > *left)
+        return nk_fail(err, NK_E_EXHAUSTED, "requests_full", "no more is free");
+    *left -= size;
+    return 0;
+}
+
+static void test_responses__what_is_referred_to_is_counted(void **state)
+{
+    char output[1200], body[1 << 13] = "{" HEAD ",\"input\":[";
+    struct nk_work work = NK_WORK_INIT(NULL);
+    size_t left = 3000;
+
+    (void)state;
+    keep(1 << 20);
+    snprintf(output, sizeof output,
+             "[{\"id\":\"rs_77_0\",\"type\":\"reasoning\",\"summary\":[{\"type\":"
+             "\"summary_text\",\"text\":\"%01000d\"}]}]",
+             0);
+    say("", "resp_77", NULL, "[]", output);
+    for (int i = 0; i < 5; i++) /* the store gives out 4096 bytes */
+        strcat(body, "{\"type\":\"item_reference\",\"id\":\"rs_77_0\"},");
+    strcat(body, "{\"role\":\"user\",\"content\":\"x\"}]}");
+    assert_int_equal(parse(body), NK_E_EXHAUSTED);
+    assert_string_equal(e.err.reason, "too_large");
+    assert_string_equal(e.param, "input[3].id");
+    use = (struct nk_responses_use){ .hold = hold_some, .user = &left };
+    assert_int_equal(parse(body), NK_E_EXHAUSTED);
+    assert_string_equal(e.err.reason, "requests_full");
+    assert_string_equal(e.param, "input[2].id");
+    work.n_steps_max = 2500;
+    use = (struct nk_responses_use){ .work = &work };
+    assert_int_not_equal(parse(body), 0);
+    assert_string_equal(e.err.reason, "too_much_work");
+    use = (struct nk_responses_use){ .bytes = 0 };
+    forget();
+    /* Nine, where a request may have eight. */
+    strcpy(body, "{" HEAD ",\"input\":[");
+    for (int i = 0; i < 9; i++)
+        strcat(body, "{\"type\":\"function_call\",\"call_id\":\"c\",\"name\":\"f\","
+                     "\"arguments\":\"{}\"},");
+    strcat(body, "{\"role\":\"user\",\"content\":\"x\"}]}");
+    assert_int_not_equal(parse(body), 0);
+    assert_string_equal(e.err.reason, "too_many");
+}
+
+static void test_responses__a_call_that_was_cut_off_is_followed(void **state)
+{
+    (void)state;
+    keep(1 << 20);
+    say("", "resp_77", NULL, "[{\"role\":\"user\",\"content\":\"a\"}]",
+        "[{\"id\":\"fc_77_0\",\"type\":\"function_call\",\"call_id\":\"c1\",\"name\":\"f\","
+        "\"arguments\":\"{\\\"a\\\": \\\"b\"}]");
+    takes("{" HEAD ",\"input\":\"go on\",\"previous_response_id\":\"resp_77\"}");
+    assert_json(json_array_get(json_object_get(json_array_get(r.messages, 1), "tool_calls"), 0),
+                "{\"id\":\"c1\",\"type\":\"function\",\"function\":{\"name\":\"f\","
+                "\"arguments\":\"{\\\"not_json\\\":\\\"{\\\\\\\"a\\\\\\\": "
+                "\\\\\\\"b\\\"}\"}}");
     nk__request_release(&r);
     forget();
 }
@@ -537,6 +607,8 @@ int main(void)
         cmocka_unit_test(test_responses__others_and_unfinished_ones_are_not_followed),
         cmocka_unit_test(test_responses__time_and_memory_end_them),
         cmocka_unit_test(test_responses__requests_follow_what_was_kept),
+        cmocka_unit_test(test_responses__what_is_referred_to_is_counted),
+        cmocka_unit_test(test_responses__a_call_that_was_cut_off_is_followed),
         cmocka_unit_test(test_responses__a_streamed_reply_has_all_events),
         cmocka_unit_test(test_responses__a_stream_that_fails_says_so),
         cmocka_unit_test(test_responses__a_whole_reply_has_items),
