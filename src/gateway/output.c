@@ -26,8 +26,7 @@ enum state {
 
 enum {
     PEND_BYTES_MAX = 16 << 20,
-    NAME_BYTES_MAX = 64,
-    NAME_HELD_MAX = 256,
+    NAME_HELD_MAX = NK_TOOL_NAME_MAX + 256, /* with the mark after it */
     KEY_BYTES_MAX = 256,
     /* A mark that the text ends in the middle of is dropped when so much of it is there. */
     CUT_MARK_BYTES = 3,
@@ -81,7 +80,8 @@ static bool is_space(char c)
     return c == ' ' || c == '\n' || c == '\r' || c == '\t';
 }
 
-/* What a function's name is made of, so that it can be told from marks. */
+/* What a function's name is made of, so that it can be told from marks, where it is none of the
+ * request's (name_size). */
 static bool is_name(char c)
 {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
@@ -348,9 +348,14 @@ static bool step_turn(nk_output *o, bool final)
 }
 
 /* May c begin a call that has no mark of its own? */
-static bool begins_body(const struct nk_tool_form *f, char c)
+static bool begins_body(const nk_output *o, char c)
 {
-    return f->body == NK_TOOL_JSON ? c == '{' : is_name(c);
+    if (o->opts.tools->body == NK_TOOL_JSON)
+        return c == '{';
+    for (int i = 0; i < o->opts.n_tool_names; i++)
+        if (o->opts.tool_names[i][0] == c)
+            return true;
+    return is_name(c);
 }
 
 /* What begins calls in the text; "" where there is no such mark. */
@@ -412,7 +417,7 @@ static bool step_weak(nk_output *o, bool final, bool *stop, int *rc, struct nk_e
     while (m == NK_TOOL_MATCH_YES && n < left(o) && is_space(front(o)[n]))
         n++;
     *stop = !final && (m == NK_TOOL_MATCH_PART || (m == NK_TOOL_MATCH_YES && n == left(o)));
-    if (*stop || m != NK_TOOL_MATCH_YES || n == left(o) || !begins_body(f, front(o)[n]))
+    if (*stop || m != NK_TOOL_MATCH_YES || n == left(o) || !begins_body(o, front(o)[n]))
         return false;
     *rc = keep(o, n, err);
     o->in_section = mark == f->section_open;
@@ -511,7 +516,7 @@ static bool step_before(nk_output *o, bool final, int *rc, struct nk_error *err)
         *rc = cut_off(o, err);
         return false;
     }
-    if (nk__tool_mark_is_empty(f->call_open) && begins_body(f, *front(o)))
+    if (nk__tool_mark_is_empty(f->call_open) && begins_body(o, *front(o)))
         begin_call(o);
     else if (o->n_section)
         end_section(o);
@@ -528,6 +533,30 @@ static bool is_known(const nk_output *o, const char *name, size_t n)
         if (strlen(o->opts.tool_names[i]) == n && !memcmp(o->opts.tool_names[i], name, n))
             return true;
     return false;
+}
+
+/* How much of s[0..n) is a function's name: the longest of the request's that stands there whole
+ * (they have characters that marks begin with, too, "fs:read"), else what names are made of.
+ * *part: all of s may yet become a longer one. */
+static size_t name_size(const nk_output *o, const char *s, size_t n, bool *part)
+{
+    size_t size = 0;
+
+    *part = false;
+    while (size < n && is_name(s[size]))
+        size++;
+    for (int i = 0; i < o->opts.n_tool_names; i++) {
+        const char *name = o->opts.tool_names[i];
+        size_t k = strlen(name);
+
+        if (memcmp(s, name, n < k ? n : k) != 0)
+            continue;
+        if (n < k)
+            *part = true;
+        else if (k > size && (k == n || !is_name(s[k])))
+            size = k;
+    }
+    return size;
 }
 
 /* The call is one: it is announced, and its marks are not needed any more. */
@@ -563,7 +592,7 @@ static bool step_named(nk_output *o, bool final, int *rc, struct nk_error *err)
     const char *mark = needed(o->opts.tools->name_close), *s = front(o),
                *brace = memchr(s, '{', left(o)), *name = s, *end, *p;
     size_t used = 0;
-    bool ok;
+    bool ok, part;
 
     if (!brace && left(o) < NAME_HELD_MAX && !final)
         return false;
@@ -575,9 +604,8 @@ static bool step_named(nk_output *o, bool final, int *rc, struct nk_error *err)
     }
     while (brace && name < brace && is_space(*name))
         name++;
-    for (end = name; brace && end < brace && is_name(*end);)
-        end++;
-    ok = brace && end > name && end - name <= NAME_BYTES_MAX &&
+    end = brace ? name + name_size(o, name, (size_t)(brace - name), &part) : name;
+    ok = brace && end > name && end - name <= NK_TOOL_NAME_MAX &&
          is_known(o, name, (size_t)(end - name));
     if (ok && !nk__tool_mark_is_empty(mark)) {
         for (p = end, ok = false; p < brace && !ok; p++)
@@ -600,21 +628,22 @@ static bool step_name(nk_output *o, bool final, int *rc, struct nk_error *err)
     const struct nk_tool_form *f = o->opts.tools;
     const char *s = front(o);
     size_t from = 0, to, at, used = 0;
-    bool bare = nk__tool_mark_is_empty(f->name_close);
+    bool bare = nk__tool_mark_is_empty(f->name_close), part;
     enum nk_tool_match m, also = NK_TOOL_MATCH_NO;
 
     if (f->body == NK_TOOL_NAMED)
         return step_named(o, final, rc, err);
     while (from < left(o) && is_space(s[from]))
         from++;
-    for (to = from; to < left(o) && is_name(s[to]);)
-        to++;
+    to = from + name_size(o, s + from, left(o) - from, &part);
     for (at = to; at < left(o) && is_space(s[at]);)
         at++;
     m = nk__tool_mark_match(s + at, left(o) - at, bare ? f->key_open : f->name_close, &used);
     if (bare && m != NK_TOOL_MATCH_YES)
         also = nk__tool_mark_match(s + at, left(o) - at, f->call_close, &used);
-    if (to - from > NAME_BYTES_MAX || (to == from && at < left(o)))
+    if (part)
+        m = NK_TOOL_MATCH_PART;
+    if (to - from > NK_TOOL_NAME_MAX || (to == from && at < left(o) && !part))
         m = also = NK_TOOL_MATCH_NO;
     else if (m == NK_TOOL_MATCH_PART || also == NK_TOOL_MATCH_PART) {
         if (!final)
@@ -893,7 +922,7 @@ static bool step_after(nk_output *o, bool final, int *rc, struct nk_error *err)
     }
     o->state = IN_TEXT;
     o->trim = true;
-    if (nk__tool_form_is_weak(f) && left(o) && begins_body(f, *front(o)))
+    if (nk__tool_form_is_weak(f) && left(o) && begins_body(o, *front(o)))
         begin_call(o);
     return left(o) > 0;
 }

@@ -40,7 +40,8 @@ struct nk_output_opts {
     struct nk_think_marks think;
     bool starts_thinking;
     const struct nk_tool_form *tools; /* NULL: no calls. Borrowed as long as the object, as: */
-    /* For forms whose calls have no mark of their own. */
+    /* What the functions are called: for forms whose calls have no mark of their own, or whose
+     * names stand between marks. */
     const char *const *tool_names;
     int n_tool_names;
     /* {N: {key: "string" or "string?"}}: which arguments are text, or text or null; what is not in

@@ -52,7 +52,7 @@ struct nk_prompt { /* text, or token ids */
 enum nk_output_format { NK_FORMAT_TEXT, NK_FORMAT_JSON, NK_FORMAT_SCHEMA };
 enum nk_tool_choice { NK_TOOLS_AUTO, NK_TOOLS_NONE, NK_TOOLS_REQUIRED, NK_TOOLS_NAMED };
 enum nk_think { NK_THINK_DEFAULT, NK_THINK_OFF, NK_THINK_ON };
-enum { NK_PROMPTS_MAX = 64, NK_TOOLS_MAX = 1024, NK_TOOL_NAME_MAX = 256 };
+enum { NK_PROMPTS_MAX = 64, NK_TOOLS_MAX = 1024 };
 enum { NK_IGNORED_BYTES_MAX = 512 };
 
 struct nk_request {

@@ -1,6 +1,7 @@
 /* Tools and the choice among them, and how much a model is to think: OpenAI's shapes, which
  * Ollama's clients send, too. */
 #include "gateway/request_int.h"
+#include "gateway/tool_form.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -8,6 +8,7 @@
 
 #include "base/buf.h"
 #include "gateway/output_sink.h"
+#include "gateway/tool_form.h"
 
 enum nk_tool_call_state {
     NK_TOOL_CALL_GOING, /* more bytes are needed */
@@ -27,7 +28,7 @@ struct nk_tool_call {
     bool has_arguments;
     struct nk_buf word; /* the key or the string that is read, with its quotes */
     struct nk_buf held; /* arguments that did not go out yet */
-    char name[65];
+    char name[NK_TOOL_NAME_MAX + 1];
     const char *name_key, *args_key; /* further ones that are understood; or NULL */
     const char *const *names; /* NULL: any function's name will do; else it must be one of these */
     int n_names;

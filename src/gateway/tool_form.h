@@ -26,6 +26,7 @@ enum nk_tool_body {
 };
 
 enum { NK_TOOL_MARK_BYTES = 160, NK_TOOL_KEY_BYTES = 32 };
+enum { NK_TOOL_NAME_MAX = 256 }; /* bytes of a function's name, in requests and in calls */
 typedef char nk_tool_mark[NK_TOOL_MARK_BYTES];
 
 /* In a mark these stand for what varies from call to call. */

@@ -68,7 +68,9 @@ static int record(void *user, enum nk_output_kind kind, const char *text, size_t
 }
 
 static const struct nk_think_marks think = { .open = "<think>", .close = "</think>" };
-static const char *const tools[] = { "f", "get_weather" };
+static const char *const own_tools[] = { "f", "get_weather" };
+static const char *tools[3] = { "f", "get_weather" };
+static int n_tools = 2;
 
 static void expect_with(struct nk_think_marks marks, const struct nk_tool_form *form,
                         bool starts_thinking, const char *text, const char *want)
@@ -82,7 +84,7 @@ static void expect_with(struct nk_think_marks marks, const struct nk_tool_form *
                                        .starts_thinking = starts_thinking,
                                        .tools = form,
                                        .tool_names = tools,
-                                       .n_tool_names = 2,
+                                       .n_tool_names = n_tools,
                                        .sink = record,
                                        .user = &t };
         nk_output *o = nk__output_new(&opts);
@@ -250,6 +252,51 @@ static void test_output__deepseek_calls(void **state)
            "C:ok|T:f|A:{\"a\": 1}|T:g|A:{}");
 }
 
+/* MCP servers' tools: characters that marks have, too, and more than 64 of them. */
+static void test_output__calls_of_tools_with_long_names_and_colons(void **state)
+{
+    static const struct nk_tool_form kimi = { .body = NK_TOOL_NAMED,
+                                              .call_open = "<|call|>functions.",
+                                              .name_close = ":\2<|args|>",
+                                              .call_close = "<|end|>" },
+                                     fields = { .body = NK_TOOL_FIELDS,
+                                                .call_open = "<tool_call>\n<function=",
+                                                .name_close = ">\n",
+                                                .key_open = "<parameter=",
+                                                .value_open = ">\n",
+                                                .value_open_text = ">\n",
+                                                .value_close = "\n</parameter>\n",
+                                                .call_close = "</function>\n</tool_call>" };
+    char name[NK_TOOL_NAME_MAX + 1], text[700], want[700];
+    const char *const names[] = { "fs", "fs:read", name };
+
+    (void)state;
+    memset(name, 'n', NK_TOOL_NAME_MAX);
+    memcpy(name, "@a/b#c+d:e", 10);
+    name[NK_TOOL_NAME_MAX] = '\0';
+    memcpy(tools, names, sizeof names);
+    n_tools = 3;
+    for (size_t i = 0; i < 3; i++) {
+        snprintf(text, sizeof text, "<|call|>functions.%s:0<|args|>{\"a\":1}<|end|>", names[i]);
+        snprintf(want, sizeof want, "T:%s|A:{\"a\":1}", names[i]);
+        expect(&kimi, false, text, want);
+        snprintf(text, sizeof text,
+                 "<tool_call>\n<function=%s>\n<parameter=a>\n1\n</parameter>\n</function>\n"
+                 "</tool_call>",
+                 names[i]);
+        snprintf(want, sizeof want, "T:%s|A:{\"a\": 1}", names[i]);
+        expect(&fields, false, text, want);
+        snprintf(text, sizeof text, "<tool_call>{\"name\": \"%s\", \"arguments\": {}}</tool_call>",
+                 names[i]);
+        snprintf(want, sizeof want, "T:%s|A:{}", names[i]);
+        expect(&hermes, false, text, want);
+    }
+    /* One that begins like a tool is none of the request's: as it is written. */
+    expect(&kimi, false, "<|call|>functions.fsx:0<|args|>{}<|end|>", "T:fsx|A:{}");
+    memcpy(tools, own_tools, sizeof own_tools);
+    n_tools = 2;
+}
+
 static void test_output__one_call_ends_the_reply(void **state)
 {
     const char *text = "<tool_call>{\"name\":\"f\",\"arguments\":{}}</"
@@ -285,6 +332,7 @@ int main(void)
         cmocka_unit_test(test_output__llama_calls_need_no_mark_but_a_known_name),
         cmocka_unit_test(test_output__mistral_calls),
         cmocka_unit_test(test_output__deepseek_calls),
+        cmocka_unit_test(test_output__calls_of_tools_with_long_names_and_colons),
         cmocka_unit_test(test_output__one_call_ends_the_reply),
         cmocka_unit_test(test_output__reasoning_is_found_in_templates),
     };
