@@ -56,8 +56,8 @@ int nk__ignore(struct nk_parse *p, const char *name)
         all[n] = '\0';
         return 0;
     }
-    for (; all[n]; n++)
-        if (all[n] <= ' ' || all[n] > '~' || (all[n] == ',' && all[n - 1] == ','))
+    for (n += n > 0; all[n]; n++) /* a comma is between two */
+        if (all[n] <= ' ' || all[n] > '~' || all[n] == ',')
             all[n] = '?';
     return 0;
 }

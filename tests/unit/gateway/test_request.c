@@ -249,6 +249,7 @@ static void test_request__hints_and_labels_are_taken_and_named(void **state)
     /* Its names are strangers' and go into a header. */
     takes(NK_API_CHAT, "{" CHAT ",\"a\\r\\nSet-Cookie: b\":1,\"\xc3\xa9\":1}",
           "a??Set-Cookie:?b,\?\?");
+    takes(NK_API_CHAT, "{" CHAT ",\",x\":1,\"y,,z\":1}", "?x,y?\?z");
     takes(NK_API_CHAT,
           "{" CHAT
           ",\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\":1}",
