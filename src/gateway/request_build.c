@@ -117,8 +117,7 @@ int nk__build_tool(struct nk_parse *p, const json_t *tool, const char *schema_na
     static const struct nk_field_rule name_rule = { .name = "name" };
     json_t *name = json_object_get(tool, "name"), *schema = json_object_get(tool, schema_name);
     json_t *text = json_object_get(tool, "description"), *strict = json_object_get(tool, "strict");
-    const json_t *other;
-    json_t *function;
+    json_t *function, *other = NULL, *made;
     size_t i;
     int rc;
 
@@ -136,17 +135,6 @@ int nk__build_tool(struct nk_parse *p, const json_t *tool, const char *schema_na
     if (strict && !json_is_null(strict) && !json_is_boolean(strict))
         return nk__bad(p, NK_E_INVALID, "bad_value", "strict", "must be true or false, not %s",
                        nk__json_type(strict));
-    json_array_foreach(p->r->tools, i, other)
-    {
-        if (json_equal(json_object_get(json_object_get(other, "function"), "name"), name))
-            return nk__bad(p, NK_E_INVALID, "bad_value", "name", "\"%s\" is given twice",
-                           json_string_value(name));
-    }
-    if (json_array_size(p->r->tools) >= NK_TOOLS_MAX) {
-        p->path[0] = '\0';
-        return nk__bad(p, NK_E_INVALID, "too_many", "tools",
-                       "more than %d tools; that many are possible", NK_TOOLS_MAX);
-    }
     function = json_pack("{s:O}", "name", name);
     rc = !function;
     if (!rc && json_is_string(text))
@@ -163,8 +151,26 @@ int nk__build_tool(struct nk_parse *p, const json_t *tool, const char *schema_na
         json_decref(function);
         return nk__build_no_memory(p);
     }
-    return json_array_append_new(p->r->tools,
-                                 json_pack("{s:s, s:o}", "type", "function", "function", function))
-               ? nk__build_no_memory(p)
-               : 0;
+    made = json_pack("{s:s, s:o}", "type", "function", "function", function);
+    json_array_foreach(p->r->tools, i, other)
+    {
+        if (json_equal(json_object_get(json_object_get(other, "function"), "name"), name))
+            break;
+    }
+    if (i < json_array_size(p->r->tools)) { /* clients that gather tools send some twice */
+        bool same = json_equal(other, made);
+
+        json_decref(made);
+        return same ? 0
+                    : nk__bad(p, NK_E_INVALID, "bad_value", "name",
+                              "\"%s\" is given twice, and not as the same tool",
+                              json_string_value(name));
+    }
+    if (i >= NK_TOOLS_MAX) {
+        json_decref(made);
+        p->path[0] = '\0';
+        return nk__bad(p, NK_E_INVALID, "too_many", "tools",
+                       "more than %d tools; that many are possible", NK_TOOLS_MAX);
+    }
+    return json_array_append_new(p->r->tools, made) ? nk__build_no_memory(p) : 0;
 }

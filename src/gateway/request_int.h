@@ -124,7 +124,8 @@ int nk__build_call(struct nk_parse *p, const char *id, const char *name, const c
 char *nk__arguments_text(const json_t *arguments);
 /* A call's id as it was before it got a dialect's prefix here; any other as it is. */
 const char *nk__call_id_plain(const char *id);
-/* Checks one tool, whose members are at p->path, and appends it to p->r->tools. schema_name: the
+/* Checks one tool, whose members are at p->path, and appends it to p->r->tools unless the same is
+ * there. schema_name: the
  * member that holds its parameters. INVALID bad_value, missing_field, too_many. */
 int nk__build_tool(struct nk_parse *p, const json_t *tool, const char *schema_name);
 int nk__build_no_memory(struct nk_parse *p); /* fills the error; returns its code */
