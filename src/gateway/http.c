@@ -228,7 +228,7 @@ static enum MHD_Result answer(nk_exchange *x, int status, const char *type, stru
         header(r, "Access-Control-Allow-Origin", x->origin);
         header(r, "Vary", "Origin");
         header(r, "Access-Control-Expose-Headers",
-               "X-Request-Id, Retry-After, X-Nakshatra-Ignored");
+               "X-Request-Id, Retry-After, X-Nakshatra-Ignored, X-Nakshatra-Tools");
     }
     x->status = status;
     result = MHD_queue_response(x->connection, (unsigned)status, r);
