@@ -1111,7 +1111,7 @@ static void drop_wishes(nk_job *j)
         return;
     if (!caps.effort)
         r->reasoning_effort = NULL;
-    if (!caps.thinking && !caps.effort && r->think == NK_THINK_ON)
+    if (!caps.can_think && !caps.effort && r->think == NK_THINK_ON)
         r->think = NK_THINK_DEFAULT;
 }
 
@@ -1211,6 +1211,12 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
     free(tickets);
     if (rc) {
         e->param[0] = '\0';
+        if (j->stored) { /* nobody was told of it */
+            char id[64];
+
+            nk__responses_delete(g->responses, j->key, response_id(j, id), NULL);
+            j->stored = false;
+        }
         for (int i = 0; i < j->n_choices; i++) {
             j->choices[i].done = true;
             nk__job_unref(j);

@@ -195,6 +195,7 @@ struct nk_prompter_caps nk__prompter_caps(const nk_prompter *p)
         .tools = chat && p->tools != NK_GATEWAY_TOOLS_OFF,
         .generic_tools = chat && uses_generic(p),
         .thinking = p->marks.open != NULL,
+        .can_think = p->marks.open || p->think_switch,
         .effort = p->effort,
         .chat_template = p->text,
         .broken = p->broken.code ? &p->broken : NULL,
@@ -468,7 +469,6 @@ static int prepare_grammar(struct nk_prepared *out, const nk_prompter *p,
                                           .tools = r->tools,
                                           .only = r->tool_name,
                                           .form = out->output.tools,
-                                          .strict = r->tools_strict,
                                           .must = forced,
                                           .think_close = close,
                                           .work = work };
@@ -494,7 +494,11 @@ static int prepare_grammar(struct nk_prepared *out, const nk_prompter *p,
     }
     if (rc) {
         snprintf(e->param, sizeof e->param, "%s", field);
-        if (rc == NK_E_EXHAUSTED)
+        /* The schema's own sentence, where it has one; else a buffer was too small. */
+        if (rc == NK_E_EXHAUSTED && strstr(e->err.msg, "the JSON schema")) {
+            snprintf(e->err.reason, sizeof e->err.reason, "unsupported_schema");
+            rc = nk_wrap(e->err.code = NK_E_INVALID, &e->err, "%s", field);
+        } else if (rc == NK_E_EXHAUSTED)
             rc = bad(e, field, "unsupported_schema",
                      "%s: the grammar for it has more than %d bytes", field, NK_GRAMMAR_BYTES_MAX);
     } else if (whole.size)
@@ -619,41 +623,90 @@ static const char *const *copy_names(const json_t *tools)
     return names;
 }
 
-static bool has_type(const json_t *schema, const char *type)
-{
-    const char *is = json_string_value(json_object_get(schema, "type"));
+/* What an argument may be, as far as its text is concerned; a bit each. */
+enum { KIND_TEXT = 1, KIND_NULL = 2, KIND_OTHER = 4 };
 
-    return is && !strcmp(is, type);
+static int kind_named(const char *type)
+{
+    return !type                     ? KIND_OTHER
+           : !strcmp(type, "string") ? KIND_TEXT
+           : !strcmp(type, "null")   ? KIND_NULL
+                                     : KIND_OTHER;
+}
+
+static int kind_of_value(const json_t *v)
+{
+    return json_is_string(v) ? KIND_TEXT : json_is_null(v) ? KIND_NULL : KIND_OTHER;
+}
+
+/* The definition that "#/$defs/NAME" or "#/definitions/NAME" names; NULL: none. */
+static const json_t *definition(const json_t *root, const char *ref)
+{
+    static const char *const words[] = { "$defs", "definitions" };
+
+    for (size_t i = 0; ref && i < sizeof words / sizeof words[0]; i++) {
+        size_t n = strlen(words[i]);
+
+        if (!strncmp(ref, "#/", 2) && !strncmp(ref + 2, words[i], n) && ref[2 + n] == '/')
+            return json_object_get(json_object_get(root, words[i]), ref + 3 + n);
+    }
+    return NULL;
+}
+
+/* 0: nothing is said. *left: how many schemas are looked at, since they may name each other. */
+static int kinds_of(const json_t *schema, const json_t *root, int *left)
+{
+    static const char *const unions[] = { "anyOf", "oneOf", "allOf" };
+    const json_t *type = json_object_get(schema, "type"), *list, *v;
+    const char *ref = json_string_value(json_object_get(schema, "$ref"));
+    int kinds = 0;
+    size_t i;
+
+    if (--*left < 0)
+        return KIND_OTHER;
+    if (json_is_string(type))
+        kinds = kind_named(json_string_value(type));
+    json_array_foreach((json_t *)type, i, v)
+    {
+        kinds |= kind_named(json_string_value(v));
+    }
+    if (kinds)
+        return kinds | (json_is_true(json_object_get(schema, "nullable")) ? KIND_NULL : 0);
+    if (json_object_get(schema, "const"))
+        return kind_of_value(json_object_get(schema, "const"));
+    json_array_foreach(json_object_get(schema, "enum"), i, v)
+    {
+        kinds |= kind_of_value(v);
+    }
+    if (!kinds && ref) {
+        v = definition(root, ref);
+        kinds = v ? kinds_of(v, root, left) : KIND_OTHER;
+    }
+    for (size_t u = 0; u < sizeof unions / sizeof unions[0] && !kinds; u++) {
+        list = json_object_get(schema, unions[u]);
+        if (!strcmp(unions[u], "allOf") && json_array_size(list) != 1)
+            continue;
+        json_array_foreach((json_t *)list, i, v)
+        {
+            int one = kinds_of(v, root, left);
+
+            kinds |= one ? one : KIND_OTHER;
+        }
+    }
+    if (kinds && json_is_true(json_object_get(schema, "nullable")))
+        kinds |= KIND_NULL;
+    return kinds;
 }
 
 /* "string", "string?" (or null), or NULL: what the argument's text says. */
-static const char *type_of(const json_t *schema)
+static const char *type_of(const json_t *schema, const json_t *root)
 {
-    static const char *const unions[] = { "type", "anyOf", "oneOf", "enum" };
-    bool text = false, null = false, other = false;
+    enum { SCHEMAS_MAX = 64 };
+    int left = SCHEMAS_MAX, kinds = kinds_of(schema, root, &left);
 
-    if (has_type(schema, "string"))
-        return json_is_true(json_object_get(schema, "nullable")) ? "string?" : "string";
-    for (size_t u = 0; u < sizeof unions / sizeof unions[0] && !text && !other; u++) {
-        const json_t *list = json_object_get(schema, unions[u]), *v;
-        bool values = !strcmp(unions[u], "enum"), names = !strcmp(unions[u], "type");
-        size_t i;
-
-        json_array_foreach((json_t *)list, i, v)
-        {
-            const char *name = names ? json_string_value(v) : NULL;
-
-            if (values ? json_is_string(v)
-                       : (name && !strcmp(name, "string")) || has_type(v, "string"))
-                text = true;
-            else if (values ? json_is_null(v)
-                            : (name && !strcmp(name, "null")) || has_type(v, "null"))
-                null = true;
-            else
-                other = true;
-        }
-    }
-    return !text || other ? NULL : null ? "string?" : "string";
+    return !(kinds & KIND_TEXT) || kinds & KIND_OTHER ? NULL
+           : kinds & KIND_NULL                        ? "string?"
+                                                      : "string";
 }
 
 /* nk_output_opts' tool_types. Owned; NULL: no memory. */
@@ -665,13 +718,13 @@ static json_t *types_of(const json_t *tools)
 
     json_array_foreach((json_t *)tools, i, tool)
     {
-        const json_t *function = json_object_get(tool, "function");
+        const json_t *function = json_object_get(tool, "function"),
+                     *root = json_object_get(function, "parameters");
         json_t *of = json_object();
 
-        json_object_foreach(json_object_get(json_object_get(function, "parameters"), "properties"),
-                            key, schema)
+        json_object_foreach(json_object_get(root, "properties"), key, schema)
         {
-            const char *type = type_of(schema);
+            const char *type = type_of(schema, root);
 
             if (type)
                 json_object_set_new(of, key, json_string(type));

@@ -30,7 +30,8 @@ void nk__prompter_free(nk_prompter *p);
 
 struct nk_prompter_caps {
     bool chat, tools, thinking, effort; /* effort: its thinking has degrees */
-    bool generic_tools;              /* tools are explained to the model in the system's message */
+    bool can_think;     /* it has marks of thinking, or a switch for it; thinking: it has marks */
+    bool generic_tools; /* tools are explained to the model in the system's message */
     const char *chat_template;       /* or NULL; borrowed */
     const struct nk_error *broken;   /* why the model's own template cannot be used; or NULL */
     const struct nk_error *no_tools; /* why its form of calls is not understood; or NULL */

@@ -214,7 +214,7 @@ int nk__tool_grammar_after_think(const char *inner, const struct nk_tool_grammar
 struct property {
     const char *key;
     const json_t *schema;
-    bool required, lenient;
+    bool required, lenient, strict;
 };
 
 static bool is_type(const json_t *schema, const char *type)
@@ -339,7 +339,7 @@ static int add_value(const struct nk_tool_grammar_opts *o, struct nk_buf *out, c
     size_t i;
     int rc = nk_buf_addf(out, err, "%svalue ::= ", prefix);
 
-    if (word && o->strict)
+    if (word && p->strict)
         return nk_fail(err, NK_E_INVALID, "unsupported_schema",
                        "\"%s\": this model writes text as it is, which cannot be held to \"%s\"; "
                        "leave strict out",
@@ -413,8 +413,10 @@ static bool is_required(const json_t *root, const char *key)
 /* The rules of a tool's arguments between marks, in the order of its properties: PREFIXfirst-k
  * where none was written before, PREFIXmore-k where one was, for what stands between two. */
 static int add_fields(const struct nk_tool_grammar_opts *o, struct nk_buf *out, const char *prefix,
-                      const json_t *root, bool lenient, struct nk_error *err)
+                      const json_t *function, struct nk_error *err)
 {
+    const json_t *root = json_object_get(function, "parameters");
+    bool strict = json_is_true(json_object_get(function, "strict"));
     const struct nk_tool_form *f = o->form;
     const char *key;
     json_t *schema;
@@ -423,7 +425,8 @@ static int add_fields(const struct nk_tool_grammar_opts *o, struct nk_buf *out, 
 
     json_object_foreach(json_object_get(root, "properties"), key, schema)
     {
-        struct property p = { key, schema, is_required(root, key), lenient };
+        struct property p = { key, schema, is_required(root, key), is_lenient(o, function),
+                              strict };
         char name[64];
 
         snprintf(name, sizeof name, "%sp%zu-", prefix, k);
@@ -569,7 +572,7 @@ int nk__tool_grammar_write(const struct nk_tool_grammar_opts *o, struct nk_buf *
             break;
         /* A function without parameters takes an empty object. */
         if (!object)
-            rc = add_fields(o, out, prefix, schema, is_lenient(o, function), err);
+            rc = add_fields(o, out, prefix, function, err);
         else if (!schema || !json_object_size(schema))
             rc = nk_buf_addf(out, err, "%sroot ::= \"{}\"\n", prefix);
         else

@@ -20,9 +20,6 @@ struct nk_tool_grammar_opts {
     const char *only;    /* the one function that may be called; NULL: any */
     const struct nk_tool_form *form;
     bool must; /* exactly one call and nothing else; false: text with calls in it */
-    /* What the form cannot hold a value to (a pattern of text that stands bare) is refused, where
-     * it is let go otherwise. */
-    bool strict;
     /* The text begins inside of reasoning, which this ends; NULL: it does not. */
     const char *think_close;
     nk_tool_grammar_token *token; /* NULL: there are no control tokens */
@@ -30,7 +27,8 @@ struct nk_tool_grammar_opts {
     struct nk_work *work;         /* what all of it may cost; NULL: anything */
 };
 
-/* Appends the grammar to out.
+/* Appends the grammar to out. What the form cannot hold a value to (a pattern of text that stands
+ * bare) is refused of a function that is strict, and let go otherwise.
  *   INVALID    unsupported_schema   a tool's parameters cannot be expressed; named. Without `must`
  *                                   only for one that is strict: the others' are any object then
  *   INVALID    too_much_work        the same; or CANCELLED

@@ -112,6 +112,59 @@ static void test_prompt__tools_are_explained_where_the_template_knows_none(void 
     nk__prompter_free(p);
 }
 
+/* What stands bare is text where its schema says so, wherever it says it. */
+static void test_prompt__types_of_arguments_are_found_behind_references(void **state)
+{
+    static const struct {
+        const char *key, *type;
+    } wants[] = { { "ref", "string" },  { "old", "string" },   { "all", "string" },
+                  { "any", "string?" }, { "const", "string" }, { "loop", NULL },
+                  { "gone", NULL },     { "mixed", NULL },     { "number", NULL } };
+    nk_prompter *p = open_prompter(without_tools, NK_GATEWAY_TOOLS_NATIVE, 0);
+    struct nk_prepared prepared;
+    struct nk_request_error e;
+    struct nk_request r =
+        parse("{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],"
+              "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{"
+              "\"$defs\":{\"s\":{\"enum\":[\"a\",\"1\"]},\"n\":{\"type\":\"integer\"},"
+              "\"l\":{\"anyOf\":[{\"$ref\":\"#/$defs/l\"},{\"$ref\":\"#/$defs/l\"}]}},"
+              "\"definitions\":{\"s\":{\"type\":\"string\"}},\"properties\":{"
+              "\"ref\":{\"$ref\":\"#/$defs/s\"},\"old\":{\"$ref\":\"#/definitions/s\"},"
+              "\"all\":{\"allOf\":[{\"$ref\":\"#/$defs/s\"}],\"default\":\"a\"},"
+              "\"any\":{\"anyOf\":[{\"$ref\":\"#/$defs/s\"},{\"type\":\"null\"}]},"
+              "\"const\":{\"const\":\"1\"},\"loop\":{\"$ref\":\"#/$defs/l\"},"
+              "\"gone\":{\"$ref\":\"#/$defs/none\"},"
+              "\"mixed\":{\"anyOf\":[{\"$ref\":\"#/$defs/s\"},{\"$ref\":\"#/$defs/n\"}]},"
+              "\"number\":{\"$ref\":\"#/$defs/n\"}}}}}]}");
+
+    (void)state;
+    assert_int_equal(nk__prepare(&prepared, p, &r, 4096, NULL, &e), 0);
+    for (size_t i = 0; i < sizeof wants / sizeof wants[0]; i++) {
+        const char *type = json_string_value(
+            json_object_get(json_object_get(prepared.output.tool_types, "f"), wants[i].key));
+
+        if (wants[i].type ? !type || strcmp(type, wants[i].type) : type != NULL)
+            fail_msg("%s: %s", wants[i].key, type ? type : "nothing");
+    }
+    nk__prepared_release(&prepared);
+    nk__request_release(&r);
+    nk__prompter_free(p);
+}
+
+static void test_prompt__a_switch_without_marks_can_think(void **state)
+{
+    nk_prompter *p = open_prompter("{{ messages[0].content }}{% if enable_thinking %}!{% endif %}",
+                                   NK_GATEWAY_TOOLS_NATIVE, 0);
+
+    (void)state;
+    assert_true(nk__prompter_caps(p).can_think);
+    assert_false(nk__prompter_caps(p).thinking);
+    nk__prompter_free(p);
+    p = open_prompter("{{ messages[0].content }}", NK_GATEWAY_TOOLS_NATIVE, 0);
+    assert_false(nk__prompter_caps(p).can_think);
+    nk__prompter_free(p);
+}
+
 static void test_prompt__tools_are_the_templates_own_where_it_has_them_or_off(void **state)
 {
     static const char body[] =
@@ -216,6 +269,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prompt__tools_are_explained_where_the_template_knows_none),
+        cmocka_unit_test(test_prompt__types_of_arguments_are_found_behind_references),
+        cmocka_unit_test(test_prompt__a_switch_without_marks_can_think),
         cmocka_unit_test(test_prompt__tools_are_the_templates_own_where_it_has_them_or_off),
         cmocka_unit_test(test_prompt__ids_name_the_function_where_the_template_shows_nothing_else),
         cmocka_unit_test(

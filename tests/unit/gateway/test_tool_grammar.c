@@ -224,7 +224,13 @@ test_tool_grammar__text_that_cannot_be_held_to_its_schema_is_refused_if_strict(v
     (void)state;
     assert_int_equal(learn_text(&form, text, &err), 0);
     assert_int_equal(nk__tool_grammar_write(&o, &out, &err), 0);
-    o.strict = true;
+    /* Another one that is strict does not ask it of this one. */
+    assert_int_equal(json_array_append_new(
+                         one, json_pack("{s:{s:s, s:b}}", "function", "name", "g", "strict", true)),
+                     0);
+    nk_buf_reset(&out);
+    assert_int_equal(nk__tool_grammar_write(&o, &out, &err), 0);
+    json_object_set_new(json_object_get(json_array_get(one, 0), "function"), "strict", json_true());
     assert_int_equal(nk__tool_grammar_write(&o, &out, &err), NK_E_INVALID);
     assert_string_equal(err.reason, "unsupported_schema");
     assert_non_null(strstr(err.msg, "tools[0].function.parameters: \"a\": "));
