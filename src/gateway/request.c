@@ -200,9 +200,12 @@ int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, s
         .e = e,
         .message_rules = nk__api_is_openai(api) ? nk__rules_message : nk__rules_ollama_message,
     };
+    bool other_dialect =
+        api == NK_API_MESSAGES || api == NK_API_COUNT_TOKENS || api == NK_API_RESPONSES;
     json_error_t at_error;
     int rc;
 
+    p.others = other_dialect ? nk__rules_chat : NULL;
     *r = (struct nk_request){
         .api = api,
         .n = 1,

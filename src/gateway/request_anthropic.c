@@ -1,13 +1,9 @@
 /* The fields of Anthropic's messages, with a few of llama-server's extras under its names.
  * https://docs.anthropic.com/en/api/messages */
-#include "gateway/request_int.h"
+#include "gateway/request_rules.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#define OFFSET(field) offsetof(struct nk_request, field)
-#define SAMPLING(member)                                                                           \
-    (offsetof(struct nk_request, sampling) + offsetof(struct nk_sampling, member))
 
 /* ---- blocks ---- */
 
@@ -475,18 +471,18 @@ const struct nk_field_rule nk__rules_anthropic[] = {
       "content as text or blocks: text, document with a text as its source, tool_result, tool_use, "
       "thinking; images are refused; an error of a tool begins with \"Error:\"" },
     { "system",             NK_FIELD_YES,     read_system, 0, 0, 0, "text, or blocks of text" },
-    { "model",              NK_FIELD_YES,     nk__read_string, OFFSET(model), 0, 0,
+    { "model",              NK_FIELD_YES,     nk__read_string, NK_OFFSET(model), 0, 0,
       "a name that /v1/models lists" },
-    { "max_tokens",         NK_FIELD_YES,     nk__read_int, OFFSET(n_predict), 1, INT32_MAX,
+    { "max_tokens",         NK_FIELD_YES,     nk__read_int, NK_OFFSET(n_predict), 1, INT32_MAX,
       "not given: a share of the context, the workers' context by their sequences" },
-    { "stream",             NK_FIELD_YES,     nk__read_bool, OFFSET(stream), 0, 0,
+    { "stream",             NK_FIELD_YES,     nk__read_bool, NK_OFFSET(stream), 0, 0,
       "events by name, with pings in a long prefill" },
     { "stop_sequences",     NK_FIELD_YES,     nk__read_stop, 0, 0, 0, "up to 16" },
-    { "temperature",        NK_FIELD_YES,     nk__read_float, SAMPLING(temperature), 0, 100,
+    { "temperature",        NK_FIELD_YES,     nk__read_float, NK_SAMPLING(temperature), 0, 100,
       "0: greedy; default 0.8" },
-    { "top_p",              NK_FIELD_YES,     nk__read_float, SAMPLING(top_p), 0, 1,
+    { "top_p",              NK_FIELD_YES,     nk__read_float, NK_SAMPLING(top_p), 0, 1,
       "default 0.95" },
-    { "top_k",              NK_FIELD_YES,     nk__read_int, SAMPLING(top_k), 0, INT32_MAX,
+    { "top_k",              NK_FIELD_YES,     nk__read_int, NK_SAMPLING(top_k), 0, INT32_MAX,
       "0: off; default 40" },
     { "tools",              NK_FIELD_YES,     read_tools, 0, 0, 0,
       "with a name and an input_schema; strict: held to it by a grammar; built-in kinds are "
@@ -507,13 +503,14 @@ const struct nk_field_rule nk__rules_anthropic[] = {
       "user_id goes to the log with the request" },
     { "seed",               NK_FIELD_YES,     nk__read_seed, 0, 0, 0,
       "llama-server's; the same seed gives the same text; -1: a random one" },
-    { "min_p",              NK_FIELD_YES,     nk__read_float, SAMPLING(min_p), 0, 1,
+    { "min_p",              NK_FIELD_YES,     nk__read_float, NK_SAMPLING(min_p), 0, 1,
       "llama-server's; default 0.05" },
+    NK_RULES_MORE_SAMPLING,
     { "grammar",            NK_FIELD_YES,     nk__read_grammar, 0, 0, 0,
       "llama-server's; GBNF with the rule root" },
-    { "ignore_eos",         NK_FIELD_YES,     nk__read_bool, SAMPLING(ignore_eos), 0, 0,
+    { "ignore_eos",         NK_FIELD_YES,     nk__read_bool, NK_SAMPLING(ignore_eos), 0, 0,
       "llama-server's" },
-    { "deterministic",      NK_FIELD_YES,     nk__read_bool, OFFSET(deterministic), 0, 0,
+    { "deterministic",      NK_FIELD_YES,     nk__read_bool, NK_OFFSET(deterministic), 0, 0,
       "ours; as in /v1/chat/completions" },
     { "cache_control",      NK_FIELD_IGNORED, NULL, 0, 0, 0,
       "also in blocks and tools: kept sessions are found by the prompt itself" },

@@ -12,6 +12,9 @@ struct nk_parse {
     struct nk_request_error *e;
     char path[96]; /* of the object whose fields are read, with a dot at its end: "options." */
     const struct nk_field_rule *message_rules; /* the dialect's, of a message of a chat */
+    /* Another dialect's fields: one that has an effect there and is unknown here is refused, since
+     * whoever sends it expects that. NULL: none. */
+    const struct nk_field_rule *others;
     bool takes_unknown; /* of a message or a tool: members that nobody knows are no hints either */
     /* What is only decided when all fields were read. */
     const char *grammar;
@@ -91,6 +94,7 @@ int nk__read_begin(struct nk_parse *p, const struct nk_field_rule *f, const json
 int nk__take_prefill(struct nk_parse *p);
 /* How a model thinks: words for how much, true and false, or a provider's object. */
 int nk__read_reasoning_effort(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_enable_thinking(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_think(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_thinking(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 int nk__read_reasoning(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);

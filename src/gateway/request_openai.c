@@ -58,7 +58,7 @@ static int read_features(struct nk_parse *p, const struct nk_field_rule *f, cons
                                        "must be an object, not %s", nk__json_type(v));
 }
 
-static int read_enable_thinking(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+int nk__read_enable_thinking(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
 {
     bool on = json_is_true(v);
 
@@ -177,7 +177,7 @@ const struct nk_field_rule nk__rules_chat[] = {
       "OpenRouter's: {\"effort\": ...} or {\"enabled\": ...}" },
     { "thinking",              NK_FIELD_YES,     nk__read_thinking, 0, 0, 0,
       "{\"type\": \"enabled\"} or \"disabled\"" },
-    { "enable_thinking",       NK_FIELD_YES,     read_enable_thinking, 0, 0, 0, "" },
+    { "enable_thinking",       NK_FIELD_YES,     nk__read_enable_thinking, 0, 0, 0, "" },
     { "think",                 NK_FIELD_YES,     nk__read_think, 0, 0, 0, "Ollama's" },
     { "chat_template_kwargs",  NK_FIELD_YES,     nk__read_object_field,
       NK_OFFSET(template_kwargs), 0, 0, "llama-server's; variables for the template" },

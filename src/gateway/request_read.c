@@ -123,7 +123,29 @@ static const struct nk_field_rule *nearest(const struct nk_field_rule *rules, co
     return found;
 }
 
-static int read_unknown(struct nk_parse *p, const struct nk_field_rule *rules, const char *name)
+/* Asks for nothing. */
+static bool is_empty(const json_t *v)
+{
+    return json_is_false(v) || (json_is_string(v) && !json_string_length(v)) ||
+           (json_is_array(v) && !json_array_size(v)) || (json_is_object(v) && !json_object_size(v));
+}
+
+/* Does a name that is unknown here change the answer in the other dialect, and is that asked for? */
+static bool is_others(const struct nk_parse *p, const char *name, const json_t *v)
+{
+    const struct nk_field_rule *f = p->others;
+
+    if (!f || p->path[0] || (is_empty(v) && !json_is_false(v)) || !strcmp(name, "user"))
+        return false;
+    while (f->name && strcmp(f->name, name))
+        f++;
+    return f->name && f->use == NK_FIELD_YES &&
+           !(!strcmp(name, "n") && json_is_integer(v) && json_integer_value(v) == 1) &&
+           !(!strcmp(name, "logprobs") && json_is_false(v));
+}
+
+static int read_unknown(struct nk_parse *p, const struct nk_field_rule *rules, const char *name,
+                        const json_t *v)
 {
     const struct nk_field_rule *meant = nearest(rules, name);
     char known[300] = "";
@@ -132,6 +154,10 @@ static int read_unknown(struct nk_parse *p, const struct nk_field_rule *rules, c
     if (!p->limits->strict) {
         if (p->takes_unknown)
             return 0;
+        if ((!meant || meant->use == NK_FIELD_IGNORED) && is_others(p, name, v))
+            return nk__bad(p, NK_E_INVALID, "unknown_field", name,
+                           "is a field of /v1/chat/completions that changes the answer; this "
+                           "route has no such field");
         if (!meant || meant->use == NK_FIELD_IGNORED)
             return nk__ignore(p, name);
     }
@@ -142,13 +168,6 @@ static int read_unknown(struct nk_parse *p, const struct nk_field_rule *rules, c
         if (f->use == NK_FIELD_YES && at + strlen(f->name) + 3 < sizeof known)
             at += (size_t)snprintf(known + at, sizeof known - at, "%s%s", at ? ", " : "", f->name);
     return nk__bad(p, NK_E_INVALID, "unknown_field", name, "unknown field; known are %s", known);
-}
-
-/* Asks for nothing. */
-static bool is_empty(const json_t *v)
-{
-    return json_is_false(v) || (json_is_string(v) && !json_string_length(v)) ||
-           (json_is_array(v) && !json_array_size(v)) || (json_is_object(v) && !json_object_size(v));
 }
 
 static int read_ignored(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
@@ -177,7 +196,7 @@ int nk__read_object(struct nk_parse *p, const struct nk_field_rule *rules, const
         if (json_is_null(v) && (f->name || !p->limits->strict))
             continue;
         if (!f->name)
-            rc = read_unknown(p, rules, name);
+            rc = read_unknown(p, rules, name, v);
         else if (f->use == NK_FIELD_REFUSED)
             rc = nk__bad(p, NK_E_INVALID, "refused_field", f->name, "not supported: %s", f->note);
         else if (f->use == NK_FIELD_IGNORED)

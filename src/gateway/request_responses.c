@@ -3,14 +3,10 @@
  *
  * What was said before comes from the store (previous_response_id, item_reference) as items, as the
  * request's own do, and goes the same way: into messages. */
-#include "gateway/request_int.h"
+#include "gateway/request_rules.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#define OFFSET(field) offsetof(struct nk_request, field)
-#define SAMPLING(member)                                                                           \
-    (offsetof(struct nk_request, sampling) + offsetof(struct nk_sampling, member))
 
 /* ---- items ---- */
 
@@ -607,26 +603,26 @@ const struct nk_field_rule nk__rules_responses[] = {
       "images and files are refused" },
     { "instructions",           NK_FIELD_YES,     read_instructions, 0, 0, 0,
       "the system prompt, of this response alone" },
-    { "model",                  NK_FIELD_YES,     nk__read_string, OFFSET(model), 0, 0,
+    { "model",                  NK_FIELD_YES,     nk__read_string, NK_OFFSET(model), 0, 0,
       "a name that /v1/models lists" },
-    { "stream",                 NK_FIELD_YES,     nk__read_bool, OFFSET(stream), 0, 0,
+    { "stream",                 NK_FIELD_YES,     nk__read_bool, NK_OFFSET(stream), 0, 0,
       "events by name, numbered" },
-    { "store",                  NK_FIELD_YES,     nk__read_bool, OFFSET(store), 0, 0,
+    { "store",                  NK_FIELD_YES,     nk__read_bool, NK_OFFSET(store), 0, 0,
       "default true: kept in memory for --responses-ttl" },
-    { "previous_response_id",   NK_FIELD_YES,     nk__read_string, OFFSET(previous), 0, 0,
+    { "previous_response_id",   NK_FIELD_YES,     nk__read_string, NK_OFFSET(previous), 0, 0,
       "of a response that was stored" },
-    { "max_output_tokens",      NK_FIELD_YES,     nk__read_int, OFFSET(n_predict), 1, INT32_MAX,
+    { "max_output_tokens",      NK_FIELD_YES,     nk__read_int, NK_OFFSET(n_predict), 1, INT32_MAX,
       "not given: a share of the context, the workers' context by their sequences" },
-    { "temperature",            NK_FIELD_YES,     nk__read_float, SAMPLING(temperature), 0, 100,
+    { "temperature",            NK_FIELD_YES,     nk__read_float, NK_SAMPLING(temperature), 0, 100,
       "0: greedy; default 0.8" },
-    { "top_p",                  NK_FIELD_YES,     nk__read_float, SAMPLING(top_p), 0, 1,
+    { "top_p",                  NK_FIELD_YES,     nk__read_float, NK_SAMPLING(top_p), 0, 1,
       "default 0.95" },
     { "tools",                  NK_FIELD_YES,     read_tools, 0, 0, 0,
       "functions; built-in and custom ones are refused by name; strict: held to the schema by a "
       "grammar, only where it says true" },
     { "tool_choice",            NK_FIELD_YES,     read_tool_choice, 0, 0, 0,
       "auto, none, required, a function, or allowed_tools" },
-    { "parallel_tool_calls",    NK_FIELD_YES,     nk__read_bool, OFFSET(parallel_tool_calls), 0, 0,
+    { "parallel_tool_calls",    NK_FIELD_YES,     nk__read_bool, NK_OFFSET(parallel_tool_calls), 0, 0,
       "false: the response ends after the first call" },
     { "text",                   NK_FIELD_YES,     read_text, 0, 0, 0,
       "format: text, json_object, json_schema (turned into a grammar); verbosity is not looked "
@@ -639,21 +635,22 @@ const struct nk_field_rule nk__rules_responses[] = {
     { "top_logprobs",           NK_FIELD_YES,     read_top_logprobs, 0, 0, 0, "0 to 20" },
     { "metadata",               NK_FIELD_YES,     check_metadata, 0, 0, 0,
       "strings; stored with the response" },
-    { "user",                   NK_FIELD_YES,     nk__read_string, OFFSET(user), 0, 0,
+    { "user",                   NK_FIELD_YES,     nk__read_string, NK_OFFSET(user), 0, 0,
       "goes to the log with the request" },
     { "stop",                   NK_FIELD_YES,     nk__read_stop, 0, 0, 0,
       "llama-server's; a string, or up to 16" },
     { "seed",                   NK_FIELD_YES,     nk__read_seed, 0, 0, 0,
       "llama-server's; the same seed gives the same text; -1: a random one" },
-    { "top_k",                  NK_FIELD_YES,     nk__read_int, SAMPLING(top_k), 0, INT32_MAX,
+    { "top_k",                  NK_FIELD_YES,     nk__read_int, NK_SAMPLING(top_k), 0, INT32_MAX,
       "llama-server's; 0: off; default 40" },
-    { "min_p",                  NK_FIELD_YES,     nk__read_float, SAMPLING(min_p), 0, 1,
+    { "min_p",                  NK_FIELD_YES,     nk__read_float, NK_SAMPLING(min_p), 0, 1,
       "llama-server's; default 0.05" },
+    NK_RULES_MORE_SAMPLING,
     { "grammar",                NK_FIELD_YES,     nk__read_grammar, 0, 0, 0,
       "llama-server's; GBNF with the rule root" },
-    { "ignore_eos",             NK_FIELD_YES,     nk__read_bool, SAMPLING(ignore_eos), 0, 0,
+    { "ignore_eos",             NK_FIELD_YES,     nk__read_bool, NK_SAMPLING(ignore_eos), 0, 0,
       "llama-server's" },
-    { "deterministic",          NK_FIELD_YES,     nk__read_bool, OFFSET(deterministic), 0, 0,
+    { "deterministic",          NK_FIELD_YES,     nk__read_bool, NK_OFFSET(deterministic), 0, 0,
       "ours; as in /v1/chat/completions" },
     { "prompt_cache_key",       NK_FIELD_IGNORED, NULL, 0, 0, 0,
       "kept sessions are found by the prompt itself" },

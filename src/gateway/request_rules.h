@@ -13,32 +13,16 @@
 /* clang-format off */
 #define NK_NO_LOADING "workers are set up when they are started"
 
-/* How tokens are chosen. */
-#define NK_RULES_SAMPLING \
-    { "temperature",        NK_FIELD_YES, nk__read_float, NK_SAMPLING(temperature), 0, 100, \
-      "0: greedy; default 0.8" }, \
-    { "top_p",              NK_FIELD_YES, nk__read_float, NK_SAMPLING(top_p), 0, 1, \
-      "default 0.95" }, \
-    { "seed",               NK_FIELD_YES, nk__read_seed, 0, 0, 0, \
-      "the same seed gives the same text; choice i has seed + i; -1: a random one" }, \
-    { "stop",               NK_FIELD_YES, nk__read_stop, 0, 0, 0, \
-      "a string, or up to 16; empty ones stop nothing" }, \
+/* How tokens are chosen, in every dialect but Ollama's, and which sessions may be reused. */
+#define NK_RULES_MORE_SAMPLING \
     { "presence_penalty",   NK_FIELD_YES, nk__read_float, NK_SAMPLING(presence_penalty), -2, 2, \
       "" }, \
     { "frequency_penalty",  NK_FIELD_YES, nk__read_float, NK_SAMPLING(frequency_penalty), -2, 2, \
       "" }, \
     { "logit_bias",         NK_FIELD_YES, nk__read_logit_bias, 0, 0, 0, \
       "by token id; an object, or a list of pairs" }, \
-    { "user",               NK_FIELD_YES, nk__read_string, NK_OFFSET(user), 0, 0, \
-      "goes to the log with the request" }, \
     { "cache_salt",         NK_FIELD_YES, nk__read_cache_salt, 0, 0, 0, \
       "vLLM's: KV is reused only among requests with the same one (and the same key)" }, \
-    { "n_predict",          NK_FIELD_YES, nk__read_max_tokens, 0, 0, 0, \
-      "llama-server's name for max_tokens" }, \
-    { "top_k",              NK_FIELD_YES, nk__read_top_k, NK_SAMPLING(top_k), 0, INT32_MAX, \
-      "llama-server's; 0 and less: off; default 40" }, \
-    { "min_p",              NK_FIELD_YES, nk__read_float, NK_SAMPLING(min_p), 0, 1, \
-      "llama-server's; default 0.05" }, \
     { "typical_p",          NK_FIELD_YES, nk__read_float, NK_SAMPLING(typical_p), 0, 1, \
       "llama-server's; 1: off" }, \
     { "repeat_penalty",     NK_FIELD_YES, nk__read_float, NK_SAMPLING(repeat_penalty), 0.01, 100, \
@@ -61,19 +45,8 @@
       "llama-server's" }, \
     { "mirostat_eta",       NK_FIELD_YES, nk__read_float, NK_SAMPLING(mirostat_eta), 0, 1, \
       "llama-server's" }, \
-    { "grammar",            NK_FIELD_YES, nk__read_grammar, 0, 0, 0, \
-      "llama-server's; GBNF with the rule root" }, \
-    { "json_schema",        NK_FIELD_YES, nk__read_json_schema, 0, 0, 0, \
-      "llama-server's; like a response_format of that schema" }, \
-    { "guided_json",        NK_FIELD_YES, nk__read_json_schema, 0, 0, 0, \
-      "vLLM's; the same" }, \
-    { "ignore_eos",         NK_FIELD_YES, nk__read_bool, NK_SAMPLING(ignore_eos), 0, 0, \
-      "llama-server's" }, \
     { "cache_prompt",       NK_FIELD_YES, nk__read_cache_prompt, 0, 0, 0, \
       "llama-server's; false: no kept session is used, and this one is not kept" }, \
-    { "deterministic",      NK_FIELD_YES, nk__read_bool, NK_OFFSET(deterministic), 0, 0, \
-      "ours; the same to the last bit whatever else runs; workers without --deterministic refuse " \
-      "it (400 not_deterministic)" }, \
     { "top_n_sigma",        NK_FIELD_YES, nk__read_top_n_sigma, NK_SAMPLING(top_n_sigma), 0, \
       1000, "llama-server's; 0 and less: off" }, \
     { "xtc_probability",    NK_FIELD_YES, nk__read_float, NK_SAMPLING(xtc_probability), 0, 1, \
@@ -86,7 +59,38 @@
       "llama-server's; default 1" }, \
     { "samplers",           NK_FIELD_YES, nk__read_samplers, 0, 0, 0, \
       "llama-server's; which of penalties, dry, top_n_sigma, top_k, typ_p, top_p, min_p, xtc and " \
-      "temperature take part, in this order" }, \
+      "temperature take part, in this order" }
+
+/* How tokens are chosen. */
+#define NK_RULES_SAMPLING \
+    { "temperature",        NK_FIELD_YES, nk__read_float, NK_SAMPLING(temperature), 0, 100, \
+      "0: greedy; default 0.8" }, \
+    { "top_p",              NK_FIELD_YES, nk__read_float, NK_SAMPLING(top_p), 0, 1, \
+      "default 0.95" }, \
+    { "seed",               NK_FIELD_YES, nk__read_seed, 0, 0, 0, \
+      "the same seed gives the same text; choice i has seed + i; -1: a random one" }, \
+    { "stop",               NK_FIELD_YES, nk__read_stop, 0, 0, 0, \
+      "a string, or up to 16; empty ones stop nothing" }, \
+    NK_RULES_MORE_SAMPLING, \
+    { "user",               NK_FIELD_YES, nk__read_string, NK_OFFSET(user), 0, 0, \
+      "goes to the log with the request" }, \
+    { "n_predict",          NK_FIELD_YES, nk__read_max_tokens, 0, 0, 0, \
+      "llama-server's name for max_tokens" }, \
+    { "top_k",              NK_FIELD_YES, nk__read_top_k, NK_SAMPLING(top_k), 0, INT32_MAX, \
+      "llama-server's; 0 and less: off; default 40" }, \
+    { "min_p",              NK_FIELD_YES, nk__read_float, NK_SAMPLING(min_p), 0, 1, \
+      "llama-server's; default 0.05" }, \
+    { "grammar",            NK_FIELD_YES, nk__read_grammar, 0, 0, 0, \
+      "llama-server's; GBNF with the rule root" }, \
+    { "json_schema",        NK_FIELD_YES, nk__read_json_schema, 0, 0, 0, \
+      "llama-server's; like a response_format of that schema" }, \
+    { "guided_json",        NK_FIELD_YES, nk__read_json_schema, 0, 0, 0, \
+      "vLLM's; the same" }, \
+    { "ignore_eos",         NK_FIELD_YES, nk__read_bool, NK_SAMPLING(ignore_eos), 0, 0, \
+      "llama-server's" }, \
+    { "deterministic",      NK_FIELD_YES, nk__read_bool, NK_OFFSET(deterministic), 0, 0, \
+      "ours; the same to the last bit whatever else runs; workers without --deterministic refuse " \
+      "it (400 not_deterministic)" }, \
     { "min_tokens",         NK_FIELD_FIXED, nk__read_only_number, 0, 0, 0, "0" }, \
     { "top_a",              NK_FIELD_FIXED, nk__read_only_number, 0, 0, 0, \
       "0; libllama has no such sampler" }, \

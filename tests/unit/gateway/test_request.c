@@ -256,6 +256,46 @@ static void test_request__hints_and_labels_are_taken_and_named(void **state)
           "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa");
 }
 
+/* Whoever sends another dialect's field expects what it does there. */
+static void
+test_request__fields_of_chats_have_an_effect_in_other_dialects_or_are_refused(void **state)
+{
+#define MESSAGES "\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]"
+    static const char *const refused[] = { "\"response_format\":{\"type\":\"json_object\"}",
+                                           "\"max_completion_tokens\":1", "\"n_predict\":1",
+                                           "\"enable_thinking\":false", "\"n\":2" };
+    static const struct {
+        enum nk_api api;
+        const char *body;
+    } apis[] = { { NK_API_MESSAGES, MESSAGES ",\"max_tokens\":9" },
+                 { NK_API_RESPONSES, "\"input\":\"x\"" } };
+    char body[300], name[60];
+
+    (void)state;
+    for (size_t a = 0; a < 2; a++) {
+        for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
+            snprintf(body, sizeof body, "{%s,%s}", apis[a].body, refused[i]);
+            snprintf(name, sizeof name, "%.*s", (int)strcspn(refused[i] + 1, "\""), refused[i] + 1);
+            assert_int_not_equal(parse(apis[a].api, body), 0);
+            assert_string_equal(e.err.reason, "unknown_field");
+            assert_string_equal(e.param, name);
+        }
+        snprintf(body, sizeof body,
+                 "{%s,\"presence_penalty\":0.5,\"cache_salt\":\"s\",\"logit_bias\":{\"5\":1},"
+                 "\"xtc_probability\":0.5,\"n\":1,\"logprobs\":false}",
+                 apis[a].body);
+        takes(apis[a].api, body, "n,logprobs");
+        assert_true(r.sampling.presence_penalty == 0.5f && r.sampling.xtc_probability == 0.5f);
+        assert_string_equal(r.cache_salt, "s");
+        assert_int_equal(r.sampling.n_logit_bias, 1);
+    }
+    /* A prompt is not sampled from, but what it looks like depends on these. */
+    takes(NK_API_APPLY_TEMPLATE, "{" MESSAGES ",\"enable_thinking\":false,\"temperature\":1}",
+          "temperature");
+    assert_int_equal(r.think, NK_THINK_OFF);
+#undef MESSAGES
+}
+
 static void test_request__a_misspelt_field_is_refused_with_the_nearest_name(void **state)
 {
     static const char *const spellings[][2] = {
@@ -694,6 +734,8 @@ int main(void)
         cmocka_unit_test(test_request__names_what_is_wrong),
         cmocka_unit_test(test_request__every_field_of_the_tables_does_what_its_word_says),
         cmocka_unit_test(test_request__hints_and_labels_are_taken_and_named),
+        cmocka_unit_test(
+            test_request__fields_of_chats_have_an_effect_in_other_dialects_or_are_refused),
         cmocka_unit_test(test_request__a_misspelt_field_is_refused_with_the_nearest_name),
         cmocka_unit_test(test_request__strict_refuses_what_has_no_effect),
         cmocka_unit_test(test_request__other_names_and_spellings_of_values_are_read),
