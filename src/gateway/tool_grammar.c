@@ -12,14 +12,24 @@ static bool is_word(char c)
     return isalnum((unsigned char)c) || c == '-' || c == '_';
 }
 
+/* Is it one of JSON's own rules? */
+static bool is_base(const char *name, size_t size)
+{
+    const char *line = nk_json_base_rules();
+
+    while (*line && (strncmp(line, name, size) != 0 || strncmp(line + size, " ::=", 4) != 0))
+        line = strchr(line, '\n') + 1;
+    return *line != '\0';
+}
+
 /* GBNF (text/gbnf.h): names stand outside of "literals", [classes], {counts}, <tokens> and #
- * comments. */
-int nk__tool_grammar_prefix(const char *grammar, const char *prefix, struct nk_buf *out,
-                            struct nk_error *err)
+ * comments. base: what is before the names of JSON's own rules. */
+static int add_prefixed(const char *grammar, const char *end, const char *prefix, const char *base,
+                        struct nk_buf *out, struct nk_error *err)
 {
     int rc = 0;
 
-    while (*grammar && !rc) {
+    while (grammar < end && !rc) {
         size_t n = 1;
         char close = *grammar == '"'   ? '"'
                      : *grammar == '[' ? ']'
@@ -35,13 +45,19 @@ int nk__tool_grammar_prefix(const char *grammar, const char *prefix, struct nk_b
         } else if (is_word(*grammar)) {
             while (is_word(grammar[n]))
                 n++;
-            rc = nk_buf_adds(out, prefix, err);
+            rc = nk_buf_adds(out, base && is_base(grammar, n) ? base : prefix, err);
         }
         if (!rc)
             rc = nk_buf_add(out, grammar, n, err);
         grammar += n;
     }
     return rc;
+}
+
+int nk__tool_grammar_prefix(const char *grammar, const char *prefix, struct nk_buf *out,
+                            struct nk_error *err)
+{
+    return add_prefixed(grammar, strchr(grammar, '\0'), prefix, NULL, out, err);
 }
 
 /* A literal: "..." */
@@ -301,6 +317,9 @@ static bool is_unsupported(const struct nk_error *e)
     return !strcmp(e->reason, "unsupported_schema") || !strcmp(e->reason, "too_large");
 }
 
+/* Before the names of JSON's own rules, which are there once for all schemas. */
+static const char base_prefix[] = "json-";
+
 /* Appends the JSON of a schema as rules whose names begin with prefix. any: what it is where it is
  * not supported, a grammar; NULL: then it is an error. */
 static int add_schema(const struct nk_tool_grammar_opts *o, struct nk_buf *out, const char *prefix,
@@ -319,8 +338,14 @@ static int add_schema(const struct nk_tool_grammar_opts *o, struct nk_buf *out, 
 
     if (!rc)
         rc = nk_buf_adds(out, "\n", err);
-    if (!rc)
-        rc = nk__tool_grammar_prefix(nk_buf_str(&inner), prefix, out, err);
+    if (!rc) {
+        const char *text = nk_buf_str(&inner), *base = strstr(text, nk_json_base_rules()),
+                   *after = base + strlen(nk_json_base_rules());
+
+        rc = add_prefixed(text, base, prefix, base_prefix, out, err);
+        if (!rc)
+            rc = add_prefixed(after, strchr(after, '\0'), prefix, base_prefix, out, err);
+    }
     nk_buf_release(&inner);
     return rc;
 }
@@ -548,6 +573,7 @@ int nk__tool_grammar_write(const struct nk_tool_grammar_opts *o, struct nk_buf *
     }
     rc = rc ? rc : nk_buf_adds(out, "\n", err);
     rc = rc ? rc : add_shared(o, out, err);
+    rc = rc ? rc : nk__tool_grammar_prefix(nk_json_base_rules(), base_prefix, out, err);
     json_array_foreach((json_t *)o->tools, i, tool)
     {
         const json_t *function = json_object_get(tool, "function"),

@@ -41,6 +41,11 @@ const char *nk_json_object_grammar(void)
     return "root ::= object\n" BASE_RULES;
 }
 
+const char *nk_json_base_rules(void)
+{
+    return BASE_RULES;
+}
+
 static int convert(struct nk__conversion *c, const struct nk__set *set,
                    struct nk__schema_rule *rule);
 

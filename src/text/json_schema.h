@@ -44,5 +44,8 @@ int nk_json_schema_to_grammar(const json_t *schema, struct nk_work *work, struct
 
 /* The grammar of any JSON object: response_format {"type": "json_object"}, Ollama's "json". */
 const char *nk_json_object_grammar(void);
+/* The rules that both of the above have in them, as this text: several grammars in one need them
+ * only once. */
+const char *nk_json_base_rules(void);
 
 #endif

@@ -9,6 +9,7 @@
 
 #include "gateway/tool_grammar.h"
 #include "text/grammar.h"
+#include "text/sampling.h"
 #include "text/vocab.h"
 #include "unit/gateway/learn.h"
 
@@ -240,6 +241,39 @@ test_tool_grammar__text_that_cannot_be_held_to_its_schema_is_refused_if_strict(v
     json_decref(one);
 }
 
+/* JSON's own rules are there once, not with each argument. */
+static void test_tool_grammar__a_hundred_arguments_fit(void **state)
+{
+    json_t *one = tools("[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{"
+                        "\"type\":\"object\",\"properties\":{}}}}]");
+    json_t *properties = json_object_get(
+        json_object_get(json_object_get(json_array_get(one, 0), "function"), "parameters"),
+        "properties");
+    char *text = read_template("glm");
+    struct nk_tool_form form;
+    struct nk_error err = { 0 };
+    struct nk_tool_grammar_opts o = { .tools = one, .form = &form, .must = true };
+    char *g, key[16];
+
+    (void)state;
+    for (int i = 0; i < 100; i++) {
+        snprintf(key, sizeof key, "a%d", i);
+        json_object_set_new(properties, key,
+                            json_pack("{s:s, s:{s:s}}", "type", "array", "items", "type",
+                                      i % 2 ? "integer" : "string"));
+    }
+    assert_int_equal(learn_text(&form, text, &err), 0);
+    g = grammar_of(&o);
+    assert_true(strlen(g) < NK_GRAMMAR_BYTES_MAX);
+    assert_true(fits(g, "<tool_call>f\n<arg_key>a7</arg_key>\n<arg_value>[1, 2]</arg_value>\n"
+                        "<arg_key>a8</arg_key>\n<arg_value>[\"x\"]</arg_value>\n</tool_call>"));
+    assert_false(fits(g, "<tool_call>f\n<arg_key>a7</arg_key>\n<arg_value>[\"x\"]</arg_value>\n"
+                         "</tool_call>"));
+    free(g);
+    free(text);
+    json_decref(one);
+}
+
 static int32_t some_token(const void *user, const char *text)
 {
     (void)user;
@@ -341,6 +375,7 @@ int main(void)
         cmocka_unit_test(test_tool_grammar__forced_calls_are_in_the_form_of_the_template),
         cmocka_unit_test(
             test_tool_grammar__text_that_cannot_be_held_to_its_schema_is_refused_if_strict),
+        cmocka_unit_test(test_tool_grammar__a_hundred_arguments_fit),
         cmocka_unit_test(test_tool_grammar__one_unsupported_schema_leaves_the_other_tools),
         cmocka_unit_test(test_tool_grammar__marks_that_are_tokens_are_written_as_tokens),
         cmocka_unit_test(test_tool_grammar__rules_are_renamed_and_nothing_else),
