@@ -130,7 +130,8 @@ static bool is_empty(const json_t *v)
            (json_is_array(v) && !json_array_size(v)) || (json_is_object(v) && !json_object_size(v));
 }
 
-/* Does a name that is unknown here change the answer in the other dialect, and is that asked for? */
+/* Does a name that is unknown here change the answer in the other dialect, and does the value ask
+ * for that? */
 static bool is_others(const struct nk_parse *p, const char *name, const json_t *v)
 {
     const struct nk_field_rule *f = p->others;

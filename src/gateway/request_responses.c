@@ -622,8 +622,8 @@ const struct nk_field_rule nk__rules_responses[] = {
       "grammar, only where it says true" },
     { "tool_choice",            NK_FIELD_YES,     read_tool_choice, 0, 0, 0,
       "auto, none, required, a function, or allowed_tools" },
-    { "parallel_tool_calls",    NK_FIELD_YES,     nk__read_bool, NK_OFFSET(parallel_tool_calls), 0, 0,
-      "false: the response ends after the first call" },
+    { "parallel_tool_calls",    NK_FIELD_YES,     nk__read_bool, NK_OFFSET(parallel_tool_calls),
+      0, 0, "false: the response ends after the first call" },
     { "text",                   NK_FIELD_YES,     read_text, 0, 0, 0,
       "format: text, json_object, json_schema (turned into a grammar); verbosity is not looked "
       "at" },
