@@ -93,7 +93,8 @@ struct nk_gen {
     int n_before;     /* of n_tokens, those of earlier attempts */
     int32_t *said;    /* n_tokens ids; owned */
     size_t said_capacity;
-    uint64_t pause_ns; /* since when no token came because of a loss; 0: no pause */
+    uint64_t pause_ns;  /* since when no token came because of a loss; 0: no pause */
+    uint64_t paused_us; /* pauses between the first token and the last */
     struct nk_gen_stats stats;
     struct nk_buf tail;
 };
@@ -181,6 +182,8 @@ static const struct loss {
     { NK_E_EXHAUSTED, "send_queue_full", true },
     /* The worker was taken out of the cluster, or started for a new plan: the route is old. */
     { NK_E_DENIED, "removed", true },
+    /* What took a worker's place is one that the stage before it was not told of. */
+    { NK_E_DENIED, "peer_not_allowed", true },
     { NK_E_PRECONDITION, "stale_epoch", true },
 };
 
@@ -200,7 +203,7 @@ static bool is_loss(const nk_gen *g, const struct nk_error *e)
 static bool is_misfit(const struct nk_error *e)
 {
     return !strcmp(e->reason, "no_rollback") || !strcmp(e->reason, "gap") ||
-           !strcmp(e->reason, "bad_resume");
+           !strcmp(e->reason, "bad_resume") || !strcmp(e->reason, "bad_rows");
 }
 
 bool nk_gen_resumable(const nk_gen *g)
@@ -246,8 +249,16 @@ static void name_worker(nk_gen *g, struct nk_error *e)
 {
     const struct nk_cluster *c = &g->c->cluster;
     const struct nk_cluster_worker *blamed;
+    /* That of who could not be dialled; the name is perhaps of the one that dialled. */
+    bool by_address = !strcmp(e->reason, "unreachable") || !strcmp(e->reason, "peer_not_allowed");
+    bool found = false;
 
-    for (int i = c->n_workers - 1; i >= 0; i--) {
+    for (int i = c->n_workers - 1; i >= 0 && !found; i--)
+        if (has_address(e->msg, c->workers[i].address)) {
+            g->blamed = i;
+            found = by_address; /* the last one; else the first */
+        }
+    for (int i = c->n_workers - 1; i >= 0 && !found; i--) {
         char named[80];
 
         snprintf(named, sizeof named, "worker %s", c->workers[i].id);
@@ -255,8 +266,6 @@ static void name_worker(nk_gen *g, struct nk_error *e)
             g->blamed = i;
             return;
         }
-        if (has_address(e->msg, c->workers[i].address))
-            g->blamed = i;
     }
     blamed = &c->workers[g->blamed];
     if (has_address(e->msg, blamed->address))
@@ -273,6 +282,16 @@ static void end_pause(nk_gen *g)
     g->pause_ns = 0;
 }
 
+/* The times by this side's clock: no stage knows those of a generation that was resumed, or lost
+ * its end. */
+static void take_times(nk_gen *g)
+{
+    uint64_t us = (g->last_token_ns - g->first_token_ns) / 1000;
+
+    g->stats.prefill_us = g->stats.ttft_us;
+    g->stats.decode_us = us > g->paused_us ? us - g->paused_us : 0;
+}
+
 /* The last thing that happens to a generation. error NULL: the stats are whole. */
 static void finish(nk_gen *g, const struct nk_error *error)
 {
@@ -286,8 +305,7 @@ static void finish(nk_gen *g, const struct nk_error *error)
     if (error && is_loss(g, error)) {
         if (g->finish_seen) { /* everything was said but the end */
             error = NULL;
-            g->stats.prefill_us = g->stats.ttft_us;
-            g->stats.decode_us = (g->last_token_ns - g->first_token_ns) / 1000;
+            take_times(g);
         } else {
             g->lost = g->asked->opts.hold_ms > 0;
             if (!g->pause_ns)
@@ -504,9 +522,13 @@ static void opened(nk_gen *g, const Nakshatra__V1__Opened *o)
         return;
     }
     /* Older workers do not tell the limit. */
-    if (o->n_predict && g->n_predict && o->n_predict != (uint32_t)g->n_predict &&
-        (g->was_opened || o->n_predict > (uint32_t)g->n_predict)) {
+    if (o->n_predict && g->n_predict && o->n_predict > (uint32_t)g->n_predict) {
         bad_peer(g, "it has a limit of %u tokens; %d were asked for", o->n_predict, g->n_predict);
+        return;
+    }
+    /* Who took a lost worker's place may have less room. */
+    if (o->n_predict && g->n_tokens && o->n_predict <= (uint32_t)g->n_tokens) {
+        bad_peer(g, "it has a limit of %u tokens; %d came already", o->n_predict, g->n_tokens);
         return;
     }
     if (o->n_predict && o->n_predict <= INT32_MAX)
@@ -515,7 +537,7 @@ static void opened(nk_gen *g, const Nakshatra__V1__Opened *o)
         g->chunk = o->chunk;
     if (g->attempt) {
         count_replayed(g, o);
-        g->stats.n_recovered++;
+        g->stats.n_recovered += !g->told_opened; /* what did not fit is no second loss */
     } else {
         g->stats.n_reused = (int)o->n_reused;
     }
@@ -584,6 +606,8 @@ static void token(nk_gen *g, const Nakshatra__V1__Token *t)
         g->stats.finish = finish_of(t->finish);
         if (t->stop_string.len && t->stop_string.len < sizeof g->stats.stop_string)
             memcpy(g->stats.stop_string, t->stop_string.data, t->stop_string.len);
+        if (g->first_token_ns && g->pause_ns)
+            g->paused_us += (g->heard_ns - g->pause_ns) / 1000;
         if (!g->first_token_ns) {
             g->first_token_ns = g->heard_ns;
             g->stats.ttft_us = (g->first_token_ns - g->start_ns) / 1000;
@@ -633,6 +657,8 @@ static void done(nk_gen *g, const Nakshatra__V1__Done *d)
             memcpy(s->stop_string, d->stop_string.data, d->stop_string.len);
         s->prefill_us = d->prefill_us;
         s->decode_us = d->decode_us;
+        if (g->attempt)
+            take_times(g);
         s->n_stages = (int)d->n_stages;
         for (size_t i = 0; i < d->n_stages; i++) {
             const Nakshatra__V1__StageTiming *t = d->stages[i];
@@ -695,9 +721,13 @@ static void call_ended(nk_call *call, void *user, const struct nk_error *status)
         finish_when_quiet(g, NULL);
         return;
     }
-    if (g->state == GEN_OPENING && g->attempt && !g->forget_held && status && is_misfit(status)) {
+    if ((g->state == GEN_OPENING || g->state == GEN_RUNNING) && !g->finish_seen && g->attempt &&
+        !g->forget_held && status && is_misfit(status)) {
         g->attempt++; /* whoever took the last one up refuses it a second time */
         g->forget_held = true;
+        g->n_before = g->n_tokens;
+        if (!g->pause_ns)
+            g->pause_ns = now_ns(g);
         open_session(g);
         return;
     }
@@ -709,6 +739,11 @@ static void call_ended(nk_call *call, void *user, const struct nk_error *status)
             nk_fail(&g->failure, NK_E_DATA_LOSS, "bad_peer",
                     "it ended the stream without being done");
         name_worker(g, &g->failure);
+        /* A stream that was reset: CANCELLED would say that somebody wanted it. */
+        if (g->failure.code == NK_E_CANCELLED && is_loss(g, &g->failure)) {
+            g->failure.code = NK_E_UNAVAILABLE;
+            snprintf(g->failure.reason, sizeof g->failure.reason, "peer_gone");
+        }
     }
     finish_when_quiet(g, &g->failure);
 }
@@ -960,6 +995,7 @@ int nk_gen_resume(nk_gen **out, nk_chain *c, const nk_gen *lost,
     g->first_token_ns = lost->first_token_ns;
     g->last_token_ns = lost->last_token_ns;
     g->pause_ns = lost->pause_ns;
+    g->paused_us = lost->paused_us;
     g->stats = lost->stats;
     return launch(out, g, err);
 }

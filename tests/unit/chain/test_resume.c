@@ -299,7 +299,7 @@ static void test_resume__only_the_loss_of_a_worker_is_resumable(void **state)
         { NK_E_PRECONDITION, "model_mismatch", false, false },
         { NK_E_PRECONDITION, "range_mismatch", false, false },
         { NK_E_PRECONDITION, "stale_attempt", false, false },
-        { NK_E_DENIED, "peer_not_allowed", false, false },
+        { NK_E_DENIED, "peer_not_allowed", false, true },
         { NK_E_DEADLINE, "deadline", false, false },
         { NK_E_INTERNAL, "bad_logits", false, false },
         { NK_E_DATA_LOSS, "bad_peer", false, false },
@@ -356,7 +356,7 @@ static void opened_with_other_seed(Nakshatra__V1__Opened *o)
 
 static void opened_with_other_limit(Nakshatra__V1__Opened *o)
 {
-    o->n_predict = 7;
+    o->n_predict = 2;
 }
 
 static void opened_with_half_the_prompt(Nakshatra__V1__Opened *o)
@@ -386,7 +386,7 @@ static void test_resume__what_was_said_before_binds_the_peer(void **state)
         const char *says;
     } cases[] = {
         { opened_with_other_seed, "with seed 6; the session has 5" },
-        { opened_with_other_limit, "a limit of 7 tokens; 8" },
+        { opened_with_other_limit, "a limit of 2 tokens; 2 came already" },
         { opened_with_half_the_prompt, "took 2 ids" },
     };
     struct nk_gen_opts o = options();
@@ -657,6 +657,8 @@ static void test_resume__the_pause_is_from_the_loss_to_the_next_token(void **sta
     assert_int_equal(h.to_replay, 100);
     assert_string_equal(h.replayed_to, "cellar^[[2J"); /* a peer's name for somebody */
     assert_int_equal(h.stats.ttft_us, 7000);
+    assert_int_equal(h.stats.prefill_us, 7000);
+    assert_int_equal(h.stats.decode_us, 100000); /* without the pauses */
     assert_int_equal(h.stats.recovery_us, (1000 + 10 + 2000 + 5) * 1000);
     assert_int_equal(h.stats.total_us, (7 + 100 + 1000 + 10 + 2000 + 5 + 1) * 1000);
     assert_int_equal(h.stats.n_recovered, 1);
