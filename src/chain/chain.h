@@ -203,6 +203,8 @@ void nk_gen_free(nk_gen *g); /* [any thread] after `done` */
  * on where it stopped. It may when a worker was lost, be it before the first token; not when it was
  * refused, cancelled or ran into its deadline, and not without hold_ms. */
 bool nk_gen_resumable(const nk_gen *g);
+/* So many losses of one generation are gone on after: it may be what the workers die of. */
+enum { NK_GEN_LOSSES_MAX = 3 };
 /* The same time: which worker of the chain's cluster is to blame, as an index. */
 int nk_gen_blamed(const nk_gen *g);
 /* Goes on with a lost generation on c, which is the chain that it had or another one of the same

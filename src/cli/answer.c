@@ -41,6 +41,8 @@ struct stream {
     bool woken, over;
     bool opened;   /* ever */
     int n_in_vain; /* losses since the last token */
+    int n_losses;  /* all; the main thread's */
+    uint64_t begin_ns;
     /* The same of a repair. */
     bool waiting, repair_over;
     struct nk_repaired *repaired; /* owned */
@@ -399,12 +401,20 @@ static const struct nk_gen_handlers handlers = { .opened = on_opened,
                                                  .token = on_token,
                                                  .done = on_done };
 
+static uint32_t left_ms(const struct stream *s, const struct nk_gen_opts *opts, uint64_t now)
+{
+    uint64_t passed_ms = (now - s->begin_ns) / 1000000;
+
+    return passed_ms < opts->deadline_ms ? opts->deadline_ms - (uint32_t)passed_ms : 0;
+}
+
 /* The generation *g, which has ended, goes on as another one if it was lost; false: it does not,
  * and the answer has its error. */
 static bool go_on(struct stream *s, nk_gen **g, struct nk_route *r, const struct output *o,
                   const struct nk_gen_opts *opts, uint64_t *since_ns)
 {
     uint64_t now = nk_now_ns(), passed_ms;
+    uint32_t wait_ms;
     struct nk_answer *a = s->a;
     struct nk_error err;
     nk_gen *next;
@@ -420,10 +430,20 @@ static bool go_on(struct stream *s, nk_gen **g, struct nk_route *r, const struct
         return false;
     if (passed_ms >= opts->hold_ms)
         return false;
-    rc = repair(s, r, o, *g, s->opened || r->local ? opts->hold_ms - (uint32_t)passed_ms : 0,
-                opts->deterministic, &err);
+    /* A chain that cannot even be reached has not lost it. */
+    if (!(s->n_in_vain && !strcmp(s->end_err.reason, "unreachable")) &&
+        s->n_losses++ >= NK_GEN_LOSSES_MAX)
+        return false;
+    wait_ms = s->opened || r->local ? opts->hold_ms - (uint32_t)passed_ms : 0;
+    if (opts->deadline_ms && left_ms(s, opts, now) < wait_ms)
+        wait_ms = left_ms(s, opts, now);
+    rc = repair(s, r, o, *g, wait_ms, opts->deterministic, &err);
     s->n_in_vain++;
-    if (rc && !s->opened && !r->local && rc != NK_E_CANCELLED)
+    if (rc == NK_E_UNAVAILABLE && opts->deadline_ms && !left_ms(s, opts, nk_now_ns()))
+        rc = nk_fail(&err, NK_E_DEADLINE, "deadline",
+                     "the generation was not done within %u ms; %d tokens had come",
+                     opts->deadline_ms, a->n_ids);
+    if (rc && !s->opened && !r->local && rc != NK_E_CANCELLED && rc != NK_E_DEADLINE)
         return false; /* its own error says more */
     if (!rc) {
         s->over = false;
@@ -472,7 +492,7 @@ static void run(struct stream *s, nk_gen *g, struct nk_route *r, const struct nk
 int nk_answer_run(struct nk_answer *a, struct nk_route *r, const struct nk_gen_opts *opts,
                   int out_fd)
 {
-    struct stream s = { .a = a, .want_logprobs = opts->n_logprobs >= 0 };
+    struct stream s = { .a = a, .want_logprobs = opts->n_logprobs >= 0, .begin_ns = nk_now_ns() };
     nk_gen *g = NULL;
 
     *a = (struct nk_answer){ 0 };

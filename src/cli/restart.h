@@ -1,5 +1,5 @@
 /* When to start a program again that has ended: at once if it ran for a while, after a pause that
- * grows if it did not, and not at all after the sixth time in a row. Times are the caller's (ns of
+ * grows if it did not, and not at all after the tenth time in a row. Times are the caller's (ns of
  * its clock), so that this has none of its own. */
 #ifndef NK_CLI_RESTART_H
 #define NK_CLI_RESTART_H
@@ -9,8 +9,10 @@
 
 enum {
     NK_RESTART_RAN_MS = 10000, /* ready for so long, it did not fail at the start */
-    NK_RESTART_IN_A_ROW_MAX = 6,
-    NK_RESTART_PAUSE_MS = 250, /* after the second failure in a row; doubled with each */
+    /* More than one request can cost: what kills a worker is given up before (NK_GEN_LOSSES_MAX). */
+    NK_RESTART_IN_A_ROW_MAX = 10,
+    NK_RESTART_PAUSE_MS = 250, /* after the second failure in a row; doubled with each, up to: */
+    NK_RESTART_PAUSE_MS_MAX = 1000,
 };
 
 struct nk_restart { /* all 0: never started */

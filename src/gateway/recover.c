@@ -126,8 +126,7 @@ bool nk__recovery_may(const struct nk_recoveries *r, const struct nk_recovery *g
     if (!r->hold_ms || !lost || !nk_gen_resumable(lost))
         return false;
     /* A chain that cannot even be reached has not lost it: it waits on, until its time is over. */
-    return (g->pending && !strcmp(err->reason, "unreachable")) ||
-           g->n_losses < NK_RECOVERY_LOSSES_MAX;
+    return (g->pending && !strcmp(err->reason, "unreachable")) || g->n_losses < NK_GEN_LOSSES_MAX;
 }
 
 void nk__recovery_lost(struct nk_recoveries *r, struct nk_recovery *g, nk_gen *lost,

@@ -23,8 +23,7 @@
 #include "gateway/metrics.h"
 
 enum {
-    NK_RECOVERY_LOSSES_MAX = 5, /* of one generation: it may be what they die of */
-    NK_RECOVERY_EVENTS = 16,    /* the last ones, which are told */
+    NK_RECOVERY_EVENTS = 16, /* the last ones, which are told */
 };
 
 struct nk_recovery_event {

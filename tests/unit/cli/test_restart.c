@@ -10,7 +10,7 @@
 
 static void test_restart__the_pause_grows_while_it_fails_at_the_start_and_then_it_ends(void **state)
 {
-    static const int pauses_ms[] = { 0, 250, 500, 1000, 2000, -1 };
+    static const int pauses_ms[] = { 0, 250, 500, 1000, 1000, 1000, 1000, 1000, 1000, -1 };
     struct nk_restart r = { .n_in_a_row = 0 };
 
     (void)state;
