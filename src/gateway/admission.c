@@ -78,7 +78,10 @@ static void *loop(void *arg)
             t = last;
             unlink_ticket(a, t);
             t->state = NK_TICKET_OUT;
-            if (a->paused)
+            if (t->own_end) /* its user knows how long it waited */
+                nk_fail(&err, NK_E_UNAVAILABLE, "not_ready", "%s",
+                        a->paused ? a->why.msg : "no sequence came free");
+            else if (a->paused)
                 nk_fail(&err, NK_E_UNAVAILABLE, "not_ready",
                         "the workers were not ready within %u ms: %s", a->opts.waiting_ms,
                         a->why.msg);
@@ -227,6 +230,7 @@ bool nk__admission_return(nk_admission *a, struct nk_ticket *t, uint64_t late_ns
     back = !a->closed;
     if (back) {
         t->state = NK_TICKET_WAITING;
+        t->own_end = late_ns > 0;
         t->late_ns =
             late_ns ? late_ns : t->late_ns + nk_clock_now_ns(a->opts.clock) - t->started_ns;
         TAILQ_INSERT_HEAD(&a->queue, t, link);

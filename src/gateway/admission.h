@@ -19,7 +19,8 @@ struct nk_ticket {
      * lock, as expire] */
     void (*start)(struct nk_ticket *t);
     /* It waited too long and is out. EXHAUSTED `queue_timeout`; while paused, UNAVAILABLE
-     * `not_ready` with what is in the way. */
+     * `not_ready` with what is in the way. Who came back with an end of its own is only told what
+     * is in the way. */
     void (*expire)(struct nk_ticket *t, const struct nk_error *err);
     void *user;
     /* the admission's own */
@@ -27,6 +28,7 @@ struct nk_ticket {
     enum { NK_TICKET_OUT, NK_TICKET_WAITING, NK_TICKET_RUNNING } state;
     uint64_t entered_ns, started_ns;
     uint64_t late_ns; /* when its wait ends */
+    bool own_end;     /* as nk__admission_return was told */
 };
 
 struct nk_admission_opts {

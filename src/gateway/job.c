@@ -400,7 +400,8 @@ static void on_token(void *user, const struct nk_gen_token *t)
     struct event *e = stream ? token_event(c->index, t) : NULL;
     struct nk_error err = { .code = 0 };
 
-    if (nk__recovery_token(&g->recoveries, &c->recovery))
+    /* The first one since it was begun, or begun again. */
+    if (nk__recovery_token(&g->recoveries, &c->recovery) || !c->last_token_ns)
         nk__repairer_succeeded(&g->repairer);
     if (nk__readiness_in_force(&g->readiness, &c->place)) {
         nk__monitor_progress(g->monitor);
@@ -475,23 +476,61 @@ static bool is_workers_fault(int code)
            code == NK_E_INTERNAL;
 }
 
+static void end_choice(struct choice *c, bool runs, const struct nk_gen_stats *stats,
+                       const struct nk_error *err);
+
+/* What is known of one that waits to go on. */
+static struct nk_gen_stats stats_of_paused(const struct choice *c)
+{
+    return (struct nk_gen_stats){ .finish = NK_FINISH_NONE,
+                                  .tail = "",
+                                  .n_prompt = c->recovery.n_prompt,
+                                  .n_reused = c->recovery.n_reused };
+}
+
+/* Its one tool call is complete: if it waits to go on, it need not. The mutex is not held. */
+static void end_paused(struct choice *c)
+{
+    struct nk_gen_stats known;
+
+    if (!nk__admission_withdraw(c->j->g->admission, &c->ticket))
+        return;
+    known = stats_of_paused(c);
+    end_choice(c, false, &known, NULL);
+}
+
 /* Its ticket waits again, before all others, until late_ns (0: for what is left of its wait).
  * False: the gateway ends, and it still counts as running. The job may be gone after true. */
 static bool go_back(struct choice *c, uint64_t late_ns)
 {
     nk_job *j = c->j;
-    bool again, ended;
+    bool again, ended, enough;
 
     nk__job_ref(j);
     nk__readiness_give_back(&j->g->readiness, &c->place);
     again = nk__admission_return(j->g->admission, &c->ticket, late_ns);
     pthread_mutex_lock(&j->mutex);
     ended = j->failed || j->ending || j->cancelled;
+    enough = c->ended;
     pthread_mutex_unlock(&j->mutex);
+    if (again && enough && !ended)
+        end_paused(c);
     if (again && ended) /* meanwhile: who ended it saw no ticket in the queue */
         cancel_choices(j);
     nk__job_unref(j);
     return again;
+}
+
+/* The worker may well answer us, and not be reached by the one before it: another one is better. */
+static bool is_cut_off(const struct nk_error *err)
+{
+    return !strcmp(err->reason, "unreachable") || !strcmp(err->reason, "peer_not_allowed");
+}
+
+/* It was for a chain that is no more. */
+static bool is_outdated(const struct nk_error *err)
+{
+    return !strcmp(err->reason, "stale_epoch") || !strcmp(err->reason, "removed");
 }
 
 /* Nothing starts on its chain until it is there again, or another one. */
@@ -500,7 +539,8 @@ static void lost_worker(struct choice *c, const struct nk_error *err, bool again
     nk_gateway *g = c->j->g;
 
     nk__readiness_lost(&g->readiness, &c->place, err);
-    nk__repairer_lost(&g->repairer, &c->place, c->handle ? nk_gen_blamed(c->handle) : -1, again);
+    nk__repairer_lost(&g->repairer, &c->place, c->handle ? nk_gen_blamed(c->handle) : -1,
+                      again || is_cut_off(err));
 }
 
 /* A worker went away before the first token, and it is not this request's fault as far as is known:
@@ -511,7 +551,8 @@ static bool try_again(struct choice *c, const struct nk_error *err)
     nk_job *j = c->j;
     bool unreached = !strcmp(err->reason, "unreachable"), again;
 
-    if (err->code != NK_E_UNAVAILABLE && strcmp(err->reason, "stalled") != 0)
+    if (err->code != NK_E_UNAVAILABLE && strcmp(err->reason, "stalled") != 0 && !is_cut_off(err) &&
+        !is_outdated(err))
         return false;
     if (!strcmp(err->reason, "asleep")) /* somebody wanted that, and it may last */
         return false;
@@ -820,10 +861,7 @@ static void start_ticket(struct nk_ticket *t)
 /* Nothing came to go on with: the reader is told what was lost, after all that there was. */
 static void give_up(struct choice *c, const struct nk_error *in_the_way)
 {
-    struct nk_gen_stats known = { .finish = NK_FINISH_NONE,
-                                  .tail = "",
-                                  .n_prompt = c->recovery.n_prompt,
-                                  .n_reused = c->recovery.n_reused };
+    struct nk_gen_stats known = stats_of_paused(c);
     struct nk_error err;
 
     nk__recovery_too_late(&c->j->g->recoveries, &c->recovery, in_the_way, &err);
@@ -1410,6 +1448,7 @@ static bool write_event(nk_job *j, const struct event *e)
         if (c->gen)
             nk_gen_cancel(c->gen);
         pthread_mutex_unlock(&j->mutex);
+        end_paused(c);
     }
     if (rc) {
         write_error(j, true, &err, "");

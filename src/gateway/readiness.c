@@ -157,7 +157,7 @@ int nk__readiness_set(struct nk_readiness *r, struct nk_replicas *set, uint64_t 
 }
 
 void nk__readiness_repair(struct nk_readiness *r, const struct nk_replicas *set,
-                          struct nk_replicas *repaired)
+                          struct nk_replicas *repaired, uint64_t begun_ns)
 {
     struct nk_replicas *before = repaired;
 
@@ -171,7 +171,9 @@ void nk__readiness_repair(struct nk_readiness *r, const struct nk_replicas *set,
             nk__affinity_reset(&r->affinity);
             r->unfit = false;
         }
-        s->ok = s->n_ctx > 0; /* else the next look tells how many run there */
+        /* Else the next look tells how many run there, or whether it is there after a loss since. */
+        if (s->n_ctx > 0 && begun_ns >= s->lost_ns)
+            s->ok = true;
         if (s->ok)
             go_on(r);
         tell_apart(r);

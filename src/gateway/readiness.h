@@ -65,9 +65,10 @@ int nk__readiness_set(struct nk_readiness *r, struct nk_replicas *set, uint64_t 
                       struct nk_error *err);
 /* The chain of this set (which has one) was repaired: all workers of `repaired`, which may be the
  * same set, are there and fit. It takes the other's place, with its places and its context, until
- * the next look. Takes the reference; where the set is in force no more it is given up. */
+ * the next look. begun_ns: when the repair was: of a loss since it says nothing. Takes the
+ * reference; where the set is in force no more it is given up. */
 void nk__readiness_repair(struct nk_readiness *r, const struct nk_replicas *set,
-                          struct nk_replicas *repaired);
+                          struct nk_replicas *repaired, uint64_t begun_ns);
 /* What is waited for while there is no set. */
 void nk__readiness_set_waiting(struct nk_readiness *r, const char *text);
 /* The set in force, a reference; or NULL. */

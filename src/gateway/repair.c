@@ -36,7 +36,8 @@ void nk__repairer_release(struct nk_repairer *r)
 }
 
 /* The chain with spares in it takes the place of the one that was repaired. */
-static void replace(nk_gateway *g, struct nk_replicas *set, const struct nk_repaired *to)
+static void replace(nk_gateway *g, struct nk_replicas *set, const struct nk_repaired *to,
+                    uint64_t begun_ns)
 {
     const struct nk_chain_opts opts = { .clock = g->clock, .chance = g->chance };
     struct nk_replicas *repaired = NULL;
@@ -56,7 +57,7 @@ static void replace(nk_gateway *g, struct nk_replicas *set, const struct nk_repa
     for (int i = 0; i < to->n_replaced; i++)
         nk__recoveries_stands_in(&g->recoveries, to->cluster.workers[to->replaced[i].idx].address,
                                  to->replaced[i].unlike);
-    nk__readiness_repair(&g->readiness, set, repaired);
+    nk__readiness_repair(&g->readiness, set, repaired, begun_ns);
 }
 
 /* [the chain's net thread] */
@@ -67,9 +68,9 @@ static void on_done(void *user, struct nk_repaired *to, const struct nk_error *e
     nk_repair *repair;
 
     if (to && to->n_replaced)
-        replace(r->g, r->set, to);
+        replace(r->g, r->set, to, r->begun_ns);
     else if (to)
-        nk__readiness_repair(&r->g->readiness, r->set, nk__replicas_ref(r->set));
+        nk__readiness_repair(&r->g->readiness, r->set, nk__replicas_ref(r->set), r->begun_ns);
     else
         nk_log(NK_LOG_GATEWAY, NK_LOG_DEBUG, "event=not_repaired reason=%s", err->reason);
     free(to);
@@ -90,7 +91,8 @@ static void begin(struct nk_repairer *r, struct nk_replicas *set, int lost, bool
     static const struct nk_repair_handlers handlers = { .done = on_done };
     struct nk_repair_opts o = {
         .wish = { .lost = lost, .avoid_lost = again, .deterministic = r->g->opts.deterministic },
-        .n_in_vain = again ? atomic_load(&r->n_in_vain) : 0
+        .n_in_vain = again ? atomic_load(&r->n_in_vain) : 0,
+        .quiet = true /* each generation that goes on tells it */
     };
     nk_repair *repair;
 
@@ -98,6 +100,7 @@ static void begin(struct nk_repairer *r, struct nk_replicas *set, int lost, bool
     if (!r->stop && !r->set) {
         atomic_fetch_add(&r->n_in_vain, again);
         r->set = nk__replicas_ref(set);
+        r->begun_ns = nk_clock_now_ns(r->g->clock);
         /* `done` waits for the mutex, so that it knows the handle. */
         if (nk_repair_start(&repair, set->chains[0], &o, &handlers, r, NULL)) {
             r->set = NULL;

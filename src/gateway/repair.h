@@ -21,6 +21,7 @@ struct nk_repairer {
     pthread_cond_t idle;
     struct nk_replicas *set; /* whose chain is repaired now, a reference; NULL: none */
     nk_repair *repair;       /* once it is known */
+    uint64_t begun_ns;
     bool stop;
 };
 
