@@ -9,7 +9,7 @@
 
 enum {
     NK_RESTART_RAN_MS = 10000, /* ready for so long, it did not fail at the start */
-    /* More than one request can cost: what kills a worker is given up before (NK_GEN_LOSSES_MAX). */
+    /* More than one request can cost: it is given up before (NK_GEN_LOSSES_MAX). */
     NK_RESTART_IN_A_ROW_MAX = 10,
     NK_RESTART_PAUSE_MS = 250, /* after the second failure in a row; doubled with each, up to: */
     NK_RESTART_PAUSE_MS_MAX = 1000,

@@ -171,7 +171,8 @@ void nk__readiness_repair(struct nk_readiness *r, const struct nk_replicas *set,
             nk__affinity_reset(&r->affinity);
             r->unfit = false;
         }
-        /* Else the next look tells how many run there, or whether it is there after a loss since. */
+        /* Else the next look tells how many run there, or whether it is there in spite of a loss
+         * since. */
         if (s->n_ctx > 0 && begun_ns >= s->lost_ns)
             s->ok = true;
         if (s->ok)

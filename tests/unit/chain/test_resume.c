@@ -207,6 +207,26 @@ static void test_resume__a_stream_that_is_cut_is_a_loss_too(void **state)
     is_whole(&h);
 }
 
+static void test_resume__a_stream_that_is_cut_was_not_cancelled(void **state)
+{
+    static const struct chapter told = { 3, 0, NULL };
+    struct nk_gen_opts o = options();
+    nk_chain *c = fake_chain();
+    struct heard h;
+
+    (void)state;
+    chapters = &told;
+    n_opens = 0;
+    fakes[0].script = tell;
+    start(c, &h, &o);
+    heard_wait(&h, 0, true);
+    assert_int_equal(h.err.code, NK_E_UNAVAILABLE);
+    assert_string_equal(h.err.reason, "peer_gone");
+    assert_true(nk_gen_resumable(h.g));
+    nk_gen_free(h.g);
+    nk_chain_close(c);
+}
+
 static void test_resume__whoever_has_said_the_last_token_is_done(void **state)
 {
     struct chapter told = { STORY_TOKENS + 1, NK_E_UNAVAILABLE, "peer_gone" };
@@ -850,6 +870,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(test_resume__a_loss_at_any_message_leaves_the_text_whole),
         T(test_resume__a_stream_that_is_cut_is_a_loss_too),
+        T(test_resume__a_stream_that_is_cut_was_not_cancelled),
         T(test_resume__whoever_has_said_the_last_token_is_done),
         T(test_resume__several_losses_have_rising_attempts),
         T(test_resume__only_the_loss_of_a_worker_is_resumable),

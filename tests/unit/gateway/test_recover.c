@@ -253,6 +253,7 @@ static void test_recover__after_the_grace_time_the_reader_is_told(void **state)
     read_to(&c, "{\"error\":{\"message\":\"worker attic");
     read_to(&c, "gone; nothing to go on with came within 5000 ms (--hold-ms): ");
     read_to(&c, "\"code\":\"peer_gone\"");
+    assert_null(strstr(nk_buf_str(&c.got), "within 1000 ms"));
     close_client(&c);
     wait_for_cluster("\"sessions\":[]");
     has(cluster(), "\"pending\":0,\"events\":[{");
