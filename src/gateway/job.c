@@ -1031,11 +1031,19 @@ static int shrink(nk_job *j, struct nk_error *err)
     release_body(j);
     if (rc)
         return rc;
-    for (int i = 0; i < j->prepared.n_prompts; i++)
-        rest += j->prepared.prompts[i].n * sizeof *j->prepared.prompts[i].ids;
-    rest += j->prepared.grammar ? strlen(j->prepared.grammar) : 0;
+    for (int i = 0; i < j->prepared.n_prompts; i++) {
+        size_t opens = j->prepared.prompts[i].n * sizeof *j->prepared.prompts[i].ids;
+
+        opens += j->prepared.grammar ? strlen(j->prepared.grammar) : 0;
+        /* Each choice keeps its own, to go on after a loss. */
+        rest += opens * (size_t)(j->request.n > 1 ? j->request.n : 1);
+    }
     rest += j->request.echo ? strlen(j->request.echo) : 0;
-    nk__budget_hold(&j->g->parsed, &j->held, rest < before ? rest : before, 0);
+    if (!nk__budget_hold(&j->g->parsed, &j->held, rest, j->g->parsed.max) && j->request.n > 1)
+        return nk_fail(err, NK_E_EXHAUSTED, "requests_full",
+                       "the request's choices would take %zu bytes, and other requests have what "
+                       "all together may take (--requests-mib); try again later",
+                       rest);
 #ifdef __GLIBC__
     /* Else many small blocks, long freed, stay this process's. */
     if (before >= WORTH_TRIMMING)
