@@ -139,6 +139,7 @@ static json_t *answer(const nk_vocab *v, const json_t *question)
     if (nk_json_schema_to_grammar(json_object_get(question, "schema"), &work, &grammar, &err)) {
         json_decref(taken);
         json_decref(drawn);
+        nk_buf_release(&grammar);
         return json_pack("{s:s, s:s}", "error", err.msg, "reason", err.reason);
     }
     json_array_foreach(json_object_get(question, "texts"), i, text)
