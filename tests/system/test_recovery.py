@@ -15,7 +15,7 @@ WORDS = "In the beginning God created the heaven and the earth. "
 
 
 def completion(**more):
-    return {"model": MODEL, "prompt": "And it came to pass", "max_tokens": 120, "stream": True, "temperature": 1, "seed": 11, "logprobs": 2,
+    return {"model": MODEL, "prompt": "And it came to pass", "max_tokens": 400, "stream": True, "temperature": 1, "seed": 11, "logprobs": 2,
             "stream_options": {"include_usage": True}, **more}
 
 
@@ -136,13 +136,13 @@ class Recovery(unittest.TestCase):
         body = completion(prompt=WORDS * 80, max_tokens=8, logprobs=None)
 
         def kill():
-            worker = self.worker_at(self.stages()[1])
-            begun = worker.info().counters.tokens_prefilled
             self.assertTrue(nk.wait_for(lambda: worker.info().counters.tokens_prefilled > begun, step=0.001))
             worker.kill()
 
         whole, usage, _ = stream(self.gateway.port, body)
         lost = self.stages()[1]
+        worker = self.worker_at(lost)
+        begun = worker.info().counters.tokens_prefilled  # before the request: it may be through before another look
         again = stream(self.gateway.port, body, 0, kill)
         self.assertEqual(again[:2], (whole, usage))
         self.again(lost)

@@ -793,6 +793,7 @@ static void test_resume__it_may_be_resumed_inside_done(void **state)
     a.c = fake_chain();
     heard_init(&a.h);
     fakes[0].script = tell;
+    fake_turn();
     assert_int_equal(nk_gen_start(&a.h.g, a.c, &o, &on, &a, NULL), 0);
     heard_wait(&a.h, 0, true);
     assert_true(a.h.ok);
