@@ -47,6 +47,7 @@ static void note_open(const struct fake *f)
     s->seed = s->has_seed ? o->sampling->seed : 0;
     for (size_t i = 0; i < o->n_generated_ids && i < STORY_TOKENS; i++)
         s->generated[i] = o->generated_ids[i];
+    fake_turn(); /* what follows may end the call, and then the test goes on */
 }
 
 static void opened_as_asked(Nakshatra__V1__Opened *o)
@@ -84,6 +85,7 @@ static void lose(nk_call *c, int code, const char *reason)
 {
     struct nk_error e;
 
+    fake_turn();
     if (!code) {
         nk_call_cancel(c);
         return;
@@ -483,6 +485,7 @@ SCRIPT(lose_then_misfit)
         lose(c, NK_E_UNAVAILABLE, "peer_gone");
     } else if (n_misfits) {
         n_misfits--;
+        fake_turn();
         nk_fail(&e, NK_E_PRECONDITION, misfit_reason, "it does not fit");
         nk_call_finish(c, &e);
     } else {
