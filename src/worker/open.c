@@ -393,11 +393,8 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
     }
     w->n_opened++;
     nk__session_set_state(s, NK_SESSION_WAITING);
-    if (s->resumed) {
-        rc = nk__resume_receive(s, h, m->forget_held, err);
-        if (rc)
-            return rc;
-    }
+    if (s->resumed)
+        nk__resume_receive(s, h, m->forget_held);
     nk__room_admit(w);
     if (s->closed || s->state != NK_SESSION_WAITING)
         return 0;

@@ -230,12 +230,11 @@ static session *find_held(const nk_worker *w, const uint8_t *id)
     return NULL;
 }
 
-int nk__resume_receive(session *s, session *h, bool forget, struct nk_error *err)
+void nk__resume_receive(session *s, session *h, bool forget)
 {
     bool admitting = s->w->admitting;
     struct nk_error status;
 
-    (void)err;
     /* What ends here makes room; s, which takes a held session's, is not to be given any. */
     s->w->admitting = true;
     if (h && h->state != NK_SESSION_HELD) {
@@ -261,12 +260,11 @@ int nk__resume_receive(session *s, session *h, bool forget, struct nk_error *err
         h = NULL;
     }
     if (!h || s->closed)
-        return 0;
+        return;
     s->adopts = nk__session_ref(h);
     h->adopter = s;
     if (h->settled)
         begin_adopter(s);
-    return 0;
 }
 
 /* ---- rows that the next stage lacks ---- */

@@ -55,8 +55,7 @@ void nk__resume_forget(struct nk_session *h);
 void nk__resume_tick(nk_worker *w, uint64_t now);
 /* s, which is to be resumed, was opened: takes up what the session with its id holds (h; NULL:
  * nothing is here). */
-int nk__resume_receive(struct nk_session *s, struct nk_session *h, bool forget,
-                       struct nk_error *err);
+void nk__resume_receive(struct nk_session *s, struct nk_session *h, bool forget);
 /* s does not wait for a held session any more. */
 void nk__resume_leave(struct nk_session *s);
 /* A resumed session, whose next stage needs rows from `need` on: replays them, and says Opened when
