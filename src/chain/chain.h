@@ -65,6 +65,7 @@ struct nk_worker_report {
     uint64_t streams_open, jobs_queued, steps, wire_us, wire_steps;
     uint64_t sessions_held, sessions_resumed, tokens_replayed;
     uint64_t journal_bytes, journal_spilled_bytes;
+    uint64_t checkpoints, checkpoint_bytes, checkpoints_made, checkpoints_used;
     uint64_t epoch; /* of the plan that it was started for; 0: none */
     bool deterministic, takes_f32, takes_f16;
     uint32_t protocol;

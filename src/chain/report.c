@@ -107,6 +107,10 @@ static void take_reply(struct nk_worker_report *w, const Nakshatra__V1__InfoRepl
         w->tokens_replayed = n->tokens_replayed;
         w->journal_bytes = n->journal_bytes;
         w->journal_spilled_bytes = n->journal_spilled_bytes;
+        w->checkpoints = n->checkpoints;
+        w->checkpoint_bytes = n->checkpoint_bytes;
+        w->checkpoints_made = n->checkpoints_made;
+        w->checkpoints_used = n->checkpoints_used;
     }
     w->protocol = m->protocol;
     w->takes_f32 = w->takes_f16 = false;

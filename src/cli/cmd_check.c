@@ -158,6 +158,7 @@ static json_t *worker_json(const struct nk_worker_report *w)
     COUNT(steps), COUNT(wire_us), COUNT(wire_steps);
     COUNT(sessions_held), COUNT(sessions_resumed), COUNT(tokens_replayed), COUNT(journal_bytes),
         COUNT(journal_spilled_bytes);
+    COUNT(checkpoints), COUNT(checkpoint_bytes), COUNT(checkpoints_made), COUNT(checkpoints_used);
 #undef TEXT
 #undef INT
 #undef COUNT

@@ -33,7 +33,8 @@ struct options {
         *tls_key, *identity, *verify;
     enum nk_slice_verify how; /* what verify says */
     int64_t ctx, sequences, batch, chunk, threads, threads_batch, drain_ms, stall_ms, idle_ms,
-        silence_ms, queue, queue_ms, journal_mib, spill_mib, parent_fd, epoch;
+        silence_ms, queue, queue_ms, journal_mib, spill_mib, checkpoint_mib, checkpoint_every,
+        parent_fd, epoch;
     bool deterministic, insecure, mmap, no_mmap, shared_cores;
     struct nk_cache_args cache;
     struct nk_arg_list peers;
@@ -194,6 +195,8 @@ int nk_cmd_worker(int argc, char **argv)
                          .silence_ms = defaults.silence_ms,
                          .journal_mib = (int64_t)(defaults.journal_bytes >> 20),
                          .spill_mib = (int64_t)(defaults.spill_bytes >> 20),
+                         .checkpoint_mib = (int64_t)(defaults.checkpoint_bytes >> 20),
+                         .checkpoint_every = defaults.checkpoint_every,
                          .queue = defaults.queue_max,
                          .queue_ms = defaults.queue_ms,
                          .parent_fd = -1,
@@ -255,6 +258,12 @@ int nk_cmd_worker(int argc, char **argv)
             "lost; 0: they are computed again"),
         NK_OPT_INT("spill-mib", 0, &o.spill_mib, "N", 0, 1 << 24,
                    "more of them in nameless files of the cache folder; 0: none"),
+        NK_OPT_INT(
+            "checkpoint-mib", 0, &o.checkpoint_mib, "N", 0, 1 << 24,
+            "memory for earlier states of sessions, of models that have a state; 0: a prompt "
+            "that leaves what was computed is computed anew"),
+        NK_OPT_INT("checkpoint-every", 0, &o.checkpoint_every, "N", 0, 1 << 24,
+                   "one of them about every N tokens; 0: only about the prompt's end"),
         NK_OPT_INT("queue", 0, &o.queue, "N", 0, 10000, "sessions that may wait for room"),
         NK_OPT_INT("queue-ms", 0, &o.queue_ms, "N", 0, 3600000, "and for how many ms"),
         NK_OPT_STRING("identity", 0, &o.identity, "DIR",
@@ -342,6 +351,8 @@ int nk_cmd_worker(int argc, char **argv)
     opts.silence_ms = (uint32_t)o.silence_ms;
     opts.journal_bytes = (uint64_t)o.journal_mib << 20;
     opts.spill_bytes = (uint64_t)o.spill_mib << 20;
+    opts.checkpoint_bytes = (uint64_t)o.checkpoint_mib << 20;
+    opts.checkpoint_every = (int)o.checkpoint_every;
     opts.trace_path = o.trace;
     nk_stage_global_init(o.device);
     rc = nk_worker_start(&w, &opts, &err);

@@ -56,6 +56,8 @@ STAGE_VALUE(stage_resumed, w->sessions_resumed)
 STAGE_VALUE(stage_replayed, w->tokens_replayed)
 STAGE_VALUE(stage_journal, w->journal_bytes)
 STAGE_VALUE(stage_spilled, w->journal_spilled_bytes)
+STAGE_VALUE(stage_checkpoints, w->checkpoint_bytes)
+STAGE_VALUE(stage_gone_back, w->checkpoints_used)
 STAGE_VALUE(stage_jobs, w->jobs_queued)
 STAGE_VALUE(stage_rtt, w->rtt_us / 1e6)
 STAGE_VALUE(stage_device_free, w->device_memory_free_bytes)
@@ -116,6 +118,10 @@ int nk__metrics_live_write(nk_gateway *g, const struct nk_snapshot *s, struct nk
               "Rows that the stage has sent and keeps in memory.", false, stage_journal);
     per_stage(&o, s, "nakshatra_stage_journal_spilled_bytes", "gauge",
               "Rows that the stage has sent and keeps in files.", false, stage_spilled);
+    per_stage(&o, s, "nakshatra_stage_checkpoint_bytes", "gauge",
+              "Earlier states of sessions, of a model that has a state.", false, stage_checkpoints);
+    per_stage(&o, s, "nakshatra_stage_checkpoints_used_total", "counter",
+              "How often a session went back to one.", false, stage_gone_back);
     per_stage(&o, s, "nakshatra_stage_jobs_queued", "gauge", "Steps that wait for the device.",
               false, stage_jobs);
     per_stage(&o, s, "nakshatra_stage_round_trip_seconds", "gauge",

@@ -115,7 +115,7 @@ static int check_batch(nk_stage *s, const struct nk_stage_batch *b, struct nk_er
             s->next_pos[seq]++;
             continue;
         }
-        length = nk__stage_seq_length(s, seq);
+        length = nk_stage_seq_length(s, seq);
         if (pos < 0)
             return nk_fail(err, NK_E_INVALID, "bad_batch", "row %d is at position %d", i, pos);
         if (pos > length)
@@ -208,7 +208,7 @@ int nk_stage_file_check(const nk_stage *s, struct nk_error *err)
 /* Can sequence seq be cut back to pos (0 <= pos <= its length)? */
 static int check_rollback(const nk_stage *s, int seq, int pos, struct nk_error *err)
 {
-    int length = nk__stage_seq_length(s, seq), kept;
+    int length = nk_stage_seq_length(s, seq), kept;
 
     if (pos == 0 || pos == length)
         return 0;
@@ -299,7 +299,7 @@ int nk_stage_run(nk_stage *s, const struct nk_stage_batch *b, struct nk_error *e
     if (rc)
         return rc;
     for (int seq = 0; seq < s->info.n_seq_max; seq++)
-        if (s->first_pos[seq] >= 0 && s->first_pos[seq] < nk__stage_seq_length(s, seq))
+        if (s->first_pos[seq] >= 0 && s->first_pos[seq] < nk_stage_seq_length(s, seq))
             forget(s, seq, s->first_pos[seq]);
     rc = decode(s, b, err);
     if (!rc)
@@ -308,7 +308,7 @@ int nk_stage_run(nk_stage *s, const struct nk_stage_batch *b, struct nk_error *e
         rc = check_computed(s, b->n_tokens, err);
     if (rc)
         for (int seq = 0; seq < s->info.n_seq_max; seq++)
-            if (s->first_pos[seq] >= 0 && nk__stage_seq_length(s, seq) != s->first_pos[seq])
+            if (s->first_pos[seq] >= 0 && nk_stage_seq_length(s, seq) != s->first_pos[seq])
                 forget(s, seq, s->first_pos[seq]);
     return rc;
 }
@@ -340,7 +340,7 @@ static int check_seq(const nk_stage *s, int seq, struct nk_error *err)
                    s->info.n_seq_max - 1);
 }
 
-int nk__stage_seq_length(const nk_stage *s, int seq)
+int nk_stage_seq_length(const nk_stage *s, int seq)
 {
     return seq < 0 || seq >= s->info.n_seq_max
                ? 0
@@ -356,7 +356,7 @@ int nk_stage_seq_copy(nk_stage *s, int seq_src, int seq_dst, struct nk_error *er
     if (rc || seq_src == seq_dst)
         return rc;
     nk_stage_seq_clear(s, seq_dst);
-    if (nk__stage_seq_length(s, seq_src) > 0)
+    if (nk_stage_seq_length(s, seq_src) > 0)
         llama_memory_seq_cp(llama_get_memory(s->ctx), seq_src, seq_dst, -1, -1);
     return 0;
 }
@@ -365,4 +365,39 @@ void nk_stage_seq_clear(nk_stage *s, int seq)
 {
     if (!check_seq(s, seq, NULL))
         llama_memory_seq_rm(llama_get_memory(s->ctx), seq, -1, -1);
+}
+
+/* ---- states ---- */
+
+size_t nk_stage_state_size(nk_stage *s, int seq)
+{
+    if (nk_stage_seq_length(s, seq) == 0)
+        return 0;
+    return llama_state_seq_get_size_ext(s->ctx, seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+}
+
+int nk_stage_state_save(nk_stage *s, int seq, void *out, size_t size, struct nk_error *err)
+{
+    size_t n =
+        llama_state_seq_get_data_ext(s->ctx, out, size, seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+
+    if (n == size)
+        return 0;
+    return nk_fail(err, NK_E_INTERNAL, "no_state",
+                   "libllama gives %zu bytes of sequence %d's state, not %zu", n, seq, size);
+}
+
+int nk_stage_state_restore(nk_stage *s, int seq, int length, const void *data, size_t size,
+                           struct nk_error *err)
+{
+    size_t n =
+        llama_state_seq_set_data_ext(s->ctx, data, size, seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+
+    if (n == size && llama_memory_seq_rm(llama_get_memory(s->ctx), seq, length, -1) &&
+        nk_stage_seq_length(s, seq) == length)
+        return 0;
+    nk_stage_seq_clear(s, seq);
+    return nk_fail(err, NK_E_INTERNAL, "no_state",
+                   "sequence %d cannot go back to %d tokens: libllama takes %zu bytes of %zu", seq,
+                   length, n, size);
 }

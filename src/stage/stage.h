@@ -13,7 +13,7 @@
  * Positions are authoritative: running rows of a sequence at position p first forgets whatever the
  * sequence holds from p on. A retry, a rejected draft and a rollback are thereby the same thing.
  * Recurrent architectures cannot forget a part: for them a position other than 0 or the end is
- * refused (OUT_OF_RANGE `no_rollback`). */
+ * refused (OUT_OF_RANGE `no_rollback`), but a state that was saved before can be put back. */
 #ifndef NK_STAGE_STAGE_H
 #define NK_STAGE_STAGE_H
 
@@ -215,5 +215,20 @@ float *nk_stage_logits(nk_stage *s, int token_idx);
 int nk_stage_seq_copy(nk_stage *s, int seq_src, int seq_dst, struct nk_error *err);
 /* Forgets all of it. */
 void nk_stage_seq_clear(nk_stage *s, int seq);
+/* How many tokens a sequence holds; 0 when there is no such sequence. */
+int nk_stage_seq_length(const nk_stage *s, int seq);
+
+/* Where there is no rollback: what cannot be cut of a sequence, the states of its recurrent layers
+ * as they are now, goes out and comes back. Bytes; 0: there is nothing. They hardly depend on how
+ * long the sequence is. */
+size_t nk_stage_state_size(nk_stage *s, int seq);
+/* INTERNAL `no_state`: libllama writes another number of bytes. */
+int nk_stage_state_save(nk_stage *s, int seq, void *out, size_t size, struct nk_error *err);
+/* The sequence is as it was when it held `length` tokens and the state was saved; attention's part,
+ * which is cut, must still be there up to it (it is as long as nothing before it was run again).
+ * After an error it holds nothing.
+ *   INTERNAL  no_state  libllama does not take it */
+int nk_stage_state_restore(nk_stage *s, int seq, int length, const void *data, size_t size,
+                           struct nk_error *err);
 
 #endif

@@ -68,7 +68,4 @@ struct nk_stage {
 bool nk__stage_eval(struct ggml_tensor *t, bool ask, void *user);
 bool nk__stage_aborted(void *user);
 
-/* How many tokens a sequence holds; 0 when there is no such sequence. */
-int nk__stage_seq_length(const nk_stage *s, int seq);
-
 #endif

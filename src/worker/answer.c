@@ -72,6 +72,7 @@ static int send_rows(answering *a, const job *j, const float *rows, bool *back,
     step.ids = j->ids + from;
     step.rows = j->send_from == j->sched.n ? NULL : &r;
     step.sample = j->sched.sample;
+    step.checkpoint = (uint32_t)j->checkpoint;
     step.group = j->sched.group;
     step.group_size = j->sched.group_size;
     req.kind_case = NAKSHATRA__V1__INFERENCE_REQUEST__KIND_STEP;

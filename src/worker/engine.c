@@ -1,5 +1,6 @@
 /* The engine: the one thread that owns the stage. What it runs next is schedule.c's to say, what
  * becomes of the result answer.c's; here are the thread, the stage's life, and a batch's run. */
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -302,13 +303,65 @@ static void answer_step(nk_engine *e, job *j, int row_idx)
         nk__engine_job_free(e, j);
 }
 
+/* ---- checkpoints ---- */
+
+/* A state that is to be run again from a position which is not its end is put back to what it was
+ * there. Where there is no checkpoint, the run itself says so. */
+static int go_back(nk_engine *e, const job *j, struct nk_error *err)
+{
+    nk__checkpoints *c = j->session->checkpoints;
+    nk__state *state;
+    int rc;
+
+    if (!c || j->pos == nk_stage_seq_length(e->stage, j->seq))
+        return 0;
+    nk__checkpoints_truncate(c, j->pos);
+    state = nk__checkpoints_get(c, j->pos);
+    if (!state)
+        return 0;
+    rc = nk_stage_state_restore(e->stage, j->seq, j->pos, nk__state_data(state),
+                                nk__state_size(state), err);
+    nk__checkpoints_release(c, state);
+    return rc;
+}
+
+/* Before the rows go on: who is told that the step is through finds it there. */
+static void keep_state(nk_engine *e, const job *j)
+{
+    nk__checkpoints *c = j->session->checkpoints;
+    int pos = j->pos + j->sched.n;
+    uint64_t begin_ns = now_ns(e);
+    struct nk_error err;
+    nk__state *state;
+    size_t size;
+
+    if (!c || !j->checkpoint)
+        return;
+    size = nk_stage_state_size(e->stage, j->seq);
+    if (!nk__checkpoints_could(c, size) || !(state = nk__state_new(size)))
+        return;
+    if (nk_stage_state_save(e->stage, j->seq, nk__state_data(state), size, &err)) {
+        nk_log(NK_LOG_WORKER, NK_LOG_WARN, "session=%s reason=%s msg=\"no checkpoint at %d\"",
+               j->session->name, err.reason, pos);
+        nk__checkpoints_put(NULL, pos, j->checkpoint, state);
+        return;
+    }
+    nk__checkpoints_put(c, pos, j->checkpoint, state);
+    nk_log(NK_LOG_WORKER, NK_LOG_DEBUG, "session=%s event=checkpoint pos=%d bytes=%zu us=%" PRIu64,
+           j->session->name, pos, size, (now_ns(e) - begin_ns) / 1000);
+}
+
 /* Runs jobs[0..n) as one batch. On success every job was answered. */
 static int run_steps(nk_engine *e, struct nk_schedule_job **jobs, int n, struct nk_error *err)
 {
     struct nk_stage_batch batch = make_batch(e, jobs, n);
     uint64_t begin_ns = now_ns(e), end_ns;
-    int rc;
+    int rc = 0;
 
+    for (int i = 0; i < n && !rc; i++)
+        rc = go_back(e, job_of(jobs[i]), err);
+    if (rc)
+        return rc;
     for (int i = 0; i < n; i++) {
         job *j = job_of(jobs[i]);
 
@@ -331,6 +384,7 @@ static int run_steps(nk_engine *e, struct nk_schedule_job **jobs, int n, struct 
         count_step(e, j);
         atomic_store(&j->session->shared.n_computed, j->pos + rows);
         nk_trace_event(e->w->trace, end_ns, "computed", j->session->name, j->step, j->pos, rows);
+        keep_state(e, j);
         answer_step(e, j, at);
         at += rows;
     }

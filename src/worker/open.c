@@ -282,6 +282,13 @@ static size_t row_bytes(const session *s)
     return (size_t)nk__stage_info(s->w)->n_embd * (s->f16 ? 2 : 4);
 }
 
+/* Whether it, or one that continues it, may have to go back. */
+static bool wants_checkpoints(const session *s)
+{
+    return !nk__stage_info(s->w)->can_rollback && s->w->checkpoints.limits.session_bytes &&
+           (s->reuse || s->hold_ms);
+}
+
 int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes bytes,
                      struct nk_error *err)
 {
@@ -363,6 +370,11 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
     }
     if (s->hold_ms && !s->is_last) {
         rc = nk__journal_new(&s->journal, &w->journals, row_bytes(s), err);
+        if (rc)
+            return rc;
+    }
+    if (wants_checkpoints(s)) {
+        rc = nk__checkpoints_new(&s->checkpoints, &w->checkpoints, err);
         if (rc)
             return rc;
     }
@@ -540,8 +552,9 @@ int nk__open_opened(session *s, const Nakshatra__V1__Opened *theirs, struct nk_e
     stages[n++] = &own;
     for (size_t i = 0; theirs && i < theirs->n_stages && n < NK_ROUTE_MAX; i++)
         stages[n++] = theirs->stages[i];
+    /* Of a state that cannot be cut both have the same position, or begin at 0. */
     if (!s->resumed && theirs && theirs->resume_tokens < (uint32_t)s->n_resume)
-        s->n_resume = s->n_ids = (int)theirs->resume_tokens;
+        s->n_resume = s->n_ids = info->can_rollback ? (int)theirs->resume_tokens : 0;
     if (!s->resumed)
         s->next_has = s->n_resume;
     atomic_store(&s->shared.n_computed, s->n_ids);

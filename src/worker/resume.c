@@ -173,6 +173,7 @@ static void adopt(session *s, session *h)
 {
     struct nk_session_compute compute = s->compute;
     nk__journal *journal = s->journal;
+    nk__checkpoints *checkpoints = s->checkpoints;
 
     s->seq = h->seq;
     s->reserved = h->reserved;
@@ -184,6 +185,8 @@ static void adopt(session *s, session *h)
     h->compute = compute;
     s->journal = h->journal;
     h->journal = journal;
+    s->checkpoints = h->checkpoints;
+    h->checkpoints = checkpoints;
     atomic_store(&s->shared.compute_ns, atomic_load(&h->shared.compute_ns));
     atomic_store(&s->shared.queue_ns, atomic_load(&h->shared.queue_ns));
     atomic_store(&s->shared.runs, atomic_load(&h->shared.runs));
@@ -323,6 +326,7 @@ static int send_step(session *s, uint64_t step, int pos, int n, bool sample, boo
     msg.n_ids = (size_t)n;
     msg.ids = s->ids + pos;
     msg.sample = sample;
+    msg.checkpoint = (uint32_t)nk__checkpoints_kind_at(s->checkpoints, pos + n);
     req.kind_case = NAKSHATRA__V1__INFERENCE_REQUEST__KIND_STEP;
     req.step = &msg;
     atomic_store(&s->shared.sent_ns[step % NK_STEPS_OUT_MAX], now);
@@ -406,6 +410,17 @@ static int replay_begin(session *s, const Nakshatra__V1__Opened *theirs, int beg
     return replay_pump(s, err);
 }
 
+/* Where s begins to compute again what the next stage needs from `need` on. */
+static int go_back(session *s, int need)
+{
+    int pos;
+
+    if (nk__stage_info(s->w)->can_rollback)
+        return need;
+    pos = nk__checkpoints_floor(s->checkpoints, need);
+    return nk__checkpoints_pin(s->checkpoints, pos) ? pos : 0;
+}
+
 int nk__resume_opened(session *s, const Nakshatra__V1__Opened *theirs, struct nk_error *err)
 {
     int n_feed = nk__session_n_feed(s), need, end = s->n_ids < n_feed ? s->n_ids : n_feed;
@@ -425,7 +440,7 @@ int nk__resume_opened(session *s, const Nakshatra__V1__Opened *theirs, struct nk
             nk__journal_end(s->journal) >= end)
             return replay_begin(s, theirs, need, end, err);
         if (need < end) { /* to be computed again, of rows from further up */
-            s->n_ids = nk__stage_info(s->w)->can_rollback ? need : 0;
+            s->n_ids = go_back(s, need);
             nk__journal_truncate(s->journal, s->n_ids);
         }
     }

@@ -126,6 +126,29 @@ static int common_prefix(const session *k, const session *s)
     return n;
 }
 
+static bool can_go_back(const session *k, int pos)
+{
+    return nk__stage_info(k->w)->can_rollback || k->n_ids == pos ||
+           nk__checkpoints_kind_at(k->checkpoints, pos) != NK_CHECKPOINT_NONE;
+}
+
+/* s begins with the first n tokens of k: so it may go back to where k might. False: what is needed
+ * of it was dropped meanwhile. over: k ends with that. */
+static bool take_checkpoints(session *s, session *k, int n, bool over)
+{
+    if (nk__stage_info(s->w)->can_rollback)
+        return true;
+    if (over && s->checkpoints && k->checkpoints) {
+        nk__checkpoints *own = s->checkpoints;
+
+        s->checkpoints = k->checkpoints;
+        k->checkpoints = own;
+    } else {
+        nk__checkpoints_share(s->checkpoints, k->checkpoints, n);
+    }
+    return k->n_ids == n || nk__checkpoints_pin(s->checkpoints, n);
+}
+
 /* The kept session that s should continue, or NULL; *n_tokens: how many of its tokens are of
  * use. */
 static session *find_kept(const session *s, int *n_tokens)
@@ -142,7 +165,7 @@ static session *find_kept(const session *s, int *n_tokens)
 
         if (!s->is_first) {
             if (s->n_resume && memcmp(k->id, s->resume_id, NK_SESSION_ID_BYTES) == 0 &&
-                k->n_ids >= s->n_resume && (can_rollback || k->n_ids == s->n_resume) &&
+                k->n_ids >= s->n_resume && can_go_back(k, s->n_resume) &&
                 nk__room_ids_hash(k->ids, s->n_resume) == s->resume_hash) {
                 *n_tokens = s->n_resume;
                 return k;
@@ -158,7 +181,7 @@ static session *find_kept(const session *s, int *n_tokens)
         if (n == s->n_prompt) /* the last token's logits are needed: its row is computed again */
             n--;
         if (!can_rollback && n != k->n_ids)
-            continue;
+            n = nk__checkpoints_floor(k->checkpoints, n);
         if (n > *n_tokens) {
             *n_tokens = n;
             best = k;
@@ -234,6 +257,8 @@ static bool make_room(session *s)
     if (k) {
         if (s->is_first)
             memcpy(s->resume_id, k->id, NK_SESSION_ID_BYTES);
+        if (!take_checkpoints(s, k, n_resume, s->seq < 0))
+            n_resume = 0;
         memcpy(s->ids, k->ids, (size_t)n_resume * sizeof *s->ids);
     }
     if (k && s->seq < 0) {

@@ -126,6 +126,10 @@ static void info_handle(void *worker, nk_call *c, struct nk_bytes msg)
     counters.tokens_replayed = w->n_tokens_replayed;
     counters.journal_bytes = atomic_load(&w->journals.memory_bytes);
     counters.journal_spilled_bytes = atomic_load(&w->journals.spilled_bytes);
+    counters.checkpoints = atomic_load(&w->checkpoints.n);
+    counters.checkpoint_bytes = atomic_load(&w->checkpoints.bytes);
+    counters.checkpoints_made = atomic_load(&w->checkpoints.n_made);
+    counters.checkpoints_used = atomic_load(&w->checkpoints.n_used);
     counters.tokens_prefilled = atomic_load(&n->tokens_prefilled);
     counters.tokens_decoded = atomic_load(&n->tokens_decoded);
     counters.tokens_reused = w->n_tokens_reused;

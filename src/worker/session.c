@@ -57,6 +57,7 @@ void nk__session_unref(session *s)
     for (int i = 0; i < NK_TOKENS_SAVED; i++)
         nk_buf_release(&s->compute.saved[i].message);
     nk__journal_free(s->journal);
+    nk__checkpoints_free(s->checkpoints);
     free(s->next_address);
     free(s->replay_to);
     free(s->theirs);

@@ -93,6 +93,17 @@ static void step_done(struct nk_compute_job *j)
     nk__engine_job_free(s->w->engine, j);
 }
 
+/* Whether the state after these rows is kept: the first stage decides. */
+static enum nk_checkpoint_kind checkpoint_of(const session *s, int pos, int n,
+                                             const Nakshatra__V1__Step *msg)
+{
+    if (!msg)
+        return nk__checkpoint_kind(pos, pos + n, s->n_prompt, s->chunk,
+                                   s->w->checkpoints.limits.every);
+    return msg->checkpoint > NK_CHECKPOINT_PROMPT ? NK_CHECKPOINT_REGULAR
+                                                  : (enum nk_checkpoint_kind)msg->checkpoint;
+}
+
 /* Gives ids[pos .. pos + n) to the engine; with rows on a later stage. */
 static int submit_step(session *s, uint64_t step, int pos, int n, bool sample,
                        const Nakshatra__V1__Step *msg, struct nk_error *err)
@@ -115,6 +126,8 @@ static int submit_step(session *s, uint64_t step, int pos, int n, bool sample,
         j->sched.group = msg->group;
         j->sched.group_size = msg->group_size;
     }
+    if (s->checkpoints)
+        j->checkpoint = checkpoint_of(s, pos, n, msg);
     memcpy(j->ids, s->ids + pos, (size_t)n * sizeof *j->ids);
     j->done = step_done;
     j->session = nk__session_ref(s);
@@ -180,9 +193,11 @@ int nk__step_receive(session *s, const Nakshatra__V1__Step *m, struct nk_error *
             return nk_fail(err, NK_E_PRECONDITION, "steps_in_flight",
                            "position %u goes back behind token %d while steps are unanswered",
                            m->pos, s->n_ids);
-        if (!info->can_rollback && m->pos)
+        if (!info->can_rollback && m->pos && !nk__checkpoints_pin(s->checkpoints, (int)m->pos))
             return nk_fail(err, NK_E_OUT_OF_RANGE, "no_rollback",
-                           "a recurrent model cannot go back to position %u", m->pos);
+                           "a recurrent model cannot go back to position %u, of which this worker "
+                           "has no checkpoint",
+                           m->pos);
     }
     s->last_step = m->step;
     memcpy(s->ids + m->pos, m->ids, m->n_ids * sizeof *m->ids);

@@ -23,6 +23,8 @@ struct nk_worker_opts nk_worker_opts_default(void)
         .silence_ms = NK_RPC_SILENCE_MS,
         .journal_bytes = 256ull << 20,
         .spill_bytes = 1ull << 30,
+        .checkpoint_bytes = 512ull << 20,
+        .checkpoint_every = 256,
         .clock = nk_clock_system(),
         .chance = nk_chance_system(),
     };
@@ -93,6 +95,7 @@ static void worker_free(nk_worker *w)
     free(w->key);
     free(w->identity);
     free(w->seq_used);
+    nk__checkpoints_all_release(&w->checkpoints);
     pthread_cond_destroy(&w->cond);
     pthread_mutex_destroy(&w->mutex);
     free(w);
@@ -123,6 +126,15 @@ static void set_journals(nk_worker *w)
     limits.spill_bytes = w->opts.spill_bytes;
     limits.folder = w->spill_folder;
     nk__journals_init(&w->journals, &limits);
+}
+
+static void set_checkpoints(nk_worker *w, const struct nk_worker_opts *o)
+{
+    struct nk__checkpoint_limits limits = { .session_bytes = o->checkpoint_bytes / 2,
+                                            .all_bytes = o->checkpoint_bytes,
+                                            .every = o->checkpoint_every };
+
+    nk__checkpoints_all_init(&w->checkpoints, &limits);
 }
 
 static void set_id(nk_worker *w, const char *id, int port)
@@ -157,6 +169,7 @@ int nk_worker_start(nk_worker **out, const struct nk_worker_opts *opts, struct n
     pthread_mutex_init(&w->mutex, NULL);
     nk_cond_init(&w->cond);
     nk_buf_init(&w->replay, NK_RPC_MESSAGE_BYTES_MAX);
+    set_checkpoints(w, opts);
     for (int i = 0; i < NK_SESSION_STATES; i++)
         TAILQ_INIT(&w->sessions[i].head);
     w->idle = true;

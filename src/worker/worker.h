@@ -51,6 +51,10 @@ struct nk_worker_opts {
      * cache folder; borrowed until nk_worker_stop). */
     uint64_t journal_bytes, spill_bytes;
     const char *spill_folder;
+    /* Models that cannot go back: what copies of their sessions' states may take in all (one
+     * session half of it), and about how many tokens lie between two (worker/checkpoint.h). */
+    uint64_t checkpoint_bytes;
+    int checkpoint_every;
     const char *trace_path; /* NULL: none */
     /* With an identity a first stage is opened by a gateway only, the later ones also by members,
      * and a route may name any address, since whoever is there must prove to be a member. */
@@ -64,7 +68,8 @@ struct nk_worker_opts {
     struct nk_chance *chance;
 };
 /* n_ctx etc. as nk_stage_opts_default; queue 64 for 60 s, stall 30 s, idle 300 s, silence
- * 3 s; journals of 256 MiB and 1 GiB in files; the system's clock and chance. */
+ * 3 s; journals of 256 MiB and 1 GiB in files; checkpoints of 512 MiB every 256 tokens; the
+ * system's clock and chance. */
 struct nk_worker_opts nk_worker_opts_default(void);
 
 /* Loads the slice, listens, serves. *out is owned by the caller. Not on a net thread.

@@ -20,6 +20,7 @@
 #include "rpc/computed.h"
 #include "text/detok.h"
 #include "text/sampler.h"
+#include "worker/checkpoint.h"
 #include "worker/journal.h"
 #include "worker/schedule.h"
 #include "worker/trace.h"
@@ -113,6 +114,9 @@ struct nk_session {
     int n_said;
     int32_t *feed;        /* n_prompt + n_said ids, where n_prompt is set */
     nk__journal *journal; /* with hold_ms, not on the last stage; written by the compute thread */
+    /* Of models that cannot go back, where it may have to; changed by the compute thread while a
+     * step is under way. */
+    nk__checkpoints *checkpoints;
     /* Tokens whose rows are in the KV (or on their way), n_tokens_max of room. Those of a step's
      * rows and before it do not change while it is under way. */
     int32_t *ids;
@@ -204,10 +208,11 @@ struct nk_compute_job {
     struct nk_session *settles; /* a reference; SETTLE */
     uint64_t step;
     int pos;
-    int send_from;   /* the first of its rows that the next stage has not; rows: it has all */
-    bool all_logits; /* FORWARD */
-    int32_t *ids;    /* of the rows; owned, capacity below */
-    float *rows;     /* rows x n_embd; owned; unused on the first stage */
+    int send_from; /* the first of its rows that the next stage has not; rows: it has all */
+    enum nk_checkpoint_kind checkpoint; /* of the state after its rows */
+    bool all_logits;                    /* FORWARD */
+    int32_t *ids;                       /* of the rows; owned, capacity below */
+    float *rows;                        /* rows x n_embd; owned; unused on the first stage */
     int ids_capacity;
     size_t rows_capacity;
     bool has_rows;
@@ -301,6 +306,7 @@ struct nk_worker {
     uint64_t started_ns;
     uint64_t n_opened, n_failed, n_tokens_reused, n_resumed, n_tokens_replayed;
     struct nk__journals journals;
+    struct nk__checkpoints_all checkpoints;
     struct nk_buf replay;           /* net thread: rows of a journal on their way out */
     uint64_t wire_ns, n_wire_steps; /* of all sessions, as session's wire_ns */
     int n_streams; /* calls of rpc Inference that have not ended, of both directions */

@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import tempfile
+import types
 import unittest
 
+import link
 import nk
 import talk
 import test_resume
@@ -33,6 +35,10 @@ def conformance():
 
 def prompt(n, seed=0):
     return [1 + i % (VOCAB - 1) for i in talk.ids(n + 1, seed)[1:]]
+
+
+def names(*wanted):
+    return [n for n in wanted if n in MODELS]
 
 
 def outcome(g):
@@ -145,9 +151,38 @@ class Recurrent(unittest.TestCase):
                 within.goes_on(prompt(100), 24, [(0 if i == 1 else 9, [i])])
             within.goes_on(prompt(100), 24, [(9, [0, 1])])
 
+    def test_ahead__of_the_next_stage_it_goes_back_to_a_checkpoint(self):
+        """The link breaks while chunks are on it, and no journal has them: the stage before has computed more than the next one
+        got, and cannot cut it off."""
+        path, cuts = self.models["mamba-dense"]
+        text, more = prompt(390, 3), ["--ctx", 2048, "--sequences", 4, "--deterministic", "--journal-mib", 0,
+                                      "--checkpoint-every", 64, "--silence-ms", 1000 * nk.PATIENCE]
+        with nk.Chain(path, cuts, *more, env_more={"XDG_CACHE_HOME": self.dir}) as chain:
+            plain = test_resume.Resumable(chain, text, 8, n_logprobs=4)
+            self.assertIsNone(plain.read())
+            between = link.Link(chain.workers[1].address, cut_after=5 * 64 * chain.workers[0].info().n_embd * 4 // 2)
+            self.addCleanup(between.close)
+            address = chain.workers[0].address
+            chain.workers[0].stop()
+            chain.workers[0] = nk.Worker("--model", path, "--layers", "0-1", "--threads", 1, *more, id="w0", listen=address,
+                                         peers=[chain.workers[1].address, between.address],
+                                         env_more={"XDG_CACHE_HOME": self.dir})
+            far = types.SimpleNamespace(address=between.address, begin=1, end=2)
+            g = test_resume.Resumable(types.SimpleNamespace(workers=[chain.workers[0], far]), text, 8, n_logprobs=4)
+            self.assertIsNotNone(g.read())
+            self.assertTrue(nk.wait_for(lambda: test_resume.held(chain.workers[1]), 30))
+            g.chain = chain
+            self.assertIsNone(g.resume().read())
+            self.assertEqual(g.outcome(), plain.outcome())
+            self.assertEqual([s.held > 128 for s in g.opened[-1].stages], [True, False])
+            c = chain.workers[0].info().counters
+            self.assertEqual((c.tokens_replayed, c.checkpoints_used), (len(text) - 128, 1))
+            chain.assert_idle()
+
     def test_other__continuations_begin_anew(self):
-        """A shorter prompt, the same one, one that leaves the kept ids early or at their last: a state has no way back."""
-        for path, _, wire in self.chains():
+        """A shorter prompt, the same one, one that leaves the kept ids early or at their last: without checkpoints a state has no
+        way back."""
+        for path, _, wire in self.chains("--checkpoint-mib", 0):
             base = prompt(70, 3)
             made = self.generate(wire, base, 8, reuse=True).ids
             kept = base + made[:-1]
@@ -158,6 +193,82 @@ class Recurrent(unittest.TestCase):
                 self.same(path, r, self.generate(wire, ids, 8))
             r = self.generate(wire, kept + made[-1:] + [7], 1, reuse=True)  # what was kept first is still there, and whole
             self.assertEqual(r.done.n_reused, len(kept))
+
+    def gone_back(self, chain):
+        return [w.info().counters.checkpoints_used for w in chain.workers]
+
+    def test_thinking__that_is_stripped_leaves_the_prompt_reused(self):
+        """The next turn has neither what was generated nor the last words of the prompt: it goes back to the last end of a chunk
+        before. That is computed in the chunks of a fresh run, so it is one; again and again, among others, and from a state that
+        two have in common."""
+        for path, chain, wire in self.chains(names=names("mamba-dense", "jamba-dense", "qwen3next-moe")):
+            base = prompt(275, 3)
+            running = [wire.start(prompt(40 + k, 20 + k), 30, reuse=True, n_logprobs=4) for k in range(3)]
+            self.generate(wire, base, 30, reuse=True)
+            for turn in range(3):
+                longer = base[:273] + prompt(40, 30 + turn)
+                r = self.generate(wire, longer, 8, reuse=True)
+                self.assertEqual(r.done.n_reused, 256)
+                self.same(path, r, self.generate(wire, longer, 8))
+                if "qwen3next" not in path:  # what is so far back is hardly seen any more
+                    self.differ(path, r, self.generate(wire, prompt(256, 9) + longer[256:], 8))
+            # One of the first turn that the others went back behind is none of theirs.
+            other = longer[:290] + prompt(20, 40)
+            r = self.generate(wire, other, 8, reuse=True)
+            self.assertEqual(r.done.n_reused, 256)
+            self.same(path, r, self.generate(wire, other, 8))
+            self.assertEqual(self.gone_back(chain), [4] * len(chain.workers))
+            for r in running:
+                self.assertEqual(r.wait().code, "OK")
+            with nk.Client(chain.workers[-1].address) as last:
+                last.sleep()
+                c = last.info().counters
+                self.assertEqual((c.checkpoints, c.checkpoint_bytes), (0, 0))
+                last.wake()
+
+    def test_prompt__that_goes_on_in_another_way_goes_back_to_its_end(self):
+        """In the middle of a chunk. What is computed is what goes on from there without ever having been anywhere else."""
+        for path, chain, wire in self.chains(names=names("mamba2-dense", "jamba-dense")):
+            base, tail = prompt(150, 3), prompt(70, 4)
+            self.generate(wire, base, 1, reuse=True)  # kept just there
+            straight = self.generate(wire, base + tail, 8, reuse=True)
+            self.assertEqual(straight.done.n_reused, 150)
+            with nk.Client(chain.workers[0].address) as first:
+                first.sleep()
+                first.wake()
+            self.generate(wire, base, 20, reuse=True)
+            r = self.generate(wire, base + tail, 8, reuse=True)
+            self.assertEqual(r.done.n_reused, 150)
+            self.same(path, r, straight)
+            self.assertEqual(self.gone_back(chain)[-1], 1)
+
+    def test_answer__that_is_taken_up_in_its_middle(self):
+        for path, chain, wire in self.chains("--checkpoint-every", 16, names=["mamba-dense"]):
+            base = prompt(64, 3)
+            ids = self.generate(wire, base, 60, reuse=True).ids
+            longer = base + ids[:40] + prompt(30, 5)
+            r = self.generate(wire, longer, 8, reuse=True)
+            self.assertEqual(r.done.n_reused, 96)  # a multiple, before 104
+            with nk.Client(chain.workers[0].address) as first:
+                first.sleep()
+                first.wake()
+            self.generate(wire, base, 60, reuse=True)
+            other = self.generate(wire, longer, 8, reuse=True)
+            self.same(path, r, other)
+
+    def test_stages__that_do_not_have_the_same_begin_anew(self):
+        """A worker that has no room for checkpoints: the chain does not go back, and nothing fails."""
+        path, cuts = self.models["mamba-dense"]
+        for i in range(2):
+            with nk.Chain(path, cuts, "--ctx", 2048, "--sequences", 12, per_worker={i: ["--checkpoint-mib", 0]},
+                          env_more={"XDG_CACHE_HOME": self.dir}) as chain, talk.Wire(chain.workers) as wire:
+                base = prompt(275, 3)
+                self.generate(wire, base, 30, reuse=True)
+                longer = base[:273] + prompt(40, 30)
+                r = self.generate(wire, longer, 8, reuse=True)
+                self.assertEqual(r.done.n_reused, 0)
+                self.same(path, r, self.generate(wire, longer, 8))
+                chain.assert_idle()
 
     def test_lost__on_a_later_stage_it_is_computed_anew_on_all(self):
         for path, chain, wire in self.chains():

@@ -139,9 +139,9 @@ static void test_run__copied_and_cleared_sequences_go_on_as_the_whole_models(voi
     assert_same(whole, stages, 2, &r);
     for (int i = 0; i < 3; i++) {
         assert_int_equal(nk_stage_seq_copy(all[i], 0, 2, &err), 0);
-        assert_int_equal(nk__stage_seq_length(all[i], 2), 20);
-        assert_int_equal(nk__stage_seq_length(all[i], 0), 20);
-        assert_int_equal(nk__stage_seq_length(all[i], 1), 0);
+        assert_int_equal(nk_stage_seq_length(all[i], 2), 20);
+        assert_int_equal(nk_stage_seq_length(all[i], 0), 20);
+        assert_int_equal(nk_stage_seq_length(all[i], 1), 0);
     }
     /* Both go on, in one batch, each in its own way. */
     r.n = 0;
@@ -161,10 +161,10 @@ static void test_run__copied_and_cleared_sequences_go_on_as_the_whole_models(voi
     assert_near(want, got, n_vocab);
     for (int i = 0; i < 3; i++) {
         nk_stage_seq_clear(all[i], 2);
-        assert_int_equal(nk__stage_seq_length(all[i], 2), 0);
-        assert_int_equal(nk__stage_seq_length(all[i], 0), i ? 25 : 23);
+        assert_int_equal(nk_stage_seq_length(all[i], 2), 0);
+        assert_int_equal(nk_stage_seq_length(all[i], 0), i ? 25 : 23);
         assert_int_equal(nk_stage_seq_copy(all[i], 2, 0, &err), 0); /* of nothing: nothing */
-        assert_int_equal(nk__stage_seq_length(all[i], 0), 0);
+        assert_int_equal(nk_stage_seq_length(all[i], 0), 0);
         assert_int_equal(nk_stage_seq_copy(all[i], 0, 4, &err), NK_E_INVALID);
         assert_int_equal(nk_stage_seq_copy(all[i], -1, 0, &err), NK_E_INVALID);
     }
@@ -205,7 +205,7 @@ static void test_run__bad_batches_change_nothing(void **state)
     r.seq[0] = 4;
     assert_int_equal(run(s, 1, &r, &err), NK_E_INVALID);
     for (int i = 0; i < 2; i++)
-        assert_int_equal(nk__stage_seq_length(s[i], 0), 4);
+        assert_int_equal(nk_stage_seq_length(s[i], 0), 4);
     close_all(s, 2);
 }
 
@@ -232,9 +232,9 @@ static void test_run__a_full_cache_is_an_error_and_leaves_what_was_there(void **
         if (i)
             break;
         assert_string_equal(err.reason, "kv_full");
-        assert_int_equal(nk__stage_seq_length(s, 0), 256);
-        assert_int_equal(nk__stage_seq_length(s, 1), 256);
-        assert_int_equal(nk__stage_seq_length(s, 2), 0);
+        assert_int_equal(nk_stage_seq_length(s, 0), 256);
+        assert_int_equal(nk_stage_seq_length(s, 1), 256);
+        assert_int_equal(nk_stage_seq_length(s, 2), 0);
         nk_stage_seq_clear(s, 1);
     }
     nk_stage_close(s);
@@ -269,7 +269,7 @@ static void test_run__a_recurrent_model_takes_one_sequence_per_run_and_cannot_go
     add(&r, 0, 20, 1, 1);
     assert_int_equal(run(stages, 1, &r, &err), NK_E_OUT_OF_RANGE);
     assert_string_equal(err.reason, "no_rollback");
-    assert_int_equal(nk__stage_seq_length(stages[0], 0), 24);
+    assert_int_equal(nk_stage_seq_length(stages[0], 0), 24);
     r.n = 0;
     add(&r, 0, 0, 12, 3); /* from the start it can */
     assert_same(whole, stages, 2, &r);
