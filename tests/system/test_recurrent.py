@@ -256,6 +256,24 @@ class Recurrent(unittest.TestCase):
             other = self.generate(wire, longer, 8, reuse=True)
             self.same(path, r, other)
 
+    def test_beginning__that_two_share_is_copied_and_both_go_on(self):
+        """Most of the kept session is of no use to the new one, which leaves it there: it is as it was afterwards."""
+        for path, chain, wire in self.chains(names=names("mamba-dense", "jamba-dense")):
+            base, other = prompt(130, 3), prompt(130, 3)[:128] + prompt(60, 5)
+            longer = base + self.generate(wire, base, 200, reuse=True).ids + [7]
+            straight = self.generate(wire, longer, 8, reuse=True)
+            self.assertEqual(straight.done.n_reused, 329)
+            with nk.Client(chain.workers[0].address) as first:
+                first.sleep()
+                first.wake()
+            self.generate(wire, base, 200, reuse=True)
+            r = self.generate(wire, other, 8, reuse=True)
+            self.assertEqual(r.done.n_reused, 64)
+            self.same(path, r, self.generate(wire, other, 8))
+            r = self.generate(wire, longer, 8, reuse=True)
+            self.assertEqual(r.done.n_reused, 329)
+            self.same(path, r, straight)
+
     def test_stages__that_do_not_have_the_same_begin_anew(self):
         """A worker that has no room for checkpoints: the chain does not go back, and nothing fails."""
         path, cuts = self.models["mamba-dense"]
