@@ -1,5 +1,7 @@
 """Trials of recovery, from a seed: a chain of a model in two to four stages, a few sessions of all kinds at once, and at random
-moments a worker that is killed (-9), or stopped and let go on later, while another one that holds the same layers stands by.
+moments something that happens to a worker, while another one that holds the same layers stands by: it is killed (-9), or stopped and
+let go on later, the link to it is cut without a word or breaks, or gets slow, or the worker has no more memory. In some pools the disk
+that journals spill to is full.
 
     trials.run(seed, n)      # raises Failed, which names the trial's own seed
 
@@ -9,13 +11,17 @@ the last bits depend on the load) what was said stays said, and each token is ab
 first one where two are as good as equally probable. Afterwards nothing of any session is left on any worker."""
 import os
 import random
+import resource
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 import time
 import traceback
+import types
 
+import link
 import nk
 import talk
 import test_resume
@@ -35,8 +41,6 @@ class Failed(AssertionError):
 
 def make_models(folder, names):
     """Paths of the models; those of the generator are made in folder."""
-    import subprocess
-
     import test_recurrent
     c = test_recurrent.conformance()
     archs = {MODELS[n][0].split("-")[0] for n in names if MODELS[n][0]}
@@ -62,49 +66,76 @@ def cut(rng, kind):
 
 
 class Pool:
-    """Two workers for each stage; `workers` are those of the route. One that was killed is started again by `mend`."""
+    """Two workers for each stage, and but for the first one a link to each of them; `workers` are those of the route. One that was
+    killed is started again by `mend`."""
 
-    def __init__(self, model, ranges, *options, env_more=None):
-        self.model, self.ranges, self.options, self.env_more = model, ranges, options, env_more
-        self.both, self.stopped = [None] * len(ranges), []
+    def __init__(self, model, ranges, *options, env_more=None, prefix=()):
+        self.model, self.ranges, self.options, self.env_more, self.prefix = model, ranges, options, env_more, prefix
+        self.both, self.links, self.stopped, self.starved = [None] * len(ranges), [None] * len(ranges), [], []
         try:
             for i in reversed(range(len(ranges))):
                 self.both[i] = [self.start(i, k) for k in range(2)]
+                if i:
+                    self.links[i] = [link.Link(w.address) for w in self.both[i]]
         except BaseException:
             self.close()
             raise
         self.use = [0] * len(ranges)
 
     def start(self, i, k, listen="127.0.0.1:0"):
-        peers = [w.address for w in self.both[i + 1]] if i + 1 < len(self.ranges) else []
+        peers = [between.address for between in self.links[i + 1]] if i + 1 < len(self.ranges) else []
         return nk.Worker("--model", self.model, "--layers", self.ranges[i], "--threads", 1, *self.options, id=f"w{i}{'ab'[k]}",
-                         peers=peers, listen=listen, env_more=self.env_more)
+                         peers=peers, listen=listen, env_more=self.env_more, prefix=self.prefix)
 
     @property
     def workers(self):
-        return [pair[k] for pair, k in zip(self.both, self.use)]
+        """As they are dialled."""
+        return [types.SimpleNamespace(address=self.links[i][k].address if i else pair[k].address, begin=pair[k].begin,
+                                      end=pair[k].end) for i, (pair, k) in enumerate(zip(self.both, self.use))]
 
     def all(self):
         return [w for pair in self.both for w in pair or () if w]
 
+    def is_well(self, i, k):
+        w = self.both[i][k]
+        return not (w.stopped or w in self.stopped or w in self.starved or (i and self.links[i][k].is_spoilt))
+
     def lose(self, i, how):
-        """The route goes through the other worker of this stage from now on, if that is there."""
-        w = self.both[i][self.use[i]]
-        other = self.both[i][1 - self.use[i]]
-        if w.stopped or w in self.stopped or other.stopped or other in self.stopped:
+        """The route goes through the other worker of this stage from now on, if that is there and something is lost."""
+        k = self.use[i]
+        w = self.both[i][k]
+        if not self.is_well(i, 0) or not self.is_well(i, 1):
+            return False
+        if how == "slow":
+            self.links[i][k].slow(1 << 20, 0.002)
             return False
         if how == "kill":
             w.kill()
-        else:
+        elif how == "stop":
             w.halt()
             self.stopped.append(w)
-        self.use[i] = 1 - self.use[i]
+        elif how == "cut":
+            self.links[i][k].cut()
+        elif how == "break":
+            self.links[i][k].drop()
+        else:
+            starve(w)
+            self.starved.append(w)
+        self.use[i] = 1 - k
         return True
 
     def go_on(self):
         for w in self.stopped:
             w.signal(signal.SIGCONT)
-        self.stopped = []
+        for w in self.starved:
+            if w.process.poll() is None:
+                resource.prlimit(w.pid, resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            else:
+                w.kill()
+        for pair in self.links:
+            for between in pair or ():
+                between.mend()
+        self.stopped, self.starved = [], []
 
     def mend(self):
         self.go_on()
@@ -127,6 +158,31 @@ class Pool:
             if w in self.stopped:
                 w.signal(signal.SIGCONT)
             w.kill()
+        for pair in self.links:
+            for between in pair or ():
+                between.close()
+
+
+def starve(w):
+    """The system gives it no more memory: what its heap has not got by now it does not get. (A limit of its address space would not
+    do: the heap has taken much more of that than it uses.)"""
+    resource.prlimit(w.pid, resource.RLIMIT_DATA, (1 << 20, resource.RLIM_INFINITY))
+
+
+def full_disk(folder):
+    """A command before a worker's own and its XDG_CACHE_HOME: files of the cache's own folder lie on a disk of 128 KiB. What it
+    keeps in folders there (slices, hashes) is where it was. None where that cannot be made, for want of rights."""
+    mounted, real = os.path.join(folder, "full"), os.path.join(folder, "nakshatra")
+    subs = ("slices", "hashes", "verified", "verify", "catalogues", "measured")
+    for sub in subs:
+        os.makedirs(os.path.join(real, sub), exist_ok=True)
+    os.makedirs(mounted, exist_ok=True)
+    script = f'mount -t tmpfs -o size=128k none "{mounted}" && cd "{mounted}" && mkdir nakshatra && ' + " && ".join(
+        f'mkdir nakshatra/{sub} && mount --bind "{real}/{sub}" nakshatra/{sub}' for sub in subs) + ' && cd / && exec "$@"'
+    prefix = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    if subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        return None
+    return prefix, {"XDG_CACHE_HOME": mounted}
 
 
 def make_session(rng, kind):
@@ -145,33 +201,41 @@ def make_session(rng, kind):
         fields["stop"] = [rng.choice([b"LORD", b" and the", b"zz"])]
     if rng.random() < 0.3:
         fields["dtype"] = nk.pb().DTYPE_F16
-    return prompt, rng.choice([1, 12, 40, 90]), {**fields, "sampling": sampling}
+    turns = [(prompt, rng.choice([1, 12, 40, 90]))]
+    if rng.random() < 0.25:  # a chat: what was thought, and the prompt's last words, are not in the next turn
+        turns.append((prompt[:-2] + [3 + (i + len(prompt)) % (VOCAB - 4) for i in range(20)], 12))
+        fields["reuse"] = True
+    return turns, {**fields, "sampling": sampling}
 
 
 class Session(threading.Thread):
-    """One that is resumed until it is through."""
+    """Turns that are resumed until they are through, one after the other; `g` is the one that runs."""
 
-    def __init__(self, pool, lock, prompt, n, fields, hold_ms):
+    def __init__(self, pool, lock, turns, fields, hold_ms):
         super().__init__(daemon=True)
         self.pool, self.lock, self.error = pool, lock, None
-        self.args, self.hold_ms = (prompt, n, fields), hold_ms
-        self.g = None
+        self.turns, self.fields, self.hold_ms = turns, fields, hold_ms
+        self.g, self.all = None, []
+
+    def turn(self, prompt, n):
+        end = time.monotonic() + GIVE_UP_S
+        with self.lock:
+            self.g = g = test_resume.Resumable(self.pool, prompt, n, hold_ms=self.hold_ms, **self.fields)
+            self.all.append(g)
+        error = g.read()
+        while error is not None and not g.finished:
+            if time.monotonic() > end:
+                raise Failed(f"not through after {GIVE_UP_S} s: {error.details()}")
+            forget = nk.reason(error) in ("bad_resume", "gap", "no_rollback", "journal_lost", "bad_rows")
+            time.sleep(0.02)
+            with self.lock:
+                g.resume(**({"forget_held": True} if forget else {}))
+            error = g.read()
 
     def run(self):
-        prompt, n, fields = self.args
         try:
-            end = time.monotonic() + GIVE_UP_S
-            with self.lock:
-                self.g = g = test_resume.Resumable(self.pool, prompt, n, hold_ms=self.hold_ms, **fields)
-            error = g.read()
-            while error is not None and not g.finished:
-                if time.monotonic() > end:
-                    raise Failed(f"not through after {GIVE_UP_S} s: {error.details()}")
-                forget = nk.reason(error) in ("bad_resume", "gap", "no_rollback", "journal_lost", "bad_rows")
-                time.sleep(0.02)
-                with self.lock:
-                    g.resume(**({"forget_held": True} if forget else {}))
-                error = g.read()
+            for prompt, n in self.turns:
+                self.turn(prompt, n)
         except BaseException:  # shown by whoever waits
             self.error = traceback.format_exc()
 
@@ -190,29 +254,51 @@ def about_as_probable(a, b):
     return len(a.tokens) == len(b.tokens)
 
 
-def trial(pool, kind, exact, seed, log=lambda text: None):
-    rng = random.Random(seed)
-    specs = [make_session(rng, kind) for _ in range(rng.choice([1, 2, 4, 8]))]
-    lock = threading.Lock()
+FAULTS = ("kill", "kill", "stop", "stop", "cut", "cut", "break", "slow", "memory")
+
+
+def undisturbed(pool, turns, fields):
+    """Of each turn, computed from its first token on."""
     plain = []
-    for prompt, n, fields in specs:
-        g = test_resume.Resumable(pool, prompt, n, **fields)
+    for prompt, n in turns:
+        g = test_resume.Resumable(pool, prompt, n, **{**fields, "reuse": False})
         error = g.read()
         if error is not None:
             raise Failed(f"undisturbed: {error}")
         plain.append(g)
+    return plain
+
+
+def compare(exact, g, plain, args):
+    if not g.finished:
+        raise Failed(f"ended after {len(g.tokens)} tokens of {len(plain.tokens)} without its last one")
+    if exact and outcome(g) != outcome(plain):
+        raise Failed(f"{args}: {[t.id for t in g.tokens]} and not {[t.id for t in plain.tokens]}, after "
+                     f"{g.attempt} resumptions")
+    if not exact and args[-1]["sampling"].get("temperature", 0) == 0 and not about_as_probable(plain, g):
+        raise Failed(f"{args}: its tokens are not as probable as undisturbed")
+
+
+def trial(pool, kind, exact, seed, log=lambda text: None):
+    rng = random.Random(seed)
+    specs = [make_session(rng, kind) for _ in range(rng.choice([1, 2, 4, 8]))]
+    lock = threading.Lock()
+    plain = [undisturbed(pool, turns, fields) for turns, fields in specs]
     # A worker that was stopped comes back to a session which others have gone on with, and holds it until its time is over. One
     # that is resumed too late is computed again from the ids.
-    sessions = [Session(pool, lock, prompt, n, fields, rng.choice([200, 3000])) for prompt, n, fields in specs]
-    faults = [(rng.choice(["kill", "stop"]), rng.randrange(len(pool.ranges)), rng.randrange(60))
-              for _ in range(rng.choice([1, 1, 2]))]
+    sessions = [Session(pool, lock, turns, fields, rng.choice([200, 3000])) for turns, fields in specs]
+    faults = []
+    for _ in range(rng.choice([1, 1, 2])):
+        how = rng.choice(FAULTS)
+        first = 1 if how in ("cut", "break", "slow") else 0  # there is a link to all but the first one
+        faults.append((how, rng.randrange(first, len(pool.ranges)), rng.randrange(60)))
     log(f"{len(sessions)} sessions, faults {faults}")
     for s in sessions:
         s.start()
     for how, stage, at in faults:
         watched = rng.choice(sessions)
-        nk.wait_for(lambda: not watched.is_alive() or (watched.g and len(watched.g.tokens) >= at % (watched.args[1] + 1)),
-                    30, 0.002)
+        nk.wait_for(lambda: not watched.is_alive() or
+                    (watched.g and len(watched.g.tokens) >= at % (watched.turns[0][1] + 1)), 30, 0.002)
         with lock:
             if pool.lose(stage, how) and how == "stop" and stage == 0:
                 for session in sessions:  # gRPC's own client does not notice; ours does
@@ -223,16 +309,11 @@ def trial(pool, kind, exact, seed, log=lambda text: None):
         if s.is_alive() or s.error:
             raise Failed(s.error or "a session does not end")
     pool.mend()
-    for s, p in zip(sessions, plain):
-        if not s.g.finished:
-            raise Failed(f"ended after {len(s.g.tokens)} tokens of {len(p.tokens)} without its last one")
-        if exact and outcome(s.g) != outcome(p):
-            raise Failed(f"{s.args}: {[t.id for t in s.g.tokens]} and not {[t.id for t in p.tokens]}, after "
-                         f"{s.g.attempt} resumptions")
-        if not exact and s.args[2]["sampling"].get("temperature", 0) == 0 and not about_as_probable(p, s.g):
-            raise Failed(f"{s.args}: its tokens are not as probable as undisturbed")
+    for s, turns in zip(sessions, plain):
+        for g, p, turn in zip(s.all, turns, s.turns):
+            compare(exact, g, p, (*turn, s.fields))
     pool.assert_nothing_left()
-    return sum(s.g.attempt for s in sessions)
+    return sum(g.attempt for s in sessions for g in s.all)
 
 
 def run(seed, n, kinds=tuple(MODELS), per_pool=8, log=lambda text: None):
@@ -245,11 +326,14 @@ def run(seed, n, kinds=tuple(MODELS), per_pool=8, log=lambda text: None):
             rng = random.Random(f"{seed}.{done}")
             kind, exact = kinds[(done // per_pool) % len(kinds)], rng.random() < 0.5
             ranges = cut(rng, kind)
-            journal = rng.choice([[], [], ["--journal-mib", 0], ["--journal-mib", 1]])
+            full = full_disk(folder) if rng.random() < 0.25 else None
+            prefix, env_more = full or ((), {"XDG_CACHE_HOME": folder})
+            # A session has a quarter of the memory, and then spills.
+            journal = ["--journal-mib", 1] if full else rng.choice([[], [], ["--journal-mib", 0], ["--journal-mib", 1]])
             options = ["--ctx", 512 * 12, "--sequences", 12, "--silence-ms", 1000 * nk.PATIENCE, *journal,
                        *(["--deterministic"] if exact else [])]
-            log(f"model {kind}, stages {','.join(ranges)}, {' '.join(map(str, options))}")
-            pool = Pool(paths[kind], ranges, *options, env_more={"XDG_CACHE_HOME": folder})
+            log(f"model {kind}, stages {','.join(ranges)}, {' '.join(map(str, options))}{', a full disk' if full else ''}")
+            pool = Pool(paths[kind], ranges, *options, env_more=env_more, prefix=prefix)
             try:
                 for _ in range(min(per_pool, n - done)):
                     own = f"{seed}.{done}"
