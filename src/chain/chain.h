@@ -121,6 +121,7 @@ struct nk_gen_opts {
     /* A resumption repeats each run in its shape, also where sessions share KV cells (where they do
      * not, and with deterministic, it does so anyhow). */
     bool exact;
+    bool progress; /* the handler `prefilled` is called; workers before 0.4 tell less */
 };
 struct nk_gen_opts nk_gen_opts_default(void);
 
@@ -170,6 +171,11 @@ struct nk_gen_handlers { /* on the net thread */
     /* Every stage has room for it, and the prompt begins: until then it waits. May be NULL. */
     void (*opened)(void *user);
     void (*token)(void *user, const struct nk_gen_token *t);
+    /* With `progress`: so many of the prompt's tokens are through all stages, n_reused of them
+     * were there before. First after `opened`, then for each chunk that the last stage has
+     * answered; all of them before the first token. n_done rises from call to call, also over a
+     * resumption. May be NULL. */
+    void (*prefilled)(void *user, int n_done, int n_reused);
     /* Of a resumed generation, before `opened`: the stage before this worker gives it the rows that
      * it lacks, so many positions of so many by now. May be NULL. */
     void (*replaying)(void *user, const char *worker_id, int done, int total);

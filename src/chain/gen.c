@@ -77,6 +77,7 @@ struct nk_gen {
     uint64_t start_ns, heard_ns, first_token_ns, last_token_ns, last_alive_ns;
     size_t n_ids;
     int n_predict, n_logprobs, n_tokens;
+    int n_prefilled; /* what `prefilled` said last; -1: nothing */
     bool deterministic, finish_seen;
     bool cancelled; /* by this side's user */
     struct nk_error failure;
@@ -504,6 +505,27 @@ static void count_replayed(nk_gen *g, const Nakshatra__V1__Opened *o)
             g->stats.n_replayed += reached - o->stages[i]->held;
 }
 
+/* So much of the prompt is done. What was computed again after a loss is no news. */
+static void tell_prefilled(nk_gen *g, int n_done)
+{
+    if (!g->asked->opts.progress || !g->handlers.prefilled || n_done <= g->n_prefilled)
+        return;
+    g->n_prefilled = n_done;
+    g->handlers.prefilled(g->user, n_done, g->stats.n_reused);
+}
+
+/* A chunk of the prompt is through; without a count: a sign of life. */
+static void step_done(nk_gen *g, const Nakshatra__V1__StepDone *d)
+{
+    if (d->n_done > g->n_ids)
+        bad_peer(g, "it is done with %u of the prompt's %zu tokens", d->n_done, g->n_ids);
+    else if (d->n_done && (g->state != GEN_RUNNING || g->n_tokens > g->n_before))
+        bad_peer(g, "it is done with %u of the prompt's tokens %s", d->n_done,
+                 g->state != GEN_RUNNING ? "before the session was open" : "after the first token");
+    else
+        tell_prefilled(g, (int)d->n_done);
+}
+
 static void opened(nk_gen *g, const Nakshatra__V1__Opened *o)
 {
     if (g->state != GEN_OPENING) {
@@ -551,6 +573,7 @@ static void opened(nk_gen *g, const Nakshatra__V1__Opened *o)
     if (!g->told_opened && g->handlers.opened)
         g->handlers.opened(g->user);
     g->told_opened = true;
+    tell_prefilled(g, g->stats.n_reused);
 }
 
 /* Before Opened of a resumed session: a stage gets the rows that it lacks. A sign of life. */
@@ -606,6 +629,7 @@ static void token(nk_gen *g, const Nakshatra__V1__Token *t)
         g->stats.finish = finish_of(t->finish);
         if (t->stop_string.len && t->stop_string.len < sizeof g->stats.stop_string)
             memcpy(g->stats.stop_string, t->stop_string.data, t->stop_string.len);
+        tell_prefilled(g, (int)g->n_ids);
         if (g->first_token_ns && g->pause_ns)
             g->paused_us += (g->heard_ns - g->pause_ns) / 1000;
         if (!g->first_token_ns) {
@@ -698,7 +722,8 @@ static void message(nk_call *call, void *user, struct nk_bytes msg)
         done(g, r->done);
         break;
     case NAKSHATRA__V1__INFERENCE_REPLY__KIND_STEP_DONE:
-        break; /* a sign of life during a long prefill */
+        step_done(g, r->step_done);
+        break;
     case NAKSHATRA__V1__INFERENCE_REPLY__KIND_REPLAYING:
         replaying(g, r->replaying);
         break;
@@ -913,6 +938,7 @@ static nk_gen *new_gen(nk_chain *c, struct nk__asked *asked, const struct nk_gen
     g->handlers = *handlers;
     g->user = user;
     g->n_ids = o->n_ids;
+    g->n_prefilled = -1;
     g->n_predict = o->n_predict;
     g->n_logprobs = o->n_logprobs;
     g->deterministic = o->deterministic;
@@ -987,6 +1013,7 @@ int nk_gen_resume(nk_gen **out, nk_chain *c, const nk_gen *lost,
     if (lost->n_tokens)
         memcpy(g->said, lost->said, (size_t)lost->n_tokens * sizeof *g->said);
     g->n_tokens = g->n_before = lost->n_tokens;
+    g->n_prefilled = lost->n_prefilled;
     g->n_predict = lost->n_predict;
     g->chunk = lost->chunk;
     g->attempt = lost->attempt + 1;

@@ -221,6 +221,7 @@ int nk__open_pack(uint8_t **out, size_t *size, const struct nk_cluster *c,
     open.special = o->special;
     open.hold_ms = o->hold_ms;
     open.exact = o->exact;
+    open.progress = o->progress;
     if (r) {
         open.attempt = r->attempt;
         open.chunk = r->chunk;

@@ -20,6 +20,8 @@
 
 /* Of Ollama's context: more than any model's context holds. */
 enum { CONTEXT_IDS_MAX = 1 << 24 };
+/* How often a reader hears of its prompt, first and last beside. */
+enum { PROGRESS_MAX = 100 };
 /* Losses of a worker that a request without a token may be in: it may be what they die of. */
 enum { LOST_MAX = 3 };
 
@@ -41,6 +43,8 @@ struct choice {
     bool ended; /* was ended because its one tool call is complete: the cancellation is no error */
     int n_generated;
     uint64_t started_ns; /* under the job's mutex, as gen to n_generated */
+    uint64_t opened_ns;  /* its handlers', as what follows */
+    int n_progress;      /* of its prompt, as the reader was told; -1: nothing yet */
     uint64_t last_token_ns;
     int32_t *ids; /* Ollama's context: what was generated; owned */
     size_t n_ids, ids_capacity;
@@ -52,8 +56,9 @@ struct event {
     STAILQ_ENTRY(event) link;
     int choice;
     size_t bytes;
-    bool is_done;
+    enum event_kind { EVENT_TOKEN, EVENT_PROGRESS, EVENT_DONE } kind;
     struct nk_gen_token token;
+    struct nk_reply_progress progress;
     struct nk_reply_done done;
     struct nk_error err; /* of `done`; code 0: none */
 };
@@ -316,7 +321,7 @@ static struct event *event_new(int choice, size_t n_text)
     if (e) {
         e->choice = choice;
         e->bytes = sizeof *e + n_text;
-        e->is_done = false;
+        e->kind = EVENT_TOKEN;
         e->err.code = 0;
     }
     return e;
@@ -335,7 +340,7 @@ static const char *put(char **at, const char *text, size_t size)
 /* Under the mutex. False: its reader is too slow. */
 static bool push(nk_job *j, struct event *e)
 {
-    if (j->n_bytes + e->bytes > j->g->opts.limits.output_bytes_max && !e->is_done)
+    if (j->n_bytes + e->bytes > j->g->opts.limits.output_bytes_max && e->kind != EVENT_DONE)
         return false;
     j->n_bytes += e->bytes;
     STAILQ_INSERT_TAIL(&j->events, e, link);
@@ -385,9 +390,45 @@ static void on_opened(void *user)
     struct choice *c = user;
 
     nk__recovery_opened(&c->j->g->recoveries, &c->recovery);
+    if (!c->opened_ns)
+        c->opened_ns = nk_clock_now_ns(c->j->g->clock);
     pthread_mutex_lock(&c->j->mutex);
     c->opened = true;
     pthread_mutex_unlock(&c->j->mutex);
+}
+
+/* The reader gets the first, the last and some of those in between: a prompt may have thousands of
+ * chunks. One that does not fit is left out: it loses nothing of the text. */
+static void on_prefilled(void *user, int n_done, int n_reused)
+{
+    struct choice *c = user;
+    nk_job *j = c->j;
+    int n_prompt = (int)j->prepared.prompts[c->index / j->request.n].n;
+    int64_t step = n_prompt / PROGRESS_MAX;
+    uint64_t now = nk_clock_now_ns(j->g->clock);
+    struct event *e;
+    bool said;
+
+    /* Of a choice that begins anew what was said already is no news. */
+    if (n_done <= c->n_progress ||
+        (c->n_progress >= 0 && n_done < n_prompt && n_done - c->n_progress < step))
+        return;
+    e = event_new(c->index, 0);
+    if (!e)
+        return;
+    e->kind = EVENT_PROGRESS;
+    e->progress = (struct nk_reply_progress){ .n_total = n_prompt,
+                                              .n_reused = n_reused,
+                                              .n_done = n_done,
+                                              .time_ms = (now - c->opened_ns) / 1000000 };
+    c->n_progress = n_done;
+    pthread_mutex_lock(&j->mutex);
+    said = !c->ended && !j->failed && !j->ending && push(j, e);
+    pthread_mutex_unlock(&j->mutex);
+    if (said)
+        wake(j);
+    else
+        free(e);
 }
 
 static void on_token(void *user, const struct nk_gen_token *t)
@@ -670,7 +711,7 @@ static void end_choice(struct choice *c, bool runs, const struct nk_gen_stats *s
         struct nk_reply_done *d = &e->done;
         int n_per_prompt = j->request.n;
 
-        e->is_done = true;
+        e->kind = EVENT_DONE;
         e->err = err ? *err : none;
         *d = (struct nk_reply_done){
             .finish = stats->finish == NK_FINISH_NONE ? NK_FINISH_EOG : stats->finish,
@@ -750,7 +791,11 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
 /* ---- starting ---- */
 
 static const struct nk_gen_handlers handlers = {
-    .opened = on_opened, .token = on_token, .replaying = on_replaying, .done = on_done
+    .opened = on_opened,
+    .prefilled = on_prefilled,
+    .token = on_token,
+    .replaying = on_replaying,
+    .done = on_done,
 };
 
 /* On the chain of its place. */
@@ -786,6 +831,7 @@ static int begin_generation(struct choice *c, struct nk_error *err)
     o.special = j->prepared.special;
     o.hold_ms = j->g->opts.limits.hold_ms;
     o.exact = j->g->opts.exact_recovery;
+    o.progress = r->progress && r->stream;
     return nk_gen_start(&c->handle, c->place.set->chains[c->place.idx], &o, &handlers, c, err);
 }
 
@@ -1240,6 +1286,7 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
 
         c->j = j;
         c->index = i;
+        c->n_progress = -1;
         c->recovery = (struct nk_recovery){ .request = j->id, .choice = i };
         c->ticket = (struct nk_ticket){ .start = start_ticket, .expire = expire_ticket, .user = c };
         tickets[i] = &c->ticket;
@@ -1346,7 +1393,7 @@ enum nk_job_state nk__job_poll(nk_job *j)
     else if (j->prepared_ok && is_answered_at_once(j))
         state = NK_JOB_WHOLE;
     else if (j->prepared_ok && j->request.stream && first) {
-        if (first->is_done && first->err.code) {
+        if (first->kind == EVENT_DONE && first->err.code) {
             j->failed = true;
             j->err = first->err;
             state = NK_JOB_ERROR;
@@ -1438,11 +1485,13 @@ static bool write_event(nk_job *j, const struct event *e)
     bool ended = false;
     int rc;
 
-    if (e->is_done && e->err.code) {
+    if (e->kind == EVENT_DONE && e->err.code) {
         write_error(j, true, &e->err, "");
         return false;
     }
-    if (e->is_done) {
+    if (e->kind == EVENT_PROGRESS) {
+        rc = nk__reply_progress(j->reply, e->choice, &e->progress, &j->out, &err);
+    } else if (e->kind == EVENT_DONE) {
         rc = nk__reply_done(j->reply, e->choice, &e->done, &j->out, &err);
         if (!rc && ++j->n_written == j->n_choices) {
             rc = end_reply(j, &err);

@@ -256,6 +256,14 @@ int nk__reply_token(nk_reply *r, int choice, const struct nk_gen_token *t, struc
     return rc;
 }
 
+int nk__reply_progress(nk_reply *r, int choice, const struct nk_reply_progress *p,
+                       struct nk_buf *out, struct nk_error *err)
+{
+    return r->opts.stream && r->dialect->progress
+               ? r->dialect->progress(&r->choices[choice], p, out, err)
+               : 0;
+}
+
 int nk__reply_done(nk_reply *r, int choice, const struct nk_reply_done *d, struct nk_buf *out,
                    struct nk_error *err)
 {

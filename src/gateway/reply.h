@@ -52,6 +52,15 @@ void nk__reply_free(nk_reply *r);
 int nk__reply_token(nk_reply *r, int choice, const struct nk_gen_token *t, struct nk_buf *out,
                     bool *ended, struct nk_error *err);
 
+struct nk_reply_progress {         /* of a choice's prompt; tokens */
+    int n_total, n_reused, n_done; /* n_done: with those that were reused */
+    uint64_t time_ms;              /* since it began */
+};
+/* How far a choice's prompt is, before its first token; nothing where the dialect has no place for
+ * it, or where the reply is not streamed. */
+int nk__reply_progress(nk_reply *r, int choice, const struct nk_reply_progress *p,
+                       struct nk_buf *out, struct nk_error *err);
+
 struct nk_reply_done { /* of one choice */
     enum nk_finish finish;
     const char *tail; /* text that came free at the end */

@@ -62,6 +62,9 @@ struct nk__reply_dialect {
     /* Streamed: the pieces of one token were given; and: those of the choice's last one. */
     int (*flush)(struct nk__reply_choice *c, struct nk_buf *out, struct nk_error *err);
     int (*done)(struct nk__reply_choice *c, struct nk_buf *out, struct nk_error *err);
+    /* Streamed: how far the prompt is. NULL: it is not told. */
+    int (*progress)(struct nk__reply_choice *c, const struct nk_reply_progress *p,
+                    struct nk_buf *out, struct nk_error *err);
     /* All choices are done: the stream's end, or the whole object. */
     int (*end)(nk_reply *r, struct nk_buf *out, struct nk_error *err);
     /* Streamed: bytes that say nothing. */
@@ -105,6 +108,9 @@ int nk__reply_add_logprobs(struct nk__reply_choice *c, const struct nk_gen_token
 /* The same as llama-server's own completions have them, with ids. */
 int nk__reply_add_llama_logprobs(struct nk__reply_choice *c, const struct nk_gen_token *t,
                                  struct nk_error *err);
+/* ,"prompt_progress":{...}: how far the prompt is, as llama-server tells it. */
+int nk__reply_write_progress(const struct nk_reply_progress *p, struct nk_buf *out,
+                             struct nk_error *err);
 /* ,"timings":{...}: how long the choice took, as llama-server tells it. */
 int nk__reply_write_timings(const struct nk__reply_choice *c, struct nk_buf *out,
                             struct nk_error *err);

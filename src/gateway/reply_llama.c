@@ -74,6 +74,21 @@ int nk__reply_write_timings(const struct nk__reply_choice *c, struct nk_buf *out
     return w.rc;
 }
 
+int nk__reply_write_progress(const struct nk_reply_progress *p, struct nk_buf *out,
+                             struct nk_error *err)
+{
+    struct nk_json_writer w = NK_JSON_WRITER(out, err);
+
+    w.comma = true;
+    nk_json_begin(&w, "prompt_progress", '{');
+    nk_json_put_int(&w, "total", p->n_total);
+    nk_json_put_int(&w, "cache", p->n_reused);
+    nk_json_put_int(&w, "processed", p->n_done);
+    nk_json_put_int(&w, "time_ms", (int64_t)p->time_ms);
+    nk_json_end(&w, '}');
+    return w.rc;
+}
+
 /* ---- replies ---- */
 
 static void put_ids(struct nk_json_writer *w, struct nk__reply_choice *c, bool wanted)
@@ -103,11 +118,13 @@ static void put_content(struct nk_json_writer *w, struct nk__reply_choice *c)
     nk_buf_reset(&c->content);
 }
 
-static int write_event(struct nk__reply_choice *c, struct nk_buf *out, struct nk_error *err)
+/* progress: of the prompt; or NULL: of a token. */
+static int write_event(struct nk__reply_choice *c, const struct nk_reply_progress *progress,
+                       struct nk_buf *out, struct nk_error *err)
 {
     struct nk_json_writer w = NK_JSON_WRITER(out, err);
 
-    c->n_events++;
+    c->n_events += !progress;
     w.rc = nk_buf_adds(out, "data: ", err);
     nk_json_begin(&w, NULL, '{');
     nk_json_put_int(&w, "index", c->index);
@@ -118,6 +135,8 @@ static int write_event(struct nk__reply_choice *c, struct nk_buf *out, struct nk
     nk_json_put_int(&w, "tokens_predicted", c->n_events);
     nk_json_put_int(&w, "tokens_evaluated", c->r->opts.n_prompt);
     put_probs(&w, c);
+    if (!w.rc && progress)
+        w.rc = nk__reply_write_progress(progress, out, err);
     nk_json_end(&w, '}');
     return w.rc ? w.rc : nk_buf_adds(out, "\n\n", err);
 }
@@ -209,7 +228,13 @@ static int write_last(struct nk__reply_choice *c, struct nk_buf *out, struct nk_
 
 static int flush(struct nk__reply_choice *c, struct nk_buf *out, struct nk_error *err)
 {
-    return write_event(c, out, err);
+    return write_event(c, NULL, out, err);
+}
+
+static int progress(struct nk__reply_choice *c, const struct nk_reply_progress *p,
+                    struct nk_buf *out, struct nk_error *err)
+{
+    return write_event(c, p, out, err);
 }
 
 static int done(struct nk__reply_choice *c, struct nk_buf *out, struct nk_error *err)
@@ -252,6 +277,7 @@ static int fail(nk_reply *r, const struct nk_error *err, const char *param, stru
 
 const struct nk__reply_dialect nk__reply_llama = { .piece = nk__reply_collect,
                                                    .flush = flush,
+                                                   .progress = progress,
                                                    .done = done,
                                                    .end = end,
                                                    .keepalive = keepalive,

@@ -330,6 +330,24 @@ static int flush(struct nk__reply_choice *c, struct nk_buf *out, struct nk_error
     return rc ? rc : write_chunk(c, NULL, out, err);
 }
 
+/* A chunk with nothing in it but that. */
+static int progress(struct nk__reply_choice *c, const struct nk_reply_progress *p,
+                    struct nk_buf *out, struct nk_error *err)
+{
+    int rc = write_role(c, out, err);
+
+    if (!rc)
+        rc = write_head(c->r, out, err);
+    if (!rc)
+        rc = nk_buf_addf(
+            out, err, ",\"choices\":[{\"index\":%d,%s,\"logprobs\":null,\"finish_reason\":null}]%s",
+            c->index, nk__reply_is_chat(c->r) ? "\"delta\":{}" : "\"text\":\"\"",
+            c->r->opts.include_usage ? ",\"usage\":null" : "");
+    if (!rc)
+        rc = nk__reply_write_progress(p, out, err);
+    return rc ? rc : nk_buf_adds(out, "}\n\n", err);
+}
+
 static int done(struct nk__reply_choice *c, struct nk_buf *out, struct nk_error *err)
 {
     int rc = write_role(c, out, err);
@@ -372,5 +390,11 @@ static int fail(nk_reply *r, const struct nk_error *err, const char *param, stru
 }
 
 const struct nk__reply_dialect nk__reply_openai = {
-    .piece = piece, .flush = flush, .done = done, .end = end, .keepalive = keepalive, .fail = fail
+    .piece = piece,
+    .flush = flush,
+    .progress = progress,
+    .done = done,
+    .end = end,
+    .keepalive = keepalive,
+    .fail = fail,
 };

@@ -340,6 +340,7 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
     /* What begins in a kept session has runs that no resumption can repeat. */
     s->reuse = (m->reuse || s->n_reuse_salt) && !s->deterministic && !m->exact;
     s->special = m->special;
+    s->progress = m->progress && s->is_first;
     s->exact = s->deterministic || m->exact;
     s->chunk = w->opts.chunk;
     if (m->dtype != NAKSHATRA__V1__DTYPE__DTYPE_UNSPECIFIED &&

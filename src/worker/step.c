@@ -30,7 +30,8 @@ int nk__step_window_push(session *s, uint64_t step, struct nk_error *err)
         atomic_fetch_add(&s->shared.n_unanswered, 1);
         return 0;
     }
-    s->steps_out[s->n_steps_out++] = (struct nk_step_out){ step, nk__worker_now_ns(s->w) };
+    s->steps_out[s->n_steps_out++] =
+        (struct nk_step_out){ step, nk__worker_now_ns(s->w), s->n_submitted };
     atomic_store(&s->shared.sent_ns[step % NK_STEPS_OUT_MAX], 0);
     return 0;
 }
@@ -370,6 +371,23 @@ int nk__step_drive(session *s, uint64_t step, int32_t id, int finish_reason, str
     return submit_step(s, ++s->last_step, pos, 1, true, NULL, err);
 }
 
+/* A chunk of the prompt is through, which the client may want to know. Not one of what was said
+ * before a loss. */
+static void tell_progress(session *s, const struct nk_step_out *out)
+{
+    Nakshatra__V1__InferenceReply reply = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__StepDone done = NAKSHATRA__V1__STEP_DONE__INIT;
+
+    if (!s->progress || !s->up || out->end > s->n_prompt)
+        return;
+    done.step = out->step;
+    done.spent_us = nk__us(nk__worker_now_ns(s->w) - out->received_ns);
+    done.n_done = (uint32_t)out->end;
+    reply.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_STEP_DONE;
+    reply.step_done = &done;
+    nk_call_send_pb(s->up, (ProtobufCMessage *)&reply, NULL);
+}
+
 int nk__step_drive_chunk_done(session *s, uint64_t step, struct nk_error *err)
 {
     struct nk_step_out out;
@@ -378,5 +396,8 @@ int nk__step_drive_chunk_done(session *s, uint64_t step, struct nk_error *err)
     if (!rc && is_sampling_step(s, step))
         rc = nk_fail(err, NK_E_INTERNAL, "bad_peer",
                      "no token came for step %" PRIu64 ", which asked for one", step);
-    return rc ? rc : nk__step_pump_prompt(s, err);
+    if (rc)
+        return rc;
+    tell_progress(s, &out);
+    return nk__step_pump_prompt(s, err);
 }

@@ -63,6 +63,7 @@ enum nk_session_state {
 /* A step that was received (or, on the first stage, made) and is not answered yet. */
 struct nk_step_out {
     uint64_t step, received_ns;
+    int end; /* first stage: positions up to and with its own */
 };
 
 /* The compute thread's part of a session, of use on the last stage. The net thread makes it before
@@ -109,6 +110,7 @@ struct nk_session {
     int n_logprobs;   /* -1: none */
     uint32_t hold_ms; /* 0: not held when a neighbour is lost */
     int n_prompt;     /* first stage; every stage of a session that is resumed */
+    bool progress;    /* first stage: the client wants to know how far the prompt is */
     /* Resumed: of the ids that are fed, prompt and what was said, so many were said. 0: none. */
     bool resumed;
     int n_said;

@@ -120,6 +120,29 @@ class Openai(OverOneCluster):
         self.assertEqual(len(slots), props["total_slots"])
         self.assertEqual([(s["id"], s["n_ctx"], s["is_processing"]) for s in slots], [(i, 512, False) for i in range(len(slots))])
 
+    def test_a_stream_tells_how_far_its_prompt_is(self):
+        ids = list(range(300, 500))
+        routes = (("/completion", {"prompt": ids}), ("/v1/completions", {"prompt": ids}), ("/v1/chat/completions", {"messages": HELLO * 8}))
+        for path, body in routes:
+            with self.subTest(path):
+                body |= {"max_tokens": 2, "stream": True, "temperature": 0, "cache_salt": path}
+                plain = self.ok(self.gateway.post(path, body | {"cache_prompt": False})).events()
+                events = self.ok(self.gateway.post(path, body | {"return_progress": True})).events()
+                told = [json.loads(e) for e in events if "prompt_progress" in e]
+                told = [e["prompt_progress"] for e in told]
+                n = told[-1]["total"]
+                self.assertEqual([(t["total"], t["cache"]) for t in told], [(n, 0)] * len(told))
+                done = [t["processed"] for t in told]
+                self.assertEqual((done[0], done[-1]), (0, n))
+                self.assertGreater(len(done), 2)  # not only its beginning and its end
+                self.assertEqual({b - a for a, b in zip(done[:-1], done[1:-1])}, {done[1]})
+                self.assertEqual(len(events) - len(told), len(plain))
+                self.assertFalse([e for e in plain if "prompt_progress" in e])
+                again = self.ok(self.gateway.post(path, body | {"return_progress": True})).events()
+                first = json.loads([e for e in again if "prompt_progress" in e][0])["prompt_progress"]
+                self.assertEqual(first["processed"], first["cache"])
+                self.assertGreater(first["cache"], 0)
+
     def test_what_has_no_effect_is_named_in_a_header(self):
         body = chat(max_tokens=1, store=True, id_slot=-1, made_up=1)
         for more in ({}, {"stream": True}):

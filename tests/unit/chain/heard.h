@@ -12,6 +12,7 @@ struct heard {
     int n_tokens, n_done, n_opened, last_index;
     int n_replaying, replayed, to_replay; /* calls, and what the last one said */
     char replayed_to[64];
+    int n_prefilled, prefilled[16], n_reused; /* calls, and what they said */
     char text[4096];
     bool ok, free_in_done, cancel_in_token;
     struct nk_gen_token token; /* the last; pointers are dead */
@@ -65,6 +66,18 @@ static inline void heard_opened(void *user)
     pthread_mutex_unlock(&h->mutex);
 }
 
+static inline void heard_prefilled(void *user, int n_done, int n_reused)
+{
+    struct heard *h = user;
+
+    pthread_mutex_lock(&h->mutex);
+    assert_int_equal(h->n_tokens, 0);
+    h->n_reused = n_reused;
+    h->prefilled[h->n_prefilled++ % 16] = n_done;
+    pthread_cond_broadcast(&h->cond);
+    pthread_mutex_unlock(&h->mutex);
+}
+
 static inline void heard_replaying(void *user, const char *worker_id, int done, int total)
 {
     struct heard *h = user;
@@ -79,7 +92,11 @@ static inline void heard_replaying(void *user, const char *worker_id, int done, 
 }
 
 static const struct nk_gen_handlers handlers = {
-    .opened = heard_opened, .replaying = heard_replaying, .token = heard_token, .done = heard_done
+    .opened = heard_opened,
+    .prefilled = heard_prefilled,
+    .replaying = heard_replaying,
+    .token = heard_token,
+    .done = heard_done,
 };
 
 static inline void heard_init(struct heard *h)

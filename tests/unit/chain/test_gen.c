@@ -93,6 +93,78 @@ static void test_gen__hands_out_tokens_then_the_stats_once(void **state)
     assert_int_equal(h.stats.stages[1].compute_us, 7);
 }
 
+/* ---- how far the prompt is ---- */
+
+static void say_prefilled(nk_call *c, uint32_t n_done)
+{
+    Nakshatra__V1__InferenceReply r = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__StepDone s = NAKSHATRA__V1__STEP_DONE__INIT;
+
+    s.n_done = n_done;
+    r.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_STEP_DONE;
+    r.step_done = &s;
+    send_reply(c, &r);
+}
+
+static void reused_one(Nakshatra__V1__Opened *o)
+{
+    o->n_reused = 1;
+}
+
+SCRIPT(prefills)
+{
+    send_opened(f, c, reused_one);
+    say_prefilled(c, 0); /* a worker that does not count */
+    say_prefilled(c, 2);
+    say_prefilled(c, 2);
+    send_token(c, 0, "a");
+    send_done(c, 1, NULL);
+    nk_call_finish(c, NULL);
+}
+
+SCRIPT(prefills_too_much)
+{
+    send_opened(f, c, NULL);
+    say_prefilled(c, 4);
+}
+
+SCRIPT(prefills_unopened)
+{
+    (void)f;
+    say_prefilled(c, 1);
+}
+
+SCRIPT(prefills_late)
+{
+    send_opened(f, c, NULL);
+    send_token(c, 0, "a");
+    say_prefilled(c, 3);
+}
+
+static void test_gen__progress_of_the_prompt_is_what_the_stages_have_answered(void **state)
+{
+    struct nk_gen_opts o = options();
+    struct heard h;
+
+    (void)state;
+    o.progress = true;
+    generate(prefills, &o, &h);
+    assert_true(h.ok);
+    assert_true(fakes[0].request->open->progress);
+    assert_int_equal(h.n_prefilled, 3);
+    assert_int_equal(h.prefilled[0], 1);
+    assert_int_equal(h.prefilled[1], 2);
+    assert_int_equal(h.prefilled[2], 3); /* with the first token */
+    assert_int_equal(h.n_reused, 1);
+    o.progress = false;
+    generate(prefills, &o, &h);
+    assert_false(fakes[0].request->open->progress);
+    assert_int_equal(h.n_prefilled, 0);
+    refuse(prefills_too_much, NK_E_DATA_LOSS, "bad_peer", "with 4 of the prompt's 3 tokens");
+    refuse(prefills_unopened, NK_E_DATA_LOSS, "bad_peer", "before the session was open");
+    refuse(prefills_late, NK_E_DATA_LOSS, "bad_peer", "after the first token");
+}
+
 static void say_opened(struct fake *f, nk_call *c)
 {
     send_opened(f, c, NULL);
@@ -1044,6 +1116,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         T(test_gen__hands_out_tokens_then_the_stats_once),
+        T(test_gen__progress_of_the_prompt_is_what_the_stages_have_answered),
         T(test_gen__times_are_those_of_the_clock),
         T(test_gen__the_end_of_generation_token_is_not_handed_out_but_its_text_is),
         T(test_gen__what_was_done_stays_done_however_the_stream_ends),

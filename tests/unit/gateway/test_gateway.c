@@ -108,6 +108,67 @@ static void test_gateway__a_stream_that_waits_for_a_place_has_no_status_yet(void
     end();
 }
 
+/* ---- how far the prompt is ---- */
+
+static void say_prefilled(nk_call *c, uint32_t n_done)
+{
+    Nakshatra__V1__InferenceReply r = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__StepDone s = NAKSHATRA__V1__STEP_DONE__INIT;
+
+    s.n_done = n_done;
+    r.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_STEP_DONE;
+    r.step_done = &s;
+    fake_turn();
+    send_reply(c, &r);
+}
+
+/* As many as there are, but no more than a reader can want of a prompt of a thousand chunks. */
+static void test_gateway__a_stream_tells_how_far_its_prompt_is(void **state)
+{
+    enum { N = 2000 };
+    struct nk_gateway_opts o = options(1);
+    struct nk_buf body = NK_BUF_INIT(1 << 20);
+    struct client c;
+    nk_call *call;
+    const char *at;
+    int n = 0;
+
+    (void)state;
+    begin(&o);
+    nk_buf_adds(&body, "{\"stream\":true,\"return_progress\":true,\"prompt\":[1", NULL);
+    for (int i = 1; i < N; i++)
+        nk_buf_adds(&body, ",2", NULL);
+    nk_buf_adds(&body, "]}", NULL);
+    c = stream(nk_buf_str(&body));
+    call = wait_for_call(0);
+    read_to(&c, "{\"total\":2000,\"cache\":0,\"processed\":0,\"time_ms\":0}");
+    tick();
+    for (uint32_t i = 2; i < N; i += 2)
+        say_prefilled(call, i);
+    read_to(&c, "{\"total\":2000,\"cache\":0,\"processed\":20,\"time_ms\":1000}");
+    say(call, 0, "first");
+    read_to(&c, "\"text\":\"first\"");
+    end_call(call, 1);
+    read_to(&c, "data: [DONE]\n\n");
+    for (at = nk_buf_str(&c.got); (at = strstr(at, "prompt_progress")); at++)
+        n++;
+    assert_int_equal(n, 101);
+    assert_non_null(strstr(c.got.data, "\"processed\":2000,"));
+    close_client(&c);
+
+    /* Who does not ask is told nothing. */
+    c = stream(STREAM);
+    call = wait_for_call(1);
+    say_prefilled(call, 2);
+    say(call, 0, "first");
+    end_call(call, 1);
+    read_to(&c, "data: [DONE]\n\n");
+    assert_null(strstr(c.got.data, "prompt_progress"));
+    close_client(&c);
+    nk_buf_release(&body);
+    end();
+}
+
 /* ---- a worker that goes and returns ---- */
 
 static void set_state(const char *state)
@@ -828,6 +889,7 @@ int main(void)
         cmocka_unit_test(test_gateway__a_stream_that_waits_for_a_place_has_no_status_yet),
         cmocka_unit_test(
             test_gateway__a_request_without_a_token_begins_again_when_its_worker_is_back),
+        cmocka_unit_test(test_gateway__a_stream_tells_how_far_its_prompt_is),
         cmocka_unit_test(test_gateway__the_third_loss_is_the_requests_own),
         cmocka_unit_test(test_gateway__who_waits_outlasts_a_worker_that_goes_and_returns),
         cmocka_unit_test(test_gateway__a_worker_that_does_not_fit_is_told_at_once),

@@ -374,6 +374,57 @@ static void test_reply__keepalives_of_ollama_are_lines_that_say_nothing(void **s
     nk__reply_free(r);
 }
 
+static void test_reply__progress_of_the_prompt_is_a_chunk_with_nothing_else(void **state)
+{
+    static const struct {
+        enum nk_api api;
+        const char *content;
+    } dialects[] = { { NK_API_LLAMA_COMPLETION, "content" },
+                     { NK_API_COMPLETION, "choices.0.text" },
+                     { NK_API_CHAT, "choices.0.delta" },
+                     { NK_API_OLLAMA_CHAT, NULL },
+                     { NK_API_MESSAGES, NULL },
+                     { NK_API_RESPONSES, NULL } };
+    const struct nk_reply_progress p = { .n_total = 9, .n_reused = 2, .n_done = 5, .time_ms = 70 };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof dialects / sizeof dialects[0]; i++) {
+        struct nk_reply_opts o = opts_for(dialects[i].api, true);
+        struct nk_buf out = NK_BUF_INIT(1 << 20);
+        nk_reply *r = nk__reply_new(&o);
+        const char *at;
+        json_t *v;
+
+        assert_int_equal(nk__reply_progress(r, 0, &p, &out, NULL), 0);
+        if (!dialects[i].content) { /* there is no place for it */
+            assert_int_equal(out.size, 0);
+            nk__reply_free(r);
+            continue;
+        }
+        at = nk_buf_str(&out);
+        if (o.api == NK_API_CHAT) /* the role comes first, alone */
+            at = strstr(at, "\n\n") + 2;
+        assert_memory_equal(at, "data: ", 6);
+        v = json(at + 6, strlen(at) - 8);
+        assert_int_equal(json_integer_value(get(v, "prompt_progress.total")), 9);
+        assert_int_equal(json_integer_value(get(v, "prompt_progress.cache")), 2);
+        assert_int_equal(json_integer_value(get(v, "prompt_progress.processed")), 5);
+        assert_int_equal(json_integer_value(get(v, "prompt_progress.time_ms")), 70);
+        if (o.api == NK_API_CHAT)
+            assert_int_equal(json_object_size(get(v, dialects[i].content)), 0);
+        else
+            assert_string_equal(json_string_value(get(v, dialects[i].content)), "");
+        json_decref(v);
+        nk_buf_release(&out);
+        nk__reply_free(r);
+        o.stream = false;
+        r = nk__reply_new(&o);
+        assert_int_equal(nk__reply_progress(r, 0, &p, &out, NULL), 0);
+        assert_int_equal(out.size, 0);
+        nk__reply_free(r);
+    }
+}
+
 static int write_settings(void *user, int choice, struct nk_buf *out, struct nk_error *err)
 {
     (void)user, (void)choice;
@@ -501,6 +552,7 @@ int main(void)
         cmocka_unit_test(test_reply__ollamas_last_frame_counts_and_times),
         cmocka_unit_test(test_reply__a_chats_first_chunk_has_the_role_alone),
         cmocka_unit_test(test_reply__keepalives_of_ollama_are_lines_that_say_nothing),
+        cmocka_unit_test(test_reply__progress_of_the_prompt_is_a_chunk_with_nothing_else),
         cmocka_unit_test(test_reply__llama_servers_own_shape),
         cmocka_unit_test(test_reply__an_echo_is_before_the_text_once),
         cmocka_unit_test(test_reply__errors_have_the_dialects_shape),
