@@ -93,6 +93,7 @@ static int read_given(struct given *f, const struct nk_serve *s, const struct nk
     o->insecure = s->insecure;
     o->no_page = s->no_page;
     o->strict = s->strict;
+    o->verbose = s->verbose;
     o->limits.running_max = (int)s->running;
     o->limits.waiting_max = (int)s->waiting;
     o->limits.waiting_ms = (uint32_t)s->waiting_ms;

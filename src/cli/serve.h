@@ -10,7 +10,7 @@ struct nk_serve { /* strings: borrowed from argv */
     struct nk_arg_list names, origins, hosts;
     int64_t running, waiting, waiting_ms, hold_ms, body_kib, requests_mib, responses_s,
         responses_mib, output_kib, connections, per_address, drain_ms, header_ms, body_ms, idle_ms;
-    bool insecure, strict, no_page, exact_recovery;
+    bool insecure, strict, verbose, no_page, exact_recovery;
 };
 struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
 
@@ -33,6 +33,8 @@ struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
                       "a built-in template, or a file with Jinja"),                                \
         NK_OPT_FLAG("strict", 0, &(s).strict,                                                      \
                     "refuse requests with fields that have no effect here"),                       \
+        NK_OPT_FLAG("verbose", 0, &(s).verbose,                                                    \
+                    "OpenAI's replies tell all that the model wrote, as __verbose"),               \
         NK_OPT_STRING("tools", 0, &(s).tools, "native|generic|off",                                \
                       "tools in the template's form, or explained in the system's message"),       \
         NK_OPT_STRING("reasoning", 0, &(s).reasoning, "on|off|auto",                               \

@@ -102,6 +102,7 @@ struct nk_gateway_opts {
      * sessions share KV cells (docs/recovery.md). */
     bool exact_recovery;
     bool no_page; /* "/" answers one line of text */
+    bool verbose; /* OpenAI's replies tell all that the model wrote (__verbose) */
     bool strict;  /* a request with a field that has no effect here is refused */
     /* What /cluster and the page tell beyond the chains in force: one JSON object, appended to out
      * (docs/api.md, "cluster"). Not 0: there is none now. NULL: there is none at all. [the HTTP

@@ -44,6 +44,8 @@ struct choice {
     int n_generated;
     uint64_t started_ns; /* under the job's mutex, as gen to n_generated */
     uint64_t opened_ns;  /* its handlers', as what follows */
+    uint64_t first_ns;   /* its first token */
+    int n_reused;        /* with `progress` asked for */
     int n_progress;      /* of its prompt, as the reader was told; -1: nothing yet */
     uint64_t last_token_ns;
     int32_t *ids; /* Ollama's context: what was generated; owned */
@@ -59,6 +61,7 @@ struct event {
     enum event_kind { EVENT_TOKEN, EVENT_PROGRESS, EVENT_DONE } kind;
     struct nk_gen_token token;
     struct nk_reply_progress progress;
+    struct nk_reply_timings timings;
     struct nk_reply_done done;
     struct nk_error err; /* of `done`; code 0: none */
 };
@@ -409,6 +412,9 @@ static void on_prefilled(void *user, int n_done, int n_reused)
     struct event *e;
     bool said;
 
+    c->n_reused = n_reused;
+    if (!j->request.progress)
+        return;
     /* Of a choice that begins anew what was said already is no news. */
     if (n_done <= c->n_progress ||
         (c->n_progress >= 0 && n_done < n_prompt && n_done - c->n_progress < step))
@@ -462,6 +468,16 @@ static void on_token(void *user, const struct nk_gen_token *t)
         j->first_token_ns = now;
     c->n_generated++;
     j->n_generated++;
+    if (!c->first_ns)
+        c->first_ns = now;
+    if (e && j->request.timings_per_token)
+        e->timings = (struct nk_reply_timings){
+            .n_prompt = (int)j->prepared.prompts[c->index / j->request.n].n,
+            .n_reused = c->n_reused,
+            .n_generated = c->n_generated,
+            .prefill_us = (c->first_ns - c->opened_ns) / 1000,
+            .decode_us = (now - c->first_ns) / 1000,
+        };
     if (c->ended || j->failed || j->ending)
         free(e);
     else if (stream) {
@@ -831,7 +847,7 @@ static int begin_generation(struct choice *c, struct nk_error *err)
     o.special = j->prepared.special;
     o.hold_ms = j->g->opts.limits.hold_ms;
     o.exact = j->g->opts.exact_recovery;
-    o.progress = r->progress && r->stream;
+    o.progress = (r->progress || r->timings_per_token) && r->stream;
     return nk_gen_start(&c->handle, c->place.set->chains[c->place.idx], &o, &handlers, c, err);
 }
 
@@ -990,6 +1006,8 @@ static void reply_opts(nk_job *j, struct nk_reply_opts *o)
         .before = r->repeats_prompt ? write_before : NULL,
         .settings = write_settings,
         .user = j,
+        .timings_per_token = r->timings_per_token,
+        .verbose = j->g->opts.verbose && dialect_of(j) == NK_DIALECT_OPENAI,
         .return_tokens = r->return_tokens,
         .response_fields = r->response_fields,
     };
@@ -1497,8 +1515,11 @@ static bool write_event(nk_job *j, const struct event *e)
             rc = end_reply(j, &err);
             j->out_ended = true;
         }
-    } else
+    } else {
+        if (j->request.timings_per_token)
+            nk__reply_timings(j->reply, e->choice, &e->timings);
         rc = nk__reply_token(j->reply, e->choice, &e->token, &j->out, &ended, &err);
+    }
     if (ended) {
         pthread_mutex_lock(&j->mutex);
         c->ended = true;

@@ -30,6 +30,15 @@ static void boolean(struct out *o, const char *name, bool value)
         o->rc = nk_buf_addf(o->b, o->err, ",\"%s\":%s", name, value ? "true" : "false");
 }
 
+/* What llama-server lets a request choose, and we do not: as it does without being asked. */
+static const char fixed[] =
+    ",\"n_keep\":0,\"n_discard\":0,\"min_keep\":0,\"grammar_lazy\":false,\"grammar_triggers\":[],"
+    "\"preserved_tokens\":[],\"dry_sequence_breakers\":[\"\\n\",\":\",\"\\\"\",\"*\"],"
+    "\"adaptive_target\":-1,\"adaptive_decay\":0.9,\"post_sampling_probs\":false,"
+    "\"backend_sampling\":false,\"lora\":[],\"chat_format\":\"Content-only\","
+    "\"generation_prompt\":\"\",\"reasoning_format\":\"deepseek\",\"reasoning_in_content\":false,"
+    "\"speculative.types\":\"none\"";
+
 int nk__llama_settings_write(const struct nk_request *r, int n_predict, struct nk_buf *out,
                              struct nk_error *err)
 {
@@ -83,6 +92,11 @@ int nk__llama_settings_write(const struct nk_request *r, int n_predict, struct n
     raw(&o, "]");
     num(&o, "n_probs", r->n_logprobs > 0 ? r->n_logprobs : 0);
     boolean(&o, "cache_prompt", !r->no_reuse);
+    boolean(&o, "timings_per_token", r->timings_per_token);
+    raw(&o, ",\"grammar\":");
+    if (!o.rc)
+        o.rc = nk_json_str(out, s->grammar ? s->grammar : "", err);
+    raw(&o, fixed);
     raw(&o, ",\"samplers\":[\"penalties\",\"dry\",\"top_n_sigma\",\"top_k\",\"typ_p\",\"top_p\","
             "\"min_p\",\"xtc\",\"temperature\"]}");
     return o.rc;

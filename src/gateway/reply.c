@@ -120,8 +120,9 @@ static int collect(void *user, enum nk_output_kind kind, const char *text, size_
 
 static struct nk_buf *buf_of(struct nk__reply_choice *c, int i)
 {
-    struct nk_buf *bufs[] = { &c->content,   &c->reasoning, &c->calls,   &c->logprobs,
-                              &c->lp_tokens, &c->lp_values, &c->lp_tops, &c->lp_offsets };
+    struct nk_buf *bufs[] = { &c->content,  &c->reasoning,  &c->calls,
+                              &c->logprobs, &c->lp_tokens,  &c->lp_values,
+                              &c->lp_tops,  &c->lp_offsets, &c->raw };
 
     return i < (int)(sizeof bufs / sizeof bufs[0]) ? bufs[i] : NULL;
 }
@@ -203,9 +204,12 @@ void nk__reply_free(nk_reply *r)
 static int take_text(struct nk__reply_choice *c, const char *text, size_t size,
                      struct nk_error *err)
 {
-    return c->output ? nk__output_feed(c->output, text, size, err)
-           : size    ? c->r->dialect->piece(c, NK_OUTPUT_CONTENT, text, size, err)
-                     : 0;
+    int rc = c->r->opts.verbose && size ? nk_buf_add(&c->raw, text, size, err) : 0;
+
+    return rc          ? rc
+           : c->output ? nk__output_feed(c->output, text, size, err)
+           : size      ? c->r->dialect->piece(c, NK_OUTPUT_CONTENT, text, size, err)
+                       : 0;
 }
 
 /* Before the first of its text. */
@@ -254,6 +258,11 @@ int nk__reply_token(nk_reply *r, int choice, const struct nk_gen_token *t, struc
         rc = r->dialect->flush(c, out, err);
     r->out = NULL;
     return rc;
+}
+
+void nk__reply_timings(nk_reply *r, int choice, const struct nk_reply_timings *t)
+{
+    r->choices[choice].so_far = *t;
 }
 
 int nk__reply_progress(nk_reply *r, int choice, const struct nk_reply_progress *p,

@@ -37,6 +37,8 @@ struct nk_reply_opts {
     /* llama-server's: members about the request, "generation_settings":{...},"prompt":"..." */
     int (*settings)(void *user, int choice, struct nk_buf *out, struct nk_error *err);
     void *user;                    /* theirs */
+    bool timings_per_token;        /* llama-server's: nk__reply_timings is told before each token */
+    bool verbose;                  /* OpenAI's replies have llama-server's own under __verbose */
     bool return_tokens;            /* llama-server's: the ids of what is not streamed, too */
     const json_t *response_fields; /* llama-server's; or NULL; borrowed */
 };
@@ -60,6 +62,13 @@ struct nk_reply_progress {         /* of a choice's prompt; tokens */
  * it, or where the reply is not streamed. */
 int nk__reply_progress(nk_reply *r, int choice, const struct nk_reply_progress *p,
                        struct nk_buf *out, struct nk_error *err);
+
+/* How long a choice took so far, for what is written of its next token. */
+struct nk_reply_timings {
+    int n_prompt, n_reused, n_generated;
+    uint64_t prefill_us, decode_us;
+};
+void nk__reply_timings(nk_reply *r, int choice, const struct nk_reply_timings *t);
 
 struct nk_reply_done { /* of one choice */
     enum nk_finish finish;

@@ -35,7 +35,9 @@ struct nk__reply_choice {
     size_t n_ids, ids_capacity;
     int n_events;
     bool has_new_line;
-    bool text_begun; /* what comes before the first token was written */
+    struct nk_buf raw;              /* opts.verbose: all that the model wrote */
+    struct nk_reply_timings so_far; /* with opts.timings_per_token */
+    bool text_begun;                /* what comes before the first token was written */
     struct nk__reply_tool *tools;
     size_t tools_capacity;
     int n_tools;
@@ -111,9 +113,14 @@ int nk__reply_add_llama_logprobs(struct nk__reply_choice *c, const struct nk_gen
 /* ,"prompt_progress":{...}: how far the prompt is, as llama-server tells it. */
 int nk__reply_write_progress(const struct nk_reply_progress *p, struct nk_buf *out,
                              struct nk_error *err);
-/* ,"timings":{...}: how long the choice took, as llama-server tells it. */
-int nk__reply_write_timings(const struct nk__reply_choice *c, struct nk_buf *out,
+/* ,"timings":{...}: how long it took, as llama-server tells it. */
+int nk__reply_write_timings(const struct nk_reply_timings *t, struct nk_buf *out,
                             struct nk_error *err);
+/* That of a choice that is done. */
+struct nk_reply_timings nk__reply_timings_of(const struct nk__reply_choice *c);
+/* ,"__verbose":{...}: what llama-server's own completion would say of a choice that is done, with
+ * all that the model wrote. */
+int nk__reply_write_verbose(struct nk__reply_choice *c, struct nk_buf *out, struct nk_error *err);
 /* The same for completions, into the four lists. */
 int nk__reply_add_completion_logprobs(struct nk__reply_choice *c, const struct nk_gen_token *t,
                                       struct nk_error *err);

@@ -59,17 +59,27 @@ static void put_rate(struct nk_json_writer *w, const char *prefix, int n, uint64
     nk_json_put_num(w, key, per_token > 0 ? 1000 / per_token : 0);
 }
 
-int nk__reply_write_timings(const struct nk__reply_choice *c, struct nk_buf *out,
+struct nk_reply_timings nk__reply_timings_of(const struct nk__reply_choice *c)
+{
+    const struct nk_reply_done *d = &c->result;
+
+    return (struct nk_reply_timings){ .n_prompt = d->n_prompt,
+                                      .n_reused = d->n_reused,
+                                      .n_generated = d->n_generated,
+                                      .prefill_us = d->prefill_us,
+                                      .decode_us = d->decode_us };
+}
+
+int nk__reply_write_timings(const struct nk_reply_timings *t, struct nk_buf *out,
                             struct nk_error *err)
 {
     struct nk_json_writer w = NK_JSON_WRITER(out, err);
-    const struct nk_reply_done *d = &c->result;
 
     w.comma = true;
     nk_json_begin(&w, "timings", '{');
-    nk_json_put_int(&w, "cache_n", d->n_reused);
-    put_rate(&w, "prompt", d->n_prompt - d->n_reused, d->prefill_us);
-    put_rate(&w, "predicted", d->n_generated, d->decode_us);
+    nk_json_put_int(&w, "cache_n", t->n_reused);
+    put_rate(&w, "prompt", t->n_prompt - t->n_reused, t->prefill_us);
+    put_rate(&w, "predicted", t->n_generated, t->decode_us);
     nk_json_end(&w, '}');
     return w.rc;
 }
@@ -110,12 +120,12 @@ static void put_probs(struct nk_json_writer *w, struct nk__reply_choice *c)
     nk_buf_reset(&c->logprobs);
 }
 
-static void put_content(struct nk_json_writer *w, struct nk__reply_choice *c)
+/* from: what is not written yet. */
+static void put_content(struct nk_json_writer *w, struct nk__reply_choice *c, struct nk_buf *from)
 {
-    c->has_new_line =
-        c->has_new_line || (c->content.size && memchr(c->content.data, '\n', c->content.size));
-    nk_json_put_strn(w, "content", nk_buf_str(&c->content), c->content.size);
-    nk_buf_reset(&c->content);
+    c->has_new_line = c->has_new_line || (from->size && memchr(from->data, '\n', from->size));
+    nk_json_put_strn(w, "content", nk_buf_str(from), from->size);
+    nk_buf_reset(from);
 }
 
 /* progress: of the prompt; or NULL: of a token. */
@@ -128,7 +138,7 @@ static int write_event(struct nk__reply_choice *c, const struct nk_reply_progres
     w.rc = nk_buf_adds(out, "data: ", err);
     nk_json_begin(&w, NULL, '{');
     nk_json_put_int(&w, "index", c->index);
-    put_content(&w, c);
+    put_content(&w, c, &c->content);
     put_ids(&w, c, true);
     nk_json_put_bool(&w, "stop", false);
     nk_json_put_int(&w, "id_slot", -1);
@@ -137,6 +147,8 @@ static int write_event(struct nk__reply_choice *c, const struct nk_reply_progres
     put_probs(&w, c);
     if (!w.rc && progress)
         w.rc = nk__reply_write_progress(progress, out, err);
+    else if (!w.rc && c->r->opts.timings_per_token)
+        w.rc = nk__reply_write_timings(&c->so_far, out, err);
     nk_json_end(&w, '}');
     return w.rc ? w.rc : nk_buf_adds(out, "\n\n", err);
 }
@@ -146,19 +158,21 @@ static const char *stop_type(enum nk_finish finish)
     return finish == NK_FINISH_LENGTH ? "limit" : finish == NK_FINISH_STOP ? "word" : "eos";
 }
 
-/* Everything that is known of a choice that is done. */
-static int write_all(struct nk__reply_choice *c, struct nk_buf *out, struct nk_error *err)
+/* Everything that is known of a choice that is done. content: what is not written yet. */
+static int write_all(struct nk__reply_choice *c, struct nk_buf *content, struct nk_buf *out,
+                     struct nk_error *err)
 {
     struct nk_json_writer w = NK_JSON_WRITER(out, err);
     struct nk_buf settings = NK_BUF_INIT(c->r->opts.text_bytes_max);
     const struct nk_reply_opts *o = &c->r->opts;
     const struct nk_reply_done *d = &c->result;
+    const struct nk_reply_timings timings = nk__reply_timings_of(c);
 
     if (o->settings)
         w.rc = o->settings(o->user, c->index, &settings, err);
     nk_json_begin(&w, NULL, '{');
     nk_json_put_int(&w, "index", c->index);
-    put_content(&w, c);
+    put_content(&w, c, content);
     put_ids(&w, c, o->return_tokens && !o->stream);
     nk_json_put_int(&w, "id_slot", -1);
     nk_json_put_bool(&w, "stop", true);
@@ -171,13 +185,23 @@ static int write_all(struct nk__reply_choice *c, struct nk_buf *out, struct nk_e
     nk_json_put_bool(&w, "truncated", false);
     nk_json_put_str(&w, "stop_type", stop_type(d->finish));
     nk_json_put_str(&w, "stopping_word", d->stop_string);
-    nk_json_put_int(&w, "tokens_cached", d->n_prompt + d->n_generated);
-    put_probs(&w, c);
+    /* The last token is nobody's input yet, unless it ended the text. */
+    nk_json_put_int(&w, "tokens_cached",
+                    d->n_prompt + d->n_generated - (d->n_generated && d->finish != NK_FINISH_EOG));
+    if (c->r->dialect == &nk__reply_llama)
+        put_probs(&w, c);
     if (!w.rc)
-        w.rc = nk__reply_write_timings(c, out, err);
+        w.rc = nk__reply_write_timings(&timings, out, err);
     nk_json_end(&w, '}');
     nk_buf_release(&settings);
     return w.rc;
+}
+
+int nk__reply_write_verbose(struct nk__reply_choice *c, struct nk_buf *out, struct nk_error *err)
+{
+    int rc = nk_buf_adds(out, ",\"__verbose\":", err);
+
+    return rc ? rc : write_all(c, &c->raw, out, err);
 }
 
 /* Only the members that were asked for: "a/b" is b of a, under that name. */
@@ -188,7 +212,7 @@ static int write_chosen(struct nk__reply_choice *c, struct nk_buf *out, struct n
     json_t *all = NULL, *chosen = json_object();
     char *text = NULL;
     size_t i;
-    int rc = write_all(c, &whole, err);
+    int rc = write_all(c, &c->content, &whole, err);
 
     if (!rc)
         all = json_loadb(whole.data, whole.size, 0, NULL);
@@ -221,7 +245,8 @@ static int write_chosen(struct nk__reply_choice *c, struct nk_buf *out, struct n
 
 static int write_last(struct nk__reply_choice *c, struct nk_buf *out, struct nk_error *err)
 {
-    return c->r->opts.response_fields ? write_chosen(c, out, err) : write_all(c, out, err);
+    return c->r->opts.response_fields ? write_chosen(c, out, err)
+                                      : write_all(c, &c->content, out, err);
 }
 
 /* ---- the table ---- */

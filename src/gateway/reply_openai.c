@@ -184,6 +184,13 @@ static int write_usage(nk_reply *r, struct nk_buf *out, struct nk_error *err)
     return rc ? rc : nk_buf_adds(out, "}}", err);
 }
 
+static int write_timings(const nk_reply *r, struct nk_buf *out, struct nk_error *err)
+{
+    const struct nk_reply_timings t = nk__reply_timings_of(&r->choices[0]);
+
+    return nk__reply_write_timings(&t, out, err);
+}
+
 /* The first chunk of a chat's choice has the role alone, as OpenAI's has. */
 static int write_role(struct nk__reply_choice *c, struct nk_buf *out, struct nk_error *err)
 {
@@ -244,8 +251,13 @@ static int write_chunk(struct nk__reply_choice *c, const char *finish, struct nk
                     : nk_buf_adds(out, ",\"finish_reason\":null}]", err);
     if (!rc && r->opts.include_usage)
         rc = nk_buf_adds(out, ",\"usage\":null", err);
-    else if (!rc && finish)
-        rc = nk__reply_write_timings(c, out, err);
+    if (!rc && (finish ? !r->opts.include_usage : r->opts.timings_per_token)) {
+        struct nk_reply_timings t = finish ? nk__reply_timings_of(c) : c->so_far;
+
+        rc = nk__reply_write_timings(&t, out, err);
+    }
+    if (!rc && finish && r->opts.verbose)
+        rc = nk__reply_write_verbose(c, out, err);
     if (!rc)
         rc = nk_buf_adds(out, "}\n\n", err);
     c->begun = true;
@@ -314,7 +326,9 @@ static int write_whole(nk_reply *r, struct nk_buf *out, struct nk_error *err)
     if (!rc)
         rc = write_usage(r, out, err);
     if (!rc)
-        rc = nk__reply_write_timings(&r->choices[0], out, err);
+        rc = write_timings(r, out, err);
+    if (!rc && r->opts.verbose)
+        rc = nk__reply_write_verbose(&r->choices[0], out, err);
     return rc ? rc : nk_buf_adds(out, "}\n", err);
 }
 
@@ -370,7 +384,7 @@ static int end(nk_reply *r, struct nk_buf *out, struct nk_error *err)
         if (!rc)
             rc = write_usage(r, out, err);
         if (!rc)
-            rc = nk__reply_write_timings(&r->choices[0], out, err);
+            rc = write_timings(r, out, err);
         if (!rc)
             rc = nk_buf_adds(out, "}\n\n", err);
     }

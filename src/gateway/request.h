@@ -65,8 +65,9 @@ struct nk_request {
      * may have are '?'. */
     char ignored[NK_IGNORED_BYTES_MAX];
     bool stream, include_usage;
-    bool progress; /* llama-server: streams tell how far the prompt is */
-    int n;         /* choices per prompt */
+    bool timings_per_token; /* llama-server: each chunk of a stream tells how long it took */
+    bool progress;          /* llama-server: streams tell how far the prompt is */
+    int n;                  /* choices per prompt */
     /* 0: a session's share of the workers' context; -1: as many as the context holds. */
     int n_predict;
     int num_ctx; /* Ollama: prompt and reply together; 0: what the chain has */

@@ -87,7 +87,8 @@ static int read_response_fields(struct nk_parse *p, const struct nk_field_rule *
       "the ids of a text that is not streamed" }, \
     { "response_fields", NK_FIELD_YES,     read_response_fields, 0, 0, 0, \
       "the members that the reply has; a/b: b of a" }, \
-    { "timings_per_token", NK_FIELD_IGNORED, NULL, 0, 0, 0, "the last event has them" }, \
+    { "timings_per_token", NK_FIELD_YES,   nk__read_bool, NK_OFFSET(timings_per_token), 0, 0, \
+      "each event of a stream tells how long it took by then; the last one does always" }, \
     { "return_progress", NK_FIELD_YES,     nk__read_bool, NK_OFFSET(progress), 0, 0, \
       "streams tell how far the prompt is, as prompt_progress" }, \
     NK_RULES_HINTS

@@ -134,7 +134,8 @@ static int read_modalities(struct nk_parse *p, const struct nk_field_rule *f, co
       "each choice is a generation of its own" }, \
     NK_RULES_SAMPLING, \
     { "best_of",            NK_FIELD_FIXED,   nk__read_only_number, 0, 1, 1, "1; use n" }, \
-    { "timings_per_token",  NK_FIELD_IGNORED, NULL, 0, 0, 0, "llama-server's" }, \
+    { "timings_per_token",  NK_FIELD_YES,     nk__read_bool, NK_OFFSET(timings_per_token), 0, 0, \
+      "llama-server's; each chunk of a stream tells how long it took by then" }, \
     { "return_progress",    NK_FIELD_YES,     nk__read_bool, NK_OFFSET(progress), 0, 0, \
       "llama-server's; streams tell how far the prompt is, as prompt_progress" }, \
     NK_RULES_HINTS, \

@@ -222,6 +222,28 @@ class Completions(unittest.TestCase):
                         self.assertEqual((p["id"], p["token"], p["bytes"]), (q["id"], q["token"], q["bytes"]))
                         self.assertEqual([t["id"] for t in p["top_logprobs"]], [t["id"] for t in q["top_logprobs"]])
 
+    def test_what_was_asked_for_is_told_in_full(self):
+        """Every member of llama-server's reply and of its generation_settings, with its value where it is no measured one."""
+        measured = {"id_slot", "model", "timings", "dry_penalty_last_n"}
+        body = {"prompt": PROMPT, "n_predict": 6, "temperature": 0, "seed": 3, "cache_prompt": False, "stop": ["x"], "min_p": 0.1}
+        ours, theirs = gateway.post("/completion", body).json, server.post("/completion", body)
+        self.assertEqual(set(theirs) - set(ours), set())
+        self.assertEqual(set(theirs["generation_settings"]) - set(ours["generation_settings"]), set())
+        for a, b in ((ours, theirs), (ours["generation_settings"], theirs["generation_settings"])):
+            for key in set(b) - measured - {"generation_settings"}:
+                if isinstance(b[key], float):
+                    self.assertAlmostEqual(a[key], b[key], 5, key)
+                else:
+                    self.assertEqual(a[key], b[key], key)
+
+    def test_timings_per_token(self):
+        for path in ("/completion", "/v1/completions"):
+            body = {"prompt": PROMPT, "n_predict": 6, "temperature": 0, "cache_prompt": False, "stream": True, "timings_per_token": True}
+            events = [json.loads(e) for e in gateway.post(path, body).events() if e != "[DONE]"]
+            counts = [e["timings"]["predicted_n"] for e in events]
+            self.assertEqual(counts, [1, 2, 3, 4, 5, 6, 6])
+            self.assertEqual({e["timings"]["prompt_n"] for e in events}, {events[-1]["timings"]["prompt_n"]})
+
     def test_fill_in_the_middle(self):
         whole = ggufio.read(nk.KJV)
         for i, name in enumerate(("pre", "suf", "mid", "rep", "sep")):

@@ -425,10 +425,100 @@ static void test_reply__progress_of_the_prompt_is_a_chunk_with_nothing_else(void
     }
 }
 
+/* What stands in one frame of a stream: n-th of those with `data: `. */
+static json_t *frame(const struct nk_buf *out, int n)
+{
+    const char *at = nk_buf_str(out), *end;
+
+    for (int i = 0; i < n; i++)
+        at = strstr(at, "\n\n") + 2;
+    end = strstr(at, "\n\n");
+    assert_memory_equal(at, "data: ", 6);
+    return json(at + 6, (size_t)(end - at) - 6);
+}
+
+static void test_reply__timings_per_token_are_in_each_chunk_with_text(void **state)
+{
+    static const enum nk_api apis[] = { NK_API_LLAMA_COMPLETION, NK_API_COMPLETION, NK_API_CHAT };
+    const struct nk_reply_timings so_far = {
+        .n_prompt = 9, .n_reused = 2, .n_generated = 3, .prefill_us = 14000, .decode_us = 6000
+    };
+    const struct nk_gen_token t = { .text = "a", .text_size = 1, .logprob = NAN };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof apis / sizeof apis[0]; i++)
+        for (int asked = 0; asked < 2; asked++) {
+            struct nk_reply_opts o = opts_for(apis[i], true);
+            struct nk_buf out = NK_BUF_INIT(1 << 20);
+            nk_reply *r;
+            json_t *v;
+            bool ended;
+
+            o.timings_per_token = asked;
+            o.include_usage = true; /* changes nothing of it */
+            r = nk__reply_new(&o);
+            nk__reply_timings(r, 0, &so_far);
+            assert_int_equal(nk__reply_token(r, 0, &t, &out, &ended, NULL), 0);
+            if (o.api == NK_API_CHAT) { /* the role alone */
+                v = frame(&out, 0);
+                assert_null(get(v, "timings"));
+                json_decref(v);
+            }
+            v = frame(&out, o.api == NK_API_CHAT);
+            assert_int_equal(get(v, "timings") != NULL, asked);
+            if (asked) {
+                assert_int_equal(json_integer_value(get(v, "timings.cache_n")), 2);
+                assert_int_equal(json_integer_value(get(v, "timings.prompt_n")), 7);
+                assert_true(json_number_value(get(v, "timings.prompt_per_second")) == 500);
+                assert_int_equal(json_integer_value(get(v, "timings.predicted_n")), 3);
+                assert_true(json_number_value(get(v, "timings.predicted_per_token_ms")) == 2);
+            }
+            json_decref(v);
+            nk_buf_release(&out);
+            nk__reply_free(r);
+        }
+}
+
 static int write_settings(void *user, int choice, struct nk_buf *out, struct nk_error *err)
 {
     (void)user, (void)choice;
     return nk_buf_adds(out, "\"generation_settings\":{\"seed\":7},\"prompt\":\"p\"", err);
+}
+
+/* All that the model wrote, as it wrote it, beside what was made of it. */
+static void test_reply__verbose_tells_the_raw_text(void **state)
+{
+    static const char *const pieces[] = { "<think>", "hm", "</think>", "Hi", NULL };
+    struct nk_reply_opts o = opts_for(NK_API_CHAT, false);
+    json_t *v;
+    char *text, *last;
+
+    (void)state;
+    o.settings = write_settings;
+    o.verbose = true;
+    text = reply(&o, pieces, NK_FINISH_STOP);
+    v = json(text, strlen(text));
+    assert_string_equal(json_string_value(get(v, "choices.0.message.content")), "Hi!");
+    assert_string_equal(json_string_value(get(v, "__verbose.content")), "<think>hm</think>Hi!");
+    assert_string_equal(json_string_value(get(v, "__verbose.prompt")), "p");
+    assert_int_equal(json_integer_value(get(v, "__verbose.generation_settings.seed")), 7);
+    assert_string_equal(json_string_value(get(v, "__verbose.stop_type")), "word");
+    assert_non_null(get(v, "__verbose.timings"));
+    json_decref(v);
+    free(text);
+
+    o.stream = true;
+    text = reply(&o, pieces, NK_FINISH_STOP);
+    last = strstr(text, "\"__verbose\":{");
+    assert_non_null(last);
+    assert_null(strstr(last + 12, "__verbose"));
+    assert_non_null(strstr(last, "\"content\":\"<think>hm</think>Hi!\""));
+    free(text);
+
+    o.verbose = false;
+    text = reply(&o, pieces, NK_FINISH_STOP);
+    assert_null(strstr(text, "__verbose"));
+    free(text);
 }
 
 static void test_reply__llama_servers_own_shape(void **state)
@@ -553,6 +643,8 @@ int main(void)
         cmocka_unit_test(test_reply__a_chats_first_chunk_has_the_role_alone),
         cmocka_unit_test(test_reply__keepalives_of_ollama_are_lines_that_say_nothing),
         cmocka_unit_test(test_reply__progress_of_the_prompt_is_a_chunk_with_nothing_else),
+        cmocka_unit_test(test_reply__timings_per_token_are_in_each_chunk_with_text),
+        cmocka_unit_test(test_reply__verbose_tells_the_raw_text),
         cmocka_unit_test(test_reply__llama_servers_own_shape),
         cmocka_unit_test(test_reply__an_echo_is_before_the_text_once),
         cmocka_unit_test(test_reply__errors_have_the_dialects_shape),
