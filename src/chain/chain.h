@@ -121,6 +121,10 @@ struct nk_gen_opts {
     /* A resumption repeats each run in its shape, also where sessions share KV cells (where they do
      * not, and with deterministic, it does so anyhow). */
     bool exact;
+    /* Log-probabilities of the prompt's tokens: -1: none; else with so many alternatives, at most
+     * NK_LOGPROBS_MAX. The handler `prompted` is called; such a generation begins from no kept
+     * session, and is not resumable. A chain with a worker before 0.4 fails it. */
+    int n_prompt_logprobs;
     bool progress; /* the handler `prefilled` is called; workers before 0.4 tell less */
 };
 struct nk_gen_opts nk_gen_opts_default(void);
@@ -171,6 +175,9 @@ struct nk_gen_handlers { /* on the net thread */
     /* Every stage has room for it, and the prompt begins: until then it waits. May be NULL. */
     void (*opened)(void *user);
     void (*token)(void *user, const struct nk_gen_token *t);
+    /* With n_prompt_logprobs: a token of the prompt (index: its position, from 1 on; text is
+     * empty), given those before it. In their order, all of them before the first token. */
+    void (*prompted)(void *user, const struct nk_gen_token *t);
     /* With `progress`: so many of the prompt's tokens are through all stages, n_reused of them
      * were there before. First after `opened`, then for each chunk that the last stage has
      * answered; all of them before the first token. n_done rises from call to call, also over a

@@ -77,7 +77,8 @@ struct nk_gen {
     uint64_t start_ns, heard_ns, first_token_ns, last_token_ns, last_alive_ns;
     size_t n_ids;
     int n_predict, n_logprobs, n_tokens;
-    int n_prefilled; /* what `prefilled` said last; -1: nothing */
+    size_t n_prompted; /* with n_prompt_logprobs: the position of the next token that is told */
+    int n_prefilled;   /* what `prefilled` said last; -1: nothing */
     bool deterministic, finish_seen;
     bool cancelled; /* by this side's user */
     struct nk_error failure;
@@ -104,6 +105,7 @@ struct nk_gen_opts nk_gen_opts_default(void)
 {
     return (struct nk_gen_opts){ .sampling = nk_sampling_default(),
                                  .n_logprobs = -1,
+                                 .n_prompt_logprobs = -1,
                                  .hold_ms = HOLD_MS };
 }
 
@@ -591,6 +593,49 @@ static void replaying(nk_gen *g, const Nakshatra__V1__Replaying *r)
         g->handlers.replaying(g->user, id, (int)r->done, (int)r->total);
 }
 
+static void put_probs(struct nk_gen_token *out, const Nakshatra__V1__TokenProb *prob,
+                      Nakshatra__V1__TokenProb *const *top, size_t n_top)
+{
+    if (prob) {
+        out->logprob = prob->logprob;
+        out->piece = (const char *)prob->text.data;
+        out->piece_size = prob->text.len;
+    }
+    for (size_t i = 0; i < n_top; i++)
+        out->top[out->n_top++] =
+            (struct nk_gen_top){ top[i]->id, top[i]->logprob, (const char *)top[i]->text.data,
+                                 top[i]->text.len };
+}
+
+/* Log-probabilities of the prompt's tokens. */
+static void prompt_probs(nk_gen *g, const Nakshatra__V1__PromptProbs *m)
+{
+    int n_max = g->asked->opts.n_prompt_logprobs;
+
+    if (g->state != GEN_RUNNING || n_max < 0 || g->n_tokens || m->pos != g->n_prompted ||
+        m->n_probs > g->n_ids - g->n_prompted) {
+        bad_peer(g, "it tells %zu log-probabilities of the prompt from token %u on; %s", m->n_probs,
+                 m->pos, n_max < 0 ? "none were asked for" : "others come next");
+        return;
+    }
+    for (size_t i = 0; i < m->n_probs && g->state == GEN_RUNNING; i++) {
+        const Nakshatra__V1__PromptProb *p = m->probs[i];
+        struct nk_gen_token out = { .index = (int)g->n_prompted, .text = "" };
+
+        if (!p->prob || p->prob->id != g->asked->opts.ids[g->n_prompted] ||
+            p->n_top > (size_t)n_max) {
+            bad_peer(g, "it tells a log-probability of the prompt's token %zu, which is not that",
+                     g->n_prompted);
+            return;
+        }
+        out.id = p->prob->id;
+        put_probs(&out, p->prob, p->top, p->n_top);
+        g->n_prompted++;
+        if (g->handlers.prompted)
+            g->handlers.prompted(g->user, &out);
+    }
+}
+
 static void token(nk_gen *g, const Nakshatra__V1__Token *t)
 {
     struct nk_gen_token out = { .id = t->id, .index = g->n_tokens, .logprob = NAN };
@@ -604,6 +649,11 @@ static void token(nk_gen *g, const Nakshatra__V1__Token *t)
         bad_peer(g, "token %d with index %u; index %d comes next", t->id, t->index, g->n_tokens);
     } else if (g->n_predict && g->n_tokens >= g->n_predict) {
         bad_peer(g, "a token over the limit of %d", g->n_predict);
+    } else if (g->asked->opts.n_prompt_logprobs >= 0 && g->n_prompted < g->n_ids) {
+        fail_with(g, NK_E_UNIMPLEMENTED, "no_prompt_logprobs",
+                  "log-probabilities of %zu of the prompt's %zu tokens came: a worker of the chain "
+                  "is older than this program, and tells none",
+                  g->n_prompted - 1, g->n_ids);
     } else if (t->text.len > TEXT_BYTES_MAX || !nk_utf8_valid(t->text.data, t->text.len, &at)) {
         bad_peer(g, "token %d has a text of %zu bytes that is too long or not UTF-8", g->n_tokens,
                  t->text.len);
@@ -613,15 +663,7 @@ static void token(nk_gen *g, const Nakshatra__V1__Token *t)
     } else {
         out.text = (const char *)t->text.data;
         out.text_size = t->text.len;
-        if (t->prob) {
-            out.logprob = t->prob->logprob;
-            out.piece = (const char *)t->prob->text.data;
-            out.piece_size = t->prob->text.len;
-        }
-        for (size_t i = 0; i < t->n_top; i++)
-            out.top[out.n_top++] =
-                (struct nk_gen_top){ t->top[i]->id, t->top[i]->logprob,
-                                     (const char *)t->top[i]->text.data, t->top[i]->text.len };
+        put_probs(&out, t->prob, t->top, t->n_top);
         if (!out.text)
             out.text = "";
         g->finish_seen = t->finish != NAKSHATRA__V1__FINISH_REASON__FINISH_NONE;
@@ -723,6 +765,9 @@ static void message(nk_call *call, void *user, struct nk_bytes msg)
         break;
     case NAKSHATRA__V1__INFERENCE_REPLY__KIND_STEP_DONE:
         step_done(g, r->step_done);
+        break;
+    case NAKSHATRA__V1__INFERENCE_REPLY__KIND_PROMPT_PROBS:
+        prompt_probs(g, r->prompt_probs);
         break;
     case NAKSHATRA__V1__INFERENCE_REPLY__KIND_REPLAYING:
         replaying(g, r->replaying);
@@ -939,6 +984,7 @@ static nk_gen *new_gen(nk_chain *c, struct nk__asked *asked, const struct nk_gen
     g->user = user;
     g->n_ids = o->n_ids;
     g->n_prefilled = -1;
+    g->n_prompted = 1;
     g->n_predict = o->n_predict;
     g->n_logprobs = o->n_logprobs;
     g->deterministic = o->deterministic;

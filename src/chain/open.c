@@ -75,6 +75,10 @@ int nk__open_check(const struct nk_cluster *c, const struct nk_gen_opts *o, stru
         return nk_fail(err, NK_E_INVALID, "bad_request",
                        "n_logprobs is %d; -1 (none) to %d are right", o->n_logprobs,
                        NK_LOGPROBS_MAX);
+    if (o->n_prompt_logprobs < -1 || o->n_prompt_logprobs > NK_LOGPROBS_MAX)
+        return nk_fail(err, NK_E_INVALID, "bad_request",
+                       "n_prompt_logprobs is %d; -1 (none) to %d are right", o->n_prompt_logprobs,
+                       NK_LOGPROBS_MAX);
     if (o->n_stop > NK_STOP_MAX)
         return nk_fail(err, NK_E_INVALID, "bad_request", "%zu stop strings; at most %d are taken",
                        o->n_stop, NK_STOP_MAX);
@@ -127,6 +131,8 @@ struct nk__asked *nk__asked_new(const struct nk_gen_opts *o)
         return NULL;
     a = carve(&at, &(struct nk__asked){ .opts = *o }, sizeof *a);
     atomic_init(&a->refs, 1);
+    if (o->n_prompt_logprobs >= 0) /* what was said of the prompt is not said again */
+        a->opts.hold_ms = 0;
     a->opts.ids = carve(&at, o->ids, ids);
     a->opts.sampling.logit_bias = carve(&at, s->logit_bias, bias);
     strings = carve(&at, o->stop, stop);
@@ -222,6 +228,7 @@ int nk__open_pack(uint8_t **out, size_t *size, const struct nk_cluster *c,
     open.hold_ms = o->hold_ms;
     open.exact = o->exact;
     open.progress = o->progress;
+    open.prompt_logprobs = o->n_prompt_logprobs + 1;
     if (r) {
         open.attempt = r->attempt;
         open.chunk = r->chunk;

@@ -45,6 +45,7 @@ struct choice {
     uint64_t started_ns; /* under the job's mutex, as gen to n_generated */
     uint64_t opened_ns;  /* its handlers', as what follows */
     uint64_t first_ns;   /* its first token */
+    bool has_text;       /* of its prompt's tokens some had text, as far as they were told */
     int n_reused;        /* with `progress` asked for */
     int n_progress;      /* of its prompt, as the reader was told; -1: nothing yet */
     uint64_t last_token_ns;
@@ -58,8 +59,8 @@ struct event {
     STAILQ_ENTRY(event) link;
     int choice;
     size_t bytes;
-    enum event_kind { EVENT_TOKEN, EVENT_PROGRESS, EVENT_DONE } kind;
-    struct nk_gen_token token;
+    enum event_kind { EVENT_PROMPT, EVENT_PROGRESS, EVENT_TOKEN, EVENT_DONE } kind;
+    struct nk_gen_token token; /* or one of the prompt */
     struct nk_reply_progress progress;
     struct nk_reply_timings timings;
     struct nk_reply_done done;
@@ -437,6 +438,82 @@ static void on_prefilled(void *user, int n_done, int n_reused)
         free(e);
 }
 
+/* The log-probabilities of the prompt are asked for. */
+static bool wants_prompt(const nk_job *j)
+{
+    return j->api == NK_API_COMPLETION && j->request.repeats_prompt && j->request.n_logprobs >= 0;
+}
+
+/* A token of the prompt, with what of it is in the request's text: the vocabulary's pieces begin
+ * with a space that the text may not have. */
+static void tell_prompt_token(struct choice *c, const struct nk_gen_token *told)
+{
+    nk_job *j = c->j;
+    const struct nk_prompt *p = &j->request.prompts[c->index / j->request.n];
+    struct nk_buf text = NK_BUF_INIT(1 << 16);
+    struct nk_gen_token t = *told;
+    struct nk_error err = { .code = 0 };
+    struct event *e = NULL;
+    bool overflow = false;
+    int rc = nk_vocab_piece(j->g->vocab, t.id, false, &text, &err);
+
+    if (!t.index)
+        c->has_text = false;
+    t.text = nk_buf_str(&text);
+    t.text_size = text.size;
+    if (!c->has_text && text.size && p->text && p->text[0] != ' ' && text.data[0] == ' ') {
+        t.text++;
+        t.text_size--;
+    }
+    c->has_text = c->has_text || text.size;
+    if (!rc && j->request.stream && (e = token_event(c->index, &t)))
+        e->kind = EVENT_PROMPT;
+    pthread_mutex_lock(&j->mutex);
+    if (rc || j->failed || j->ending)
+        free(e);
+    else if (j->request.stream) {
+        overflow = !e || !push(j, e);
+        j->overflowed = j->overflowed || overflow;
+        if (overflow)
+            free(e);
+    } else
+        rc = nk__reply_prompt_token(j->reply, c->index, &t, &err);
+    pthread_mutex_unlock(&j->mutex);
+    nk_buf_release(&text);
+    if (overflow) {
+        nk__job_cancel(j, NK_E_CANCELLED, "slow_reader", "the reader was too slow");
+    } else if (rc) {
+        cancel_choices(j);
+        fail(j, &err, "");
+    } else if (j->request.stream)
+        wake(j);
+}
+
+/* The prompt's first token: nothing is before it. */
+static void tell_first_of_prompt(struct choice *c)
+{
+    nk_job *j = c->j;
+    struct nk_gen_token t = { .id = j->prepared.prompts[c->index / j->request.n].ids[0],
+                              .logprob = NAN };
+    struct nk_buf piece = NK_BUF_INIT(1 << 16);
+
+    if (!nk_vocab_piece(j->g->vocab, t.id, true, &piece, NULL)) {
+        t.piece = nk_buf_str(&piece);
+        t.piece_size = piece.size;
+    }
+    tell_prompt_token(c, &t);
+    nk_buf_release(&piece);
+}
+
+static void on_prompted(void *user, const struct nk_gen_token *t)
+{
+    struct choice *c = user;
+
+    if (t->index == 1)
+        tell_first_of_prompt(c);
+    tell_prompt_token(c, t);
+}
+
 static void on_token(void *user, const struct nk_gen_token *t)
 {
     struct choice *c = user;
@@ -447,6 +524,8 @@ static void on_token(void *user, const struct nk_gen_token *t)
     struct event *e = stream ? token_event(c->index, t) : NULL;
     struct nk_error err = { .code = 0 };
 
+    if (!t->index && wants_prompt(j) && j->prepared.prompts[c->index / j->request.n].n == 1)
+        tell_first_of_prompt(c);
     /* The first one since it was begun, or begun again. */
     if (nk__recovery_token(&g->recoveries, &c->recovery) || !c->last_token_ns)
         nk__repairer_succeeded(&g->repairer);
@@ -730,11 +809,13 @@ static void end_choice(struct choice *c, bool runs, const struct nk_gen_stats *s
         e->kind = EVENT_DONE;
         e->err = err ? *err : none;
         *d = (struct nk_reply_done){
-            .finish = stats->finish == NK_FINISH_NONE ? NK_FINISH_EOG : stats->finish,
+            .finish = j->request.only_prompt            ? NK_FINISH_LENGTH
+                      : stats->finish == NK_FINISH_NONE ? NK_FINISH_EOG
+                                                        : stats->finish,
             .stop_string = "",
             .n_prompt = (int)j->prepared.prompts[c->index / n_per_prompt].n,
             .n_reused = stats->n_reused,
-            .n_generated = c->n_generated,
+            .n_generated = j->request.only_prompt ? 0 : c->n_generated,
             .prefill_us = stats->prefill_us,
             .decode_us = stats->decode_us,
             .total_us = (nk_clock_now_ns(g->clock) - j->begin_ns) / 1000,
@@ -809,6 +890,7 @@ static void on_done(void *user, const struct nk_gen_stats *stats, const struct n
 static const struct nk_gen_handlers handlers = {
     .opened = on_opened,
     .prefilled = on_prefilled,
+    .prompted = on_prompted,
     .token = on_token,
     .replaying = on_replaying,
     .done = on_done,
@@ -841,6 +923,7 @@ static int begin_generation(struct choice *c, struct nk_error *err)
     o.stop = r->stop;
     o.n_stop = r->n_stop;
     o.n_logprobs = r->n_logprobs;
+    o.n_prompt_logprobs = wants_prompt(j) ? r->n_logprobs : -1;
     o.deterministic = r->deterministic || j->g->opts.deterministic;
     o.no_reuse = r->no_reuse;
     o.reuse_salt = j->reuse_salt;
@@ -1006,6 +1089,7 @@ static void reply_opts(nk_job *j, struct nk_reply_opts *o)
         .before = r->repeats_prompt ? write_before : NULL,
         .settings = write_settings,
         .user = j,
+        .no_text = r->only_prompt,
         .timings_per_token = r->timings_per_token,
         .verbose = j->g->opts.verbose && dialect_of(j) == NK_DIALECT_OPENAI,
         .return_tokens = r->return_tokens,
@@ -1507,7 +1591,9 @@ static bool write_event(nk_job *j, const struct event *e)
         write_error(j, true, &e->err, "");
         return false;
     }
-    if (e->kind == EVENT_PROGRESS) {
+    if (e->kind == EVENT_PROMPT) {
+        rc = nk__reply_prompt_token(j->reply, e->choice, &e->token, &err);
+    } else if (e->kind == EVENT_PROGRESS) {
         rc = nk__reply_progress(j->reply, e->choice, &e->progress, &j->out, &err);
     } else if (e->kind == EVENT_DONE) {
         rc = nk__reply_done(j->reply, e->choice, &e->done, &j->out, &err);

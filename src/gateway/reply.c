@@ -229,6 +229,21 @@ static int begin_text(struct nk__reply_choice *c, struct nk_error *err)
     return rc;
 }
 
+int nk__reply_prompt_token(nk_reply *r, int choice, const struct nk_gen_token *t,
+                           struct nk_error *err)
+{
+    struct nk__reply_choice *c = &r->choices[choice];
+
+    if (!t->index) {
+        nk_buf_reset(&c->lp_tokens);
+        nk_buf_reset(&c->lp_values);
+        nk_buf_reset(&c->lp_tops);
+        nk_buf_reset(&c->lp_offsets);
+        c->lp_offset = 0;
+    }
+    return nk__reply_add_completion_logprobs(c, t, t->text, t->text_size, err);
+}
+
 int nk__reply_token(nk_reply *r, int choice, const struct nk_gen_token *t, struct nk_buf *out,
                     bool *ended, struct nk_error *err)
 {
@@ -236,9 +251,13 @@ int nk__reply_token(nk_reply *r, int choice, const struct nk_gen_token *t, struc
     bool was_reasoning = c->output && nk__output_is_reasoning(c->output);
     int rc = 0;
 
+    *ended = false;
+    if (r->opts.no_text)
+        return 0;
     /* Before its text: that may take them along. */
     if (r->opts.n_logprobs >= 0)
-        rc = r->opts.api == NK_API_COMPLETION ? nk__reply_add_completion_logprobs(c, t, err)
+        rc = r->opts.api == NK_API_COMPLETION
+                 ? nk__reply_add_completion_logprobs(c, t, t->piece, t->piece_size, err)
              : r->dialect == &nk__reply_llama ? nk__reply_add_llama_logprobs(c, t, err)
                                               : nk__reply_add_logprobs(c, t, err);
     if (!rc && r->dialect == &nk__reply_llama) {
@@ -281,7 +300,7 @@ int nk__reply_done(nk_reply *r, int choice, const struct nk_reply_done *d, struc
 
     r->out = r->opts.stream ? out : NULL;
     rc = begin_text(c, err);
-    if (!rc)
+    if (!rc && !r->opts.no_text)
         rc = take_text(c, d->tail, d->tail_size, err);
     if (!rc && c->output)
         rc = nk__output_finish(c->output, err);

@@ -38,6 +38,7 @@ struct nk_reply_opts {
     int (*settings)(void *user, int choice, struct nk_buf *out, struct nk_error *err);
     void *user;                    /* theirs */
     bool timings_per_token;        /* llama-server's: nk__reply_timings is told before each token */
+    bool no_text;                  /* what is generated is left out: only the prompt was wanted */
     bool verbose;                  /* OpenAI's replies have llama-server's own under __verbose */
     bool return_tokens;            /* llama-server's: the ids of what is not streamed, too */
     const json_t *response_fields; /* llama-server's; or NULL; borrowed */
@@ -62,6 +63,12 @@ struct nk_reply_progress {         /* of a choice's prompt; tokens */
  * it, or where the reply is not streamed. */
 int nk__reply_progress(nk_reply *r, int choice, const struct nk_reply_progress *p,
                        struct nk_buf *out, struct nk_error *err);
+
+/* Completions: a token of a choice's prompt (index: its position), in their order, with its
+ * log-probability (NaN: the first) and in `text` what of it is in the prompt's text. Written with
+ * what comes next; index 0 begins anew. */
+int nk__reply_prompt_token(nk_reply *r, int choice, const struct nk_gen_token *t,
+                           struct nk_error *err);
 
 /* How long a choice took so far, for what is written of its next token. */
 struct nk_reply_timings {

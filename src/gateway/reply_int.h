@@ -121,8 +121,8 @@ struct nk_reply_timings nk__reply_timings_of(const struct nk__reply_choice *c);
 /* ,"__verbose":{...}: what llama-server's own completion would say of a choice that is done, with
  * all that the model wrote. */
 int nk__reply_write_verbose(struct nk__reply_choice *c, struct nk_buf *out, struct nk_error *err);
-/* The same for completions, into the four lists. */
+/* The same for completions, into the four lists. text: what it adds to the text. */
 int nk__reply_add_completion_logprobs(struct nk__reply_choice *c, const struct nk_gen_token *t,
-                                      struct nk_error *err);
+                                      const char *text, size_t text_size, struct nk_error *err);
 
 #endif

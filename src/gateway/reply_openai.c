@@ -53,8 +53,9 @@ int nk__reply_add_logprobs(struct nk__reply_choice *c, const struct nk_gen_token
 }
 
 int nk__reply_add_completion_logprobs(struct nk__reply_choice *c, const struct nk_gen_token *t,
-                                      struct nk_error *err)
+                                      const char *text, size_t text_size, struct nk_error *err)
 {
+    bool has_none = isnan(t->logprob); /* the prompt's first token */
     const char *comma = c->lp_tokens.size ? "," : "";
     int rc = nk_buf_adds(&c->lp_tokens, comma, err);
 
@@ -63,11 +64,14 @@ int nk__reply_add_completion_logprobs(struct nk__reply_choice *c, const struct n
     if (!rc)
         rc = nk_buf_adds(&c->lp_values, comma, err);
     if (!rc)
-        rc = add_logprob(&c->lp_values, t->logprob, err);
+        rc = has_none ? nk_buf_adds(&c->lp_values, "null", err)
+                      : add_logprob(&c->lp_values, t->logprob, err);
     if (!rc)
         rc = nk_buf_addf(&c->lp_offsets, err, "%s%zu", comma, c->lp_offset);
-    for (size_t i = 0; i < t->piece_size; i++)
-        c->lp_offset += ((unsigned char)t->piece[i] & 0xc0) != 0x80; /* characters, not bytes */
+    for (size_t i = 0; i < text_size; i++)
+        c->lp_offset += ((unsigned char)text[i] & 0xc0) != 0x80; /* characters, not bytes */
+    if (!rc && has_none)
+        return nk_buf_addf(&c->lp_tops, err, "%snull", comma);
     if (!rc)
         rc = nk_buf_addf(&c->lp_tops, err, "%s{", comma);
     for (int i = 0; i < t->n_top && !rc; i++) {

@@ -132,9 +132,8 @@ static int check_together(struct nk_parse *p)
         break;
     case NK_API_COMPLETION:
     case NK_API_LLAMA_COMPLETION:
-        if (r->repeats_prompt && (r->n_logprobs >= 0 || r->suffix))
-            return nk__bad(p, NK_E_INVALID, "refused_field", "echo", "is not possible with %s",
-                           r->suffix ? "suffix" : "logprobs: those of the prompt are not computed");
+        if (r->repeats_prompt && r->suffix)
+            return nk__bad(p, NK_E_INVALID, "refused_field", "echo", "is not possible with suffix");
         if (!r->n_prompts)
             return nk__bad(p, NK_E_INVALID, "missing_field", "prompt",
                            "is required: a string, a list of strings, or token ids");

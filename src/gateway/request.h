@@ -104,6 +104,7 @@ struct nk_request {
     /* completions and Ollama's generate */
     struct nk_prompt prompts[NK_PROMPTS_MAX];
     int n_prompts;
+    bool only_prompt;    /* nothing is generated: the token that must be is left out */
     bool repeats_prompt; /* the prompt comes before the text; its prompts stay until the end */
     const char *suffix;  /* what comes after the text; or NULL. Models that fill in the middle */
     /* llama-server's /infill: what comes before the prompt, and [{filename, text}]; or NULL */

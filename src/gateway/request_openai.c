@@ -214,7 +214,8 @@ const struct nk_field_rule nk__rules_completion[] = {
     { "logprobs", NK_FIELD_YES,     nk__read_completion_logprobs, 0, 0, 0, "0 to 20" },
     { "n_probs",  NK_FIELD_YES,     nk__read_n_probs, 0, 0, 0, "llama-server's name for logprobs" },
     { "echo",     NK_FIELD_YES,     nk__read_bool, NK_OFFSET(repeats_prompt), 0, 0,
-      "not with logprobs: those of the prompt are not computed" },
+      "with logprobs also those of the prompt, computed from its beginning; the first token has "
+      "none" },
     { "suffix",   NK_FIELD_YES,     nk__read_suffix, 0, 0, 0,
       "for models that were made to fill in text, else 400 no_fim" },
     { NULL, 0, NULL, 0, 0, 0, NULL },

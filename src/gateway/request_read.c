@@ -398,9 +398,14 @@ int nk__read_max_tokens(struct nk_parse *p, const struct nk_field_rule *f, const
 {
     json_int_t i;
 
-    if (!nk__json_integer(v, &i) || (i < 1 && i != -1) || i > INT32_MAX)
+    bool may_be_0 =
+        p->r->api == NK_API_COMPLETION || nk__api_dialect(p->r->api) == NK_DIALECT_LLAMA;
+
+    if (!nk__json_integer(v, &i) || (i < 1 && i != -1 && (i || !may_be_0)) || i > INT32_MAX)
         return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
                        "must be a positive integer, or -1 for as many as the context holds");
+    p->r->only_prompt = !i;
+    i += !i;
     if (p->seen_max_tokens && p->r->n_predict != (int)i)
         return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
                        "%lld, but another field for the same says %d; give one of them",

@@ -396,12 +396,9 @@ static void log_probs(const float *logits, int n, float max, int n_top, struct n
     out->logprob = (float)((double)(logits[out->id] - max) - log_sum);
 }
 
-/* Chooses, and accepts nothing. *max: the largest logit. */
-static int draw(nk_sampler *s, const float *logits, int32_t *id, float *max, struct nk_error *err)
+static int check_logits(const float *logits, int n_vocab, float *max, struct nk_error *err)
 {
-    int rc = 0;
-
-    if (!largest(logits, s->n_vocab, max))
+    if (!largest(logits, n_vocab, max))
         return nk_fail(err, NK_E_INTERNAL, "bad_logits",
                        "a logit is not a number: the computation before is broken, and the slices' "
                        "files are the first thing to look at (nakshatra inspect)");
@@ -409,6 +406,27 @@ static int draw(nk_sampler *s, const float *logits, int32_t *id, float *max, str
         return nk_fail(err, NK_E_INTERNAL, "bad_logits",
                        "every logit is -infinity: the slices' files are the first thing to look at "
                        "(nakshatra inspect)");
+    return 0;
+}
+
+int nk_logits_look(const float *logits, int n_vocab, int n_top, struct nk_sampled *out,
+                   struct nk_error *err)
+{
+    float max;
+    int rc = check_logits(logits, n_vocab, &max, err);
+
+    if (!rc)
+        log_probs(logits, n_vocab, max, n_top, out);
+    return rc;
+}
+
+/* Chooses, and accepts nothing. *max: the largest logit. */
+static int draw(nk_sampler *s, const float *logits, int32_t *id, float *max, struct nk_error *err)
+{
+    int rc = check_logits(logits, s->n_vocab, max, err);
+
+    if (rc)
+        return rc;
     *id = first_equal(logits, s->n_vocab, *max);
     if (s->chain && !(s->lowered && !is_lowered(s, *id))) {
         llama_token_data_array c = all_candidates(s, logits);

@@ -39,6 +39,10 @@ struct nk_sampled {
     int n_top;
     struct nk_token_prob top[NK_LOGPROBS_MAX]; /* the most probable first */
 };
+/* The log-probability of the token out->id, which is not chosen but given, and of n_top others:
+ * out's logprob, n_top and top. INTERNAL bad_logits, as nk_sampler_sample. */
+int nk_logits_look(const float *logits, int n_vocab, int n_top, struct nk_sampled *out,
+                   struct nk_error *err);
 /* Chooses a token and accepts it. logits: n_vocab floats, left unchanged; -infinity forbids a
  * token. n_logprobs: -1 none, 0 the chosen token's only, up to NK_LOGPROBS_MAX alternatives.
  *   EXHAUSTED grammar_too_complex   see text/grammar.h

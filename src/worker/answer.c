@@ -6,7 +6,10 @@
 #include "base/log.h"
 #include "rpc/rows.h"
 
-enum { TOKEN_TEXT_MAX = 1 << 20 };
+enum {
+    TOKEN_TEXT_MAX = 1 << 20,
+    PROMPT_PROBS_MAX = 64, /* of one message: what its reader unpacks is bounded */
+};
 
 typedef struct nk_answering answering;
 typedef struct nk_compute_job job;
@@ -282,6 +285,92 @@ static int look_at(const answering *a, job *j, int k, const float *logits, struc
     return sample(a, j, logits, err);
 }
 
+/* ---- the prompt's tokens ---- */
+
+/* Rows of one message; texts are in the pieces, from these offsets on. */
+struct prompt_probs {
+    int n;
+    Nakshatra__V1__PromptProb rows[PROMPT_PROBS_MAX], *ptrs[PROMPT_PROBS_MAX];
+    Nakshatra__V1__TokenProb probs[PROMPT_PROBS_MAX][NK_LOGPROBS_MAX + 1];
+    Nakshatra__V1__TokenProb *tops[PROMPT_PROBS_MAX][NK_LOGPROBS_MAX];
+    size_t offsets[PROMPT_PROBS_MAX][NK_LOGPROBS_MAX + 1];
+};
+
+static void add_prompt_prob(answering *a, struct prompt_probs *p, const struct nk_sampled *t)
+{
+    Nakshatra__V1__PromptProb *row = &p->rows[p->n];
+
+    nakshatra__v1__prompt_prob__init(row);
+    for (int i = 0; i <= t->n_top; i++) {
+        Nakshatra__V1__TokenProb *prob = &p->probs[p->n][i];
+
+        nakshatra__v1__token_prob__init(prob);
+        prob->id = i ? t->top[i - 1].id : t->id;
+        prob->logprob = i ? t->top[i - 1].logprob : t->logprob;
+        prob->text = piece(a, prob->id, &p->offsets[p->n][i]);
+        if (i)
+            p->tops[p->n][i - 1] = prob;
+    }
+    row->prob = &p->probs[p->n][0];
+    row->top = p->tops[p->n];
+    row->n_top = (size_t)t->n_top;
+    p->ptrs[p->n++] = row;
+}
+
+/* The n rows that were added, of which the last is of the prompt's token before `end`. */
+static int send_prompt_probs(answering *a, const struct nk_session *s, struct prompt_probs *p,
+                             int end, struct nk_error *err)
+{
+    Nakshatra__V1__InferenceReply reply = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__PromptProbs m = NAKSHATRA__V1__PROMPT_PROBS__INIT;
+    int rc;
+
+    /* The buffer may have moved while it grew: pointers are set last. */
+    for (int k = 0; k < p->n; k++)
+        for (size_t i = 0; i <= p->rows[k].n_top; i++)
+            p->probs[k][i].text.data = (uint8_t *)a->pieces.data + p->offsets[k][i];
+    m.pos = (uint32_t)(end - p->n);
+    m.probs = p->ptrs;
+    m.n_probs = (size_t)p->n;
+    reply.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_PROMPT_PROBS;
+    reply.prompt_probs = &m;
+    rc = nk_call_send_pb(s->up_ref, (ProtobufCMessage *)&reply, err);
+    p->n = 0;
+    nk_buf_reset(&a->pieces);
+    return rc == NK_E_UNAVAILABLE ? 0 : rc;
+}
+
+/* Last stage: how probable those tokens of the prompt were that follow this step's rows, row by
+ * row. */
+static int tell_prompt(answering *a, const job *j, nk_stage *stage, int row_idx,
+                       struct nk_error *err)
+{
+    const struct nk_session *s = j->session;
+    struct prompt_probs *p = nk__answer_tells(j, 0) ? malloc(sizeof *p) : NULL;
+    int rc = 0, k;
+
+    if (!nk__answer_tells(j, 0))
+        return 0;
+    if (!p)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for log-probabilities");
+    p->n = 0;
+    nk_buf_reset(&a->pieces);
+    for (k = 0; k < j->sched.n && nk__answer_tells(j, k) && !rc; k++) {
+        struct nk_sampled t = { .id = s->feed[j->pos + k + 1] };
+
+        rc = nk_logits_look(nk_stage_logits(stage, row_idx + k), a->info->n_vocab,
+                            s->n_prompt_logprobs, &t, err);
+        if (!rc)
+            add_prompt_prob(a, p, &t);
+        if (!rc && p->n == PROMPT_PROBS_MAX)
+            rc = send_prompt_probs(a, s, p, j->pos + k + 2, err);
+    }
+    if (!rc && p->n)
+        rc = send_prompt_probs(a, s, p, j->pos + k + 1, err);
+    free(p);
+    return rc;
+}
+
 /* ---- a job's answer ---- */
 
 int nk__answer_step(answering *a, job *j, nk_stage *stage, int row_idx, bool *back,
@@ -295,9 +384,13 @@ int nk__answer_step(answering *a, job *j, nk_stage *stage, int row_idx, bool *ba
     if (!s->is_last)
         return send_rows(a, j, nk_stage_rows(stage) + (size_t)row_idx * (size_t)a->info->n_embd,
                          back, err);
+    rc = tell_prompt(a, j, stage, row_idx, err);
+    if (rc)
+        return rc;
     for (int k = 0; k < j->sched.n; k++) {
-        rc =
-            nk__answer_wants(j, k) ? look_at(a, j, k, nk_stage_logits(stage, row_idx + k), err) : 0;
+        rc = nk__answer_wants(j, k) && !nk__answer_tells(j, k)
+                 ? look_at(a, j, k, nk_stage_logits(stage, row_idx + k), err)
+                 : 0;
         if (rc)
             return rc;
     }

@@ -23,11 +23,18 @@ int nk__answer_init(struct nk_answering *a, struct nk_clock *clock, struct nk_tr
                     const struct nk_stage_info *info, struct nk_error *err);
 void nk__answer_release(struct nk_answering *a); /* harmless on one that is all 0 */
 
+/* Whether the log-probability of the token after the k-th row of a step is to be told. */
+static inline bool nk__answer_tells(const struct nk_compute_job *j, int k)
+{
+    return j->session->n_prompt_logprobs >= 0 && j->pos + k + 1 < j->session->n_prompt;
+}
+
 /* Whether the logits of the k-th row of a step are wanted, on the last stage: to choose a token,
- * or, where a session is resumed, to let its sampler see what it saw before. */
+ * to tell how probable the prompt's next one was, or, where a session is resumed, to let its
+ * sampler see what it saw before. */
 static inline bool nk__answer_wants(const struct nk_compute_job *j, int k)
 {
-    return (j->sched.sample && k == j->sched.n - 1) ||
+    return nk__answer_tells(j, k) || (j->sched.sample && k == j->sched.n - 1) ||
            (j->session->resumed && j->pos + k >= j->session->n_prompt - 1);
 }
 

@@ -17,6 +17,8 @@ enum {
      * before. Besides the prompt there are 16 stop strings of 256 bytes, 1,024 biases of 16, a
      * grammar of 64 KiB and a route of 64 addresses: less than half of this. */
     OPEN_REST_BYTES_MAX = 256 << 10,
+    /* Logits of a chunk, where those of every row are wanted: its rows are as few as that takes. */
+    CHUNK_LOGITS_BYTES_MAX = 64 << 20,
     PROMPT_ID_BYTES_MAX = 6, /* a tag, and a varint of 31 bits */
 };
 
@@ -95,7 +97,7 @@ static int parse_limits(session *s, const Nakshatra__V1__Open *m, struct nk_erro
     uint32_t n_predict = l ? l->n_predict : 0,
              stall_ms = l && l->stall_ms ? l->stall_ms : s->w->opts.stall_ms, margin;
 
-    if (s->is_first || s->resumed) {
+    if (s->is_first || s->resumed || s->n_prompt_logprobs >= 0) {
         if (m->n_prompt_ids == 0)
             return nk_fail(err, NK_E_INVALID, "no_prompt", "the prompt has no tokens");
         if (m->n_prompt_ids >= (size_t)info->n_ctx_seq)
@@ -137,6 +139,8 @@ static int parse_limits(session *s, const Nakshatra__V1__Open *m, struct nk_erro
                        s->resumed ? "" : ", and this is a new session");
     s->n_said = (int)m->n_generated_ids;
     s->hold_ms = m->hold_ms < NK_HOLD_MS_MAX ? m->hold_ms : NK_HOLD_MS_MAX;
+    if (s->n_prompt_logprobs >= 0) /* what was said of the prompt is not said again */
+        s->hold_ms = 0;
     /* The stage nearest to the one that is silent gives up first, so that the right worker is
      * named; all of them within stall_ms. */
     margin = stall_ms / 10 < STALL_MARGIN_MS_MAX ? stall_ms / 10 : STALL_MARGIN_MS_MAX;
@@ -188,7 +192,7 @@ static int check_sizes(const Nakshatra__V1__Open *m, size_t size, struct nk_erro
 {
     struct nk_logit_bias bias[NK_LOGIT_BIAS_MAX];
     struct nk_sampling sampling;
-    size_t prompt = m->stage_idx == 0 || m->attempt
+    size_t prompt = m->stage_idx == 0 || m->attempt || m->prompt_logprobs
                         ? (m->n_prompt_ids + m->n_generated_ids) * PROMPT_ID_BYTES_MAX
                         : 0;
     int rc = check_stops(m, err);
@@ -276,6 +280,14 @@ static int take_ids(session *s, const Nakshatra__V1__Open *m, struct nk_error *e
     return 0;
 }
 
+static int chunk_for_logits(const session *s)
+{
+    int n = (int)(CHUNK_LOGITS_BYTES_MAX / sizeof(float)) / nk__stage_info(s->w)->n_vocab;
+
+    n = n > 1 ? n : 1;
+    return n < s->chunk ? n : s->chunk;
+}
+
 /* Rows on the wire. */
 static size_t row_bytes(const session *s)
 {
@@ -352,6 +364,15 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
         return nk_fail(err, NK_E_INVALID, "bad_request", "n_logprobs is %d; 0 to %d are possible",
                        m->n_logprobs, NK_LOGPROBS_MAX + 1);
     s->n_logprobs = m->n_logprobs - 1;
+    if (m->prompt_logprobs < 0 || m->prompt_logprobs > NK_LOGPROBS_MAX + 1 ||
+        (m->prompt_logprobs && m->attempt))
+        return nk_fail(err, NK_E_INVALID, "bad_request",
+                       "prompt_logprobs is %d; 0 to %d are possible, and 0 in a session that is "
+                       "resumed",
+                       m->prompt_logprobs, NK_LOGPROBS_MAX + 1);
+    s->n_prompt_logprobs = m->prompt_logprobs - 1;
+    if (s->n_prompt_logprobs >= 0)
+        s->chunk = chunk_for_logits(s);
     rc = parse_limits(s, m, err);
     if (!rc)
         rc = check_sizes(m, bytes.size, err);
@@ -364,7 +385,7 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
                            m->chunk, nk__stage_info(w)->n_batch);
         s->chunk = (int)m->chunk;
     }
-    if (s->is_first || s->resumed) {
+    if (s->is_first || s->resumed || s->n_prompt_logprobs >= 0) {
         rc = take_ids(s, m, err);
         if (rc)
             return rc;
@@ -503,7 +524,7 @@ static int send_open(session *s, struct nk_error *err)
     limits.n_predict = (uint32_t)s->n_predict;
     req->open->limits = &limits;
     req->open->stage_idx++;
-    if (!s->resumed)
+    if (!s->resumed && s->n_prompt_logprobs < 0)
         req->open->n_prompt_ids = 0;
     req->open->n_tokens_max = (uint32_t)s->n_tokens_max;
     req->open->reuse = s->reuse;

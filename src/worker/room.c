@@ -159,6 +159,8 @@ static session *find_kept(const session *s, int *n_tokens)
     *n_tokens = 0;
     if (!s->reuse && s->is_first)
         return NULL;
+    if (s->n_prompt_logprobs >= 0) /* each of its rows is to be seen */
+        return NULL;
     TAILQ_FOREACH(k, &s->w->sessions[NK_SESSION_KEPT].head, link)
     {
         int n;

@@ -351,6 +351,10 @@ static int on_down(session *s, Nakshatra__V1__InferenceReply *m, struct nk_bytes
         if (!rc && !m->token->finish && s->up)
             rc = nk_call_send(s->up, bytes.data, bytes.size, err);
         return rc;
+    case NAKSHATRA__V1__INFERENCE_REPLY__KIND_PROMPT_PROBS:
+        if (s->state != NK_SESSION_RUNNING || s->n_prompt_logprobs < 0)
+            break;
+        return s->up ? nk_call_send(s->up, bytes.data, bytes.size, err) : 0;
     case NAKSHATRA__V1__INFERENCE_REPLY__KIND_STEP_DONE:
         if (s->replaying) {
             count_wire(s, m->step_done->step, m->step_done->spent_us, now);

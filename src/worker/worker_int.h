@@ -110,7 +110,9 @@ struct nk_session {
     int n_logprobs;   /* -1: none */
     uint32_t hold_ms; /* 0: not held when a neighbour is lost */
     int n_prompt;     /* first stage; every stage of a session that is resumed */
-    bool progress;    /* first stage: the client wants to know how far the prompt is */
+    /* Log-probabilities of the prompt's tokens: -1: none; else with so many alternatives. */
+    int n_prompt_logprobs;
+    bool progress; /* first stage: the client wants to know how far the prompt is */
     /* Resumed: of the ids that are fed, prompt and what was said, so many were said. 0: none. */
     bool resumed;
     int n_said;

@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import threading
@@ -398,6 +399,71 @@ class Openai(OverOneCluster):
         self.refused(reply, 405, "method_not_allowed")
         self.assertEqual(reply.headers["allow"], "POST, OPTIONS")
         self.refused(self.gateway.ask("BREW", "/v1/models"), 405, "method_not_allowed")
+
+
+class PromptProbabilities(unittest.TestCase):
+    """Log-probabilities of a prompt that is given: what evaluation harnesses ask for."""
+    TEXT = "And it came to pass, that when the LORD heard the voice of the children, he said unto Moses, Go, speak unto them." * 5
+
+    def of_whole_model(self):
+        done = subprocess.run([os.path.join(nk.BUILD, "tools", "whole"), nk.KJV, "--prompt", self.TEXT, "-n", "2", "--temp", "0", "--logprobs", "2",
+                               "--prompt-logprobs", "2"], capture_output=True, text=True, timeout=nk.LONG_S, env=nk.env(), check=True)
+        return json.loads(done.stdout)
+
+    def same(self, ours, whole):
+        """Bit for bit: both were float32."""
+        exactly = [struct.unpack("f", struct.pack("f", p["logprob"]))[0] for p in whole]
+        self.assertEqual(ours["token_logprobs"], exactly)
+        self.assertEqual([t.encode() for t in ours["tokens"]], [bytes(p["bytes"]) for p in whole])
+        for top, p in zip(ours["top_logprobs"], whole, strict=True):
+            self.assertEqual([t.encode() for t in top], [bytes(q["bytes"]) for q in p["top"]])
+
+    def test_they_are_the_whole_models_to_the_bit(self):
+        whole = self.of_whole_model()
+        body = {"prompt": self.TEXT, "echo": True, "logprobs": 2, "max_tokens": 0, "temperature": 0}
+        self.assertGreater(whole["n_prompt"], 128)  # more than one chunk
+        for cut in ("0-8", "0-3,3-8"):
+            with self.subTest(cut), nk.Chain(nk.KJV, cut, "--deterministic") as chain, Gateway(chain.file) as gateway:
+                gateway.wait_ready()
+                for more in ({}, {"max_tokens": 2}, {"max_tokens": 2, "stream": True}):
+                    reply = gateway.post("/v1/completions", body | more)
+                    self.assertEqual(reply.status, 200, reply)
+                    if "stream" in more:
+                        choices = [c["choices"][0] for c in reply.chunks()]
+                        text = "".join(c["text"] for c in choices)
+                        ours = {k: [x for c in choices if c["logprobs"] for x in c["logprobs"][k]] for k in choices[0]["logprobs"]}
+                    else:
+                        choice = reply.json["choices"][0]
+                        text, ours = choice["text"], choice["logprobs"]
+                        self.assertEqual(choice["finish_reason"], "length")
+                        self.assertEqual(reply.json["usage"]["completion_tokens"], len(whole["ids"]) if more else 0)
+                        self.assertEqual(reply.json["usage"]["prompt_tokens_details"]["cached_tokens"], 0)
+                    self.assertEqual(text, self.TEXT + (whole["text"] if more else ""))
+                    self.assertEqual({k: v.pop(0) for k, v in ours.items()},
+                                     {"tokens": "<s>", "token_logprobs": None, "top_logprobs": None, "text_offset": 0})
+                    self.same(ours, whole["prompt_logprobs"] + (whole["logprobs"] if more else []))
+                    for offset, token in zip(ours["text_offset"][1:], ours["tokens"][1:]):
+                        self.assertEqual(text[offset:offset + len(token)], token)
+                chain.assert_idle()
+
+    def test_many_prompts_as_ids(self):
+        with nk.Chain(nk.KJV, "0-4,4-8") as chain, Gateway(chain.file) as gateway:
+            gateway.wait_ready()
+            prompts = [[1], [1, 300], list(range(1, 200)), [1, 300, 301]]
+            reply = gateway.post("/v1/completions", {"prompt": prompts, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0, "seed": 1})
+            self.assertEqual(reply.status, 200, reply)
+            for prompt, choice in zip(prompts, reply.json["choices"], strict=True):
+                told = choice["logprobs"]["token_logprobs"]
+                self.assertIsNone(told[0])
+                self.assertEqual([p is not None and p < 0 for p in told[1:]], [True] * len(prompt))
+                self.assertEqual(len(choice["logprobs"]["top_logprobs"]), len(prompt) + 1)
+            # The same ids ask for the same, whatever was computed before; and nothing else of a reply changes.
+            plain = gateway.post("/v1/completions", {"prompt": prompts[2], "max_tokens": 4, "temperature": 0, "logprobs": 1}).json["choices"][0]
+            echoed = gateway.post("/v1/completions", {"prompt": prompts[2], "max_tokens": 4, "temperature": 0, "logprobs": 1, "echo": True}).json["choices"][0]
+            self.assertTrue(echoed["text"].endswith(plain["text"]))
+            nothing = gateway.post("/v1/completions", {"prompt": prompts[2], "max_tokens": 0}).json
+            self.assertEqual((nothing["choices"][0]["text"], nothing["usage"]["completion_tokens"]), ("", 0))
+            chain.assert_idle()
 
 
 class Ollama(OverOneCluster):

@@ -225,6 +225,8 @@ class Opening(Served):
         self.chain.assert_idle()
         self.bad("INVALID_ARGUMENT", "bad_request", -5, n_logprobs=-5)
         self.bad("INVALID_ARGUMENT", "bad_request", 22, 21, n_logprobs=22)
+        self.bad("INVALID_ARGUMENT", "bad_request", -5, prompt_logprobs=-5)
+        self.bad("INVALID_ARGUMENT", "bad_request", 22, 21, prompt_logprobs=22)
         self.bad("INVALID_ARGUMENT", "bad_dtype", 3, dtype=3)
         self.bad("INVALID_ARGUMENT", "bad_route", 4294967295, stage_idx=2**32 - 1)
         self.refused(lambda: self.opened_late(n_tokens_max=2**32 - 1), "OUT_OF_RANGE", "context_length_exceeded",

@@ -3,7 +3,7 @@
  * object: text, ids, finish, stop, seed, logprobs.
  *
  * usage: whole MODEL.gguf --prompt TEXT [generation options] [--logprobs K] [--chunk ROWS]
- *     [--threads N] */
+ *     [--threads N] [--prompt-logprobs K]   (also of the prompt's tokens: prompt_logprobs) */
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
@@ -27,6 +27,24 @@
 
 static struct nk_error err;
 
+/* What is told of ids that are fed; NULL: nothing. */
+static json_t *told;
+static int n_told; /* alternatives */
+
+static nk_vocab *vocab;
+
+static json_t *prob_json(const nk_vocab *v, int32_t id, float logprob);
+
+static json_t *sampled_json(const nk_vocab *v, const struct nk_sampled *t)
+{
+    json_t *e = prob_json(v, t->id, t->logprob), *top = json_array();
+
+    for (int i = 0; i < t->n_top; i++)
+        json_array_append_new(top, prob_json(v, t->top[i].id, t->top[i].logprob));
+    json_object_set_new(e, "top", top);
+    return e;
+}
+
 /* ids from position pos on, in chunks as a worker makes them; the last one's logits. */
 static const float *run(nk_stage *s, const int32_t *ids, int n, int pos, int chunk)
 {
@@ -37,13 +55,19 @@ static const float *run(nk_stage *s, const int32_t *ids, int n, int pos, int chu
         int8_t *want = calloc((size_t)k, 1);
 
         for (int i = 0; i < k; i++)
-            position[i] = pos + at + i;
+            position[i] = pos + at + i, want[i] = told != NULL;
         want[k - 1] = 1;
         TRY(nk_stage_run(
             s,
             &(struct nk_stage_batch){
                 .n_tokens = k, .ids = ids + at, .pos = position, .seq = seq, .want = want },
             &err));
+        for (int i = 0; told && i < k && at + i + 1 < n; i++) {
+            struct nk_sampled t = { .id = ids[at + i + 1] };
+
+            TRY(nk_logits_look(nk_stage_logits(s, i), nk_stage_info(s)->n_vocab, n_told, &t, &err));
+            json_array_append_new(told, sampled_json(vocab, &t));
+        }
         free(position);
         free(seq);
         free(want);
@@ -72,10 +96,12 @@ int main(int argc, char **argv)
 {
     struct nk_gen_args a = nk_gen_args_default();
     const char *prompt = NULL;
-    int64_t chunk = 64, threads = 1, ctx = 0;
+    int64_t chunk = 64, threads = 1, ctx = 0, prompt_logprobs = -1;
     const struct nk_arg args[] = {
         { "prompt", 'p', NK_ARG_STRING, &prompt, "TEXT", "the prompt", 0, 0 },
         { "logprobs", 0, NK_ARG_INT, &a.logprobs, "K", "alternatives", 0, NK_LOGPROBS_MAX },
+        { "prompt-logprobs", 0, NK_ARG_INT, &prompt_logprobs, "K", "alternatives", 0,
+          NK_LOGPROBS_MAX },
         { "chunk", 0, NK_ARG_INT, &chunk, "ROWS", "rows of a prefill chunk (64)", 1, 512 },
         { "threads", 0, NK_ARG_INT, &threads, "N", "(1)", 1, 64 },
         { "ctx", 0, NK_ARG_INT, &ctx, "N", "(the model's)", 0, 1 << 20 },
@@ -91,7 +117,6 @@ int main(int argc, char **argv)
     const char *finish = NULL;
     const float *logits;
     nk_stage *stage;
-    nk_vocab *vocab;
     nk_sampler *sampler;
     nk_detok *detok;
     int first, n_ctx, pos, n_predict;
@@ -116,7 +141,12 @@ int main(int argc, char **argv)
         nk_sampler_prompt(sampler, tokens.ids[i]);
     n_predict =
         o.n_predict && o.n_predict < n_ctx - (int)tokens.n ? o.n_predict : n_ctx - (int)tokens.n;
+    told = prompt_logprobs >= 0 ? json_array() : NULL;
+    n_told = (int)prompt_logprobs;
     logits = run(stage, tokens.ids, (int)tokens.n, 0, (int)chunk);
+    if (told)
+        json_object_set_new(result, "prompt_logprobs", told);
+    told = NULL;
     pos = (int)tokens.n;
     while (!finish) {
         struct nk_sampled t;
@@ -131,12 +161,7 @@ int main(int argc, char **argv)
         }
         json_array_append_new(ids, json_integer(t.id));
         if (o.n_logprobs >= 0) {
-            json_t *e = prob_json(vocab, t.id, t.logprob), *top = json_array();
-
-            for (int i = 0; i < t.n_top; i++)
-                json_array_append_new(top, prob_json(vocab, t.top[i].id, t.top[i].logprob));
-            json_object_set_new(e, "top", top);
-            json_array_append_new(logprobs, e);
+            json_array_append_new(logprobs, sampled_json(vocab, &t));
         }
         TRY(nk_detok_add(detok, t.id, &text, &stopped, &err));
         if (stopped)

@@ -12,6 +12,8 @@ struct heard {
     int n_tokens, n_done, n_opened, last_index;
     int n_replaying, replayed, to_replay; /* calls, and what the last one said */
     char replayed_to[64];
+    int n_prompted; /* calls; the position that was told last */
+    float prompt_logprob;
     int n_prefilled, prefilled[16], n_reused; /* calls, and what they said */
     char text[4096];
     bool ok, free_in_done, cancel_in_token;
@@ -78,6 +80,16 @@ static inline void heard_prefilled(void *user, int n_done, int n_reused)
     pthread_mutex_unlock(&h->mutex);
 }
 
+static inline void heard_prompted(void *user, const struct nk_gen_token *t)
+{
+    struct heard *h = user;
+
+    pthread_mutex_lock(&h->mutex);
+    assert_int_equal(t->index, ++h->n_prompted);
+    h->prompt_logprob = t->logprob;
+    pthread_mutex_unlock(&h->mutex);
+}
+
 static inline void heard_replaying(void *user, const char *worker_id, int done, int total)
 {
     struct heard *h = user;
@@ -94,6 +106,7 @@ static inline void heard_replaying(void *user, const char *worker_id, int done, 
 static const struct nk_gen_handlers handlers = {
     .opened = heard_opened,
     .prefilled = heard_prefilled,
+    .prompted = heard_prompted,
     .replaying = heard_replaying,
     .token = heard_token,
     .done = heard_done,

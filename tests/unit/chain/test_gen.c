@@ -165,6 +165,94 @@ static void test_gen__progress_of_the_prompt_is_what_the_stages_have_answered(vo
     refuse(prefills_late, NK_E_DATA_LOSS, "bad_peer", "after the first token");
 }
 
+/* ---- log-probabilities of the prompt, whose ids are 1, 2 and 3 ---- */
+
+/* ids: one letter each, its distance to '0'. */
+static void say_prompt_probs(nk_call *c, uint32_t pos, const char *ids, size_t n_top)
+{
+    Nakshatra__V1__InferenceReply r = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__PromptProbs m = NAKSHATRA__V1__PROMPT_PROBS__INIT;
+    Nakshatra__V1__PromptProb rows[8], *ptrs[8];
+    Nakshatra__V1__TokenProb probs[8], *top[8];
+
+    for (size_t i = 0; ids[i]; i++) {
+        nakshatra__v1__prompt_prob__init(&rows[i]);
+        nakshatra__v1__token_prob__init(&probs[i]);
+        probs[i].id = ids[i] - '0';
+        probs[i].logprob = -0.25f;
+        rows[i].prob = &probs[i];
+        rows[i].top = top;
+        rows[i].n_top = n_top;
+        ptrs[i] = &rows[i];
+    }
+    for (size_t i = 0; i < n_top; i++)
+        top[i] = &probs[0];
+    m.pos = pos;
+    m.probs = ptrs;
+    m.n_probs = strlen(ids);
+    r.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_PROMPT_PROBS;
+    r.prompt_probs = &m;
+    send_reply(c, &r);
+}
+
+/* What it says of the prompt, before it goes on as if that were right. */
+static struct {
+    uint32_t pos;
+    const char *ids;
+    size_t n_top;
+} said_of_prompt[2];
+
+SCRIPT(tells_prompt)
+{
+    send_opened(f, c, NULL);
+    for (int i = 0; i < 2; i++)
+        if (said_of_prompt[i].ids)
+            say_prompt_probs(c, said_of_prompt[i].pos, said_of_prompt[i].ids,
+                             said_of_prompt[i].n_top);
+    send_token(c, 0, "a");
+    send_done(c, 1, NULL);
+    nk_call_finish(c, NULL);
+}
+
+static void test_gen__log_probabilities_of_the_prompt_are_held_against_its_ids(void **state)
+{
+    static const struct {
+        uint32_t pos;
+        const char *ids;
+        size_t n_top;
+        const char *says;
+    } wrong[] = {
+        { 0, "1", 1, "from token 0 on" }, { 2, "3", 1, "from token 2 on" },
+        { 1, "234", 1, "tells 3" },       { 1, "24", 1, "token 2, which is not that" },
+        { 1, "23", 2, "is not that" },
+    };
+    struct nk_gen_opts o = options();
+    struct heard h;
+
+    (void)state;
+    o.n_prompt_logprobs = 1;
+    said_of_prompt[0].pos = 1, said_of_prompt[0].ids = "2", said_of_prompt[0].n_top = 1;
+    said_of_prompt[1].pos = 2, said_of_prompt[1].ids = "3", said_of_prompt[1].n_top = 0;
+    generate(tells_prompt, &o, &h);
+    if (!h.ok)
+        fail_msg("%s", h.err.msg);
+    assert_int_equal(h.n_prompted, 2);
+    assert_true(h.prompt_logprob == -0.25f);
+    assert_int_equal(fakes[0].request->open->prompt_logprobs, 2);
+    assert_int_equal(fakes[0].request->open->hold_ms, 0); /* it cannot go on after a loss */
+    /* An older worker says nothing of it. */
+    said_of_prompt[1].ids = NULL;
+    refuse_opts(tells_prompt, &o, NK_E_UNIMPLEMENTED, "no_prompt_logprobs", "1 of the prompt's 3");
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        said_of_prompt[0].pos = wrong[i].pos;
+        said_of_prompt[0].ids = wrong[i].ids;
+        said_of_prompt[0].n_top = wrong[i].n_top;
+        refuse_opts(tells_prompt, &o, NK_E_DATA_LOSS, "bad_peer", wrong[i].says);
+    }
+    said_of_prompt[0].pos = 1, said_of_prompt[0].ids = "2", said_of_prompt[0].n_top = 0;
+    refuse(tells_prompt, NK_E_DATA_LOSS, "bad_peer", "none were asked for");
+}
+
 static void say_opened(struct fake *f, nk_call *c)
 {
     send_opened(f, c, NULL);
@@ -1117,6 +1205,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(test_gen__hands_out_tokens_then_the_stats_once),
         T(test_gen__progress_of_the_prompt_is_what_the_stages_have_answered),
+        T(test_gen__log_probabilities_of_the_prompt_are_held_against_its_ids),
         T(test_gen__times_are_those_of_the_clock),
         T(test_gen__the_end_of_generation_token_is_not_handed_out_but_its_text_is),
         T(test_gen__what_was_done_stays_done_however_the_stream_ends),
