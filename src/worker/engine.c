@@ -446,6 +446,8 @@ static void *pages_main(void *arg)
 /* Beside the work, which may begin meanwhile: a worker is ready before this is through. */
 static void pages_start(nk_engine *e)
 {
+    if (e->w->opts.by_hand)
+        return;
     atomic_store(&e->pages_stop, false);
     e->pages_running = !nk_thread_start(&e->pages, pages_main, e);
 }
@@ -580,23 +582,47 @@ static void wait_for_work(nk_engine *e, uint64_t until_ns)
         pthread_cond_wait(&e->cond, &e->mutex);
 }
 
+/* Under the mutex. */
+static int pick(nk_engine *e, uint64_t *wait_until)
+{
+    int n = nk__schedule_pick(&e->schedule, now_ns(e), e->run, wait_until);
+
+    if (n)
+        atomic_store(&e->counters.jobs_queued, e->schedule.n_jobs);
+    return n;
+}
+
+int nk__engine_pick(nk_engine *e, uint64_t *wait_until)
+{
+    int n;
+
+    pthread_mutex_lock(&e->mutex);
+    n = pick(e, wait_until);
+    pthread_mutex_unlock(&e->mutex);
+    return n;
+}
+
+void nk__engine_run(nk_engine *e, int n)
+{
+    if (e->run[0]->lane)
+        run_batch(e, n);
+    else
+        run_control(e, job_of(e->run[0]));
+}
+
 /* With the mutex held, but for the computing. */
 static void compute(nk_engine *e)
 {
     while (!e->stop) {
         uint64_t wait_until;
-        int n = nk__schedule_pick(&e->schedule, now_ns(e), e->run, &wait_until);
+        int n = pick(e, &wait_until);
 
         if (!n) {
             wait_for_work(e, wait_until);
             continue;
         }
-        atomic_store(&e->counters.jobs_queued, e->schedule.n_jobs);
         pthread_mutex_unlock(&e->mutex);
-        if (e->run[0]->lane)
-            run_batch(e, n);
-        else
-            run_control(e, job_of(e->run[0]));
+        nk__engine_run(e, n);
         pthread_mutex_lock(&e->mutex);
     }
 }
@@ -654,15 +680,20 @@ static int schedule_init(nk_engine *e, struct nk_error *err)
  * gives every thread that computes a team of its own: with a second team, even an idle one, libgomp
  * counts more threads than cores and lets all of them sleep at every barrier instead of spinning,
  * which cost a fifth of the speed. */
-static void *compute_main(void *arg)
+static int begin(nk_engine *e)
 {
-    nk_engine *e = arg;
     int rc = stage_open(e, e->start_err);
 
     if (!rc)
         rc = schedule_init(e, e->start_err);
-    if (!rc)
-        rc = allocate(e, e->start_err);
+    return rc ? rc : allocate(e, e->start_err);
+}
+
+static void *compute_main(void *arg)
+{
+    nk_engine *e = arg;
+    int rc = begin(e);
+
     if (!rc)
         nk_stage_place_threads(e->stage);
     pthread_mutex_lock(&e->mutex);
@@ -743,17 +774,20 @@ int nk__engine_start(nk_engine **out, nk_worker *w, struct nk_error *err)
     pool_init(&e->large, POOL_LARGE_MAX);
     /* Empty until the stage is known. */
     nk__schedule_init(&e->schedule, &(struct nk_schedule_opts){ 0 });
-    if (nk_thread_start(&e->thread, compute_main, e)) {
-        engine_free(e);
-        return nk_fail(err, NK_E_EXHAUSTED, "no_thread", "the compute thread could not be started");
+    if (w->opts.by_hand) {
+        rc = begin(e);
+    } else if (nk_thread_start(&e->thread, compute_main, e)) {
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_thread", "the compute thread could not be started");
+    } else {
+        pthread_mutex_lock(&e->mutex);
+        while (!e->started)
+            pthread_cond_wait(&e->cond, &e->mutex);
+        rc = e->start_rc;
+        pthread_mutex_unlock(&e->mutex);
+        if (rc)
+            pthread_join(e->thread, NULL);
     }
-    pthread_mutex_lock(&e->mutex);
-    while (!e->started)
-        pthread_cond_wait(&e->cond, &e->mutex);
-    rc = e->start_rc;
-    pthread_mutex_unlock(&e->mutex);
     if (rc) {
-        pthread_join(e->thread, NULL);
         engine_free(e);
         return rc;
     }
@@ -769,7 +803,8 @@ void nk__engine_stop_thread(nk_engine *e)
     if (e->stage)
         nk_stage_cancel(e->stage);
     pthread_mutex_unlock(&e->mutex);
-    pthread_join(e->thread, NULL);
+    if (!e->w->opts.by_hand)
+        pthread_join(e->thread, NULL);
     e->joined = true;
 }
 

@@ -62,6 +62,9 @@ struct nk_worker_opts {
     /* Of the plan that this worker is for; 0: none. A session of another one is refused:
      * PRECONDITION stale_epoch. */
     uint64_t epoch;
+    /* There is no compute thread: whoever started the worker runs what its engine has to do, by
+     * nk__engine_pick and nk__engine_run (tests/simulation). */
+    bool by_hand;
     /* Every time and deadline goes by this clock; random are seeds and what tells groups of several
      * senders apart. Borrowed until nk_worker_stop has returned. */
     struct nk_clock *clock;

@@ -249,6 +249,11 @@ int nk__engine_start(nk_engine **out, nk_worker *w, struct nk_error *err);
  * thread has ended: drops what is queued, closes the stage, frees. */
 void nk__engine_stop_thread(nk_engine *e);
 void nk__engine_stop(nk_engine *e);
+/* Instead of the thread, where the worker was started with by_hand: takes what is to be run next,
+ * and runs it. pick returns how many jobs; 0: nothing now, and *wait_until is when to ask again
+ * though nothing was submitted, or 0. Between the two the jobs are under way. */
+int nk__engine_pick(nk_engine *e, uint64_t *wait_until);
+void nk__engine_run(nk_engine *e, int n);
 struct nk_engine_counters *nk__engine_counters(nk_engine *e);
 /* The loaded slice; also while asleep. */
 const struct nk_stage_info *nk__engine_info(const nk_engine *e);
