@@ -36,6 +36,7 @@ enum {
 struct machine {
     char address[32], layers[16];
     int layer_begin, layer_end;
+    int replica; /* whose cluster file has it */
     struct process *p;
     nk_worker *w;     /* NULL: it does not run */
     int computing;    /* jobs that its engine runs just now */
@@ -428,7 +429,8 @@ static struct machine *some_machine(void)
 static bool has_spare(const struct machine *m)
 {
     for (int i = 0; i < s.n_machines; i++)
-        if (&s.machines[i] != m && s.machines[i].w && !strcmp(s.machines[i].layers, m->layers))
+        if (&s.machines[i] != m && s.machines[i].w && s.machines[i].replica == m->replica &&
+            !strcmp(s.machines[i].layers, m->layers))
             return true;
     return false;
 }
@@ -545,17 +547,17 @@ static void fault(void *arg)
 
 /* ---- one seed ---- */
 
-static void add_machine(int begin, int end)
+static void add_machine(int replica, int begin, int end)
 {
     struct machine *m = &s.machines[s.n_machines];
 
-    *m = (struct machine){ .layer_begin = begin, .layer_end = end };
+    *m = (struct machine){ .layer_begin = begin, .layer_end = end, .replica = replica };
     snprintf(m->address, sizeof m->address, "m%d:1", s.n_machines++);
     snprintf(m->layers, sizeof m->layers, "%d-%d", begin, end);
 }
 
 /* So many stages, and perhaps spares. */
-static void add_replica(struct nk_cluster *c, int n_stages, bool with_spares)
+static void add_replica(struct nk_cluster *c, int replica, int n_stages, bool with_spares)
 {
     int begin = 0;
 
@@ -571,13 +573,13 @@ static void add_replica(struct nk_cluster *c, int n_stages, bool with_spares)
         memcpy(w->address, w->id, sizeof w->id);
         w->layer_begin = begin;
         w->layer_end = end;
-        add_machine(begin, end);
+        add_machine(replica, begin, end);
         begin = end;
     }
     for (int i = 0; with_spares && i < n_stages; i++)
         if (world_chance(400)) {
             snprintf(c->spares[c->n_spares++], sizeof c->spares[0], "m%d:1", s.n_machines);
-            add_machine(c->workers[i].layer_begin, c->workers[i].layer_end);
+            add_machine(replica, c->workers[i].layer_begin, c->workers[i].layer_end);
         }
 }
 
@@ -654,10 +656,10 @@ static void run_seed(uint64_t seed)
     model_kind.shapes = s.apart;
     model_kind.no_rollback = world_chance(250);
     model_n_unlike = 0;
-    add_replica(first, 1 + (int)world_below(4), world_chance(600));
+    add_replica(first, 0, 1 + (int)world_below(4), world_chance(600));
     has_other = world_chance(200);
     if (has_other)
-        add_replica(second, 1 + (int)world_below(3), false);
+        add_replica(second, 1, 1 + (int)world_below(3), false);
     for (int i = 0; i < s.n_machines; i++)
         machine_start(&s.machines[i]);
     s.gateway = world_process("gateway:1");
