@@ -19,6 +19,7 @@
 #include <sys/queue.h>
 
 #include "chain/chain.h"
+#include "chain/repair.h"
 #include "nakshatra.pb-c.h"
 #include "rpc/arena.h"
 #include "rpc/rpc.h"
@@ -48,8 +49,8 @@ struct nk_chain {
     LIST_HEAD(, nk_repair) repairs;
     int n_running; /* in both lists */
     bool barrier;
-    /* net thread: what each worker computed when it was heard last and fitted; all empty before */
-    struct nk_computed known[NK_CLUSTER_WORKERS_MAX];
+    /* net thread: what each worker was when it was heard last and fitted; all empty before */
+    struct nk_known known[NK_CLUSTER_WORKERS_MAX];
 };
 
 /* ---- peer.c ---- */

@@ -568,8 +568,8 @@ static void opened(nk_gen *g, const Nakshatra__V1__Opened *o)
     g->stats.n_prompt = (int)o->n_prompt;
     g->stats.seed = o->seed;
     for (int i = 0; i < g->c->cluster.n_workers; i++) /* as route_fits has seen */
-        nk_computed_unpack(&g->c->known[i], o->stages[i]->computed, o->stages[i]->n_computed,
-                           o->stages[i]->llama_version);
+        nk_computed_unpack(&g->c->known[i].computed, o->stages[i]->computed,
+                           o->stages[i]->n_computed, o->stages[i]->llama_version);
     g->was_opened = true;
     g->state = GEN_RUNNING;
     if (!g->told_opened && g->handlers.opened)

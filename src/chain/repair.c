@@ -32,24 +32,38 @@ struct attempt { /* with one worker as the one to agree with */
     int n_missing, n_replaced, n_unlike;
 };
 
-/* The facts in which a stand-in should be like the worker before. */
+/* The facts in which a stand-in should be like the worker before. Beside them it should have as
+ * much room: else sessions that the chain has taken, or would take, do not fit there. */
 static const enum nk_fact alike[] = { NK_FACT_BACKEND, NK_FACT_GGML, NK_FACT_LLAMA };
 
-static bool is_unlike(const struct nk_computed *was, const struct nk_computed *is, char *out,
-                      size_t size)
+static void note_unlike(const struct nk_known *was, const struct nk_worker_report *is, char *out,
+                        size_t size)
 {
+    const struct {
+        const char *title, *unit;
+        int was, is;
+    } sizes[] = {
+        { "a context of", " tokens", was->n_ctx_seq, is->n_ctx_seq },
+        { "batches of", " rows", was->n_batch, is->n_batch },
+        { "at once", " sessions", was->n_seq_max, is->n_seq_max },
+    };
     size_t used = 0;
 
     out[0] = '\0';
     for (size_t i = 0; i < sizeof alike / sizeof alike[0]; i++) {
-        const char *a = was->facts[alike[i]].value, *b = is->facts[alike[i]].value;
+        const char *a = was->computed.facts[alike[i]].value,
+                   *b = is->computed.facts[alike[i]].value;
 
         if (!a[0] || !strcmp(a, b) || used >= size)
             continue;
         used += (size_t)snprintf(out + used, size - used, "%s%s %s instead of %s", used ? ", " : "",
                                  nk_fact_row(alike[i])->title, b, a);
     }
-    return used > 0;
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+        if (sizes[i].is < sizes[i].was && used < size)
+            used += (size_t)snprintf(out + used, size - used, "%s%s %d%s instead of %d",
+                                     used ? ", " : "", sizes[i].title, sizes[i].is, sizes[i].unit,
+                                     sizes[i].was);
 }
 
 static bool fits(const struct nk_cluster *c, int idx, const struct nk_worker_report *w,
@@ -60,7 +74,7 @@ static bool fits(const struct nk_cluster *c, int idx, const struct nk_worker_rep
 }
 
 static void try(struct attempt *a, const struct nk_cluster *c, const struct nk_chain_report *r,
-                const struct nk_worker_report *other, const struct nk_computed *known,
+                const struct nk_worker_report *other, const struct nk_known *known,
                 const struct nk_repair_wish *wish)
 {
     *a = (struct attempt){ 0 };
@@ -75,7 +89,7 @@ static void try(struct attempt *a, const struct nk_cluster *c, const struct nk_c
             if (!fits(c, i, &r->spares[s], other, wish->deterministic, NULL))
                 continue;
             if (known)
-                is_unlike(&known[i], &r->spares[s].computed, unlike, sizeof unlike);
+                note_unlike(&known[i], &r->spares[s], unlike, sizeof unlike);
             if (k->w && (unlike[0] || !k->unlike[0]))
                 continue;
             k->w = &r->spares[s];
@@ -151,7 +165,7 @@ static void replace(struct nk_repaired *to, int idx, const struct choice *k)
 }
 
 int nk_repair_choose(struct nk_repaired **out, const struct nk_cluster *c,
-                     const struct nk_chain_report *r, const struct nk_computed *known,
+                     const struct nk_chain_report *r, const struct nk_known *known,
                      const struct nk_repair_wish *wish, struct nk_error *err)
 {
     struct attempt *best = calloc(2, sizeof *best), *now = best ? best + 1 : NULL;

@@ -22,21 +22,29 @@ struct nk_replaced {
     int idx; /* of the cluster's workers */
     /* Both as "worker attic (127.0.0.1:5530)" or "spare 127.0.0.1:5532". */
     char was[400], now[400];
-    char unlike[200]; /* what is not as before: "backend CUDA instead of CPU"; "": nothing known */
+    /* What is not as before: "backend CUDA instead of CPU", "a context of 512 tokens instead of
+     * 4096"; "": nothing known. */
+    char unlike[200];
 };
 struct nk_repaired {
     struct nk_cluster cluster; /* of the workers that are there and fit */
     int n_replaced;            /* 0: of the same ones as before */
     struct nk_replaced replaced[NK_CLUSTER_WORKERS_MAX];
 };
-/* The choice, from a report of all that were asked. known: what each worker computed as long as it
- * was there (n_workers; one that is all "" was never heard), or NULL. Among the spares that fit one
- * is preferred that computes as the worker before did (same backend, same build). *out is owned by
- * the caller: free().
+/* What a worker was as long as it was there; "" and 0: was never heard. */
+struct nk_known {
+    struct nk_computed computed;
+    int n_ctx_seq, n_batch, n_seq_max;
+};
+/* The choice, from a report of all that were asked. known: of each worker (n_workers), or NULL.
+ * Among the spares that fit one is preferred that computes as the worker before did (same backend,
+ * same build) and has as much room: as large a context, as large batches, as many sessions at once.
+ * Where there is none, another one is taken, and named (`unlike`): long sessions may not go on with
+ * it. *out is owned by the caller: free().
  *   UNAVAILABLE  worker_lost  nobody has some worker's layers; says which, and why
  *   EXHAUSTED    no_memory */
 int nk_repair_choose(struct nk_repaired **out, const struct nk_cluster *c,
-                     const struct nk_chain_report *r, const struct nk_computed *known,
+                     const struct nk_chain_report *r, const struct nk_known *known,
                      const struct nk_repair_wish *wish, struct nk_error *err);
 
 /* ---- asking and choosing, until there is a chain ---- */

@@ -334,7 +334,7 @@ static void compare_all(nk_chain *c, struct nk_chain_report *r)
             r->n_vocab = w->n_vocab;
         }
         if (!w->rc)
-            c->known[i] = w->computed;
+            c->known[i] = (struct nk_known){ w->computed, w->n_ctx_seq, w->n_batch, w->n_seq_max };
         if (w->rc && r->ok) {
             r->ok = false;
             r->err = w->err;

@@ -11,7 +11,7 @@ enum { WORKERS = 3, LAYERS = 12 };
 struct given {
     struct nk_cluster *cluster;
     struct nk_chain_report *report;
-    struct nk_computed known[NK_CLUSTER_WORKERS_MAX];
+    struct nk_known known[NK_CLUSTER_WORKERS_MAX];
     struct nk_repair_wish wish;
 };
 
@@ -26,6 +26,8 @@ static void answers(struct nk_worker_report *w, int begin, int end, const char *
     w->n_embd = 64;
     w->n_vocab = 100;
     w->n_ctx_seq = 512;
+    w->n_batch = 64;
+    w->n_seq_max = 4;
     w->takes_f32 = true;
     w->deterministic = true;
     snprintf(w->model_sha256, sizeof w->model_sha256, "%s", SHA);
@@ -68,7 +70,7 @@ static void given_init(struct given *g)
         memcpy(r->id, w->id, sizeof r->id);
         memcpy(r->address, w->address, sizeof r->address);
         answers(r, 4 * i, 4 * i + 4, ids[i]);
-        g->known[i] = r->computed;
+        g->known[i] = (struct nk_known){ r->computed, r->n_ctx_seq, r->n_batch, r->n_seq_max };
     }
     for (int i = 0; i < 2; i++) {
         struct nk_worker_report *r = &g->report->spares[i];
@@ -262,6 +264,37 @@ static void test_repair__a_spare_like_the_lost_one_comes_first_and_another_is_na
     assert_string_equal(to->cluster.workers[1].address, "s:1");
     assert_string_equal(to->replaced[0].unlike, "");
     free(to);
+    given_release(&g);
+}
+
+static void test_repair__a_spare_with_less_room_comes_last_and_is_named(void **state)
+{
+    static const char *const said[] = { "a context of 511 tokens instead of 512",
+                                        "batches of 63 rows instead of 64",
+                                        "at once 3 sessions instead of 4" };
+    struct given g;
+    struct nk_repaired *to;
+
+    (void)state;
+    given_init(&g);
+    is_gone(&g.report->workers[1]);
+    for (int i = 0; i < 3; i++) {
+        struct nk_worker_report *s = &g.report->spares[0];
+
+        answers(s, 4, 8, "s");
+        *(i == 0 ? &s->n_ctx_seq : i == 1 ? &s->n_batch : &s->n_seq_max) -= 1;
+        to = chosen(&g);
+        assert_string_equal(to->cluster.workers[1].address, "s:1");
+        assert_string_equal(to->replaced[0].unlike, said[i]);
+        free(to);
+        answers(&g.report->spares[1], 4, 8, "t"); /* with more it is as good */
+        g.report->spares[1].n_ctx_seq = g.report->spares[1].n_batch = 1024;
+        to = chosen(&g);
+        assert_string_equal(to->cluster.workers[1].address, "s:2");
+        assert_string_equal(to->replaced[0].unlike, "");
+        free(to);
+        is_gone(&g.report->spares[1]);
+    }
     given_release(&g);
 }
 
@@ -636,6 +669,7 @@ int main(void)
         T(test_repair__a_worker_that_comes_back_otherwise_is_not_the_one_that_was_lost),
         T(test_repair__whoever_leaves_most_where_they_are_says_what_is_agreed),
         T(test_repair__a_spare_like_the_lost_one_comes_first_and_another_is_named),
+        T(test_repair__a_spare_with_less_room_comes_last_and_is_named),
         T(test_repair__who_was_lost_again_is_left_for_a_spare_if_there_is_one),
         T(test_repair__nobody_at_all_is_an_error_like_another),
         T(test_repair__a_chain_that_is_there_is_found_at_once),
