@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #ifdef __linux__
 #include <sys/sysmacros.h>
@@ -83,8 +84,28 @@ uint64_t nk__memory_groups_available(const char *groups, const char *root)
     return least;
 }
 
+/* The address space that a limit (ulimit -v) leaves; UINT64_MAX: there is none. */
+static uint64_t address_space_left(void)
+{
+    unsigned long long used = 0;
+    struct rlimit limit;
+    FILE *f;
+
+    if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY)
+        return UINT64_MAX;
+    f = fopen("/proc/self/statm", "re");
+    if (f) {
+        if (fscanf(f, "%llu", &used) != 1)
+            used = 0;
+        fclose(f);
+    }
+    used *= (unsigned long long)sysconf(_SC_PAGESIZE);
+    return used < limit.rlim_cur ? limit.rlim_cur - used : 1;
+}
+
 uint64_t nk_memory_available(void)
 {
+    uint64_t space = address_space_left();
     unsigned long long kib = 0;
     uint64_t groups = nk__memory_groups_available("/proc/self/cgroup", "/sys/fs/cgroup");
     char line[128];
@@ -99,7 +120,9 @@ uint64_t nk_memory_available(void)
     if (!kib)
         kib = pages(_SC_AVPHYS_PAGES) / 1024;
 #endif
-    return kib * 1024 < groups ? kib * 1024 : groups;
+    if (groups < space)
+        space = groups;
+    return kib * 1024 < space ? kib * 1024 : space;
 }
 
 #ifdef __linux__

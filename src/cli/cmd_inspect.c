@@ -77,37 +77,48 @@ static void print_cuts(const nk_model *m)
     nk_buf_release(&text);
 }
 
-static void print_row(const char *what, uint64_t bytes, const char *kv)
+static void print_row(const char *what, uint64_t bytes, const char *kv, const char *state)
 {
     char size[24];
 
-    printf("  %-18s %12s %16s\n", what, nk_size_format(size, bytes), kv);
+    printf(state ? "  %-18s %12s %16s %20s\n" : "  %-18s %12s %16s\n", what,
+           nk_size_format(size, bytes), kv, state);
+}
+
+static const char *size_or_dash(char out[24], uint64_t bytes)
+{
+    return bytes ? nk_size_format(out, bytes) : "-";
 }
 
 static void print_layers(const struct nk_model_info *in)
 {
-    char what[48], kv[24];
+    char what[48], kv[24], state[24];
+    bool has_states = false;
 
-    printf("\n  %-18s %12s %16s\n", "layers", "bytes each", "KV per token");
+    for (int i = 0; i < in->n_layer; i++)
+        has_states |= in->state_bytes[i] != 0;
+    printf("\n  %-18s %12s %16s%s\n", "layers", "bytes each", "KV per token",
+           has_states ? "   state per sequence" : "");
     for (int i = 0; i < in->n_layer; i++) {
         int end = i;
 
         while (end + 1 < in->n_layer && in->layer_bytes[end + 1] == in->layer_bytes[i] &&
-               in->kv_bytes_per_token[end + 1] == in->kv_bytes_per_token[i])
+               in->kv_bytes_per_token[end + 1] == in->kv_bytes_per_token[i] &&
+               in->state_bytes[end + 1] == in->state_bytes[i])
             end++;
         snprintf(what, sizeof what, end > i ? "%d-%d" : "%d", in->layer_begin + i,
                  in->layer_begin + end);
-        print_row(what, in->layer_bytes[i],
-                  in->kv_bytes_per_token[i] ? nk_size_format(kv, in->kv_bytes_per_token[i]) : "-");
+        print_row(what, in->layer_bytes[i], size_or_dash(kv, in->kv_bytes_per_token[i]),
+                  has_states ? size_or_dash(state, in->state_bytes[i]) : NULL);
         i = end;
     }
     if (in->has_token_embd)
-        print_row("embedding", in->embd_bytes, "");
+        print_row("embedding", in->embd_bytes, "", NULL);
     if (in->tied_embeddings && in->has_token_embd && in->has_lm_head)
         printf("  %-18s %12s\n", "head", "(embedding)");
     else if (in->has_lm_head)
-        print_row("head", in->head_bytes, "");
-    print_row("other", in->other_bytes, "");
+        print_row("head", in->head_bytes, "", NULL);
+    print_row("other", in->other_bytes, "", NULL);
 }
 
 /* What a slice's digests say of it. */
@@ -139,13 +150,15 @@ static void print_table(const nk_model *m, const struct whole *w)
     const struct nk_model_info *in = nk_model_info(m);
     struct nk_type_share types[TYPES_MAX];
     int n_types = nk_model_types(m, types, TYPES_MAX);
-    uint64_t weights = 0, kv = 0;
+    uint64_t weights = 0, kv = 0, state = 0;
     char size[24];
 
     for (int i = 0; i < n_types; i++)
         weights += types[i].bytes;
     for (int i = 0; i < in->n_layer; i++)
         kv += in->kv_bytes_per_token[i];
+    for (int i = 0; i < in->n_layer; i++)
+        state += in->state_bytes[i];
     printf("%s\n", in->name);
     printf("  %-18s %s\n", "architecture", in->architecture);
     if (in->is_slice)
@@ -167,6 +180,8 @@ static void print_table(const nk_model *m, const struct whole *w)
     printf("  %-18s %s\n", "embeddings",
            in->tied_embeddings ? "tied: the head is the embedding" : "not tied");
     printf("  %-18s %s per token (f16)\n", "KV cache", nk_size_format(size, kv));
+    if (state)
+        printf("  %-18s %s per sequence\n", "state", nk_size_format(size, state));
     print_layers(in);
     print_cuts(m);
 }
@@ -225,9 +240,10 @@ static int print_json(const nk_model *m, const struct whole *w, struct nk_error 
                               json_pack("{s:s, s:I, s:i}", "type", types[i].type, "bytes",
                                         (json_int_t)types[i].bytes, "tensors", types[i].n_tensors));
     for (int i = 0; i < in->n_layer; i++)
-        json_array_append_new(
-            layers, json_pack("{s:I, s:I}", "bytes", (json_int_t)in->layer_bytes[i],
-                              "kv_bytes_per_token", (json_int_t)in->kv_bytes_per_token[i]));
+        json_array_append_new(layers,
+                              json_pack("{s:I, s:I, s:I}", "bytes", (json_int_t)in->layer_bytes[i],
+                                        "kv_bytes_per_token", (json_int_t)in->kv_bytes_per_token[i],
+                                        "state_bytes", (json_int_t)in->state_bytes[i]));
     root = json_pack("{s:o, s:o, s:o, s:s, s:i, s:I}", "path", text_to_json(in->path), "name",
                      text_to_json(in->name), "architecture", text_to_json(in->architecture),
                      "quantisation", in->quantisation, "shards", in->n_shards, "file_bytes",

@@ -136,6 +136,9 @@ int nk_cmd_up(int argc, char **argv)
             "verify", 0, &verify, "always|once|never",
             "compare the slices in the cache with their own digests, and cut damaged ones "
             "again; once: only those that were changed since"),
+        NK_OPT_FLAG("mmap", 0, &o.mmap,
+                    "on a CPU: leave the weights in the slices' mapping: slow where there is too "
+                    "little memory, and not refused"),
         NK_CACHE_ARGS(o.cache),
         NK_GENERATE_ARGS(g),
         NK_SERVE_ARGS(s),
@@ -171,6 +174,7 @@ int nk_cmd_up(int argc, char **argv)
         .n_sequences = (int)sequences,
         .n_threads = (int)threads,
         .cache = o.cache,
+        .mmap = o.mmap,
         .f16 = !strcmp(dtype, "f16"),
         .deterministic = g.gen.deterministic,
     };

@@ -28,8 +28,9 @@ struct options {
 struct outcome {
     json_t *splits; /* NULL: splits are printed as they come */
     bool ok;
-    bool in_model; /* an error was the whole model's, not a split's */
-    char llama_version[64];
+    bool in_model;              /* an error was the whole model's, not a split's */
+    struct nk_stage_info whole; /* of the whole model, once it was opened */
+    uint64_t cache_bytes;       /* of its cache, as nk_model_need counts them */
 };
 
 /* What is verified, and with which of the options as the stage layer has them. */
@@ -213,6 +214,19 @@ static int choose_ranges(const struct job *j, const nk_verify *v, struct nk_rang
     return nk_wrap(rc, err, "%s", nk_model_info(j->model)->path);
 }
 
+/* What its cache would be thought to take; conformance compares. */
+static uint64_t count_cache(const struct job *j, const struct nk_stage_info *whole)
+{
+    struct nk_range all = { 0, nk_model_info(j->model)->n_layer };
+    struct nk_stage_opts opts = j->verify.stage;
+    struct nk_need_opts o;
+    struct nk_need need;
+
+    opts.n_ctx = whole->n_ctx;
+    opts.n_seq_max = whole->n_seq_max;
+    return nk_stage_memory(j->model, all, &opts, &o, &need, NULL) ? 0 : need.cache_bytes;
+}
+
 static int verify(const char *path, const struct options *opts, struct outcome *out,
                   struct nk_error *err)
 {
@@ -228,6 +242,8 @@ static int verify(const char *path, const struct options *opts, struct outcome *
         .n_batch = (int)opts->n_batch,
     };
     j.verify.stage = nk_stage_opts_default();
+    /* A model that is larger than the memory can be verified, too, slowly. */
+    j.verify.stage.weights = NK_WEIGHTS_MAPPED;
     j.verify.stage.n_threads = (int)opts->n_threads;
     j.verify.stage.cache_type_k = opts->cache.type_k;
     j.verify.stage.cache_type_v = opts->cache.type_v;
@@ -248,8 +264,10 @@ static int verify(const char *path, const struct options *opts, struct outcome *
     if (rc)
         goto out;
     nk_stage_global_init(j.verify.n_devices == 1 ? j.devices[0] : NULL);
-    rc = nk_verify_whole(v, out->llama_version, err);
+    rc = nk_verify_whole(v, &out->whole, err);
     out->in_model = rc != 0;
+    if (!rc)
+        out->cache_bytes = count_cache(&j, &out->whole);
     if (!rc)
         rc = opts->every_cut ? verify_every_cut(&j, v, out, err)
                              : verify_split(&j, v, ranges, n, out, err);
@@ -264,8 +282,10 @@ static void print_json(const char *path, const struct options *o, struct outcome
                        const struct nk_error *err)
 {
     json_t *report =
-        json_pack("{s:s, s:s, s:b, s:f, s:o}", "model", path, "llama_version", out->llama_version,
-                  "ok", !err && out->ok, "bound", o->bound, "splits", out->splits);
+        json_pack("{s:s, s:s, s:b, s:f, s:I, s:I, s:o}", "model", path, "llama_version",
+                  out->whole.llama_version, "ok", !err && out->ok, "bound", o->bound, "cache_bytes",
+                  (json_int_t)out->whole.kv_bytes, "cache_bytes_counted",
+                  (json_int_t)out->cache_bytes, "splits", out->splits);
 
     if (err)
         json_object_set_new(report, "error",

@@ -8,17 +8,22 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/cpu.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/memory.h"
 #include "cli/interrupt.h"
 #include "pieces/shelf.h"
+#include "slice/layout.h"
 #include "slice/slice.h"
+#include "stage/stage.h"
 
 enum {
     READY_MS = 600000, /* a large slice from a slow disk */
@@ -68,6 +73,69 @@ static int choose_ranges(nk_model *m, const struct nk_local_opts *o, struct nk_r
     return nk_ranges_balance(m, o->n_workers, ranges, err);
 }
 
+/* The memory that the workers will have, all together: of the device that each of them will choose.
+ * Drivers take time and memory, so they are loaded by a child process. 0: unknown. */
+static uint64_t find_free_memory(const char *device, char name[64])
+{
+    struct nk_device d = { .name = "" };
+    int fds[2];
+    pid_t pid;
+
+    snprintf(name, 64, "CPU");
+    if (device && !strcasecmp(device, "CPU"))
+        return nk_memory_available();
+    if (pipe(fds) < 0)
+        return 0;
+    pid = fork();
+    if (pid == 0) {
+        struct nk_error err;
+        bool found;
+
+        setenv("NK_LOG", "error", 1);
+        nk_stage_global_init(device);
+        found = !nk_device_find(&d, device, &err);
+        _exit(found && write(fds[1], &d, sizeof d) == (ssize_t)sizeof d ? 0 : 1);
+    }
+    close(fds[1]);
+    if (pid < 0 || read(fds[0], &d, sizeof d) != (ssize_t)sizeof d)
+        d.name[0] = '\0';
+    close(fds[0]);
+    if (pid > 0)
+        waitpid(pid, NULL, 0);
+    if (!d.name[0])
+        return 0; /* there is no such device, which the workers say better */
+    if (!d.is_gpu)
+        return nk_memory_available();
+    memcpy(name, d.name, 64);
+    return d.memory_free_bytes;
+}
+
+/* Each worker sees for itself, but not what the others are about to take. */
+static int check_memory(const nk_model *m, const struct nk_local_opts *o,
+                        const struct nk_range *ranges, int n, struct nk_error *err)
+{
+    struct nk_stage_opts stage = nk_stage_opts_default();
+    struct nk_need all = { 0 }, one;
+    struct nk_need_opts need;
+    char name[64];
+    uint64_t free_bytes = find_free_memory(o->device, name);
+    int rc = 0;
+
+    stage.n_ctx = o->n_ctx;
+    stage.n_seq_max = o->n_sequences ? o->n_sequences : NK_SEQUENCES;
+    stage.cache_type_k = o->cache.type_k;
+    stage.cache_type_v = o->cache.type_v;
+    for (int i = 0; !rc && i < n; i++) {
+        rc = nk_stage_memory(m, ranges[i], &stage, &need, &one, err);
+        if (rc)
+            return rc;
+        all.weights_bytes += o->mmap && !strcmp(name, "CPU") ? 0 : one.weights_bytes;
+        all.cache_bytes += one.cache_bytes;
+        all.batch_bytes += one.batch_bytes;
+    }
+    return nk_need_check(&all, &need, free_bytes, o->model_path, name, err);
+}
+
 int nk_local_files_make(struct nk_local_files **out, const struct nk_local_opts *o,
                         struct nk_error *err)
 {
@@ -86,9 +154,13 @@ int nk_local_files_make(struct nk_local_files **out, const struct nk_local_opts 
     if (!rc)
         rc = choose_ranges(m, o, ranges, &n, err);
     if (!rc)
-        rc = nk_model_hash(m, f->cluster->model_sha256, err);
+        rc = check_memory(m, o, ranges, n, err);
     if (!rc)
+        rc = nk_model_hash(m, f->cluster->model_sha256, err);
+    if (!rc) {
         f->hold = nk_shelf_make_room(m, ranges, n);
+        rc = nk_slice_cache_room(m, ranges, n, err);
+    }
     if (!rc)
         rc = nk_vocab_cached(m, o->verify, &f->vocab, err);
     for (int i = 0; !rc && i < n; i++) {
@@ -216,6 +288,8 @@ static int start_worker(struct nk_local *l, int i, struct nk_error *err)
         ADD("--cache-type-v", o->cache.type_v);
     if (o->cache.no_flash_attn)
         ADD("--no-flash-attn");
+    if (o->mmap)
+        ADD("--mmap");
     if (o->deterministic)
         ADD("--deterministic");
     if (i + 1 < l->n)

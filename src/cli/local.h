@@ -25,6 +25,7 @@ struct nk_local_opts {
     struct nk_cache_args cache;
     enum nk_slice_verify verify; /* the slices in the cache, and the workers' */
     bool f16, deterministic;
+    bool mmap;              /* weights stay in the files' mapping, as far as their types allow */
     struct nk_clock *clock; /* for the pauses between starts; NULL: the system's */
 };
 
@@ -46,10 +47,12 @@ struct nk_local {
     int dir_fd; /* holds its lock: others see that it is in use */
 };
 
-/* The files: opens the model, cuts the slices that are not in the cache, and its vocabulary. Takes
+/* The files: opens the model, sees whether the workers will have the memory and the slices the room
+ * that they need, cuts the slices that are not in the cache, and its vocabulary. Takes
  * as long as copying the model the first time (a progress bar shows it). On success *out is owned
  * by the caller.
- * Errors: nk_model_open's, nk_ranges_*'s, nk_slice_cached's. */
+ *   EXHAUSTED  no_memory, no_space  before anything is cut, with what is needed and what is free
+ *   and nk_model_open's, nk_ranges_*'s, nk_slice_cached's. */
 struct nk_local_files {
     char *slices[NK_CLUSTER_WORKERS_MAX], *vocab;
     struct nk_cluster *cluster; /* without addresses */

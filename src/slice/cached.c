@@ -6,7 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
 
+#include "base/args.h"
 #include "base/log.h"
 #include "base/progress.h"
 #include "slice/model_int.h"
@@ -88,6 +90,46 @@ int nk_slice_cache_find(const nk_model *m, struct nk_range range, enum nk_slice_
         free(*path);
         *path = NULL;
     }
+    return rc;
+}
+
+int nk__cache_room(const nk_model *m, const struct nk_range *ranges, int n, uint64_t free_bytes,
+                   struct nk_error *err)
+{
+    uint64_t needed = 0, bytes;
+    char a[24], b[24];
+    int rc = 0;
+
+    for (int i = 0; !rc && i < n; i++) {
+        char *path;
+
+        rc = nk_slice_cache_path(m, ranges[i], &path, err);
+        if (!rc && !has_keys(path, ranges[i], m->hash)) {
+            rc = nk__slice_bytes(m, ranges[i], &bytes, err);
+            needed += bytes;
+        }
+        if (!rc && needed > free_bytes)
+            rc = nk_fail(err, NK_E_EXHAUSTED, "no_space",
+                         "%s: the slices that are not there yet need %s, %s are free there "
+                         "(nakshatra cache lists and empties it)",
+                         path, nk_size_format(a, needed), nk_size_format(b, free_bytes));
+        free(path);
+    }
+    return rc;
+}
+
+int nk_slice_cache_room(const nk_model *m, const struct nk_range *ranges, int n,
+                        struct nk_error *err)
+{
+    struct statvfs fs;
+    char *dir;
+    int rc = nk_cache_dir(&dir, "slices", err);
+
+    if (rc)
+        return rc;
+    if (!statvfs(dir, &fs))
+        rc = nk__cache_room(m, ranges, n, (uint64_t)fs.f_bavail * fs.f_frsize, err);
+    free(dir);
     return rc;
 }
 

@@ -87,5 +87,9 @@ int nk_slice_cache_path(const nk_model *m, struct nk_range range, char **path,
 /* The same when it is there and, as far as `how` says that it is looked at, whole; else NULL. */
 int nk_slice_cache_find(const nk_model *m, struct nk_range range, enum nk_slice_verify how,
                         char **path, struct nk_error *err);
+/* EXHAUSTED `no_space`, with both figures, when those of these slices that are not in the cache
+ * folder yet do not fit on its disk. m's hash is known. */
+int nk_slice_cache_room(const nk_model *m, const struct nk_range *ranges, int n,
+                        struct nk_error *err);
 
 #endif

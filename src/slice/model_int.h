@@ -49,6 +49,9 @@ struct nk__key nk__model_key(const nk_model *m, const char *key);
 /* The tensor of that name, or NULL. */
 const struct nk__tensor *nk__model_tensor(const nk_model *m, const char *name);
 
+/* need.c: fills kv_bytes_per_token and state_bytes. */
+void nk__model_count_caches(nk_model *m);
+
 /* sound.c: is there anything in the metadata that libllama would not survive? INVALID bad_gguf,
  * EXHAUSTED no_memory, ABORTED file_changed. */
 int nk__model_check_sound(const nk_model *m, struct nk_error *err);

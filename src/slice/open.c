@@ -217,19 +217,6 @@ static int uint_or_max(const nk_model *m, const char *key)
     return v <= INT32_MAX ? (int)v : 0;
 }
 
-static int uint_at(const nk_model *m, const char *key, int layer, int missing)
-{
-    struct nk__key k = nk__model_key(m, key);
-    uint64_t v;
-    int64_t e;
-
-    if (nk__kv_uint(m->kv, k.text, &v))
-        return v <= INT32_MAX ? (int)v : 0;
-    if (nk__kv_array_int(m->kv, k.text, (size_t)layer, &e))
-        return e >= 0 && e <= INT32_MAX ? (int)e : 0;
-    return missing;
-}
-
 static void set_quantisation(nk_model *m)
 {
     uint64_t ftype, bytes[GGML_TYPE_COUNT] = { 0 };
@@ -252,29 +239,9 @@ static void set_quantisation(nk_model *m)
              ggml_type_name((enum ggml_type)most));
 }
 
-/* Bytes of K and V of one token in one layer with an f16 cache: (key length + value length) x KV
- * heads x 2. Multi-head latent attention caches one latent vector instead: kv_lora_rank + the
- * rotary part. */
-static uint64_t kv_bytes_of(const nk_model *m, int layer, bool attends)
-{
-    int n_head = uint_at(m, "attention.head_count", layer, m->info.n_head);
-    int n_head_kv = uint_at(m, "attention.head_count_kv", layer, n_head);
-    int per_head = m->info.n_head > 0 ? m->info.n_embd / m->info.n_head : 0;
-    int k = uint_at(m, "attention.key_length", layer, per_head);
-    int v = uint_at(m, "attention.value_length", layer, per_head);
-    int lora = uint_at(m, "attention.kv_lora_rank", layer, 0);
-
-    if (!attends)
-        return 0;
-    if (lora > 0 && uint_at(m, "attention.key_length_mla", layer, 0) > 0)
-        return (uint64_t)(lora + uint_at(m, "rope.dimension_count", layer, 0)) * 2;
-    return (uint64_t)n_head_kv * (uint64_t)((int64_t)k + v) * 2;
-}
-
 static void count_bytes(nk_model *m)
 {
     struct nk_model_info *in = &m->info;
-    bool attends[NK_LAYERS_MAX] = { false };
     uint64_t head = 0;
 
     for (int i = 0; i < m->n_tensors; i++) {
@@ -284,9 +251,6 @@ static void count_bytes(nk_model *m)
             in->other_bytes += t->size_bytes;
         } else if (t->layer >= 0) {
             in->layer_bytes[t->layer] += t->size_bytes;
-            /* Recurrent layers have no keys. */
-            if (!strncmp(t->rest, "attn_k", 6) || !strncmp(t->rest, "attn_qkv", 8))
-                attends[t->layer] = true;
         } else if (!strcmp(t->name, "token_embd.weight")) {
             in->embd_bytes = t->size_bytes;
         } else if (!strcmp(t->name, "output.weight") || !strcmp(t->name, "output.bias")) {
@@ -298,8 +262,7 @@ static void count_bytes(nk_model *m)
     in->has_rope_lists = nk__model_tensor(m, "rope_factors_long.weight") != NULL;
     in->tied_embeddings = !nk__model_tensor(m, "output.weight");
     in->head_bytes = in->tied_embeddings ? in->embd_bytes : head;
-    for (int i = 0; i < in->n_layer; i++)
-        in->kv_bytes_per_token[i] = kv_bytes_of(m, i, attends[i]);
+    nk__model_count_caches(m);
 }
 
 static uint64_t row_bytes(const nk_model *m, const char *tensor)

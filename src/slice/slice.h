@@ -35,8 +35,11 @@ struct nk_model_info {
     bool tied_embeddings;
     uint64_t file_bytes, embd_bytes, head_bytes, other_bytes;
     uint64_t layer_bytes[NK_LAYERS_MAX];
-    /* Of each layer, with an f16 cache; 0 for recurrent layers. */
+    /* Of each layer, with an f16 cache; 0 where it has none: layers that are recurrent, have no
+     * attention, or use what another has cached. Sliding windows are cached whole. */
     uint64_t kv_bytes_per_token[NK_LAYERS_MAX];
+    /* Of each layer for each sequence, whatever its length; 0: it is not recurrent. */
+    uint64_t state_bytes[NK_LAYERS_MAX];
     /* Of a recurrent or hybrid architecture: rows of several sequences keep their order in one
      * batch when each has as many (arch.c: found out by trying). */
     bool equal_rows;
@@ -96,6 +99,25 @@ bool nk_ranges_next(const nk_model *m, struct nk_range ranges[4], int *n);
 /* k ranges with bytes balanced over legal cuts (the head counts for the last, the embedding lookup
  * is free). INVALID `bad_ranges` when there are not enough legal cuts. */
 int nk_ranges_balance(const nk_model *m, int k, struct nk_range *ranges, struct nk_error *err);
+
+/* What a stage of these layers needs of the memory that it computes in. */
+struct nk_need_opts {
+    int n_ctx, n_seq, n_batch;
+    double kv_scale; /* bytes of the cache's types for one of f16 */
+};
+struct nk_need {
+    uint64_t weights_bytes, cache_bytes;
+    uint64_t batch_bytes; /* an estimate, rather too small */
+};
+/* Of a slice: range 0 to its n_layer. The cache is what llama.cpp takes for it, but for
+ * architectures that cache other things than keys, values and states as well. */
+void nk_model_need(const nk_model *m, struct nk_range range, const struct nk_need_opts *o,
+                   struct nk_need *out);
+uint64_t nk_need_sum(const struct nk_need *n);
+/* EXHAUSTED no_memory, with both figures, when that is more than is free (0: unknown, which is no
+ * error). what: whose need it is; where: whose memory. */
+int nk_need_check(const struct nk_need *n, const struct nk_need_opts *o, uint64_t free_bytes,
+                  const char *what, const char *where, struct nk_error *err);
 
 /* Writes one slice, atomically, with the digests of its parts; *sha256 (may be NULL) gets the hash
  * of the whole file. model_sha256: of the source. */

@@ -22,5 +22,8 @@ int nk__slice_write(const nk_model *m, struct nk_range range, const char *model_
 /* Bytes of weights that the slice takes on disk (its holes take none). */
 int nk__slice_bytes(const nk_model *m, struct nk_range range, uint64_t *bytes,
                     struct nk_error *err);
+/* nk_slice_cache_room, on a disk with so much free. */
+int nk__cache_room(const nk_model *m, const struct nk_range *ranges, int n, uint64_t free_bytes,
+                   struct nk_error *err);
 
 #endif

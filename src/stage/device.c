@@ -15,17 +15,17 @@
 
 #include "base/log.h"
 
-static _Thread_local char last_error[512];
+static _Thread_local char first_error[512];
 static _Thread_local bool hushed;
 
 const char *nk__llama_error(void)
 {
-    return last_error;
+    return first_error;
 }
 
 void nk__llama_error_reset(void)
 {
-    last_error[0] = '\0';
+    first_error[0] = '\0';
 }
 
 void nk__llama_hush(bool on)
@@ -33,12 +33,15 @@ void nk__llama_hush(bool on)
     hushed = on;
 }
 
-/* "llama_model_load: error loading model: ..." without the function's name. */
+/* "llama_model_load: error loading model: ..." without the function's name. The first one is the
+ * cause; those that follow say whom it has stopped. */
 static void keep_error(const char *line)
 {
     const char *colon = strstr(line, ": ");
 
-    snprintf(last_error, sizeof last_error, "%s",
+    if (first_error[0])
+        return;
+    snprintf(first_error, sizeof first_error, "%s",
              colon && !memchr(line, ' ', (size_t)(colon - line)) ? colon + 2 : line);
 }
 

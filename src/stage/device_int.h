@@ -1,4 +1,4 @@
-/* Devices and libllama's last words, for the stage's own files. */
+/* Devices and what libllama says, for the stage's own files. */
 #ifndef NK_STAGE_DEVICE_INT_H
 #define NK_STAGE_DEVICE_INT_H
 
@@ -13,7 +13,7 @@
  * what there is. */
 int nk__device_find(ggml_backend_dev_t *out, const char *name, struct nk_error *err);
 
-/* The last line that libllama logged as an error on this thread since the reset, without its
+/* The first line that libllama logged as an error on this thread since the reset, without its
  * function's name; "" if none. Its functions say no more than NULL or a number; this is the
  * sentence for it. Valid until the next call of libllama. */
 const char *nk__llama_error(void);

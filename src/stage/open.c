@@ -120,11 +120,69 @@ int nk_cache_type_check(const char *type_k, const char *type_v, bool no_flash_at
     return rc;
 }
 
+static int context_size(const struct nk_stage_opts *opts, int n_ctx_train)
+{
+    if (opts->n_ctx)
+        return opts->n_ctx;
+    return n_ctx_train > 0 && n_ctx_train < 8192 ? n_ctx_train : 8192;
+}
+
+static int batch_size(const struct nk_stage_opts *opts)
+{
+    return opts->n_batch > opts->n_seq_max ? opts->n_batch : opts->n_seq_max;
+}
+
+/* Bytes of an element, where it is f16 one. */
+static double type_scale(enum ggml_type type)
+{
+    return (double)ggml_type_size(type) / (double)ggml_blck_size(type) / 2;
+}
+
+int nk_stage_memory(const nk_model *m, struct nk_range range, const struct nk_stage_opts *opts,
+                    struct nk_need_opts *o, struct nk_need *out, struct nk_error *err)
+{
+    enum ggml_type k, v;
+    int rc = find_cache_type(opts->cache_type_k, &k, err);
+
+    if (!rc)
+        rc = find_cache_type(opts->cache_type_v, &v, err);
+    if (rc)
+        return rc;
+    *o = (struct nk_need_opts){ .n_ctx = context_size(opts, nk_model_info(m)->n_ctx_train),
+                                .n_seq = opts->n_seq_max,
+                                .n_batch = batch_size(opts),
+                                .kv_scale = (type_scale(k) + type_scale(v)) / 2 };
+    nk_model_need(m, range, o, out);
+    return 0;
+}
+
+/* Linux gives memory before there is any, and then ends whoever uses it, or somebody else: what
+ * cannot fit is found out before. Weights that stay in the file's mapping are not counted. */
+static int check_memory(const nk_model *m, const char *path, const struct nk_stage_opts *opts,
+                        struct nk_error *err)
+{
+    struct nk_range all = { 0, nk_model_info(m)->n_layer };
+    struct nk_need_opts o;
+    struct nk_device device;
+    struct nk_need need;
+    int rc = nk_device_find(&device, opts->device, err);
+
+    if (!rc)
+        rc = nk_stage_memory(m, all, opts, &o, &need, err);
+    if (rc)
+        return rc;
+    if (!device.is_gpu && (opts->weights == NK_WEIGHTS_MAPPED || opts->whole_model))
+        need.weights_bytes = 0;
+    return nk_need_check(&need, &o,
+                         device.is_gpu ? device.memory_free_bytes : nk_memory_available(), path,
+                         device.name, err);
+}
+
 static int make_context(nk_stage *s, const char *path, const struct nk_stage_opts *opts,
                         struct nk_error *err)
 {
     struct llama_context_params cp = llama_context_default_params();
-    int n_ctx = opts->n_ctx, n_ctx_train = s->info.n_ctx_train;
+    int n_ctx = context_size(opts, s->info.n_ctx_train);
     enum ggml_type type_k, type_v;
     int rc = find_cache_type(opts->cache_type_k, &type_k, err);
 
@@ -132,13 +190,10 @@ static int make_context(nk_stage *s, const char *path, const struct nk_stage_opt
         rc = find_cache_type(opts->cache_type_v, &type_v, err);
     if (rc)
         return rc;
-    if (!n_ctx)
-        n_ctx = n_ctx_train > 0 && n_ctx_train < 8192 ? n_ctx_train : 8192;
     cp.n_ctx = (uint32_t)n_ctx;
     /* One decode is one graph: rows go in and come out once. libllama aborts where a batch could
      * not hold a row of each sequence. */
-    cp.n_batch = cp.n_ubatch =
-        (uint32_t)(opts->n_batch > opts->n_seq_max ? opts->n_batch : opts->n_seq_max);
+    cp.n_batch = cp.n_ubatch = (uint32_t)batch_size(opts);
     cp.n_seq_max = (uint32_t)opts->n_seq_max;
     cp.n_threads = opts->n_threads ? opts->n_threads : nk_cpu_count();
     if (cp.n_threads > THREADS_MAX)
@@ -519,6 +574,8 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
         rc = nk_file_watch_open(&s->file, path, err);
     if (!rc)
         rc = read_file_info(s, &m, path, opts, err);
+    if (!rc)
+        rc = check_memory(m, path, opts, err);
     if (!rc && !opts->whole_model)
         rc = nk_slice_check_start(&check, m, opts->verify, err);
     if (!rc)

@@ -132,13 +132,20 @@ struct nk_stage_info {
     enum nk_slice_verified verified; /* whether the slice is what was written */
 };
 
+/* What a stage of these layers of m would need with these options (slice.h); *o: for what. A stage
+ * that cannot have so much is not opened, but that weights on the CPU may stay in the file's
+ * mapping (NK_WEIGHTS_MAPPED, and whole_model): those are not counted. nk_cache_type_check's errors.
+ */
+int nk_stage_memory(const nk_model *m, struct nk_range range, const struct nk_stage_opts *opts,
+                    struct nk_need_opts *o, struct nk_need *out, struct nk_error *err);
+
 /* Loads. On success *out is owned by the caller; on failure it is NULL.
  *   NOT_FOUND     no_file          cannot open
  *   INVALID       bad_gguf         not a GGUF, truncated, or inconsistent
  *   INVALID       not_a_slice      a whole model was given where a slice is wanted (whole_model)
  *   INVALID       not_a_model      a slice was given where a whole model is wanted
  *   NOT_FOUND     no_device        no such device; the message lists what there is
- *   EXHAUSTED     no_memory
+ *   EXHAUSTED     no_memory        what is needed and what is free, before anything is loaded
  *   INVALID       bad_option       an option out of bounds
  *   DATA_LOSS     damaged          the slice is not what was written
  *   ABORTED       file_changed     the file was changed while it was loaded

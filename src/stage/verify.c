@@ -137,7 +137,7 @@ static struct nk_stage_opts stage_opts(const nk_verify *v, const char *device)
     return o;
 }
 
-int nk_verify_whole(nk_verify *v, char llama_version[64], struct nk_error *err)
+int nk_verify_whole(nk_verify *v, struct nk_stage_info *info, struct nk_error *err)
 {
     struct nk_stage_opts o = stage_opts(v, "CPU");
     nk_stage *whole;
@@ -147,7 +147,7 @@ int nk_verify_whole(nk_verify *v, char llama_version[64], struct nk_error *err)
     rc = nk_stage_open(&whole, nk_model_info(v->model)->path, &o, err);
     if (rc)
         return rc;
-    snprintf(llama_version, 64, "%s", nk_stage_info(whole)->llama_version);
+    *info = *nk_stage_info(whole);
     rc = nk_reference_new(&v->reference, whole, &v->opts.script, err);
     nk_stage_close(whole); /* model and slices need not fit in memory together */
     return rc;

@@ -54,9 +54,8 @@ void nk_verify_free(nk_verify *v);
 const struct nk_range *nk_verify_slices(const nk_verify *v, int *n);
 
 /* Runs the script on the whole model; once, before any split. What fails here is the whole model's
- * failure, no split's. llama_version gets that of the library. The errors of nk_stage_open and
- * nk_reference_new. */
-int nk_verify_whole(nk_verify *v, char llama_version[64], struct nk_error *err);
+ * failure, no split's. *info: of its stage. The errors of nk_stage_open and nk_reference_new. */
+int nk_verify_whole(nk_verify *v, struct nk_stage_info *info, struct nk_error *err);
 
 /* Makes or opens the slices of one split, at most NK_VERIFY_STAGES_MAX ranges that nk_ranges_check
  * accepts (with opts->slices: theirs), and runs the script on the chain of them.

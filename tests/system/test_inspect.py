@@ -35,7 +35,7 @@ class Good(Case):
         self.assertTrue(i["tied_embeddings"])
         for n, layer in enumerate(i["layers"]):
             want = sum(t.size for t in g.tensors.values() if t.name.startswith("blk.%d." % n))
-            self.assertEqual(layer, {"bytes": want, "kv_bytes_per_token": (32 + 32) * 2 * 2})
+            self.assertEqual(layer, {"bytes": want, "kv_bytes_per_token": (32 + 32) * 2 * 2, "state_bytes": 0})
         self.assertEqual(i["embd_bytes"], g.tensors["token_embd.weight"].size)
         self.assertEqual(sum(t["bytes"] for t in i["types"]), sum(t.size for t in g.tensors.values()))
         self.assertEqual(sum(t["tensors"] for t in i["types"]), len(g.tensors))

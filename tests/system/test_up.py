@@ -142,6 +142,13 @@ class Up(unittest.TestCase):
                     self.assertIn(word, done.stderr)
         self.assertEqual(os.listdir(self.dir), [])
 
+    def test_up__what_the_memory_has_no_place_for_is_refused_before_anything_is_cut(self):
+        cache = os.path.join(self.dir, "cache")
+        done = nk.run("up", nk.KJV, "--ctx", str(1 << 30), "--prompt", "In", env=dict(self.env, XDG_CACHE_HOME=cache))
+        self.assertEqual((done.returncode, done.stdout), (1, ""), done.stderr)
+        self.assertRegex(done.stderr, r"TiB of memory are needed \(weights .*, 1073741824 tokens of context .*\), .* are free on CPU")
+        self.assertEqual(os.listdir(self.dir), [])
+
     def test_up__ctrl_c_in_a_generation_ends_all(self):
         with self.start("--ctx", "8000", "--prompt", "In", "-n", "7000", "--temp", "0") as up:
             self.assertTrue(nk.wait_for(lambda: up.stdout, step=0.001))

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -374,6 +375,15 @@ class Starting(unittest.TestCase):
     def setUp(self):
         self.dir = tempfile.TemporaryDirectory(prefix="nk-worker-")
         self.addCleanup(self.dir.cleanup)
+
+    @unittest.skipIf(nk.SANITIZED, "a sanitizer takes all of the address space")
+    def test_memory__that_is_not_there_is_a_sentence_before_anything_is_loaded(self):
+        # By a limit of the address space, so that the machine's own memory does not matter: the program takes far less.
+        limit = 16 << 30
+        done = nk.run("worker", "--model", nk.KJV, "--layers", "0-8", "--listen", "127.0.0.1:0", "--ctx", str(1 << 24), "--batch", "8",
+                      "--device", "CPU", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+        self.assertEqual((done.returncode, done.stdout), (1, ""), done.stderr)
+        self.assertRegex(done.stderr, r"GiB of memory are needed \(weights .*, 16777216 tokens of context .*\), .* are free on CPU")
 
     def test_port__0_is_a_free_one_and_a_taken_one_is_refused(self):
         a = whole()

@@ -1,4 +1,4 @@
-#include "slice/slice.h"
+#include "slice/layout.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,6 +9,8 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+
+#include "slice/write_int.h"
 
 static char dir[64];
 
@@ -138,6 +140,33 @@ static int teardown(void **state)
     return system(command);
 }
 
+/* Before the first of them is cut, and for those that are not there alone. */
+static void test_cached__what_has_no_room_on_the_disk_is_told_before(void **state)
+{
+    static const struct nk_range ranges[] = { { 0, 1 }, { 1, 4 }, { 4, 8 } };
+    nk_model *m = open_model();
+    struct nk_error err = { 0 };
+    char hash[NK_SHA256_HEX], *path;
+    uint64_t all = 0, bytes;
+
+    (void)state;
+    assert_int_equal(nk_model_hash(m, hash, &err), 0);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(nk__slice_bytes(m, ranges[i], &bytes, &err), 0);
+        all += bytes;
+    }
+    assert_int_equal(nk_slice_cache_room(m, ranges, 3, &err), 0);
+    assert_int_equal(nk__cache_room(m, ranges, 3, all, &err), 0);
+    assert_int_equal(nk__cache_room(m, ranges, 3, all - 1, &err), NK_E_EXHAUSTED);
+    assert_string_equal(err.reason, "no_space");
+    assert_non_null(strstr(err.msg, "MiB are free there"));
+    assert_int_equal(nk_slice_cached(m, ranges[2], NK_VERIFY_ONCE, &path, &err), 0);
+    free(path);
+    assert_int_equal(nk__cache_room(m, ranges, 3, all - bytes, &err), 0);
+    assert_int_equal(nk__cache_room(m, ranges, 3, all - bytes - 1, &err), NK_E_EXHAUSTED);
+    nk_model_close(m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -145,6 +174,7 @@ int main(void)
         cmocka_unit_test(test_cached__what_is_not_the_slice_is_replaced),
         cmocka_unit_test(test_cached__vocabulary_too),
         cmocka_unit_test(test_cached__refuses_what_cannot_be),
+        cmocka_unit_test(test_cached__what_has_no_room_on_the_disk_is_told_before),
     };
 
     return cmocka_run_group_tests_name("cached", tests, setup, teardown);

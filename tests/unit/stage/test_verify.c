@@ -67,7 +67,7 @@ static void test_verify__made_slices_are_the_model_and_leave_nothing(void **stat
     struct nk_verify_result r;
     struct nk_error err = { 0 };
     nk_model *m = open_model();
-    char version[64];
+    struct nk_stage_info whole;
     nk_verify *v;
     int n;
 
@@ -75,8 +75,8 @@ static void test_verify__made_slices_are_the_model_and_leave_nothing(void **stat
     assert_int_equal(nk_verify_new(&v, m, &o, &err), 0);
     assert_null(nk_verify_slices(v, &n));
     assert_int_equal(n, 0);
-    assert_int_equal(nk_verify_whole(v, version, &err), 0);
-    assert_true(version[0]);
+    assert_int_equal(nk_verify_whole(v, &whole, &err), 0);
+    assert_true(whole.llama_version[0]);
     assert_int_equal(nk_verify_split(v, halves, 2, &r, &err), 0);
     assert_exact(&r, 2);
     assert_int_equal(nk_verify_split(v, thirds, 3, &r, &err), 0);
@@ -132,7 +132,7 @@ static void test_verify__given_slices_are_taken_as_they_are(void **state)
     struct nk_verify_result r;
     struct nk_error err = { 0 };
     nk_model *m = open_model();
-    char version[64];
+    struct nk_stage_info whole;
     nk_verify *v;
     int n;
 
@@ -142,7 +142,7 @@ static void test_verify__given_slices_are_taken_as_they_are(void **state)
     ranges = nk_verify_slices(v, &n);
     assert_int_equal(n, 2);
     assert_memory_equal(ranges, halves, sizeof halves);
-    assert_int_equal(nk_verify_whole(v, version, &err), 0);
+    assert_int_equal(nk_verify_whole(v, &whole, &err), 0);
     assert_int_equal(nk_verify_split(v, ranges, n, &r, &err), 0);
     assert_exact(&r, 2);
     /* A weight that became another one: the manifest still says the same. */
