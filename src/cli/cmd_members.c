@@ -49,7 +49,7 @@ int nk_cmd_members(int argc, char **argv)
     if (first == argc) {
         rc = nk_cluster_view_get(state, &j, &err);
         if (!rc)
-            nk_cluster_view_members(j);
+            nk_cluster_view_members(stdout, j);
     } else if (!strcmp(argv[first], "remove") && first + 2 == argc) {
         rc = remove_member(state, argv[first + 1], &err);
         if (!rc)

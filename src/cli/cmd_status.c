@@ -25,7 +25,7 @@ static int once(const char *state, bool json, bool clear, struct nk_error *err)
         json_dumpf(j, stdout, nk_cli_json_flags() | (clear ? JSON_COMPACT : JSON_INDENT(2)));
         printf("\n");
     } else {
-        nk_cluster_view_print(j);
+        nk_cluster_view_print(stdout, j);
     }
     json_decref(j);
     return 0;

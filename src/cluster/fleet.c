@@ -25,6 +25,8 @@ enum {
     N_EXCLUDED_MAX = 8,   /* so often: to 21 hours */
 };
 #define MS(n) ((uint64_t)(n)*1000000)
+/* Measured and predicted times that differ by more than this are told. */
+#define FAR_OFF 1.4
 
 struct member {
     char id[NK_MEMBER_ID_SIZE], name[NK_MEMBER_NAME_SIZE];
@@ -85,6 +87,7 @@ struct nk_fleet {
     uint64_t lenient_until; /* no lease ends before: this process has slept */
     uint64_t opened_ns;
     double measured_ms;         /* per token of one stream, on what serves; 0: not known */
+    bool far_off_said;          /* that this is far from what was predicted */
     char waiting[256];          /* why nothing is in force */
     struct nk_plan *considered; /* the last answer of the planner, for people; owned */
 };
@@ -1181,6 +1184,7 @@ uint64_t nk_fleet_step(nk_fleet *f, uint64_t now_ns)
         f->serving = f->next;
         f->serving.ready = true;
         f->measured_ms = 0;
+        f->far_off_said = false;
         f->next = (struct target){ 0 };
         event(f, "plan %llu is in force", (unsigned long long)f->serving.epoch);
         dirty(f, now_ns, f->o.settle_ms); /* was something better put off? */
@@ -1318,6 +1322,16 @@ static json_t *member_json(const nk_fleet *f, const struct member *m, uint64_t n
     return j;
 }
 
+/* Is what serves much slower, or much faster, than it was predicted to be? */
+static bool is_far_off(const nk_fleet *f)
+{
+    double predicted =
+        f->serving.epoch && f->serving.plan->rates_known ? f->serving.plan->ms_per_token : 0;
+
+    return predicted > 0 && f->measured_ms > 0 &&
+           (f->measured_ms > FAR_OFF * predicted || f->measured_ms < predicted / FAR_OFF);
+}
+
 static json_t *target_json(const nk_fleet *f, const struct target *t)
 {
     json_t *chains = json_array(), *all = json_array(), *j;
@@ -1347,12 +1361,25 @@ static json_t *target_json(const nk_fleet *f, const struct target *t)
     }
     if (t == &f->serving && f->measured_ms > 0)
         json_object_set_new(j, "measured", json_real(1000 / f->measured_ms));
+    if (t == &f->serving && is_far_off(f)) {
+        char text[160];
+
+        snprintf(text, sizeof text, "one stream gets %.2f of the tokens/s that were predicted",
+                 ms / f->measured_ms);
+        json_object_set_new(j, "warning", json_string(text));
+    }
     return j;
 }
 
 void nk_fleet_measured(nk_fleet *f, double ms_per_token)
 {
     f->measured_ms = ms_per_token;
+    if (!is_far_off(f) || f->far_off_said)
+        return;
+    f->far_off_said = true;
+    event(f, "plan %llu gives one stream %.1f tokens/s; %.1f were predicted",
+          (unsigned long long)f->serving.epoch, 1000 / ms_per_token,
+          1000 / f->serving.plan->ms_per_token);
 }
 
 json_t *nk_fleet_json(const nk_fleet *f, uint64_t now_ns)

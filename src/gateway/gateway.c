@@ -446,9 +446,13 @@ int nk_gateway_recovery_json(nk_gateway *g, struct nk_buf *out, struct nk_error 
 
 void nk__gateway_note_token(nk_gateway *g, double seconds)
 {
+    enum { TOKENS = 64 };
+
+    if (nk__readiness_counts(&g->readiness).running > 1)
+        return; /* with others each token takes longer, which says nothing of the machines */
     pthread_mutex_lock(&g->mutex);
-    g->token_s += seconds;
-    g->n_token_s++;
+    g->n_token_s += g->n_token_s < TOKENS;
+    g->token_s += (seconds - g->token_s) / (double)g->n_token_s;
     pthread_mutex_unlock(&g->mutex);
 }
 
@@ -461,7 +465,7 @@ void nk_gateway_measured(nk_gateway *g, struct nk_gateway_measured *out)
         .running = c.running,
         .waiting = c.waiting,
         .tokens_per_second = g->tokens_per_second,
-        .ms_per_token = g->n_token_s ? g->token_s * 1000 / (double)g->n_token_s : NAN,
+        .ms_per_token = g->n_token_s ? g->token_s * 1000 : NAN,
     };
     pthread_mutex_unlock(&g->mutex);
 }

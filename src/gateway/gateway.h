@@ -169,8 +169,8 @@ void nk_gateway_set_waiting(nk_gateway *g, const char *text);
 struct nk_gateway_measured {
     int running, waiting;     /* generations, on the set in force; that wait for a place */
     double tokens_per_second; /* of all together, over the last seconds */
-    /* Between two tokens of one generation, the mean of all since the set is in force; NaN: there
-     * were none. */
+    /* Between two tokens of a generation that ran alone: a mean in which the last 64 count most,
+     * since the set is in force; NaN: there were none. */
     double ms_per_token;
 };
 /* What the set in force really does. */

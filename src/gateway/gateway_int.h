@@ -75,7 +75,8 @@ struct nk_gateway {
     double tokens_before;     /* the counter at the last tick */
     bool stuck;               /* the log has been told that no helper thread is free */
     uint64_t tick_ns;
-    /* Times between two tokens of one generation, on the set in force. */
+    /* The mean time between two tokens of a generation that ran alone on the set in force; and of
+     * how many, 64 at most. */
     double token_s;
     uint64_t n_token_s;
 };

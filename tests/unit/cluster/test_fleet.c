@@ -759,6 +759,33 @@ static void test_fleet__nothing_is_told_that_could_not_be_kept(void **state)
     assert_false(nk_fleet_has(w->f, id_of(2)));
 }
 
+static void test_fleet__what_is_far_from_its_prediction_is_said_once(void **state)
+{
+    struct world *w = *state;
+    const char *said;
+    double predicted;
+    json_t *j, *plan;
+
+    two(w);
+    j = nk_fleet_json(w->f, w->now);
+    plan = json_object_get(j, "plan");
+    predicted = json_number_value(json_object_get(plan, "predicted"));
+    json_decref(j);
+    w->events[0] = '\0';
+    nk_fleet_measured(w->f, 1100 / predicted);
+    assert_string_equal(w->events, "");
+    for (int i = 0; i < 4; i++) /* to and fro */
+        nk_fleet_measured(w->f, (i % 2 ? 1000 : 2000) / predicted);
+    nk_fleet_measured(w->f, 2000 / predicted);
+    said = strstr(w->events, "were predicted");
+    assert_true(said && !strstr(said + 1, "were predicted"));
+    j = nk_fleet_json(w->f, w->now);
+    plan = json_object_get(j, "plan");
+    assert_string_equal(json_string_value(json_object_get(plan, "warning")),
+                        "one stream gets 0.50 of the tokens/s that were predicted");
+    json_decref(j);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -783,6 +810,7 @@ int main(void)
         TEST(test_fleet__a_machine_that_gets_no_further_is_planned_without),
         TEST(test_fleet__a_plan_by_hand_waits_for_its_machines),
         TEST(test_fleet__nothing_is_told_that_could_not_be_kept),
+        TEST(test_fleet__what_is_far_from_its_prediction_is_said_once),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

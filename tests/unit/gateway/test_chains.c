@@ -770,9 +770,9 @@ static void test_chains__both_kinds_of_listeners_get_theirs(void **state)
 
 static void test_chains__what_the_set_in_force_does_is_measured(void **state)
 {
-    struct nk_gateway_opts o = alone(1);
+    struct nk_gateway_opts o = alone(2);
     struct nk_gateway_measured m;
-    struct client c;
+    struct client c, other;
 
     (void)state;
     begin(&o);
@@ -787,13 +787,24 @@ static void test_chains__what_the_set_in_force_does_is_measured(void **state)
     read_to(&c, "two");
     nk_gateway_measured(gateway, &m);
     assert_true(m.ms_per_token == 40 && m.running == 1);
+    other = stream(STREAM); /* two at a time say nothing of one alone */
+    say(wait_for_call(1), 0, "first");
+    read_to(&other, "first");
+    virtual_clock_advance_ms(&v, 90);
+    say(wait_for_call(0), 2, "slow");
+    read_to(&c, "slow");
+    nk_gateway_measured(gateway, &m);
+    assert_true(m.ms_per_token == 40 && m.running == 2);
+    end_alone(1, 1);
+    read_to(&other, "data: [DONE]\n\n");
+    close_client(&other);
     set_one(1, 2);
     virtual_clock_advance_ms(&v, 70);
-    say(wait_for_call(0), 2, "three"); /* on the old one */
+    say(wait_for_call(0), 3, "three"); /* on the old one */
     read_to(&c, "three");
     nk_gateway_measured(gateway, &m);
     assert_true(isnan(m.ms_per_token) && !m.running);
-    end_alone(0, 3);
+    end_alone(0, 4);
     read_to(&c, "data: [DONE]\n\n");
     close_client(&c);
     end();
