@@ -32,7 +32,8 @@ enum {
     DEPLOY_AGAIN_MS = 2000,
     SERVER_GRACE_MS = 1000,
     SELF_GRACE_MS = 15000,
-    TOKEN_EVERY_S = 5,  /* so often it is looked whether the page's join line was used */
+    /* So often it is looked whether the page's join line was used, and the addresses are others. */
+    LOOK_EVERY_S = 5,
     TOKEN_LEFT_S = 600, /* the page's join line is made anew when less is left of it */
 };
 
@@ -61,12 +62,12 @@ struct nk_host {
     nk_enrol_server *enrol;
     char gateway_id[NK_MEMBER_ID_SIZE], self_id[NK_MEMBER_ID_SIZE];
     char name[NK_MEMBER_NAME_SIZE], model_id[128];
-    struct nk_reach_address addresses[NK_TOKEN_ADDRESSES_MAX];
-    const char *address_list[NK_TOKEN_ADDRESSES_MAX];
-    size_t n_addresses;
     nk_gateway *gateway;
     int wake[2];
-    pthread_mutex_t mutex; /* of the next three */
+    pthread_mutex_t mutex; /* of the next six */
+    /* Under which others reach this machine; they change while it runs. */
+    struct nk_reach_address addresses[NK_TOKEN_ADDRESSES_MAX];
+    size_t n_addresses;
     struct deployed deployed;
     char join_line[NK_TOKEN_TEXT_SIZE + 32];
     int64_t join_expires_s;
@@ -150,18 +151,35 @@ static int renew(nk_host *h, const char *dir, const char *id, struct nk_error *e
 
 /* ---- tokens ---- */
 
+/* Under which this machine is reached now; list points into out. */
+static size_t addresses_now(nk_host *h, struct nk_reach_address out[NK_TOKEN_ADDRESSES_MAX],
+                            const char *list[NK_TOKEN_ADDRESSES_MAX])
+{
+    size_t n;
+
+    pthread_mutex_lock(&h->mutex);
+    n = h->n_addresses;
+    memcpy(out, h->addresses, sizeof h->addresses);
+    pthread_mutex_unlock(&h->mutex);
+    for (size_t i = 0; i < n; i++)
+        list[i] = out[i].text;
+    return n;
+}
+
 static int make_token(nk_host *h, int uses, int64_t ttl_s, struct nk_token *t,
                       char text[NK_TOKEN_TEXT_SIZE], struct nk_error *err)
 {
+    struct nk_reach_address addresses[NK_TOKEN_ADDRESSES_MAX];
+    const char *list[NK_TOKEN_ADDRESSES_MAX];
     struct nk_token_opts opts = { .cluster = nk_ca_cluster(h->ca),
                                   .ttl_s = ttl_s,
                                   .uses = uses,
                                   .port = nk_enrol_server_port(h->enrol),
-                                  .n_addresses = (int)h->n_addresses,
-                                  .addresses = h->address_list };
+                                  .n_addresses = (int)addresses_now(h, addresses, list),
+                                  .addresses = list };
     int rc;
 
-    if (!h->n_addresses)
+    if (!opts.n_addresses)
         return nk_fail(err, NK_E_PRECONDITION, "no_addresses",
                        "this machine has no address under which another could reach it");
     rc = nk_token_create(h->store, nk_chance_system(), nk_clock_unix_s(nk_clock_system()), &opts, t,
@@ -232,7 +250,7 @@ static void refresh_token(nk_host *h)
     size_t n;
 
     if (!h->n_addresses || nk_token_list(h->store, &list, &n, &err))
-        return;
+        return; /* only this thread changes them */
     for (size_t i = 0; i < n; i++)
         good |= !strcmp(list[i].id, h->join_id) && list[i].uses_left > 0 && !list[i].revoked &&
                 list[i].expires_s - TOKEN_LEFT_S > nk_clock_unix_s(nk_clock_system());
@@ -251,6 +269,8 @@ static bool is_removed(void *user, const char *id)
 static int admit(void *user, const struct nk_enrol_admission *who, struct nk_enrol_admitted *out,
                  struct nk_error *err)
 {
+    struct nk_reach_address addresses[NK_TOKEN_ADDRESSES_MAX];
+    const char *list[NK_TOKEN_ADDRESSES_MAX];
     nk_host *h = user;
     int rc;
 
@@ -258,9 +278,9 @@ static int admit(void *user, const struct nk_enrol_admission *who, struct nk_enr
     if (rc)
         return rc;
     out->port = nk_server_port(h->server);
-    out->n_addresses = (int)h->n_addresses;
-    for (size_t i = 0; i < h->n_addresses; i++)
-        strcpy(out->addresses[i], h->addresses[i].text);
+    out->n_addresses = (int)addresses_now(h, addresses, list);
+    for (int i = 0; i < out->n_addresses; i++)
+        strcpy(out->addresses[i], list[i]);
     if (!who->renews)
         nk_log(NK_LOG_CLI, NK_LOG_INFO, "event=joined member=%s name=%s peer=%s", out->id,
                out->name, who->peer);
@@ -749,8 +769,6 @@ static int open_state(nk_host *h, struct nk_error *err)
         snprintf(h->addresses[0].text, sizeof h->addresses[0].text, "%.45s", h->o.listen);
         h->n_addresses = 1;
     }
-    for (size_t i = 0; !rc && i < h->n_addresses; i++)
-        h->address_list[i] = h->addresses[i].text;
     if (h->o.name)
         snprintf(h->name, sizeof h->name, "%s", h->o.name);
     else if (!gethostname(host, sizeof host - 1))
@@ -776,6 +794,7 @@ static int start(nk_host *h, struct nk_error *err)
                                       .event = event,
                                       .recovery = recovery,
                                       .user = h };
+    struct nk_reach_address addresses[NK_TOKEN_ADDRESSES_MAX];
     char name[NK_MEMBER_NAME_SIZE];
     const char *slash;
     int rc;
@@ -804,9 +823,7 @@ static int start(nk_host *h, struct nk_error *err)
     co.store = h->store;
     co.catalogue = nk_catalogue_id(h->catalogue);
     co.model = &h->facts.plan;
-    co.n_addresses = (int)h->n_addresses;
-    for (size_t i = 0; i < h->n_addresses; i++)
-        co.addresses[i] = h->address_list[i];
+    co.n_addresses = (int)addresses_now(h, addresses, co.addresses);
     rc = nk_coordinator_start(&h->coordinator, &co, err);
     snprintf(name, sizeof name, "%.50s-gateway", h->name);
     if (!rc)
@@ -902,9 +919,36 @@ static void tell_measured(nk_host *h)
         nk_coordinator_measured(h->coordinator, m.ms_per_token);
 }
 
+/* Machines change their addresses: another network, a lease that ended. Members are told while they
+ * are connected, so that they find this one later; and the page's join line has the new ones. */
+static void look_at_addresses(nk_host *h)
+{
+    struct nk_reach_address now[NK_TOKEN_ADDRESSES_MAX];
+    const char *list[NK_TOKEN_ADDRESSES_MAX];
+    char sentence[640] = "this machine is reached at", text[NK_TOKEN_TEXT_SIZE];
+    struct nk_error err;
+    size_t n, length;
+
+    if ((h->o.listen && !is_wildcard(h->o.listen)) ||
+        nk_reach_list(now, NK_TOKEN_ADDRESSES_MAX, &n, &err) ||
+        nk_reach_same(now, n, h->addresses, h->n_addresses))
+        return;
+    pthread_mutex_lock(&h->mutex);
+    memcpy(h->addresses, now, sizeof now);
+    h->n_addresses = n;
+    pthread_mutex_unlock(&h->mutex);
+    n = addresses_now(h, now, list);
+    nk_coordinator_set_addresses(h->coordinator, list, (int)n);
+    for (size_t i = 0; i < n && (length = strlen(sentence)) < sizeof sentence; i++)
+        snprintf(sentence + length, sizeof sentence - length, " %s", list[i]);
+    event(h, n ? sentence : "this machine has no address by which others could reach it now");
+    if (n && !h->o.no_join)
+        (void)nk_host_token(h, text, &err);
+}
+
 int nk_host_run(nk_host *h, int parent_fd, struct nk_error *err)
 {
-    int64_t renewed_s = nk_clock_unix_s(nk_clock_system()), token_s = 0;
+    int64_t renewed_s = nk_clock_unix_s(nk_clock_system()), looked_s = 0;
 
     while (!nk_interrupt_signal()) {
         struct pollfd fds[3] = { { nk_interrupt_fd(), POLLIN, 0 },
@@ -920,9 +964,11 @@ int nk_host_run(nk_host *h, int parent_fd, struct nk_error *err)
             if (renew(h, h->identity, h->gateway_id, err))
                 event(h, err->msg);
         }
-        if (!h->o.no_join && now - token_s >= TOKEN_EVERY_S) {
-            token_s = now;
-            refresh_token(h);
+        if (now - looked_s >= LOOK_EVERY_S) {
+            looked_s = now;
+            look_at_addresses(h);
+            if (!h->o.no_join)
+                refresh_token(h);
         }
         tell_measured(h);
         if (poll(fds, parent_fd >= 0 ? 3 : 2, TICK_MS) < 0 && errno != EINTR)

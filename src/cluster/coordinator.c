@@ -51,6 +51,8 @@ struct attendee {
 struct nk_coordinator {
     struct nk_coordinator_opts o;
     nk_fleet *fleet;
+    char addresses[NK_COORDINATOR_ADDRESSES_MAX][46]; /* as they are now */
+    int n_addresses;
     LIST_HEAD(, attendee) attendees;
     nk_timer *timer; /* nk_fleet_step's */
     bool step_posted, stopping;
@@ -211,6 +213,7 @@ static void want(void *user, const char *id, const struct nk_want *w)
     Nakshatra__V1__Assignment pa[NK_FLEET_HOLDINGS_MAX], *list[NK_FLEET_HOLDINGS_MAX];
     enum { SOURCES_MAX = 16 };
     char sources[SOURCES_MAX][256], *source_list[SOURCES_MAX];
+    char *addresses[NK_COORDINATOR_ADDRESSES_MAX];
     struct nk_fleet_peer peers[NK_FLEET_PEERS_MAX];
     Nakshatra__V1__Peer pp[NK_FLEET_PEERS_MAX], *peer_list[NK_FLEET_PEERS_MAX];
     int n_sources, n_peers;
@@ -239,8 +242,10 @@ static void want(void *user, const char *id, const struct nk_want *w)
     pw.n_peers = (size_t)n_peers;
     pw.peers = peer_list;
     pw.catalogue = (char *)(uintptr_t)c->o.catalogue;
-    pw.n_addresses = (size_t)c->o.n_addresses;
-    pw.addresses = (char **)(uintptr_t)c->o.addresses;
+    for (int i = 0; i < c->n_addresses; i++)
+        addresses[i] = c->addresses[i];
+    pw.n_addresses = (size_t)c->n_addresses;
+    pw.addresses = addresses;
     pw.n_ctx = (uint32_t)c->o.n_ctx;
     pw.n_seq_max = (uint32_t)c->o.n_seq_max;
     pw.deterministic = c->o.deterministic;
@@ -426,8 +431,8 @@ static int attending(struct attendee *a, const Nakshatra__V1__Attending *m, stru
                        "another process attends as this member; is its state folder in use twice?");
     /* Others are told to use it: a member's word alone is no address of ours. */
     known = false;
-    for (int i = 0; i < c->o.n_addresses; i++)
-        known |= !strcmp(reached, c->o.addresses[i]);
+    for (int i = 0; i < c->n_addresses; i++)
+        known |= !strcmp(reached, c->addresses[i]);
     if (!known)
         reached[0] = '\0';
     host_of_peer(nk_call_peer(a->call), host);
@@ -868,6 +873,32 @@ void nk_coordinator_unreachable(nk_coordinator *c, const char *id, const char *w
     on_net(c, unreachable, &(struct unreached){ id, why }, NULL);
 }
 
+struct hosts {
+    const char *const *addresses;
+    int n;
+};
+
+static int set_addresses(nk_coordinator *c, void *arg, struct nk_error *err)
+{
+    const struct hosts *h = arg;
+
+    (void)err;
+    c->n_addresses = 0;
+    for (int i = 0; i < h->n && c->n_addresses < NK_COORDINATOR_ADDRESSES_MAX; i++)
+        if (strlen(h->addresses[i]) < sizeof c->addresses[0])
+            strcpy(c->addresses[c->n_addresses++], h->addresses[i]);
+    if (c->fleet) {
+        nk_fleet_want_again(c->fleet);
+        step_soon(c);
+    }
+    return 0;
+}
+
+void nk_coordinator_set_addresses(nk_coordinator *c, const char *const *addresses, int n)
+{
+    on_net(c, set_addresses, &(struct hosts){ addresses, n }, NULL);
+}
+
 static int measured(nk_coordinator *c, void *arg, struct nk_error *err)
 {
     (void)err;
@@ -937,6 +968,7 @@ int nk_coordinator_start(nk_coordinator **out, const struct nk_coordinator_opts 
         c->o.beats_missed_max = 3;
     if (!c->o.settle_ms)
         c->o.settle_ms = 2000;
+    set_addresses(c, &(struct hosts){ opts->addresses, opts->n_addresses }, NULL);
     LIST_INIT(&c->attendees);
     nk_buf_init(&c->snapshot, STATUS_BYTES_MAX);
     pthread_mutex_init(&c->mutex, NULL);

@@ -39,7 +39,7 @@ struct nk_coordinator_opts {
     /* The hosts (IP addresses) by which the coordinator is reached, told to members so that they
      * find it when these change. */
     const char *addresses[NK_COORDINATOR_ADDRESSES_MAX];
-    int n_addresses;
+    int n_addresses; /* those of the start: nk_coordinator_set_addresses */
     uint32_t beat_ms, beats_missed_max, settle_ms; /* 0: 2000, 3, 2000 */
     /* For Token: makes a join token. NULL: there are none. On the net thread. */
     int (*create_token)(void *user, int uses, uint32_t ttl_s, char out[256], struct nk_error *err);
@@ -77,6 +77,10 @@ int nk_coordinator_admit(nk_coordinator *c, const char *id, bool gateway,
 bool nk_coordinator_is_removed(nk_coordinator *c, const char *id);
 /* [any] nk_fleet_unreachable. */
 void nk_coordinator_unreachable(nk_coordinator *c, const char *id, const char *why);
+/* [any] The hosts by which it is reached from now on; members that attend are told at once, so that
+ * they find it there when the old ones are gone. Copied; those too many, or longer than an IP
+ * address, are left out. */
+void nk_coordinator_set_addresses(nk_coordinator *c, const char *const *addresses, int n);
 /* [any] nk_fleet_measured. */
 void nk_coordinator_measured(nk_coordinator *c, double ms_per_token);
 /* [any, and it waits for nobody] The cluster's state as JSON text, as Status has it, at most some

@@ -1163,6 +1163,12 @@ static void tell_wants(nk_fleet *f)
     }
 }
 
+void nk_fleet_want_again(nk_fleet *f)
+{
+    for (size_t i = 0; i < f->n; i++)
+        f->members[i]->was_told = false;
+}
+
 uint64_t nk_fleet_step(nk_fleet *f, uint64_t now_ns)
 {
     uint64_t wake = now_ns + MS(IDLE_MS);

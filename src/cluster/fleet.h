@@ -179,6 +179,8 @@ struct nk_fleet_peer {
 int nk_fleet_peers(const nk_fleet *f, const char *id, struct nk_fleet_peer *out, int max);
 /* Where this machine is reached by the others: what most of them came by; "" none has. */
 const char *nk_fleet_own_host(const nk_fleet *f);
+/* Something that is told with every `want` has changed: each is called again at the next step. */
+void nk_fleet_want_again(nk_fleet *f);
 /* What is measured of what serves: ms per token of one stream that runs alone; 0: nothing yet. Far
  * from what was predicted it is said, once. */
 void nk_fleet_measured(nk_fleet *f, double ms_per_token);

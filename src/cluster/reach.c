@@ -172,3 +172,17 @@ int nk_reach_list(struct nk_reach_address *out, size_t max, size_t *n, struct nk
     freeifaddrs(all);
     return rc;
 }
+
+bool nk_reach_same(const struct nk_reach_address *a, size_t n_a, const struct nk_reach_address *b,
+                   size_t n_b)
+{
+    for (size_t i = 0; n_a == n_b && i < n_a; i++) {
+        size_t k = 0;
+
+        while (k < n_b && strcmp(a[i].text, b[k].text) != 0)
+            k++;
+        if (k == n_b)
+            return false;
+    }
+    return n_a == n_b;
+}

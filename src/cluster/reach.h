@@ -32,6 +32,10 @@ size_t nk_reach_choose(const struct nk_reach_interface *in, size_t n, struct nk_
  *   UNAVAILABLE  no_interfaces  the system does not tell */
 int nk_reach_list(struct nk_reach_address *out, size_t max, size_t *n, struct nk_error *err);
 
+/* The same addresses, in whatever order? */
+bool nk_reach_same(const struct nk_reach_address *a, size_t n_a, const struct nk_reach_address *b,
+                   size_t n_b);
+
 /* "192.168.1.5:5531", "[fd00::5]:5531" */
 void nk_reach_format(char *out, size_t size, const char *address, int port);
 

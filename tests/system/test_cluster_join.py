@@ -270,6 +270,31 @@ class Members(Case):
         self.assertEqual(b.stop(), 0)
         self.is_told(self.net["b"].run("join"), "removed from the cluster")  # who it was is none any more
 
+    def test_the_serving_machine_moves__members_were_told_where_it_is_found(self):
+        m, new = self.net["a"], "10.77.0.98"
+        b = self.net.join("b", self.token())
+        line = json.loads(self.a.get("/cluster")[1])["join_line"]
+        m.ip("address", "add", new + "/24", "dev", "eth0")
+        try:
+            self.a.wait_line(r"this machine is reached at .*10\.77\.0\.98")
+            path = self.net["b"].state("member", "joined.json")
+
+            def told():
+                with open(path) as f:
+                    return new in json.load(f)["addresses"]
+            self.assertTrue(nk.wait_for(told), self.net.text())
+            self.assertNotEqual(json.loads(self.a.get("/cluster")[1])["join_line"], line)
+            m.ip("address", "del", m.v4 + "/24", "dev", "eth0")
+            m.ip("address", "del", m.v6 + "/64", "dev", "eth0")
+            m.ip("address", "replace", new + "/24", "dev", "eth0")  # it goes with the first one of its network
+            b.wait_line(r"attends at 10\.77\.0\.98:")
+            self.a.wait_serving("b")
+        finally:
+            m.ip("address", "replace", m.v6 + "/64", "dev", "eth0", "nodad")
+            m.ip("address", "replace", m.v4 + "/24", "dev", "eth0")
+            m.ip("address", "del", new + "/24", "dev", "eth0")
+        self.assertEqual(b.stop(), 0)
+
     def test_two_of_one_name(self):
         first = self.net.join("b", self.token(), "--name", "same")
         second = self.net.join("c", self.token(), "--name", "same")

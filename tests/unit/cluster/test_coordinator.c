@@ -33,7 +33,8 @@ struct talk {
         char catalogue[80];
         int n, begin, end;
         uint64_t epoch;
-    } want; /* the last */
+        char addresses[128]; /* with a blank after each */
+    } want;                  /* the last */
     char roster[2048];
     struct nk_buf reply; /* of a unary call */
     bool ended;
@@ -284,6 +285,10 @@ static void note(struct talk *t, const Nakshatra__V1__CoordinatorMessage *m)
         t->n_want++;
         snprintf(t->want.catalogue, sizeof t->want.catalogue, "%s", m->want->catalogue);
         t->want.n = (int)m->want->n_assignments;
+        t->want.addresses[0] = '\0';
+        for (size_t i = 0; i < m->want->n_addresses; i++)
+            snprintf(t->want.addresses + strlen(t->want.addresses), 64, "%.60s ",
+                     m->want->addresses[i]);
         if (t->want.n) {
             t->want.begin = (int)m->want->assignments[0]->layer_begin;
             t->want.end = (int)m->want->assignments[0]->layer_end;
@@ -918,6 +923,19 @@ static void test_coordinator__a_sleep_throws_nobody_out(void **state)
     assert_open(t);
 }
 
+static void test_coordinator__who_attends_is_told_new_addresses(void **state)
+{
+    static const char *const addresses[] = { "10.0.0.2", "fd00::2" };
+    struct world *w = *state;
+    struct talk *t = attended(w, 0, 1);
+
+    assert_string_equal(t->want.addresses, "10.0.0.1 ");
+    nk_coordinator_set_addresses(w->c, addresses, 2);
+    until(t, !strcmp(t->want.addresses, "10.0.0.2 fd00::2 "));
+    nk_call_cancel(t->call);
+    until(t, t->ended);
+}
+
 static void test_coordinator__it_stops_while_members_attend(void **state)
 {
     struct world *w = *state;
@@ -950,6 +968,7 @@ int main(void)
         TEST(test_coordinator__tokens_are_the_gateways),
         TEST(test_coordinator__a_roster_that_cannot_be_written_is_written_later),
         TEST(test_coordinator__a_sleep_throws_nobody_out),
+        TEST(test_coordinator__who_attends_is_told_new_addresses),
         TEST(test_coordinator__it_stops_while_members_attend),
     };
 

@@ -65,6 +65,20 @@ static void test_reach__is_written_with_its_port(void **state)
     assert_string_equal(out, "[fd00::5]:5531");
 }
 
+static void test_reach__the_same_addresses_are_the_same_in_any_order(void **state)
+{
+    static const struct nk_reach_address a[] = { { "10.0.0.1" }, { "fd00::5" } },
+                                         b[] = { { "fd00::5" }, { "10.0.0.1" } },
+                                         c[] = { { "fd00::5" }, { "10.0.0.2" } };
+
+    (void)state;
+    assert_true(nk_reach_same(a, 2, b, 2));
+    assert_false(nk_reach_same(a, 2, c, 2));
+    assert_false(nk_reach_same(a, 2, b, 1));
+    assert_false(nk_reach_same(a, 1, b, 2));
+    assert_true(nk_reach_same(a, 0, b, 0));
+}
+
 static void test_reach__this_machine_has_no_loopback_among_its_own(void **state)
 {
     struct nk_reach_address out[16];
@@ -86,6 +100,7 @@ int main(void)
         cmocka_unit_test(test_reach__the_lan_comes_first_and_tunnels_last),
         cmocka_unit_test(test_reach__two_ipv6_addresses_of_an_interface_are_enough),
         cmocka_unit_test(test_reach__is_written_with_its_port),
+        cmocka_unit_test(test_reach__the_same_addresses_are_the_same_in_any_order),
         cmocka_unit_test(test_reach__this_machine_has_no_loopback_among_its_own),
     };
 
