@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/args.h"
 #include "base/log.h"
 #include "base/process.h"
 #include "base/thread.h"
@@ -85,6 +86,18 @@ static void report_progress(struct nk__hold *h, nk_fetch *f)
     h->agent->o.progress(h->agent->o.user, &out);
 }
 
+/* How long it took, to the slice that is whole; what was on this machine already is not counted. */
+static void say_fetched(struct nk__hold *h, const struct nk_fetch_progress *p)
+{
+    uint64_t bytes = p->bytes_done - p->bytes_kept - p->bytes_local,
+             ms = p->running_ms ? p->running_ms : 1;
+    char size[24], rate[24];
+
+    nk__agent_say(h->agent, "layers %d-%d: %s came in %.1f s, %s/s", h->assignment.layer_begin,
+                  h->assignment.layer_end, nk_size_format(size, bytes), (double)ms / 1000,
+                  nk_size_format(rate, bytes * 1000 / ms));
+}
+
 /* *kept (closed by the caller when the worker has it open; -1: none) keeps the slice from being
  * removed by others. */
 static int fetch(struct nk__hold *h, char **path, int *kept, struct nk_error *err)
@@ -122,6 +135,9 @@ static int fetch(struct nk__hold *h, char **path, int *kept, struct nk_error *er
     }
     rc = nk_fetch_wait(f, path, err);
     report_progress(h, f);
+    nk_fetch_progress(f, &p);
+    if (!rc && p.bytes_done > p.bytes_kept + p.bytes_local)
+        say_fetched(h, &p);
     nk_fetch_free(f);
     return rc;
 }

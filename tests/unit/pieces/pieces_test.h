@@ -282,6 +282,7 @@ enum misdeed {
     TRICKLES,     /* sends a few bytes of a part, no more */
     BREAKS_OFF,   /* ends the call within a part */
     SENDS_MORE,
+    CUTS_SHORT, /* a message that says it is longer than it is */
 };
 
 struct machine {
@@ -313,7 +314,12 @@ static inline void misdeed_message(nk_call *c, void *user, struct nk_bytes msg)
     (void)msg;
     r.data.data = bytes;
     r.data.len = m->misdeed == SENDS_MORE ? NK_PART_BYTES : 16; /* every part has more */
-    if (m->misdeed != SAYS_NOTHING)
+    if (m->misdeed == CUTS_SHORT)
+        nk_call_send(c,
+                     "\x0a\x7f"
+                     "few",
+                     5, NULL);
+    else if (m->misdeed != SAYS_NOTHING)
         nk_call_send_pb(c, &r.base, NULL);
     if (m->misdeed == SENDS_MORE)
         nk_call_send_pb(c, &r.base, NULL);

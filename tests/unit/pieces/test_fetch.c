@@ -311,18 +311,17 @@ static void test_fetch__who_sends_wrong_bytes_is_dropped_and_named(void **state)
     free(copy);
 }
 
-static void test_fetch__who_sends_more_than_a_part_is_dropped(void **state)
+static void drops(const char *name, enum misdeed misdeed)
 {
-    char *model = make_model("more", true, 34);
+    char *model = make_model(name, true, 34);
     nk_catalogue *c = catalogue_of(model);
     struct nk_fetch_progress p;
     struct machine liar, a;
     nk_fetch *f;
 
-    (void)state;
-    machine_start(&liar, net, c, model, SENDS_MORE, 0);
+    machine_start(&liar, net, c, model, misdeed, 0);
     machine_start(&a, net, c, model, HONEST, 0);
-    use_cache("more");
+    use_cache(name);
     f = start(c, (struct nk_range){ 1, 3 }, (struct nk_fetch_opts){ 0 });
     add(f, "liar", &liar);
     do
@@ -334,6 +333,18 @@ static void test_fetch__who_sends_more_than_a_part_is_dropped(void **state)
     machine_stop(&liar);
     nk_catalogue_unref(c);
     free(model);
+}
+
+static void test_fetch__who_sends_more_than_a_part_is_dropped(void **state)
+{
+    (void)state;
+    drops("more", SENDS_MORE);
+}
+
+static void test_fetch__who_sends_what_is_no_message_is_dropped(void **state)
+{
+    (void)state;
+    drops("short", CUTS_SHORT);
 }
 
 static void test_fetch__a_machine_that_dies_within_a_part_leaves_it_to_others(void **state)
@@ -765,6 +776,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_fetch__a_machine_that_is_still_fetching_is_a_source),
         cmocka_unit_test(test_fetch__who_sends_wrong_bytes_is_dropped_and_named),
         cmocka_unit_test(test_fetch__who_sends_more_than_a_part_is_dropped),
+        cmocka_unit_test(test_fetch__who_sends_what_is_no_message_is_dropped),
         cmocka_unit_test(test_fetch__a_machine_that_dies_within_a_part_leaves_it_to_others),
         cmocka_unit_test(test_fetch__who_breaks_off_is_tried_again),
         cmocka_unit_test(test_fetch__who_stops_is_left_at_the_deadline),
