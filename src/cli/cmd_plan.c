@@ -494,6 +494,7 @@ static struct nk_plan_model model_of(const nk_model *m, bool *cut)
         .n_layer = in->n_layer,
         .layer_bytes = in->layer_bytes,
         .kv_bytes_per_token = in->kv_bytes_per_token,
+        .state_bytes = in->state_bytes,
         .legal_cut = cut,
         .embd_bytes = in->embd_bytes,
         .head_bytes = in->head_bytes,

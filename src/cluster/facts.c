@@ -63,18 +63,21 @@ int nk_facts_model(const nk_model *m, struct nk_facts_model *out, struct nk_erro
     out->legal_cut = calloc((size_t)info->n_layer, sizeof *out->legal_cut);
     out->layer_bytes = calloc((size_t)info->n_layer, sizeof *out->layer_bytes);
     out->kv_bytes_per_token = calloc((size_t)info->n_layer, sizeof *out->kv_bytes_per_token);
-    if (!out->legal_cut || !out->layer_bytes || !out->kv_bytes_per_token) {
+    out->state_bytes = calloc((size_t)info->n_layer, sizeof *out->state_bytes);
+    if (!out->legal_cut || !out->layer_bytes || !out->kv_bytes_per_token || !out->state_bytes) {
         nk_facts_model_release(out);
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
     }
     for (int i = 0; i < info->n_layer; i++) {
         out->layer_bytes[i] = info->layer_bytes[i];
         out->kv_bytes_per_token[i] = info->kv_bytes_per_token[i];
+        out->state_bytes[i] = info->state_bytes[i];
         out->legal_cut[i] = i > 0 && !nk_model_cut_check(m, i, &ignored);
     }
     out->plan = (struct nk_plan_model){ .n_layer = info->n_layer,
                                         .layer_bytes = out->layer_bytes,
                                         .kv_bytes_per_token = out->kv_bytes_per_token,
+                                        .state_bytes = out->state_bytes,
                                         .legal_cut = out->legal_cut,
                                         .embd_bytes = info->embd_bytes,
                                         .head_bytes = info->head_bytes,
@@ -89,5 +92,6 @@ void nk_facts_model_release(struct nk_facts_model *m)
     free(m->legal_cut);
     free(m->layer_bytes);
     free(m->kv_bytes_per_token);
+    free(m->state_bytes);
     *m = (struct nk_facts_model){ 0 };
 }

@@ -10,7 +10,7 @@
 /* A model's. plan points into the rest. */
 struct nk_facts_model {
     struct nk_plan_model plan;
-    uint64_t *layer_bytes, *kv_bytes_per_token;
+    uint64_t *layer_bytes, *kv_bytes_per_token, *state_bytes;
     bool *legal_cut;
 };
 /* On success *out is the caller's: nk_facts_model_release(). EXHAUSTED no_memory. */

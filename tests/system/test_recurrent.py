@@ -3,6 +3,7 @@ what a session reuses, and what runs beside it, must never show in its tokens. l
 with the same random weights every time."""
 import importlib.machinery
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -98,6 +99,20 @@ class Recurrent(unittest.TestCase):
         r = wire.generate(ids, n, **fields)
         self.assertEqual(r.code, "OK", r.error)
         return r
+
+    def test_what_a_layer_keeps_is_known_from_the_file(self):
+        """Before anything is loaded: a plan needs it. What libllama really takes is what measuring tells."""
+        ctx, sequences = 256, 3
+        for name in MODELS:
+            path = self.models[name][0]
+            with self.subTest(name):
+                layers = json.loads(nk.out("inspect", path, "--json"))["layers"]
+                took = json.loads(nk.out("measure", path, "--json", "--ctx", ctx, "--sequences", sequences, "--budget-ms", 1,
+                                         env=nk.env(XDG_CACHE_HOME=self.dir)))["layers"]
+                want = [x["kv_bytes_per_token"] * ctx + x["state_bytes"] * sequences for x in layers]
+                self.assertGreater(sum(x["state_bytes"] for x in layers), 0)
+                # Of layers that are not alike the parts are estimated; their sum is right.
+                self.assertEqual(sum(x["kv_bytes"] for x in took), sum(want), [x["kv_bytes"] for x in took])
 
     def test_chain__is_the_whole_model_to_the_bit(self):
         for path, _, wire in self.chains():
