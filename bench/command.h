@@ -24,5 +24,6 @@ int nk_cmd_compare(int argc, char **argv);
 int nk_cmd_synth(int argc, char **argv);
 int nk_cmd_load(int argc, char **argv);
 int nk_cmd_echo(int argc, char **argv);
+int nk_cmd_link(int argc, char **argv);
 
 #endif

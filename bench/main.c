@@ -17,6 +17,7 @@ static const struct {
     { "synth", "write a model of any shape with random weights", nk_cmd_synth },
     { "load", "load a file with stock llama.cpp (for comparing starts)", nk_cmd_load },
     { "echo", "answer gRPC messages (for comparing a hop)", nk_cmd_echo },
+    { "link", "a slow cable between two network namespaces", nk_cmd_link },
 };
 static const int n_commands = sizeof commands / sizeof commands[0];
 

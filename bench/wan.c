@@ -10,7 +10,6 @@
 #include <linux/if_tun.h>
 #include <net/if.h>
 #include <netinet/in.h>
-#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -22,35 +21,17 @@
 
 #include "base/clock.h"
 #include "base/thread.h"
-#include "bench/link.h"
-
-enum {
-    PACKET_BYTES_MAX = 1600, /* a TUN device's MTU is 1500 */
-    PACKETS_MAX = 4096,      /* on their way in one direction; more are dropped, as a router does */
-};
-
-struct packet {
-    uint64_t due_ns;
-    uint16_t size;
-    uint8_t data[PACKET_BYTES_MAX];
-};
-
-struct direction { /* from one device to the other */
-    int from, to;
-    struct packet *packets; /* a ring of PACKETS_MAX; NULL: at once */
-    size_t head, n;
-    struct nk_link link; /* where there are packets */
-};
+#include "bench/relay.h"
 
 enum { DIRECTIONS = 4, FAST_THERE = 0, FAST_BACK, SLOW_THERE, SLOW_BACK };
 
 struct nk_wan {
     struct nk_wan_shape shape;
     char address[NK_WAN_HOSTS][32], client[32], middle[32];
-    int hosts[NK_WAN_HOSTS];                 /* namespaces */
-    int devices[4];                          /* here, host 0's two, host 1's */
-    int ready[2], end[2];                    /* pipes: the thread has set up; it shall end */
-    struct direction directions[DIRECTIONS]; /* the thread's */
+    int hosts[NK_WAN_HOSTS];                /* namespaces */
+    int devices[4];                         /* here, host 0's two, host 1's */
+    int ready[2], end[2];                   /* pipes: the thread has set up; it shall end */
+    struct nk_relay_line lines[DIRECTIONS]; /* the thread's */
     pthread_t thread;
     bool has_thread;
     int rc; /* of setting up */
@@ -150,86 +131,16 @@ static int set_up(nk_wan *w, struct nk_error *err)
     if (!rc)
         rc = open_device(&w->devices[3], w->address[1], w->middle, err);
     for (int i = 0; !rc && i < DIRECTIONS; i++) {
-        struct direction *d = &w->directions[i];
+        struct nk_relay_line *d = &w->lines[i];
         int left = i < SLOW_THERE ? 0 : 2;
 
         d->from = w->devices[left + i % 2];
         d->to = w->devices[left + 1 - i % 2];
         if (i < SLOW_THERE)
             continue;
-        nk_link_init(&d->link, &w->shape, (uint64_t)i);
-        d->packets = malloc(PACKETS_MAX * sizeof *d->packets);
-        if (!d->packets)
-            rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for a link");
+        rc = nk_relay_slow(d, &w->shape, (uint64_t)i, err);
     }
     return rc;
-}
-
-/* ---- the link, on the thread ---- */
-
-static void take_packets(struct direction *d)
-{
-    for (;;) {
-        struct packet one, *p = d->packets ? &d->packets[(d->head + d->n) % PACKETS_MAX] : &one;
-        ssize_t n;
-
-        if (d->n == PACKETS_MAX)
-            p = &one;
-        n = read(d->from, p->data, sizeof p->data);
-        if (n <= 0)
-            return;
-        if (!d->packets && write(d->to, p->data, (size_t)n) < 0)
-            continue; /* a device's queue is full: dropped */
-        if (!d->packets || p == &one)
-            continue;
-        p->size = (uint16_t)n;
-        p->due_ns = nk_link_due(&d->link, nk_now_ns(), (size_t)n);
-        d->n++;
-    }
-}
-
-/* Delivers what is due; when the next one is, or UINT64_MAX. */
-static uint64_t deliver(struct direction *d)
-{
-    while (d->n) {
-        struct packet *p = &d->packets[d->head];
-
-        if (p->due_ns > nk_now_ns())
-            return p->due_ns;
-        if (write(d->to, p->data, p->size) < 0 && errno == EINTR)
-            continue;
-        d->head = (d->head + 1) % PACKETS_MAX;
-        d->n--;
-    }
-    return UINT64_MAX;
-}
-
-static void relay(nk_wan *w)
-{
-    struct pollfd fds[DIRECTIONS + 1];
-
-    for (int i = 0; i < DIRECTIONS; i++)
-        fds[i] = (struct pollfd){ .fd = w->directions[i].from, .events = POLLIN };
-    fds[DIRECTIONS] = (struct pollfd){ .fd = w->end[0], .events = POLLIN };
-    while (!fds[DIRECTIONS].revents) {
-        uint64_t next_ns = UINT64_MAX, now;
-        struct timespec wait;
-
-        for (int i = 0; i < DIRECTIONS; i++) {
-            uint64_t at = deliver(&w->directions[i]);
-
-            next_ns = at < next_ns ? at : next_ns;
-        }
-        now = nk_now_ns();
-        next_ns = next_ns == UINT64_MAX ? 1000000000 : next_ns > now ? next_ns - now : 0;
-        wait.tv_sec = (time_t)(next_ns / 1000000000);
-        wait.tv_nsec = (long)(next_ns % 1000000000);
-        if (ppoll(fds, DIRECTIONS + 1, &wait, NULL) < 0)
-            continue;
-        for (int i = 0; i < DIRECTIONS; i++)
-            if (fds[i].revents)
-                take_packets(&w->directions[i]);
-    }
 }
 
 static void *link_main(void *arg)
@@ -243,7 +154,7 @@ static void *link_main(void *arg)
     prctl(PR_SET_TIMERSLACK, 1);
     w->rc = set_up(w, &w->err);
     if (write(w->ready[1], "", 1) == 1 && !w->rc)
-        relay(w);
+        nk_relay_run(w->lines, DIRECTIONS, w->end[0]);
     return NULL;
 }
 
@@ -303,7 +214,7 @@ void nk_wan_close(nk_wan *w)
     if (w->end[0] >= 0)
         close(w->end[0]);
     for (int i = 0; i < DIRECTIONS; i++)
-        free(w->directions[i].packets);
+        nk_relay_release(&w->lines[i]);
     free(w);
 }
 

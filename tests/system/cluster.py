@@ -408,7 +408,7 @@ class Network:
         Network.n += 1
         self.name = f"{PREFIX}{os.getpid()}n{Network.n}"
         self.dir = tempfile.mkdtemp(prefix=self.name + "-")
-        self.machines, self.mounts = {}, []
+        self.machines, self.mounts, self.cables = {}, [], []
         try:
             sh("ip", "netns", "add", self.name)
             sh("ip", "-n", self.name, "link", "add", "br0", "type", "bridge")
@@ -442,6 +442,21 @@ class Network:
     def join(self, name, *args, **more):
         return self[name].join(*args, **more)
 
+    def cable(self, name, round_trip_ms, mbit):
+        """From now on the machine's link to the others is the benchmark's delaying one."""
+        m = self[name]
+        sh("ip", "-n", self.name, "link", "del", "v" + name)
+        link = subprocess.Popen([nk.BENCH, "link", "--round-trip", str(round_trip_ms), "--mbit", str(mbit), f"{self.name}:v{name}",
+                                 f"{m.ns}:eth0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.cables.append(link)
+        if link.stdout.readline() != "ready\n":
+            raise OSError(f"nakshatra-bench link ended with exit code {link.wait()}")
+        sh("ip", "-n", self.name, "link", "set", "v" + name, "master", "br0", "up")
+        lines = ["link set eth0 up"]
+        lines += [f"address add {m.v4}/24 dev eth0"] if m.v4 else []
+        lines += [f"address add {m.v6}/64 dev eth0 nodad"] if m.v6 else []
+        sh("ip", "-n", m.ns, "-batch", "-", input="\n".join(lines))
+
     def small_disk(self, path, size):
         """A file system of its own of so many bytes at path."""
         os.makedirs(path, exist_ok=True)
@@ -469,6 +484,10 @@ class Network:
             raise AssertionError("\n".join(bad) + "\n" + text)
 
     def remove(self):
+        for link in self.cables:
+            link.stdin.close()
+            link.stdout.close()
+            link.wait()
         for m in self.machines.values():
             sh("ip", "netns", "del", m.ns, check=False)
         sh("ip", "netns", "del", self.name, check=False)

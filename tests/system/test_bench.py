@@ -6,10 +6,13 @@ That every system answers is test_bench_run.py's.
 import json
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
+import time
 import unittest
 
+import cluster
 import nk
 
 SMALL = ["--layers", "2", "--width", "256", "--ff", "512", "--heads", "4", "--kv-heads", "2",
@@ -36,7 +39,7 @@ class Program(unittest.TestCase):
         self.assertIn("'bench' is no command", done.stderr)
 
     def test_it_says_what_there_is(self):
-        names = ("run", "report", "compare", "synth", "load", "echo")
+        names = ("run", "report", "compare", "synth", "load", "echo", "link")
         done = nk.bench("--help")
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         for name in names:
@@ -50,6 +53,26 @@ class Program(unittest.TestCase):
             done = nk.bench(*wrong)
             self.assertEqual((done.returncode, done.stdout), (2, ""))
             self.assertIn("nakshatra-bench", done.stderr)
+
+
+class Link(unittest.TestCase):
+    def test_a_cable_between_two_machines_has_its_round_trip(self):
+        cluster.require()
+        with cluster.Network("a", "b") as net:
+            net.cable("b", 30, 100)
+            listener = net["a"].socket(socket.AF_INET)
+            with listener:
+                listener.bind((net["a"].v4, 5000))
+                listener.listen()
+                began = time.monotonic()
+                net["b"].connect(net["a"].v4, 5000, nk.LONG_S).close()
+                self.assertGreaterEqual(time.monotonic() - began, 0.030)
+
+    def test_wrong_words(self):
+        for words, code, what in ((("a", "b"), 2, "NAMESPACE:DEVICE"), (("nkc-none:eth0", "nkc-none:eth1"), 1, "/run/netns/nkc-none")):
+            done = nk.bench("link", *words)
+            self.assertEqual((done.returncode, done.stdout), (code, ""))
+            self.assertIn(what, done.stderr)
 
 
 class Synth(unittest.TestCase):
