@@ -911,6 +911,28 @@ void nk_coordinator_measured(nk_coordinator *c, double ms_per_token)
     on_net(c, measured, &ms_per_token, NULL);
 }
 
+struct stage_time {
+    const char *name;
+    int begin, end;
+    double ms;
+};
+
+static int stage_measured(nk_coordinator *c, void *arg, struct nk_error *err)
+{
+    const struct stage_time *s = arg;
+
+    (void)err;
+    nk_fleet_stage_measured(c->fleet, s->name, s->begin, s->end, s->ms,
+                            nk_clock_now_ns(c->o.clock));
+    return 0;
+}
+
+void nk_coordinator_stage_measured(nk_coordinator *c, const char *name, int layer_begin,
+                                   int layer_end, double ms)
+{
+    on_net(c, stage_measured, &(struct stage_time){ name, layer_begin, layer_end, ms }, NULL);
+}
+
 int nk_coordinator_json(nk_coordinator *c, struct nk_buf *out, struct nk_error *err)
 {
     int rc;

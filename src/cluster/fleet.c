@@ -23,6 +23,11 @@ enum {
     STALL_MS = 900000,
     EXCLUDED_MS = 300000, /* at first; doubled each time in a row, */
     N_EXCLUDED_MAX = 8,   /* so often: to 21 hours */
+    /* A stage that is far from its prediction for so long is planned with what it takes; looks that
+     * are further apart are none of one time; and without layers for so long it is believed again. */
+    FAR_MS = 60000,
+    FAR_GAP_MS = 20000,
+    BELIEVED_MS = 1800000,
 };
 #define MS(n) ((uint64_t)(n)*1000000)
 /* Measured and predicted times that differ by more than this are told. */
@@ -42,6 +47,8 @@ struct member {
     int pieces_port;
     struct nk_plan_member facts;
     bool has_facts;
+    uint64_t far_since, far_seen; /* its stage is far from its prediction; 0: it is not */
+    uint64_t stage_ns;            /* when facts.stage_* were set, or it last held something */
     char why_no_facts[256];
     uint64_t excluded_until; /* it could not load what it was given; 0: not excluded */
     int n_excluded;          /* so often in a row */
@@ -975,6 +982,27 @@ static void exclude_stalled(nk_fleet *f, uint64_t now_ns, uint64_t *wake)
     }
 }
 
+/* What was measured of a stage was perhaps of an hour in which the machine had other work. */
+static void believe_again(nk_fleet *f, uint64_t now_ns, uint64_t *wake)
+{
+    for (size_t i = 0; i < f->n; i++) {
+        struct member *m = f->members[i];
+        uint64_t at;
+
+        if (!m->facts.stage_layers)
+            continue;
+        if (m->n_holdings)
+            m->stage_ns = now_ns;
+        at = m->stage_ns + MS(BELIEVED_MS);
+        if (at > now_ns) {
+            *wake = at < *wake ? at : *wake;
+            continue;
+        }
+        m->facts.stage_layers = 0;
+        dirty(f, now_ns, f->o.settle_ms);
+    }
+}
+
 /* A step that comes much too late: this process was stopped, or its machine asleep. What members
  * have said meanwhile was not heard, and some have lost their call: they are not dead for that. */
 static void notice_sleep(nk_fleet *f, uint64_t now_ns)
@@ -1177,6 +1205,7 @@ uint64_t nk_fleet_step(nk_fleet *f, uint64_t now_ns)
     leases(f, now_ns, &wake);
     exclude_failing(f, now_ns);
     exclude_stalled(f, now_ns, &wake);
+    believe_again(f, now_ns, &wake);
     if (f->returning_until && f->returning_until <= now_ns) {
         f->returning_until = 0;
         dirty(f, now_ns, 0);
@@ -1328,14 +1357,51 @@ static json_t *member_json(const nk_fleet *f, const struct member *m, uint64_t n
     return j;
 }
 
+static bool is_far(double ms, double predicted)
+{
+    return predicted > 0 && ms > 0 && (ms > FAR_OFF * predicted || ms < predicted / FAR_OFF);
+}
+
+void nk_fleet_stage_measured(nk_fleet *f, const char *name, int layer_begin, int layer_end,
+                             double ms, uint64_t now_ns)
+{
+    struct member *m = NULL;
+    const struct nk_plan_stage *s;
+    uint64_t epoch;
+
+    for (size_t i = 0; !m && i < f->n; i++)
+        if (!f->members[i]->removed && !strcmp(f->members[i]->name, name))
+            m = f->members[i];
+    s = m && m->has_facts ? stage_of(&f->serving, m->id, &epoch) : NULL;
+    if (!s || s->begin != layer_begin || s->end != layer_end)
+        return;
+    if (!f->serving.plan->rates_known || !is_far(ms, s->ms)) {
+        m->far_since = 0;
+        return;
+    }
+    if (!m->far_since || now_ns - m->far_seen > MS(FAR_GAP_MS))
+        m->far_since = now_ns;
+    m->far_seen = now_ns;
+    if (now_ns - m->far_since < MS(FAR_MS))
+        return;
+    event(f, "%s takes %.1f ms for a token with layers %d-%d, not %.1f: that is planned with",
+          m->name, ms, s->begin, s->end, s->ms);
+    m->far_since = 0;
+    m->stage_ns = now_ns;
+    m->facts.stage_layers = s->end - s->begin;
+    m->facts.stage_rows = 1;
+    m->facts.stage_last = s->end == f->o.model->n_layer;
+    m->facts.stage_ms = ms;
+    dirty(f, now_ns, f->o.settle_ms);
+}
+
 /* Is what serves much slower, or much faster, than it was predicted to be? */
 static bool is_far_off(const nk_fleet *f)
 {
     double predicted =
         f->serving.epoch && f->serving.plan->rates_known ? f->serving.plan->ms_per_token : 0;
 
-    return predicted > 0 && f->measured_ms > 0 &&
-           (f->measured_ms > FAR_OFF * predicted || f->measured_ms < predicted / FAR_OFF);
+    return is_far(f->measured_ms, predicted);
 }
 
 static json_t *target_json(const nk_fleet *f, const struct target *t)

@@ -456,6 +456,41 @@ void nk__gateway_note_token(nk_gateway *g, double seconds)
     pthread_mutex_unlock(&g->mutex);
 }
 
+static void looked(struct nk_waiter *w)
+{
+    nk_gateway *g = (nk_gateway *)((char *)w - offsetof(nk_gateway, look));
+
+    atomic_store(&g->look_pending, false);
+}
+
+static void stages_measured(nk_gateway *g, struct nk_gateway_measured *out)
+{
+    enum { LOOK_MS = 5000 };
+    struct nk_snapshot *s;
+
+    g->look.ready = looked; /* the same each time */
+    if (out->running == 1 && !atomic_exchange(&g->look_pending, true) &&
+        nk__monitor_want(g->monitor, &g->look, LOOK_MS, false, 0))
+        atomic_store(&g->look_pending, false);
+    s = nk__monitor_peek(g->monitor);
+    for (int i = 0; s && s->set && i < s->n; i++) {
+        const struct nk_cluster *c = nk_chain_cluster(s->set->chains[i]);
+
+        for (int k = 0; k < c->n_workers && out->n_stages < NK_GATEWAY_STAGES_MAX; k++) {
+            struct nk_gateway_stage *o = &out->stages[out->n_stages];
+
+            if (!(s->views[i].rates[k].one_row_ms > 0))
+                continue;
+            snprintf(o->id, sizeof o->id, "%s", c->workers[k].id);
+            o->layer_begin = c->workers[k].layer_begin;
+            o->layer_end = c->workers[k].layer_end;
+            o->ms = s->views[i].rates[k].one_row_ms;
+            out->n_stages++;
+        }
+    }
+    nk__snapshot_unref(s);
+}
+
 void nk_gateway_measured(nk_gateway *g, struct nk_gateway_measured *out)
 {
     struct nk_admission_counts c = nk__readiness_counts(&g->readiness);
@@ -468,4 +503,5 @@ void nk_gateway_measured(nk_gateway *g, struct nk_gateway_measured *out)
         .ms_per_token = g->n_token_s ? g->token_s * 1000 : NAN,
     };
     pthread_mutex_unlock(&g->mutex);
+    stages_measured(g, out);
 }

@@ -166,14 +166,23 @@ int nk_gateway_set_chains(nk_gateway *g, nk_chain *const *chains, int n, uint64_
  * ..."); copied. NULL: words of the gateway's own. */
 void nk_gateway_set_waiting(nk_gateway *g, const char *text);
 
+enum { NK_GATEWAY_STAGES_MAX = 64 };
 struct nk_gateway_measured {
     int running, waiting;     /* generations, on the set in force; that wait for a place */
     double tokens_per_second; /* of all together, over the last seconds */
     /* Between two tokens of a generation that ran alone: a mean in which the last 64 count most,
      * since the set is in force; NaN: there were none. */
     double ms_per_token;
+    /* Of stages that ran for one stream alone when they were looked at last: computing, per token. */
+    int n_stages;
+    struct nk_gateway_stage {
+        char id[64]; /* the worker's in its nk_cluster */
+        int layer_begin, layer_end;
+        double ms;
+    } stages[NK_GATEWAY_STAGES_MAX];
 };
-/* What the set in force really does. */
+/* What the set in force really does. While one generation runs alone the workers are asked for it
+ * every five seconds. One thread at a time. */
 void nk_gateway_measured(nk_gateway *g, struct nk_gateway_measured *out);
 
 /* What is known of lost workers and of the generations that went on after them: one JSON object,

@@ -79,6 +79,8 @@ struct nk_gateway {
      * how many, 64 at most. */
     double token_s;
     uint64_t n_token_s;
+    struct nk_waiter look; /* for nk_gateway_measured */
+    atomic_bool look_pending;
 };
 
 /* So long between two tokens of a generation on the set in force. [any thread] */

@@ -9,7 +9,7 @@
 
 /* After a doubt not at once where they were just asked: who fails again and again must not make the
  * workers busy with questions. */
-enum { EVERY_MS = 1000, AGAIN_MS = 250, PROBE_AGE_MS = 2000 };
+enum { EVERY_MS = 1000, AGAIN_MS = 250, PROBE_AGE_MS = 2000, ONE_ROW_RUNS_MIN = 2 };
 
 LIST_HEAD(waiters, nk_waiter);
 
@@ -67,6 +67,10 @@ static void stage_rates(struct nk_stage_rates *r, const struct nk_worker_report 
     r->queue_ms = mean_ms(now->queue_us, then->queue_us, now->steps, then->steps, r->queue_ms);
     if (!then->uptime_ms || ms <= 0)
         return;
+    if (now->runs >= then->runs + ONE_ROW_RUNS_MIN &&
+        now->tokens_prefilled == then->tokens_prefilled &&
+        now->rows_in_runs - then->rows_in_runs == now->runs - then->runs)
+        r->one_row_ms = r->compute_ms;
     r->rows_per_second = (double)(now->tokens_decoded - then->tokens_decoded) * 1000 / ms;
     r->prompt_rows_per_second =
         (double)(now->tokens_prefilled - then->tokens_prefilled) * 1000 / ms;
@@ -80,8 +84,9 @@ static void rates(struct nk_replica_view *s, const struct nk_replica_view *befor
     for (int i = 0; i < s->report->n_workers; i++) {
         struct nk_stage_rates *r = &s->rates[i];
 
-        *r = before ? before->rates[i] : (struct nk_stage_rates){ NAN, NAN, NAN, NAN, NAN, NAN };
-        r->rows_per_second = r->prompt_rows_per_second = r->busy = NAN;
+        *r = before ? before->rates[i]
+                    : (struct nk_stage_rates){ NAN, NAN, NAN, NAN, NAN, NAN, NAN };
+        r->rows_per_second = r->prompt_rows_per_second = r->busy = r->one_row_ms = NAN;
     }
     for (int i = 0; i < s->report->n_workers; i++) {
         const struct nk_worker_report *now = &s->report->workers[i],

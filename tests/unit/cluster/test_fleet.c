@@ -786,6 +786,44 @@ static void test_fleet__what_is_far_from_its_prediction_is_said_once(void **stat
     json_decref(j);
 }
 
+static void test_fleet__a_stage_that_is_slow_for_long_is_planned_with_what_it_takes(void **state)
+{
+    static const int both[] = { 1, 2 }, all[] = { 1, 2, 3 };
+    struct world *w = *state;
+    const struct nk_deployed_stage *s;
+    char name[NK_MEMBER_NAME_SIZE];
+    int begin, end;
+
+    two(w);
+    s = &w->d.chains[0].stages[1];
+    strcpy(name, s->name);
+    begin = s->layer_begin;
+    end = s->layer_end;
+    w->events[0] = '\0';
+    for (int i = 0; i < 10; i++) { /* now and then: nobody is slow for a minute */
+        nk_fleet_stage_measured(w->f, name, begin, end, 1000, w->now);
+        live(w, S(10), both, 2);
+        nk_fleet_stage_measured(w->f, name, begin, end, 1000, w->now);
+        live(w, S(30), both, 2);
+    }
+    assert_null(strstr(w->events, "planned with"));
+    /* Another one that would be better is there already: nobody knew. */
+    join(w, 3, "garage", 4, 6 * GIB);
+    live(w, S(5), all, 3);
+    assert_int_equal(want_of(w, 3)->n_assignments, 0);
+    for (int i = 0; i < 8; i++) {
+        nk_fleet_stage_measured(w->f, name, begin, end, 1000, w->now);
+        live(w, S(10), all, 3);
+    }
+    assert_non_null(strstr(w->events, "ms for a token with layers"));
+    live(w, S(5), all, 3);
+    assert_int_equal(want_of(w, 3)->n_assignments, 1);
+    assert_int_equal(want_of(w, !strcmp(name, "attic") ? 1 : 2)->n_assignments, 0);
+    /* Half an hour later it is what it says of itself. */
+    live(w, S(1810), all, 3);
+    assert_int_equal(want_of(w, 3)->n_assignments, 0);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -811,6 +849,7 @@ int main(void)
         TEST(test_fleet__a_plan_by_hand_waits_for_its_machines),
         TEST(test_fleet__nothing_is_told_that_could_not_be_kept),
         TEST(test_fleet__what_is_far_from_its_prediction_is_said_once),
+        TEST(test_fleet__a_stage_that_is_slow_for_long_is_planned_with_what_it_takes),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -406,6 +406,39 @@ static void test_monitor__rates_are_of_the_time_between_two_looks(void **state)
     end();
 }
 
+static void
+test_monitor__a_row_alone_is_known_from_looks_in_which_there_was_nothing_else(void **state)
+{
+    static const struct {
+        uint64_t runs, rows, prefilled;
+        bool alone;
+    } looks[] = { { 0, 0, 0, false },   { 10, 10, 0, true }, { 10, 10, 0, false }, /* nothing ran */
+                  { 15, 18, 0, false }, /* two streams in one run */
+                  { 20, 23, 5, false }, /* prompts of one row each */
+                  { 30, 33, 5, true } };
+    struct nk_snapshot *s;
+
+    (void)state;
+    begin((int[]){ 0 }, 1);
+    for (size_t i = 0; i < sizeof looks / sizeof looks[0]; i++) {
+        seen.worker = (struct nk_worker_report){ .uptime_ms = 1000 * (i + 1),
+                                                 .runs = looks[i].runs,
+                                                 .rows_in_runs = looks[i].rows,
+                                                 .tokens_decoded = looks[i].rows,
+                                                 .tokens_prefilled = looks[i].prefilled,
+                                                 .compute_us = looks[i].runs * 20000 };
+        virtual_clock_advance_ms(&v, 1);
+        assert_true(ask(0, false));
+        s = nk__monitor_peek(monitor);
+        if (looks[i].alone)
+            assert_true(s->views[0].rates[0].one_row_ms == 20);
+        else
+            assert_true(isnan(s->views[0].rates[0].one_row_ms));
+        nk__snapshot_unref(s);
+    }
+    end();
+}
+
 /* During a look that takes long: who waits for 100 ms is called then, and not before. */
 static void look_for_long(nk_monitor *m)
 {
@@ -468,6 +501,8 @@ int main(void)
         cmocka_unit_test(test_monitor__no_probe_while_generations_run),
         cmocka_unit_test(test_monitor__listeners_get_a_snapshot_a_second_after_the_one_before),
         cmocka_unit_test(test_monitor__rates_are_of_the_time_between_two_looks),
+        cmocka_unit_test(
+            test_monitor__a_row_alone_is_known_from_looks_in_which_there_was_nothing_else),
         cmocka_unit_test(test_monitor__who_waits_no_longer_is_called_without_an_answer),
         cmocka_unit_test(test_monitor__who_waits_is_called_when_it_stops),
     };
