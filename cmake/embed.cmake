@@ -3,7 +3,7 @@
 # Run as a script at build time: cmake -DOUT=FILE -DDIR=web "-DFILES=index.html;app.js" -P embed.cmake
 # Included, it sets NK_ASSETS (the generated file) and the rule that makes it.
 if(CMAKE_SCRIPT_MODE_FILE)
-  set(types "html=text/html" "js=text/javascript" "css=text/css" "svg=image/svg+xml")
+  set(types "html=text/html" "js=text/javascript" "mjs=text/javascript" "txt=text/plain" "css=text/css" "svg=image/svg+xml")
   set(arrays "")
   set(rows "")
   set(n 0)
@@ -39,7 +39,8 @@ if(CMAKE_SCRIPT_MODE_FILE)
   return()
 endif()
 
-file(GLOB files RELATIVE "${CMAKE_SOURCE_DIR}/web" CONFIGURE_DEPENDS web/*.html web/*.js web/*.css web/*.svg)
+file(GLOB files RELATIVE "${CMAKE_SOURCE_DIR}/web" CONFIGURE_DEPENDS web/*.html web/*.js web/*.css web/*.svg
+  web/vendor/*.mjs web/vendor/*.txt web/vendor/codemirror/*.js web/vendor/codemirror/*.txt)
 set(NK_ASSETS "${CMAKE_BINARY_DIR}/gen/gateway/assets.c")
 set(paths "${files}")
 list(TRANSFORM paths PREPEND "${CMAKE_SOURCE_DIR}/web/")

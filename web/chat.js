@@ -311,7 +311,7 @@ class TurnView {
     show() {
         const { turn } = this, writing = this.article.classList.contains("writing");
         if (this.text)
-            this.text.show(turn.answer);
+            this.text.show(turn.answer, !writing);
         else
             setText(this.answer, turn.answer);
         this.reasoning.hidden = !turn.reasoning;

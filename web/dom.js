@@ -47,3 +47,14 @@ export async function copy(text, button) {
 export function announce(text) {
     setText(byId("announcer"), text);
 }
+
+/** When a frame has been painted: what the first one does not need is fetched after it. */
+export const afterPaint = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+
+/** Puts a style sheet to the page, once; done when it holds (or cannot be had). */
+export function stylesheet(href) {
+    const id = `css-${href.replace(".css", "")}`;
+    if (byId(id))
+        return Promise.resolve();
+    return new Promise((resolve) => document.head.append(el("link", { id, rel: "stylesheet", href, onload: resolve, onerror: resolve })));
+}

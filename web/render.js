@@ -1,72 +1,90 @@
-// A model's text as elements: fenced code, paragraphs, inline code and bold; everything else stays as it was written.
-// The text is not trusted: it only becomes text nodes, and no link or image is ever made of it.
-import { el } from "./dom.js";
+// A model's text on the page. What reads Markdown is fetched when it is first needed; until it is here the text is shown as it is.
+//
+//   const view = new TextView(container, copy);
+//   view.add(piece); ...      shown at the next frame; finished blocks stay the nodes that they are
+//   view.end();               the text is complete: links and footnotes that were defined late are put in
+//
+//   view.show(text, ended)    the same for who has the whole text each time: what is new is added; another text begins anew
+//
+// copy(text, button) is called by the copy button of a block of code.
+import { afterPaint, el, setText, stylesheet } from "./dom.js";
 
-/** Cuts text into blocks: { code: bool, text, language }. An open fence (the text still streams) runs to the end. */
-export function blocks(text) {
-    const found = [];
-    let lines = [], fence = null;
-    const flush = (code, language = "") => {
-        const joined = lines.join("\n");
-        lines = [];
-        if (code || joined.trim())
-            found.push({ code, language, text: code ? joined : joined.replace(/^\n+|\s+$/g, "") });
-    };
-    for (const line of text.split("\n")) {
-        const mark = /^\s{0,3}(`{3,}|~{3,})\s*([\w+#.-]*)/.exec(line);
-        if (fence && mark && mark[1].startsWith(fence.mark) && !mark[2]) {
-            flush(true, fence.language);
-            fence = null;
-        } else if (!fence && mark) {
-            flush(false);
-            fence = { mark: mark[1], language: mark[2] };
-        } else if (!fence && !line.trim())
-            flush(false);
-        else
-            lines.push(line);
-    }
-    flush(!!fence, fence?.language);
-    return found;
+let reader = null, fetching = null;
+
+/** Fetches what reads Markdown. True: it is here. A failure is tried again at the next call. */
+export function prepare() {
+    fetching ??= afterPaint().then(() => Promise.all([import("./markdownview.js"), stylesheet("markdown.css")])).then(([module]) => {
+        reader = module;
+        return true;
+    }, () => {
+        fetching = null;
+        return false;
+    });
+    return fetching;
 }
 
-function inline(text) {
-    const nodes = [];
-    let at = 0;
-    for (const m of text.matchAll(/`([^`\n]+)`|\*\*(?=\S)([^*\n]+?)(?<=\S)\*\*/g)) {
-        nodes.push(text.slice(at, m.index), m[1] !== undefined ? el("code", {}, m[1]) : el("strong", {}, m[2]));
-        at = m.index + m[0].length;
-    }
-    nodes.push(text.slice(at));
-    return nodes;
-}
-
-function toElement(block, copy) {
-    if (!block.code)
-        return el("p", {}, ...inline(block.text));
-    const button = el("button", { type: "button", class: "quiet", onclick: () => copy(block.text, button) }, "Copy code");
-    return el("div", { class: "code" },
-        el("div", { class: "code-head" }, el("span", {}, block.language || "code"), button),
-        el("pre", { tabindex: "0", role: "group", "aria-label": "Code" }, el("code", {}, block.text)));
-}
-
-/** Shows text in a container; while it streams only the blocks that changed are made anew. */
 export class TextView {
     constructor(container, copy) {
         this.container = container;
         this.copy = copy;
-        this.shown = [];
+        this.#clear();
+        if (!reader)
+            prepare().then(() => this.#draw());
     }
 
-    show(text) {
-        const next = blocks(text);
-        let same = 0;
-        while (same < next.length && same < this.shown.length && equal(next[same], this.shown[same]))
-            same++;
-        while (this.container.childNodes.length > same)
-            this.container.lastChild.remove();
-        this.container.append(...next.slice(same).map((block) => toElement(block, this.copy)));
-        this.shown = next;
+    add(piece) {
+        this.text += piece;
+        this.frame ||= requestAnimationFrame(() => this.#draw());
+    }
+
+    end() {
+        this.ended = true;
+        this.#draw();
+    }
+
+    show(text, ended = false) {
+        if (this.given.length > text.length || this.given !== text.slice(0, this.given.length) || (this.ended && text.length > this.given.length))
+            this.#clear();
+        this.text = text;
+        this.ended ||= ended;
+        this.#draw();
+    }
+
+    #clear() {
+        this.container.replaceChildren();
+        this.text = this.given = ""; // all of it; what the view was given
+        this.view = null;
+        this.ended = false;
+        this.closed = false;
+        cancelAnimationFrame(this.frame);
+        this.frame = 0;
+    }
+
+    #draw() {
+        cancelAnimationFrame(this.frame);
+        this.frame = 0;
+        if (!reader) {
+            if (!this.container.firstChild && this.text)
+                this.container.append(el("p", { class: "plain" }));
+            if (this.container.firstChild)
+                setText(this.container.firstChild, this.text);
+            if (!fetching)
+                prepare().then((here) => here && this.#draw());
+            return;
+        }
+        if (!this.view) {
+            this.container.replaceChildren();
+            this.view = new reader.MarkdownView(this.container, this.copy);
+        }
+        if (this.closed)
+            return;
+        if (this.text.length > this.given.length)
+            this.view.add(this.text.slice(this.given.length));
+        this.given = this.text;
+        if (this.ended) {
+            this.closed = true;
+            this.view.end();
+        } else
+            this.view.update();
     }
 }
-
-const equal = (a, b) => a.code === b.code && a.text === b.text && a.language === b.language;

@@ -27,8 +27,10 @@ export async function withPage(browser, url, f, { allowed = [], ready = true, ..
     try {
         const page = await context.newPage();
         await page.goto(url);
-        if (ready)
+        if (ready) {
             await page.locator("#state[data-state=ready]").waitFor();
+            await page.locator("#cluster-body:not([hidden])").waitFor({ state: "attached" }); // the panel is fetched after the first paint
+        }
         await f(page, new Requests(requests));
         assert.deepEqual(wrong, []);
     } finally {

@@ -319,6 +319,7 @@ async function tell(page, state) {
         })));
     }, JSON.stringify(state));
     await page.reload();
+    await page.locator("#cluster-body:not([hidden])").waitFor({ state: "attached" });
 }
 
 const EVIL = "<img src=x onerror=alert(1)>\"'&amp;";
