@@ -85,10 +85,10 @@ function copy(state) {
 }
 
 const CLASSES = [
-    [/^comment|^quote/, "comment"], [/^(keyword|controlKeyword|operatorKeyword|definitionKeyword|moduleKeyword|modifier|self)/, "keyword"],
+    [/^comment|^quote/, "comment"], [/^(keyword|controlKeyword|operatorKeyword|definitionKeyword|moduleKeyword|modifier|qualifier|self)/, "keyword"],
     [/^(string|regexp|character|attributeValue|url|inserted)/, "string"], [/^(number|atom|bool|null|literal|integer|float|unit|color)/, "number"],
-    [/^(typeName|className|namespace|standard|builtin|variableName\.standard)|^tagName/, "type"], [/definition|^function|^def\b/, "name"],
-    [/^(propertyName|attributeName|property|attribute|variableName\.special|labelName)/, "property"], [/^(meta|annotation|processingInstruction|macroName|documentMeta|heading)/, "meta"],
+    [/^(type|class|namespace|builtin|tag)|\.standard/, "type"], [/definition|^function|^def\b/, "name"],
+    [/^(propertyName|attributeName|property|attribute|variableName\.special|labelName)/, "property"], [/^(meta|annotation|processingInstruction|macroName|documentMeta|head)/, "meta"],
     [/^(deleted|invalid|error)/, "bad"],
 ];
 

@@ -17,14 +17,14 @@ export function mapOf(c, lossOf, now) {
         if (member)
             used.add(member.id);
         const link = c.links[i] ?? {}, wire = before?.member && member ? linkOf(c.cluster.links ?? [], before.member, member.id) : null;
-        const loss = lossOf(stage.id, stage.address), rtt = link.rtt_ms ?? wire?.rtt_ms ?? null;
+        const loss = lossOf(stage.id, stage.address), rtt = stage.ok ? link.rtt_ms ?? wire?.rtt_ms ?? null : null;
         (chains[stage.chain] ??= []).push({
             key: `${stage.chain} ${stage.id} ${stage.address}`, name: member?.name ?? stage.id, member: member?.id,
             layers: `layers ${stage.layer_begin}–${stage.layer_end}`, hue: i, ok: stage.ok, busy: stage.ok && known(stage.busy) ? stage.busy : null,
             share: known(c.model.layers) && c.model.layers > 0 ? [stage.layer_begin / c.model.layers, stage.layer_end / c.model.layers] : [0, 0],
             note: !stage.ok ? `missing${loss ? `, lost ${ago(now - loss.at)}` : ""}` : loss ? `lost ${ago(now - loss.at)}, back` : known(stage.busy) ? `${percent(stage.busy)} busy` : stage.state ?? "",
             troubled: !!loss,
-            link: { ok: stage.ok && rtt !== null, live: running && stage.ok, rtt: rtt === null ? "no answer" : milliseconds(rtt), rate: bits(wire?.rate) },
+            link: { ok: stage.ok && rtt !== null, live: running && stage.ok, rtt: rtt === null ? "no answer" : milliseconds(rtt), rate: stage.ok ? bits(wire?.rate) : "" },
         });
     }
     const others = members.filter((m) => !used.has(m.id)).map((m) => ({
@@ -58,8 +58,8 @@ export function layout(map, width) {
                 const [from, to] = here.x > before.x ? [before.x + box, here.x] : [before.x, here.x + box];
                 links.push({ d: `M${from} ${middle}H${to}`, x: (from + to) / 2, y: middle - 8, anchor: "middle", wide: false });
             } else {
-                const x = here.x + box / 2;
-                links.push({ d: `M${x} ${before.y + BOX}V${here.y}`, x: x + 8, y: here.y - ROW_GAP / 2 + 4, anchor: "start", wide: true });
+                const x = here.x + box / 2, left = x > width / 2; // the words stay within the picture
+                links.push({ d: `M${x} ${before.y + BOX}V${here.y}`, x: x + (left ? -8 : 8), y: here.y - ROW_GAP / 2 + 4, anchor: left ? "end" : "start", wide: true });
             }
             places.push(here);
             before = here;

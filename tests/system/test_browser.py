@@ -2,6 +2,7 @@
 
 This starts the workers and gateways that they need and does what they ask for (kill a worker, start it again, end a gateway)."""
 import contextlib
+import hashlib
 import http.server
 import os
 import shutil
@@ -14,6 +15,7 @@ from gateway import Gateway, HERMES
 from test_clients import install
 
 SOURCE = os.path.join(os.path.dirname(nk.HERE), "browser")
+WEB = os.path.join(nk.SOURCE, "web")
 KEY = "a-key-for-the-page"
 
 
@@ -47,11 +49,28 @@ def control(actions):
 
 
 class Browser(unittest.TestCase):
+    def test_vendor(self):
+        """The files of others are those that their packages have (web/vendor/README.md)."""
+        folder = os.path.join(WEB, "vendor")
+        with open(os.path.join(folder, "SHA256SUMS")) as f:
+            sums = {name: value for value, name in (line.split() for line in f)}
+        found = {}
+        for place, _, names in os.walk(folder):
+            for name in names:
+                if name.endswith((".js", ".mjs")):
+                    path = os.path.join(place, name)
+                    with open(path, "rb") as f:
+                        found[os.path.relpath(path, folder)] = hashlib.sha256(f.read()).hexdigest()
+        self.assertEqual(found, sums)
+
     def test_page(self):
         chromium = shutil.which("chromium") or shutil.which("chromium-browser")
         if not chromium:
             nk.missing("chromium is not here; make deps installs it")
         folder = install(SOURCE, os.path.join(nk.BUILD, "tests", "browser"))
+        copy = os.path.join(folder, "web")  # the page's modules, for the tests that need no browser
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(WEB, copy)
         keys = os.path.join(folder, "keys")
         with open(keys, "w") as f:
             f.write(KEY + "\n")
@@ -69,11 +88,13 @@ class Browser(unittest.TestCase):
             actions = {"kill": chain.workers[1].kill, "start": lambda: chain.start(1, listen=f"127.0.0.1:{port}"), "end": lambda: (going.terminate(), going.process.wait(60 * nk.SLOW))}
             with control(actions) as url:
                 tests = sorted(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".test.mjs"))
-                done = subprocess.run(["node", "--test", *tests], cwd=folder, capture_output=True, text=True, timeout=2 * nk.LONG_S,
-                                      env=dict(os.environ, NK_CHAT=chat.url, NK_PLAIN=plain.url, NK_KEYED=keyed.url, NK_SMALL=small.url, NK_GOING=going.url,
-                                               NK_CONTROL=url, NK_KEY=KEY, NK_CHROMIUM=chromium, NK_SLOW=str(nk.SLOW)))
-            self.assertEqual(done.returncode, 0, done.stdout[-20000:] + done.stderr[-4000:] + chat.log()[-4000:])
-            self.assertRegex(done.stdout, r"(?m)^(# |\u2139 )pass [1-9]\d$")
+                for test in tests:  # one after the other: they end workers, and count who listens
+                    with self.subTest(os.path.basename(test)):
+                        done = subprocess.run(["node", "--test", test], cwd=folder, capture_output=True, text=True, timeout=2 * nk.LONG_S,
+                                              env=dict(os.environ, NK_CHAT=chat.url, NK_PLAIN=plain.url, NK_KEYED=keyed.url, NK_SMALL=small.url, NK_GOING=going.url,
+                                                       NK_CONTROL=url, NK_KEY=KEY, NK_CHROMIUM=chromium, NK_SLOW=str(nk.SLOW)))
+                        self.assertEqual(done.returncode, 0, done.stdout[-20000:] + done.stderr[-4000:] + chat.log()[-4000:])
+                        self.assertRegex(done.stdout, r"(?m)^(# |\u2139 )pass [1-9]\d?$")
             chain.assert_idle()
 
 
