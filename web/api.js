@@ -53,7 +53,7 @@ export async function* generate(path, body, signal) {
     const response = await request(path, {
         method: "POST",
         headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+        body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true }, return_progress: true }),
         signal,
     });
     try {
@@ -71,6 +71,13 @@ export async function* generate(path, body, signal) {
         throw new ApiError(0, "connection_lost", "the connection broke while the answer was being written");
     }
     throw new ApiError(0, "connection_lost", "the connection ended before the answer did");
+}
+
+/** How many tokens a question has: of a chat by /v1/messages/count_tokens, of a text by /tokenize. */
+export async function countTokens(path, body, signal) {
+    const response = await request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
+    const { input_tokens: n, tokens } = await response.json();
+    return n ?? tokens.length;
 }
 
 /** The states of the cluster as the gateway sends them; ends only with the signal or by throwing. */

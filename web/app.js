@@ -64,8 +64,7 @@ byId("key-button").hidden = !key.get();
 
 // ---- parts ----
 
-const settings = new Settings(() => setText(byId("settings-summary"), settings.summary()));
-setText(byId("settings-summary"), settings.summary());
+const settings = new Settings();
 const chat = new Chat(settings, askKey);
 const panel = new ClusterPanel();
 

@@ -45,7 +45,7 @@ class Requests {
     }
 
     get generations() {
-        return this.all.filter((request) => request.method() === "POST");
+        return this.all.filter((request) => request.method() === "POST" && /\/v1\/(chat\/)?completions$/.test(request.url()));
     }
 
     get last() {

@@ -40,7 +40,7 @@ const isSend = (page) => page.locator("#send:not(.stop)").waitFor();
 
 /** What the API answers to the request that the page sent, asked for without a stream. */
 async function again(url, { path, body }) {
-    const { stream, stream_options: _, ...rest } = body;
+    const { stream, stream_options: _, return_progress: __, ...rest } = body;
     assert.equal(stream, true);
     const reply = await fetch(url + path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(rest) });
     assert.equal(reply.status, 200);
@@ -48,7 +48,7 @@ async function again(url, { path, body }) {
 }
 
 /** Adds to the body of every generation: what a model writes is then known, and it is still the model that writes it. */
-const addToRequests = (page, more) => page.route("**/v1/**", (route) =>
+const addToRequests = (page, more) => page.route(/\/v1\/(chat\/)?completions$/, (route) =>
     route.continue({ postData: JSON.stringify({ ...route.request().postDataJSON(), ...more }) }));
 const only = (text) => ({ grammar: `root ::= ${JSON.stringify(text)}` });
 
@@ -99,7 +99,7 @@ test("stop ends the answer and the generation, by button and by Escape", () => w
     }
 }));
 
-test("regenerate asks the same again; edit and delete replace what follows", () => withPage(browser, CHAT, async (page, requests) => {
+test("regenerate asks the same again; edit makes another version, and delete deletes the one that is shown", () => withPage(browser, CHAT, async (page, requests) => {
     await set(page, { seed: "3", max_tokens: "12" });
     await ask(page, "And it came to pass");
     await answered(page);
@@ -122,6 +122,8 @@ test("regenerate asks the same again; edit and delete replace what follows", () 
     await answered(page);
     assert.deepEqual(requests.last.body.messages, [{ role: "user", content: "Another beginning" }]);
     assert.equal(await page.locator(".turn").count(), 1);
+    await page.getByRole("button", { name: "Delete message and answer" }).click(); // the version before is there still
+    assert.equal(await page.locator(".asked .text").textContent(), "And it came to pass");
     await page.getByRole("button", { name: "Delete message and answer" }).click();
     assert.equal(await page.locator(".turn").count(), 0);
 }));
@@ -130,14 +132,14 @@ test("settings and the system prompt reach the request, are kept, and wrong ones
     await ask(page, "Hello");
     await isStop(page);
     await page.keyboard.press("Escape");
-    assert.deepEqual(Object.keys(requests.last.body).sort(), ["messages", "model", "stream", "stream_options"]);
+    assert.deepEqual(Object.keys(requests.last.body).sort(), ["messages", "model", "return_progress", "stream", "stream_options"]);
     await page.click("#new-chat");
 
     const numbers = { temperature: 0.5, top_p: 0.9, top_k: 20, min_p: 0.1, repeat_penalty: 1.2, max_tokens: 9, seed: 11 };
     await set(page, { ...Object.fromEntries(Object.entries(numbers).map(([k, v]) => [k, String(v)])), stop: "Amen\n\\n\\n", system: "You are old." });
     await ask(page, "Hello");
     await answered(page);
-    const { model: _, stream: __, stream_options: ___, ...body } = requests.last.body;
+    const { model: _, stream: __, stream_options: ___, return_progress: ____, ...body } = requests.last.body;
     assert.deepEqual(body, { ...numbers, stop: ["Amen", "\n\n"], messages: [{ role: "system", content: "You are old." }, { role: "user", content: "Hello" }] });
 
     await page.reload();
@@ -430,7 +432,7 @@ test("everything can be done with the keyboard alone", () => withPage(browser, C
     await until(async () => await focused() === "prompt", "the skip link does not lead to the message");
     await page.focus(".skip");
     const order = [];
-    for (let i = 0; i < 12 && order.at(-1) !== "send"; i++) {
+    for (let i = 0; i < 20 && order.at(-1) !== "send"; i++) {
         await page.keyboard.press("Tab");
         order.push(await focused());
         const outline = await page.evaluate(() => {
@@ -456,7 +458,7 @@ test("everything can be done with the keyboard alone", () => withPage(browser, C
 
     await page.focus("#settings-button");
     await page.keyboard.press("Enter");
-    assert.equal(await focused(), "set-system");
+    await until(async () => await focused() === "set-system", "the settings do not take the focus");
     await page.keyboard.press("Escape");
     assert.equal(await focused(), "settings-button");
 

@@ -48,6 +48,23 @@ def control(actions):
         server.server_close()
 
 
+def install_tests():
+    """The tests with their packages, and the page's modules beside them in web/, where a package.json says what they are."""
+    folder = install(SOURCE, os.path.join(nk.BUILD, "tests", "browser"))
+    shutil.copytree(WEB, os.path.join(folder, "web"), dirs_exist_ok=True)
+    return folder
+
+
+def tests_in(folder, end):
+    return sorted(name for name in os.listdir(folder) if name.endswith(end))
+
+
+def run_tests(case, folder, names, env, gateway=None):
+    done = subprocess.run(["node", "--test", *names], cwd=folder, capture_output=True, text=True, timeout=2 * nk.LONG_S, env=env)
+    case.assertEqual(done.returncode, 0, done.stdout[-20000:] + done.stderr[-4000:] + (gateway.log()[-4000:] if gateway else ""))
+    case.assertRegex(done.stdout, r"(?m)^(# |\u2139 )pass [1-9]\d?$")
+
+
 class Browser(unittest.TestCase):
     def test_vendor(self):
         """The files of others are those that their packages have (web/vendor/README.md)."""
@@ -63,14 +80,16 @@ class Browser(unittest.TestCase):
                         found[os.path.relpath(path, folder)] = hashlib.sha256(f.read()).hexdigest()
         self.assertEqual(found, sums)
 
+    def test_modules(self):
+        """The modules that need no page: tests/browser/*.modules.mjs."""
+        folder = install_tests()
+        run_tests(self, folder, tests_in(folder, ".modules.mjs"), dict(os.environ))
+
     def test_page(self):
         chromium = shutil.which("chromium") or shutil.which("chromium-browser")
         if not chromium:
             nk.missing("chromium is not here; make deps installs it")
-        folder = install(SOURCE, os.path.join(nk.BUILD, "tests", "browser"))
-        copy = os.path.join(folder, "web")  # the page's modules, for the tests that need no browser
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(WEB, copy)
+        folder = install_tests()
         keys = os.path.join(folder, "keys")
         with open(keys, "w") as f:
             f.write(KEY + "\n")
@@ -87,14 +106,10 @@ class Browser(unittest.TestCase):
             port = chain.workers[1].port
             actions = {"kill": chain.workers[1].kill, "start": lambda: chain.start(1, listen=f"127.0.0.1:{port}"), "end": lambda: (going.terminate(), going.process.wait(60 * nk.SLOW))}
             with control(actions) as url:
-                tests = sorted(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".test.mjs"))
-                for test in tests:  # one after the other: they end workers, and count who listens
-                    with self.subTest(os.path.basename(test)):
-                        done = subprocess.run(["node", "--test", test], cwd=folder, capture_output=True, text=True, timeout=2 * nk.LONG_S,
-                                              env=dict(os.environ, NK_CHAT=chat.url, NK_PLAIN=plain.url, NK_KEYED=keyed.url, NK_SMALL=small.url, NK_GOING=going.url,
-                                                       NK_CONTROL=url, NK_KEY=KEY, NK_CHROMIUM=chromium, NK_SLOW=str(nk.SLOW)))
-                        self.assertEqual(done.returncode, 0, done.stdout[-20000:] + done.stderr[-4000:] + chat.log()[-4000:])
-                        self.assertRegex(done.stdout, r"(?m)^(# |\u2139 )pass [1-9]\d?$")
+                env = dict(os.environ, NK_CHAT=chat.url, NK_PLAIN=plain.url, NK_KEYED=keyed.url, NK_SMALL=small.url, NK_GOING=going.url,
+                           NK_CONTROL=url, NK_KEY=KEY, NK_CHROMIUM=chromium, NK_SLOW=str(nk.SLOW))
+                for name in tests_in(folder, ".test.mjs"):  # one after the other: each looks whether anything runs
+                    run_tests(self, folder, [name], env, chat)
             chain.assert_idle()
 
 
