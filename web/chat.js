@@ -495,7 +495,7 @@ export class Chat {
             this.running.dropped = true;
             this.stop();
         }
-        const gone = tree.remove(question ?? answer);
+        const chosen = { ...tree.head.chosen }, gone = tree.remove(question ?? answer);
         if (gone.includes(this.editing))
             this.#showEditing(null);
         this.#show();
@@ -505,6 +505,7 @@ export class Chat {
                 tree.restore(gone);
             else
                 Object.assign(tree, new Tree(tree.head, gone));
+            Object.assign(tree.head.chosen, chosen);
             tree.kept = true;
             if (tree === this.tree)
                 this.#show();

@@ -15,7 +15,7 @@ export function toJson(all) {
         format: FORMAT, version: VERSION, exported: new Date().toISOString(),
         conversations: all.map(({ head, messages }) => ({
             title: head.title, named: head.named, created: head.created, changed: head.changed, system: head.system, chosen: head.chosen,
-            messages: messages.map((message) => Object.fromEntries(KEPT.map((name) => [name, message[name]]))),
+            messages: new Tree(head, messages).all().map((message) => Object.fromEntries(KEPT.map((name) => [name, message[name]]))),
         })),
     }, null, 1);
 }

@@ -89,11 +89,20 @@ export class Tree {
         return found;
     }
 
+    /** All messages that can be reached, each one after the one that it stands below. */
+    all() {
+        return this.#with([...(this.below.get("") ?? [])]);
+    }
+
+    #with(found) {
+        for (let i = 0; i < found.length; i++)
+            found.push(...(this.below.get(found[i].id) ?? []));
+        return found;
+    }
+
     /** Takes a message and all below it out; returns them. */
     remove(message) {
-        const gone = [message];
-        for (let i = 0; i < gone.length; i++)
-            gone.push(...(this.below.get(gone[i].id) ?? []));
+        const gone = this.#with([message]);
         const siblings = this.siblings(message), at = siblings.indexOf(message);
         siblings.splice(at, 1);
         for (const each of gone) {

@@ -95,7 +95,7 @@ const all = () => {
 };
 
 test("JSON brings everything back, with its branches, under new names", () => {
-    const [before] = all(), [after] = fromJson(toJson([before]));
+    const [before] = all(), [after] = fromJson(toJson([{ ...before, messages: [...before.messages].reverse() }])); // a store has its own order
     const shape = ({ head, messages }) => {
         const tree = new Tree(head, messages), walk = (id) => (tree.below.get(id) ?? []).map((m) => [m.role, m.text, m.files, m.state, m.mode, m.created, walk(m.id)]);
         return [head.title, head.system, head.created, head.changed, walk(""), texts(tree)];

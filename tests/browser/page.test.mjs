@@ -2,14 +2,11 @@
 // are: NK_CHAT (a template), NK_PLAIN (none), NK_KEYED (a key is needed), NK_SMALL (one generation at a time, none waits), NK_GOING
 // (a gateway that may be ended) and NK_CONTROL (POST /kill, /start: the second worker; /end: the gateway NK_GOING).
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
 import { after, before, test } from "node:test";
 import { launch, until, withPage } from "./browser.mjs";
+import { LONG, addToRequests, answered, ask, isSend, isStop, noAxeViolations, only, set, shown, squeeze } from "./chat.mjs";
 
 const { NK_CHAT: CHAT, NK_PLAIN: PLAIN, NK_KEYED: KEYED, NK_SMALL: SMALL, NK_GOING: GOING, NK_CONTROL: CONTROL, NK_KEY: KEY } = process.env;
-const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
-const LONG = "30000"; // tokens: far longer than any test waits
 
 let browser;
 before(async () => { browser = await launch(); });
@@ -19,25 +16,6 @@ const control = async (what) => assert.equal((await fetch(`${CONTROL}/${what}`, 
 const cluster = async (url) => (await fetch(`${url}/cluster`)).json();
 const idle = (url) => until(async () => (await cluster(url)).gateway.running === 0, "generations run");
 
-async function set(page, values) {
-    await page.click("#settings-button");
-    for (const [name, value] of Object.entries(values))
-        await page.fill(`#set-${name}`, value);
-    await page.click("#settings .primary");
-    await page.locator("#settings").waitFor({ state: "hidden" });
-}
-
-async function ask(page, text) {
-    await page.fill("#prompt", text);
-    await page.click("#send");
-}
-
-const answered = (page) => page.locator(".turn:last-child .answered:not(.writing) .stats").filter({ hasText: "token" }).waitFor();
-const shown = (page) => page.locator(".answered > .text").last().textContent();
-const squeeze = (text) => text.replace(/\s+/g, " ").trim();
-const isStop = (page) => page.locator("#send.stop").waitFor();
-const isSend = (page) => page.locator("#send:not(.stop)").waitFor();
-
 /** What the API answers to the request that the page sent, asked for without a stream. */
 async function again(url, { path, body }) {
     const { stream, stream_options: _, return_progress: __, ...rest } = body;
@@ -45,17 +23,6 @@ async function again(url, { path, body }) {
     const reply = await fetch(url + path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(rest) });
     assert.equal(reply.status, 200);
     return reply.json();
-}
-
-/** Adds to the body of every generation: what a model writes is then known, and it is still the model that writes it. */
-const addToRequests = (page, more) => page.route(/\/v1\/(chat\/)?completions$/, (route) =>
-    route.continue({ postData: JSON.stringify({ ...route.request().postDataJSON(), ...more }) }));
-const only = (text) => ({ grammar: `root ::= ${JSON.stringify(text)}` });
-
-async function noAxeViolations(page, what) {
-    await page.evaluate(AXE);
-    const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
-    assert.deepEqual(violations.map((v) => `${what}: ${v.id}: ${v.nodes.map((n) => `${n.target} ${n.failureSummary}`).join("; ")}`), []);
 }
 
 // ---- the chat ----
