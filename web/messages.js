@@ -119,8 +119,8 @@ export class TurnView {
         setText(this.thought, message.thought);
         setText(this.thoughtTitle, writing && !message.text ? "Thinking …" : "Thoughts");
         const state = writing || !STATES[message.state] || message.stats.includes(STATES[message.state]) ? "" : STATES[message.state];
-        setText(this.stats, [state, message.stats].filter((part) => part).join(" · ") || (writing ? "waiting for the first token" : ""));
         const reading = writing && this.progress ? prefill(this.progress) : null;
+        setText(this.stats, [state, message.stats].filter((part) => part).join(" · ") || (writing && !reading ? "waiting for the first token" : ""));
         this.prefill.hidden = !reading;
         if (reading) {
             this.bar.value = reading.share;

@@ -38,7 +38,7 @@ export const GROUPS = [
         number("xtc_probability", "XTC probability", 0, 1, "0", "0: off; not with temperature 0"),
         number("xtc_threshold", "XTC threshold", 0, 1, "0.1", "above 0.5: off"),
         number("dynatemp_range", "Dynamic temperature range", 0, 100, "0", "0: off; not with temperature 0"),
-        number("dynatemp_exponent", "Dynamic temperature exponent", 0, 100, "1", ""),
+        number("dynatemp_exponent", "Dynamic temperature exponent", 0, 100, "1", "how entropy becomes temperature"),
         number("mirostat", "Mirostat", 0, 2, "0", "0: off, 1 or 2", 1),
         number("mirostat_tau", "Mirostat tau", 0, 100, "5", "surprise that is aimed at"),
         number("mirostat_eta", "Mirostat eta", 0, 1, "0.1", "how fast it learns"),

@@ -442,21 +442,48 @@ static enum MHD_Result answer_short(nk_exchange *x)
 
 /* ---- the page ---- */
 
+/* Does an Accept-Encoding take gzip? "gzip;q=0" says no. */
+static bool takes_gzip(const char *value)
+{
+    for (const char *at = value; at && (at = strstr(at, "gzip")); at += 4) {
+        const char *end = at + 4 + strspn(at + 4, " ");
+        bool begins = at == value || at[-1] == ' ' || at[-1] == ',';
+
+        if (begins && (!*end || *end == ','))
+            return true;
+        if (begins && *end == ';') {
+            end += 1 + strspn(end + 1, " ");
+            return strncmp(end, "q=", 2) || strtod(end + 2, NULL) > 0;
+        }
+    }
+    return false;
+}
+
 static enum MHD_Result answer_asset(nk_exchange *x)
 {
+    const struct nk_asset *a = x->asset;
     const char *known =
         MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_IF_NONE_MATCH);
-    bool same = known && strstr(known, x->asset->etag);
+    const char *codings = MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND,
+                                                      MHD_HTTP_HEADER_ACCEPT_ENCODING);
+    bool packed = a->packed && takes_gzip(codings);
+    const char *etag = packed ? a->packed_etag : a->etag;
+    const unsigned char *data = packed ? a->packed : a->data;
+    size_t size = packed ? a->packed_size : a->size;
+    bool same = known && strstr(known, etag);
     struct MHD_Response *r = MHD_create_response_from_buffer(
-        same ? 0 : x->asset->size, (void *)(uintptr_t)x->asset->data, MHD_RESPMEM_PERSISTENT);
+        same ? 0 : size, (void *)(uintptr_t)data, MHD_RESPMEM_PERSISTENT);
 
     if (r) {
-        header(r, MHD_HTTP_HEADER_ETAG, x->asset->etag);
+        header(r, MHD_HTTP_HEADER_ETAG, etag);
+        if (packed && !same)
+            header(r, MHD_HTTP_HEADER_CONTENT_ENCODING, "gzip");
+        header(r, MHD_HTTP_HEADER_VARY, MHD_HTTP_HEADER_ACCEPT_ENCODING);
         header(r, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache");
         header(r, "Content-Security-Policy", content_security);
         header(r, "Referrer-Policy", "no-referrer");
     }
-    return answer(x, same ? 304 : 200, same ? NULL : x->asset->type, r);
+    return answer(x, same ? 304 : 200, same ? NULL : a->type, r);
 }
 
 /* ---- /cluster/events ---- */

@@ -1,5 +1,6 @@
 """The gateway over real workers: both dialects, the raw wire, limits, cancelling, health, metrics."""
 import contextlib
+import gzip
 import json
 import os
 import pathlib
@@ -838,6 +839,13 @@ class Health(OverOneCluster):
             self.assertEqual((again.status, again.body, again.headers["etag"]), (304, b"", page.headers["etag"]))
             head = self.gateway.ask("HEAD", path)
             self.assertEqual((head.status, head.headers["content-length"], head.body), (200, str(len(page.body)), b""))
+            for codings in ("gzip", "deflate, gzip;q=0.5, br", "br,gzip"):
+                packed = self.ok(self.gateway.get(path, headers={"Accept-Encoding": codings}))
+                self.assertEqual((packed.headers["content-encoding"], gzip.decompress(packed.body)), ("gzip", page.body))
+                self.assertNotEqual(packed.headers["etag"], page.headers["etag"])
+            for codings in ("identity", "br", "gzip;q=0", "deflate, gzip; q=0.0", "xgzip", "gzipx"):
+                plain = self.ok(self.gateway.get(path, headers={"Accept-Encoding": codings}))
+                self.assertEqual((plain.headers.get("content-encoding"), plain.body), (None, page.body))
         self.refused(self.gateway.post("/", {}), 405, "method_not_allowed")
 
 
