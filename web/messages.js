@@ -96,7 +96,6 @@ export class TurnView {
         this.progress = null;
         this.#showError();
         this.show();
-        this.text?.end?.();
     }
 
     /** Shows it in the next frame; a hidden tab has none and catches up when it is shown. */
