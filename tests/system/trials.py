@@ -9,6 +9,7 @@ What must hold. Every session comes to its end, and every token comes once, in o
 tokens and log-probabilities are those of the undisturbed run, bit for bit. Of others (their sessions share runs and KV cells, so that
 the last bits depend on the load) what was said stays said, and each token is about as probable as it was undisturbed, up to the
 first one where two are as good as equally probable. Afterwards nothing of any session is left on any worker."""
+import contextlib
 import os
 import random
 import resource
@@ -20,6 +21,8 @@ import threading
 import time
 import traceback
 import types
+
+import grpc
 
 import link
 import nk
@@ -165,8 +168,15 @@ class Pool:
 
 def starve(w):
     """The system gives it no more memory: what its heap has not got by now it does not get. (A limit of its address space would not
-    do: the heap has taken much more of that than it uses.)"""
+    do: the heap has taken much more of that than it uses.) And somebody asks it for more than it had to do so far."""
+    i = w.info()
+    rows = nk.pb().Rows(n_rows=i.n_batch, width=i.n_embd, data=bytes(4 * i.n_batch * i.n_embd)) if i.layer_begin else None
     resource.prlimit(w.pid, resource.RLIMIT_DATA, (1 << 20, resource.RLIM_INFINITY))
+
+    def ask():
+        with nk.Client(w.address) as client, contextlib.suppress(grpc.RpcError):
+            client.forward(nk.pb().ForwardRequest(ids=[5] * i.n_batch, rows=rows, all_logits=True), timeout=10)
+    threading.Thread(target=ask, daemon=True).start()
 
 
 def full_disk(folder):
@@ -313,7 +323,9 @@ def trial(pool, kind, exact, seed, log=lambda text: None):
         for g, p, turn in zip(s.all, turns, s.turns):
             compare(exact, g, p, (*turn, s.fields))
     pool.assert_nothing_left()
-    return sum(g.attempt for s in sessions for g in s.all)
+    n = sum(g.attempt for s in sessions for g in s.all)
+    log(f"{n} resumptions")
+    return n
 
 
 def run(seed, n, kinds=tuple(MODELS), per_pool=8, log=lambda text: None):
