@@ -235,4 +235,16 @@ int nk_gen_blamed(const nk_gen *g);
 int nk_gen_resume(nk_gen **out, nk_chain *c, const nk_gen *lost,
                   const struct nk_gen_handlers *handlers, void *user, struct nk_error *err);
 
+/* What workers know a generation by. */
+struct nk_gen_name {
+    uint8_t session[16];
+    uint32_t attempt; /* how often it was resumed */
+};
+struct nk_gen_name nk_gen_name(const nk_gen *g);
+/* Nobody comes for a lost generation any more: c's workers free what they hold of it now, and not
+ * only when the grace time is over. c is the chain that it had. but: who goes on with it after all,
+ * and is left alone: the workers of another cluster; or NULL. Nothing is waited for: a worker that
+ * does not hear of it within a second is left to the grace time. [any thread] */
+void nk_chain_let_go(nk_chain *c, const struct nk_gen_name *lost, const struct nk_cluster *but);
+
 #endif

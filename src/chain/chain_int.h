@@ -4,6 +4,7 @@
  *   repair.c   which workers make a chain that works (repair.h)
  *   report.c   what the workers are; the probe
  *   gen.c      a generation, from Open to its end
+ *   let_go.c   what workers hold and nobody comes for
  *   open.c     the options of a generation, checked and packed into Open
  *   peer.c     what peers say, for people
  *   cluster.c  cluster.yaml

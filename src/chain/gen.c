@@ -214,6 +214,14 @@ bool nk_gen_resumable(const nk_gen *g)
     return g->lost;
 }
 
+struct nk_gen_name nk_gen_name(const nk_gen *g)
+{
+    struct nk_gen_name name = { .attempt = g->attempt };
+
+    memcpy(name.session, g->session, sizeof name.session);
+    return name;
+}
+
 int nk_gen_blamed(const nk_gen *g)
 {
     return g->blamed;

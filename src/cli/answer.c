@@ -484,6 +484,11 @@ static void run(struct stream *s, nk_gen *g, struct nk_route *r, const struct nk
         }
         on = a->rc && !cancelled && go_on(s, &g, r, &o, opts, &since_ns);
     }
+    if (nk_gen_resumable(g)) {
+        struct nk_gen_name lost = nk_gen_name(g);
+
+        nk_chain_let_go(r->chain, &lost, NULL);
+    }
     nk_gen_free(g);
     nk_buf_release(&o.now);
     nk_buf_release(&o.shown);

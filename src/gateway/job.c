@@ -679,6 +679,17 @@ static void lost_worker(struct choice *c, const struct nk_error *err, bool again
                       again || is_cut_off(err));
 }
 
+/* It was lost, and is not gone on with: what workers hold of it is of no use. */
+static void let_go(const struct choice *c)
+{
+    struct nk_gen_name name;
+
+    if (!c->place.set || !c->handle || !nk_gen_resumable(c->handle))
+        return;
+    name = nk_gen_name(c->handle);
+    nk_chain_let_go(c->place.set->chains[c->place.idx], &name, NULL);
+}
+
 /* A worker went away before the first token, and it is not this request's fault as far as is known:
  * nobody has seen anything of it, so it begins anew when the worker is back. False: it ends with
  * err. The job may be gone after true. */
@@ -707,6 +718,7 @@ static bool try_again(struct choice *c, const struct nk_error *err)
     lost_worker(c, err, false);
     nk_log(NK_LOG_GATEWAY, NK_LOG_DEBUG, "request=%s choice=%d msg=\"tried again\" reason=%s",
            j->id, c->index, err->reason);
+    let_go(c);
     nk_gen_free(c->handle); /* before its chain may be closed */
     c->handle = NULL;
     return go_back(c, 0);
@@ -721,7 +733,6 @@ static bool go_on_later(struct choice *c, const struct nk_gen_stats *stats,
     nk_job *j = c->j;
     nk_gateway *g = j->g;
     nk_gen *lost = c->handle;
-    const struct nk_cluster *cluster;
     bool unreached = !strcmp(err->reason, "unreachable");
     bool may = c->place.set && nk__recovery_may(&g->recoveries, &c->recovery, lost, err);
 
@@ -738,9 +749,7 @@ static bool go_on_later(struct choice *c, const struct nk_gen_stats *stats,
     if (!may)
         return false;
     lost_worker(c, err, c->recovery.pending);
-    cluster = nk_chain_cluster(c->place.set->chains[c->place.idx]);
-    nk__recovery_lost(&g->recoveries, &c->recovery, lost, &cluster->workers[nk_gen_blamed(lost)],
-                      stats, err);
+    nk__recovery_lost(&g->recoveries, &c->recovery, lost, c->place.set, c->place.idx, stats, err);
     c->handle = NULL;
     c->last_token_ns = 0; /* the pause is no time of a token's */
     return go_back(c, c->recovery.until_ns);
@@ -777,6 +786,7 @@ static void end_choice(struct choice *c, bool runs, const struct nk_gen_stats *s
             lost_worker(c, err, false);
     }
     /* All that is counted and doubted is so before anybody can see that it is over. */
+    let_go(c);
     if (c->place.set)
         note_stages(g, nk_chain_cluster(c->place.set->chains[c->place.idx]), stats);
     nk__readiness_give_back(&g->readiness, &c->place);

@@ -129,10 +129,32 @@ bool nk__recovery_may(const struct nk_recoveries *r, const struct nk_recovery *g
     return (g->pending && !strcmp(err->reason, "unreachable")) || g->n_losses < NK_GEN_LOSSES_MAX;
 }
 
+/* Nobody comes for what was lost but the workers of `but`, if that is given. */
+static void let_go(struct nk_recovery *g, const struct nk_cluster *but)
+{
+    if (g->held_by)
+        nk_chain_let_go(g->held_by->chains[g->held_idx], &g->held, but);
+    nk__replicas_unref(g->held_by);
+    g->held_by = NULL;
+}
+
+static void keep_held(struct nk_recovery *g, const nk_gen *lost, struct nk_replicas *set, int idx)
+{
+    if (g->held_by != set || g->held_idx != idx) {
+        /* Lost once more, with another chain: what the one before holds is of no use there. */
+        let_go(g, nk_chain_cluster(set->chains[idx]));
+        g->held_by = nk__replicas_ref(set);
+        g->held_idx = idx;
+    }
+    g->held = nk_gen_name(lost);
+}
+
 void nk__recovery_lost(struct nk_recoveries *r, struct nk_recovery *g, nk_gen *lost,
-                       const struct nk_cluster_worker *w, const struct nk_gen_stats *stats,
+                       struct nk_replicas *set, int idx, const struct nk_gen_stats *stats,
                        const struct nk_error *err)
 {
+    const struct nk_cluster_worker *w =
+        &nk_chain_cluster(set->chains[idx])->workers[nk_gen_blamed(lost)];
     uint64_t now = nk_clock_now_ns(r->clock);
     bool again = g->pending && !strcmp(err->reason, "unreachable");
     struct nk_recovery_event *e;
@@ -142,6 +164,7 @@ void nk__recovery_lost(struct nk_recoveries *r, struct nk_recovery *g, nk_gen *l
     g->lost = lost;
     if (again)
         return; /* it was not lost with that chain, and waits on */
+    keep_held(g, lost, set, idx);
     g->n_losses++;
     g->until_ns = now + r->hold_ms * 1000000ull;
     g->chosen_ns = g->opened_ns = 0;
@@ -181,6 +204,7 @@ nk_gen *nk__recovery_chosen(struct nk_recoveries *r, struct nk_recovery *g,
     uint64_t ms = ms_since(r, g->lost_ns);
 
     g->lost = NULL;
+    g->chosen = c;
     g->chosen_ns = nk_clock_now_ns(r->clock);
     pthread_mutex_lock(&r->mutex);
     e = event_of(r, g);
@@ -274,6 +298,7 @@ bool nk__recovery_token(struct nk_recoveries *r, struct nk_recovery *g)
 
     if (!g->pending)
         return false;
+    let_go(g, g->chosen);
     ms = leave(r, g, NK_RECOVERY_DONE);
     nk__metrics_observe(r->metrics, NK_METRIC_RECOVERY_TIME, "first_token", (double)token_ms / 1e3,
                         1);
@@ -291,6 +316,7 @@ void nk__recovery_ended(struct nk_recoveries *r, struct nk_recovery *g, enum nk_
 
     nk_gen_free(g->lost);
     g->lost = NULL;
+    let_go(g, NULL);
     if (!g->pending)
         return;
     ms = leave(r, g, end);

@@ -21,6 +21,7 @@
 #include "base/clock.h"
 #include "chain/chain.h"
 #include "gateway/metrics.h"
+#include "gateway/replicas.h"
 
 enum {
     NK_RECOVERY_EVENTS = 16, /* the last ones, which are told */
@@ -57,7 +58,14 @@ struct nk_recovery {
     int choice;
     nk_gen *lost;      /* to go on from; owned; NULL: it does not wait */
     uint64_t until_ns; /* and waits no longer than until then */
-    bool pending;      /* since a loss no token has come */
+    /* Whose workers hold what was lost: a reference, and which of its chains; NULL: nobody. They
+     * are told when nobody comes for it any more. */
+    struct nk_replicas *held_by;
+    int held_idx;
+    struct nk_gen_name held;
+    const struct nk_cluster
+        *chosen;  /* of the chain that goes on; borrowed for as long as it does */
+    bool pending; /* since a loss no token has come */
     int n_losses, n_resumed;
     uint64_t lost_ns, chosen_ns, opened_ns, pause_us; /* pause_us: all of them */
     uint64_t event;                                   /* its number */
@@ -86,9 +94,10 @@ void nk__recoveries_stands_in(struct nk_recoveries *r, const char *address, cons
  * NULL where it never began. */
 bool nk__recovery_may(const struct nk_recoveries *r, const struct nk_recovery *g,
                       const nk_gen *lost, const struct nk_error *err);
-/* It was lost with this worker and waits: takes `lost`. stats: its own. */
+/* It was lost on this chain, with the worker that is to blame, and waits: takes `lost`. stats: its
+ * own. */
 void nk__recovery_lost(struct nk_recoveries *r, struct nk_recovery *g, nk_gen *lost,
-                       const struct nk_cluster_worker *w, const struct nk_gen_stats *stats,
+                       struct nk_replicas *set, int idx, const struct nk_gen_stats *stats,
                        const struct nk_error *err);
 /* It goes on with the workers of c. Returns what from, which is its caller's then. */
 nk_gen *nk__recovery_chosen(struct nk_recoveries *r, struct nk_recovery *g,

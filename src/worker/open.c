@@ -77,12 +77,11 @@ static int check_route(const nk_worker *w, const Nakshatra__V1__Open *m, struct 
     return 0;
 }
 
-/* Whether the one that opens may. */
-static int check_opener(const session *s, const Nakshatra__V1__Open *m, struct nk_error *err)
+int nk__open_check_gateway(const session *s, struct nk_error *err)
 {
     const nk_worker *w = s->w;
 
-    if (w->identity && m->stage_idx == 0 && nk_call_role(s->up) != NK_ROLE_GATEWAY)
+    if (w->identity && nk_call_role(s->up) != NK_ROLE_GATEWAY)
         return nk_fail(err, NK_E_DENIED, "not_allowed",
                        "member %s may not open a first stage: its role is %s, and gateway is "
                        "needed",
@@ -232,8 +231,7 @@ static int make_last_stage(session *s, const Nakshatra__V1__Open *m, struct nk_e
     return rc;
 }
 
-/* The session with this id, or NULL; one that has not said Open has none. */
-static session *find_id(const nk_worker *w, const uint8_t *id)
+session *nk__session_find(const nk_worker *w, const uint8_t *id)
 {
     session *s;
 
@@ -318,7 +316,7 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
     if (m->session.len != NK_SESSION_ID_BYTES)
         return nk_fail(err, NK_E_INVALID, "bad_session", "a session id of %zu bytes; %d are right",
                        m->session.len, NK_SESSION_ID_BYTES);
-    rc = check_opener(s, m, err);
+    rc = m->stage_idx == 0 ? nk__open_check_gateway(s, err) : 0;
     if (!rc)
         rc = check_route(w, m, err);
     if (rc)
@@ -327,7 +325,7 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
         return nk_fail(err, NK_E_INVALID, "not_deterministic",
                        "a deterministic request needs workers whose sessions share no KV cells: "
                        "start every worker (or `up`) with --deterministic");
-    h = find_id(w, m->session.data);
+    h = nk__session_find(w, m->session.data);
     rc = check_id(h, m, err);
     if (rc)
         return rc;

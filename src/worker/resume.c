@@ -121,6 +121,29 @@ void nk__resume_forget(session *h)
     nk__room_admit(w);
 }
 
+void nk__resume_let_go(nk_worker *w, const Nakshatra__V1__Cancel *m)
+{
+    session *h = nk__session_find(w, m->session.data);
+    struct nk_error err;
+
+    if (!h || h->attempt > m->attempt || h->state == NK_SESSION_KEPT)
+        return;
+    if (h->adopter) {
+        if (h->adopter->attempt > m->attempt)
+            return; /* somebody has come for it after all */
+        nk_fail(&err, NK_E_CANCELLED, "cancelled", "nobody wants the session any more");
+        nk__session_end(h->adopter, &err);
+    }
+    nk_log(NK_LOG_WORKER, NK_LOG_INFO, "session=%s event=let_go tokens=%d", h->name, h->n_ids);
+    if (h->state == NK_SESSION_HELD) {
+        nk__resume_forget(h);
+        return;
+    }
+    /* Its call is there still: it was not seen yet that the one before is lost. */
+    nk_fail(&err, NK_E_CANCELLED, "cancelled", "nobody wants the session any more");
+    nk__session_end(h, &err);
+}
+
 void nk__resume_tick(nk_worker *w, uint64_t now)
 {
     session *h = TAILQ_FIRST(&w->sessions[NK_SESSION_HELD].head), *next;

@@ -438,6 +438,23 @@ static void note_cancelled(const session *s, const char *reason)
            s->n_ids, reason);
 }
 
+/* A call of its own to say that nobody comes any more for a session that is held. */
+static int receive_let_go(session *s, const Nakshatra__V1__Cancel *m, struct nk_error *err)
+{
+    int rc = nk__open_check_gateway(s, err);
+
+    if (!rc && m->session.len != NK_SESSION_ID_BYTES)
+        rc = nk_fail(err, NK_E_INVALID, "bad_session", "a session id of %zu bytes; %d are right",
+                     m->session.len, NK_SESSION_ID_BYTES);
+    if (rc)
+        return rc;
+    nk__resume_let_go(s->w, m);
+    if (s->up)
+        nk_call_finish(s->up, NULL);
+    nk__session_close(s);
+    return 0;
+}
+
 static void receive_cancel(session *s)
 {
     struct nk_error err;
@@ -478,6 +495,10 @@ static void up_message(nk_call *c, void *user, struct nk_bytes bytes)
             rc = nk__step_receive_finish(s, m->finish, &err);
             break;
         case NAKSHATRA__V1__INFERENCE_REQUEST__KIND_CANCEL:
+            if (s->state == NK_SESSION_NEW && m->cancel->session.len) {
+                rc = receive_let_go(s, m->cancel, &err);
+                break;
+            }
             receive_cancel(s);
             return;
         default:

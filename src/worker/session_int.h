@@ -51,6 +51,9 @@ bool nk__resume_is_loss(const struct nk_error *status);
 void nk__resume_hold(struct nk_session *s, const struct nk_error *status);
 /* A held session is forgotten. */
 void nk__resume_forget(struct nk_session *h);
+/* Nobody comes any more for the session that m names: what is here of it is freed, if it is of that
+ * attempt or an earlier one. */
+void nk__resume_let_go(nk_worker *w, const Nakshatra__V1__Cancel *m);
 /* Forgets those whose time is over. */
 void nk__resume_tick(nk_worker *w, uint64_t now);
 /* s, which is to be resumed, was opened: takes up what the session with its id holds (h; NULL:
@@ -78,9 +81,14 @@ int nk__resume_relay(struct nk_session *s, uint64_t step, int pos, int n, bool s
 int nk__open_opened(struct nk_session *s, const Nakshatra__V1__Opened *theirs,
                     struct nk_error *err);
 
+/* The session with this id (NK_SESSION_ID_BYTES), or NULL; one that has not said Open has none. */
+struct nk_session *nk__session_find(const nk_worker *w, const uint8_t *id);
 /* Open came. */
 int nk__open_receive(struct nk_session *s, const Nakshatra__V1__Open *m, struct nk_bytes bytes,
                      struct nk_error *err);
+/* Whether the one that calls may open a first stage: in a cluster with identities, a gateway.
+ *   DENIED  not_allowed */
+int nk__open_check_gateway(const struct nk_session *s, struct nk_error *err);
 /* The session has its room: goes on to the next stage, or is open when this is the last. */
 int nk__open_begin(struct nk_session *s, struct nk_error *err);
 /* The next stage said Opened. */
