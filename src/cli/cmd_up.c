@@ -44,8 +44,12 @@ static int serve_until_end(const struct nk_serve *s, bool deterministic, struct 
     nk_serve_print_url(gateway);
     rc = nk_local_wait(l, &err);
     exit_code = rc ? nk_cli_report(&err) : NK_EXIT_OK;
-    /* Without a worker nothing that runs can end well. */
+    /* A worker that dies while answers end is started again, too: they go on with it. Without one
+     * that cannot be kept alive nothing that runs can end well. */
+    if (!rc && nk_local_tend_start(l, &err))
+        nk_cli_report(&err);
     nk_serve_stop(gateway, rc ? 0 : (uint32_t)s->drain_ms, exit_code, end_local, l);
+    nk_local_tend_stop(l);
     return exit_code;
 }
 

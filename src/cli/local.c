@@ -19,6 +19,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "base/thread.h"
 #include "cli/interrupt.h"
 #include "pieces/shelf.h"
 #include "slice/layout.h"
@@ -553,8 +554,58 @@ int nk_local_wait(struct nk_local *l, struct nk_error *err)
     }
 }
 
+static void *tender_main(void *arg)
+{
+    struct nk_local *l = arg;
+    struct nk_error err;
+    bool given_up = false;
+    char quoted[300];
+
+    /* Not left before it is told to: the workers that this thread has started end with it
+     * (PR_SET_PDEATHSIG is of the thread). */
+    for (;;) {
+        struct pollfd fds[NK_CLUSTER_WORKERS_MAX + 1];
+        int timeout_ms = -1, n = given_up ? 0 : nk_local_poll(l, fds, &timeout_ms);
+
+        fds[n] = (struct pollfd){ .fd = l->tender_stop[0], .events = POLLIN };
+        poll(fds, (nfds_t)n + 1, timeout_ms);
+        if (fds[n].revents)
+            return NULL;
+        if (given_up || !nk_local_tend(l, &err))
+            continue;
+        given_up = true;
+        nk_log(NK_LOG_CLI, NK_LOG_ERROR, "reason=%s msg=%s", err.reason,
+               nk_log_quote(quoted, sizeof quoted, err.msg));
+    }
+}
+
+int nk_local_tend_start(struct nk_local *l, struct nk_error *err)
+{
+    if (pipe(l->tender_stop) < 0)
+        return nk_fail(err, NK_E_UNAVAILABLE, "no_pipe", "no pipe: %s", strerror(errno));
+    for (int i = 0; i < 2; i++)
+        fcntl(l->tender_stop[i], F_SETFD, FD_CLOEXEC);
+    l->is_tended = !nk_thread_start(&l->tender, tender_main, l);
+    if (l->is_tended)
+        return 0;
+    close(l->tender_stop[0]);
+    close(l->tender_stop[1]);
+    return nk_fail(err, NK_E_EXHAUSTED, "no_thread", "the workers are not tended any more");
+}
+
+void nk_local_tend_stop(struct nk_local *l)
+{
+    if (!l->is_tended)
+        return;
+    close(l->tender_stop[1]);
+    pthread_join(l->tender, NULL);
+    close(l->tender_stop[0]);
+    l->is_tended = false;
+}
+
 void nk_local_end(struct nk_local *l)
 {
+    nk_local_tend_stop(l);
     for (int i = 0; i < l->n; i++)
         nk_process_terminate(&l->processes[i]);
     if (l->life >= 0)

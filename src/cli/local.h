@@ -6,6 +6,7 @@
 #define NK_CLI_LOCAL_H
 
 #include <poll.h>
+#include <pthread.h>
 #include <stdbool.h>
 
 #include "base/clock.h"
@@ -45,6 +46,9 @@ struct nk_local {
     int life, life_read; /* the ends of the workers' life line; they have copies of the second */
     char dir[256];
     int dir_fd; /* holds its lock: others see that it is in use */
+    pthread_t tender;
+    bool is_tended;     /* the thread runs */
+    int tender_stop[2]; /* a pipe; closed by its writing end: it is to end */
 };
 
 /* The files: opens the model, sees whether the workers will have the memory and the slices the room
@@ -84,6 +88,12 @@ int nk_local_poll(const struct nk_local *l, struct pollfd *fds, int *timeout_ms)
 int nk_local_tend(struct nk_local *l, struct nk_error *err);
 /* Tends them until a signal comes; 0 then, else nk_local_tend's error. */
 int nk_local_wait(struct nk_local *l, struct nk_error *err);
+/* The same on a thread of its own, for a main thread that waits for something else, signals or not:
+ * until nk_local_tend_stop, or until one cannot be kept alive. In between nobody else calls anything
+ * here. What is returned by nk_local_tend is logged.
+ *   EXHAUSTED  no_thread */
+int nk_local_tend_start(struct nk_local *l, struct nk_error *err);
+void nk_local_tend_stop(struct nk_local *l); /* harmless when it was not started */
 /* SIGTERM to all, SIGKILL to those that are still there after a grace period; removes the cluster
  * file and its folder. For a process that ends while somebody still uses l->cluster. */
 void nk_local_end(struct nk_local *l);

@@ -717,8 +717,8 @@ static void run_seed(uint64_t seed)
     }
     world_check(!model_n_unlike, "computed again, %d tokens are others than were said",
                 model_n_unlike);
-    /* Where everybody hears everything, nothing waits for the grace time when all requests are over:
-     * neither of one that was given up in its pause, nor of one that another replica took over. */
+    /* Where everybody hears everything, nothing waits for the grace time when all requests are
+     * over: neither of one that was given up in its pause, nor of one that another replica took over. */
     if (!s.rough && !weather.ghost) {
         end = world_now_ns() + 2500 * MS;
         while (world_now_ns() < end && world_step())

@@ -222,6 +222,32 @@ class Up(unittest.TestCase):
             self.assert_gone(pids)
         self.assertEqual(os.listdir(self.dir), [])
 
+    def test_up__a_worker_that_dies_while_it_drains_is_started_again_and_answers_end_whole(self):
+        self.env["NK_LOG"] = "info"
+        with self.serve("--workers", "2", "--ctx", "4096", "--drain-ms", "3600000", "--hold-ms", "3600000") as up:
+            _, pids = self.wait_up(up, 2)
+            port = int(up.stdout.decode().split("listening on ")[1].split()[0].rsplit(":", 1)[1])
+            gateway = Connection(port)
+            gateway.send("POST", "/v1/completions", {"model": "kjv-tiny", "prompt": "In", "ignore_eos": True, "stream": True,
+                                                        "max_tokens": 1500, "temperature": 0})
+            self.assertEqual(gateway.head()[0], 200)
+            body = gateway.chunk()
+            up.process.send_signal(signal.SIGTERM)
+            self.assertTrue(nk.wait_for(lambda: refuses(port)))
+            os.kill(pids[0], signal.SIGKILL)
+            with contextlib.suppress(EOFError, ConnectionResetError):
+                while data := gateway.chunk():
+                    body += data
+            gateway.close()
+            self.assertTrue(body.endswith(b"data: [DONE]\n\n"), body[-300:] + up.stderr)
+            self.assertNotIn(b'"error"', body[-3000:])
+            self.assertGreaterEqual(body.count(b"data: "), 1500)
+            self.assertEqual(up.wait(30), 0, up.stderr)
+            self.assertIn(b"event=worker_ready", up.stderr)
+            self.assertIn(b"event=resumed", up.stderr)
+            self.assert_gone(pids)
+        self.assertEqual(os.listdir(self.dir), [])
+
     def test_up__a_worker_that_cannot_be_kept_alive_ends_all(self):
         with self.serve("--workers", "2") as up:
             _, pids = self.wait_up(up, 2)
