@@ -132,6 +132,48 @@ class Recovery(unittest.TestCase):
         self.assertEqual((event["lost"], event["address"]), ("w0", address))
         self.assertIn("there again", event["chosen"])
 
+    def run_and_kill(self, worker, then=lambda: None):
+        """nakshatra run, whose worker is killed when text has come: what it says, and with which standard error."""
+        with nk.Background("run", "--cluster", self.chain.file, "--prompt", "And it came to pass", "-n", "1500", "--temp", "1",
+                           "--seed", "5", "--deterministic") as run:
+            self.assertTrue(nk.wait_for(lambda: run.stdout or run.process.poll() is not None, step=0.001))
+            worker.kill()
+            then()
+            self.assertEqual(run.wait(nk.LONG_S), 0, run.stderr)
+            return run.stdout.decode(), run.stderr.decode()
+
+    def test_run_goes_on_with_a_spare_or_when_the_worker_is_back(self):
+        whole = nk.out("run", "--cluster", self.chain.file, "--prompt", "And it came to pass", "-n", "1500", "--temp", "1", "--seed", "5",
+                       "--deterministic")
+        lost = self.chain.workers[1]
+        said, told = self.run_and_kill(lost)
+        self.assertEqual(said, whole)
+        self.assertIn(f"spare {self.chain.spare.address} takes the place of worker w1 ({lost.address})", told)
+        self.again(lost.address)
+        first = self.chain.workers[0]
+        said, told = self.run_and_kill(first, lambda: self.chain.start(0, listen=first.address))
+        self.assertEqual(said, whole)
+        self.assertIn(f"worker w0 ({first.address}, layers 0-4) is lost; ", told)
+
+    def test_check_shows_spares_and_for_whom_they_stand_in(self):
+        def check(*more):
+            return nk.run("check", "--cluster", self.chain.file, "--timeout-ms", 5000 * nk.SLOW, *more)
+
+        address = self.chain.spare.address
+        done = check()
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertIn(f"spare {address}  stands in for worker w1, layers 4-8, device CPU\n", done.stdout)
+        spare = json.loads(check("--json").stdout)["spares"]
+        self.assertEqual([(s["address"], s["stands_for"], s["layer_begin"]) for s in spare], [(address, "w1", 4)])
+        self.chain.spare.kill()
+        try:
+            done = check()
+            self.assertEqual(done.returncode, 0)  # it is in the way of no request
+            self.assertIn(f"spare {address}  stands in for nobody\n", done.stdout)
+            self.assertRegex(done.stderr, rf"spare {address}.*cannot be reached")
+        finally:
+            self.again(address)
+
     def test_in_the_middle_of_a_prompt(self):
         body = completion(prompt=WORDS * 80, max_tokens=8, logprobs=None)
 
