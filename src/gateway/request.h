@@ -117,7 +117,8 @@ struct nk_request {
     const char *system;   /* Ollama; or NULL */
     int32_t *context;     /* Ollama: token ids of what came before; owned */
     size_t n_context;
-    bool truncate;  /* Ollama: of a chat that does not fit the first messages are left out */
+    bool
+        truncate; /* Ollama, Responses: of a chat that does not fit the first messages are left out */
     bool only_load; /* Ollama: nothing to generate: is the model there? */
     bool only_unload;
     bool add_special, parse_special, with_pieces; /* /tokenize, whose text is the first prompt */

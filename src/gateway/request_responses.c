@@ -320,7 +320,7 @@ static int make_echo(struct nk_parse *p)
         said(p, "text", json_pack("{s:{s:s}}", "format", "type", "text")), "tool_choice",
         said(p, "tool_choice", json_string("auto")), "tools", said(p, "tools", json_array()),
         "top_logprobs", p->top_logprobs, "top_p", said(p, "top_p", json_real(0.95)), "truncation",
-        "disabled", "user", said(p, "user", json_null()));
+        r->truncate ? "auto" : "disabled", "user", said(p, "user", json_null()));
     char *text = o ? json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(6)) : NULL;
 
     json_decref(o);
@@ -588,12 +588,14 @@ static int check_metadata(struct nk_parse *p, const struct nk_field_rule *f, con
     return 0;
 }
 
-static int check_truncation(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+static int read_truncation(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
 {
-    if (json_is_string(v) && !strcmp(json_string_value(v), "disabled"))
+    const char *s = json_string_value(v);
+
+    p->r->truncate = s && !strcmp(s, "auto");
+    if (p->r->truncate || (s && !strcmp(s, "disabled")))
         return 0;
-    return nk__bad(p, NK_E_INVALID, "refused_field", f->name, "only \"disabled\" is supported: %s",
-                   f->note);
+    return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "must be \"auto\" or \"disabled\"");
 }
 
 /* clang-format off */
@@ -662,8 +664,8 @@ const struct nk_field_rule nk__rules_responses[] = {
     { "max_tool_calls",         NK_FIELD_IGNORED, NULL, 0, 0, 0,
       "of built-in tools, of which there are none" },
     { "client_metadata",        NK_FIELD_IGNORED, NULL, 0, 0, 0, "labels" },
-    { "truncation",             NK_FIELD_FIXED,   check_truncation, 0, 0, 0,
-      "disabled; a prompt that does not fit is an error" },
+    { "truncation",             NK_FIELD_YES,     read_truncation, 0, 0, 0,
+      "auto: the oldest turns of what does not fit are left out; disabled (the default): an error" },
     { "background",             NK_FIELD_FIXED,   nk__read_only_false, 0, 0, 0,
       "false; a response is computed while its client waits" },
     { "conversation",           NK_FIELD_REFUSED, NULL, 0, 0, 0, "use previous_response_id" },

@@ -47,13 +47,14 @@ static int try_from(struct nk_prepared *out, const nk_prompter *p, struct nk_req
     return rc;
 }
 
-/* Where a turn begins, and the last message. */
+/* Where a turn begins, and the last message; not a call's result without its call. */
 static size_t list_starts(const json_t *all, size_t *starts)
 {
     size_t n = json_array_size(all), n_starts = 0;
 
     for (size_t i = 1; i < n; i++)
-        if (i + 1 == n || has_role(json_array_get(all, i), "user"))
+        if (has_role(json_array_get(all, i), "user") ||
+            (i + 1 == n && !has_role(json_array_get(all, i), "tool")))
             starts[n_starts++] = i;
     return n_starts;
 }

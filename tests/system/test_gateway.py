@@ -554,6 +554,20 @@ class Ollama(OverOneCluster):
         self.assertEqual(self.gateway.post("/api/chat", body(long, truncate=False)).status, 400)
         self.assertEqual(self.gateway.post("/api/chat", body([system, {"role": "user", "content": "And God said " * 300}])).status, 400)
 
+    def test_a_response_longer_than_the_context_loses_its_oldest_turns_when_asked(self):
+        say = lambda role, text: {"role": role, "content": text}
+        turn = lambda i: [say("user", f"{i} And God said"), say("assistant", "Let there be light " * 4)]
+        items = [m for i in range(20) for m in turn(i)] + [say("user", "And the evening")]
+        body = {"model": MODEL, "instructions": "Be brief", "input": items, "max_output_tokens": 1}
+        reply = self.gateway.post("/v1/responses", body)
+        self.assertEqual((reply.status, reply.json["error"]["code"]), (400, "context_length_exceeded"))
+        cut = self.ok(self.gateway.post("/v1/responses", body | {"truncation": "auto"})).json
+        self.assertEqual(cut["truncation"], "auto")
+        # Whole turns from the beginning, no more than had to go, and not the instructions.
+        sizes = {k: self.gateway.post("/v1/responses", body | {"input": items[2 * k:]}) for k in range(1, 20)}
+        first = min(k for k, r in sizes.items() if r.status == 200)
+        self.assertEqual(cut["usage"]["input_tokens"], sizes[first].json["usage"]["input_tokens"])
+
     def test_errors_have_ollamas_shape(self):
         for path, body, status in (("/api/chat", {"model": "nobody", "messages": HELLO}, 404), ("/api/chat", {"model": MODEL, "fromat": "json"}, 400),
                                    ("/api/generate", {"model": MODEL, "prompt": "x", "options": {"tfs_z": 0.5}}, 400),

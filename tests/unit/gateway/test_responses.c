@@ -162,7 +162,7 @@ static void test_responses__what_is_wrong_is_named(void **state)
         { "{" HEAD ",\"input\":\"x\",\"tool_choice\":{\"type\":\"mcp\"}}", "bad_value",
           "tool_choice" },
         { "{" HEAD ",\"input\":\"x\",\"include\":[\"everything\"]}", "bad_value", "include" },
-        { "{" HEAD ",\"input\":\"x\",\"truncation\":\"auto\"}", "refused_field", "truncation" },
+        { "{" HEAD ",\"input\":\"x\",\"truncation\":\"some\"}", "bad_value", "truncation" },
         { "{" HEAD ",\"input\":\"x\",\"background\":true}", "refused_field", "background" },
         { "{" HEAD ",\"input\":\"x\",\"conversation\":\"c\"}", "refused_field", "conversation" },
         { "{" HEAD ",\"input\":\"x\",\"metadata\":{\"a\":1}}", "bad_value", "metadata" },
