@@ -188,6 +188,11 @@ const struct nk_field_rule nk__rules_ollama_options[] = {
       "default true; one JSON object per line" }, \
     { "format",       NK_FIELD_YES,   read_format, 0, 0, 0, "\"json\" or a JSON schema" }, \
     { "options",      NK_FIELD_YES,   read_options, 0, 0, 0, "" }, \
+    { "temperature",  NK_FIELD_YES,   nk__read_float, NK_SAMPLING(temperature), 0, 100, \
+      "ollama-ai-provider's, as the next two; Ollama's own is in options" }, \
+    { "top_p",        NK_FIELD_YES,   nk__read_float, NK_SAMPLING(top_p), 0, 1, "the same" }, \
+    { "max_output_tokens", NK_FIELD_YES, nk__read_int, NK_OFFSET(n_predict), 1, INT32_MAX, \
+      "the same; of options: num_predict" }, \
     { "think",        NK_FIELD_YES,   nk__read_think, 0, 0, 0, \
       "for templates that use enable_thinking or reasoning_effort" }, \
     { "keep_alive",   NK_FIELD_YES,   read_keep_alive, 0, 0, 0, \

@@ -1,4 +1,5 @@
-"""Clients from npm (openai, @anthropic-ai/sdk, ai and its providers, @openai/agents, ollama) as tests: tests/clients/*.test.mjs under node's own runner.
+"""Clients from npm (openai, @anthropic-ai/sdk, ai and its providers, @openai/agents, LangChain, ollama) as tests: tests/clients/*.test.mjs under
+node's own runner.
 
 The packages are installed into the build folder by the lock file (npm ci), without running their scripts."""
 import contextlib
@@ -64,7 +65,7 @@ class Clients(unittest.TestCase):
         curl = next(b for b in blocks if b.startswith("curl"))
         # The Agents SDK takes an answer that reaches its limit for an error, as this model's does; agents.test.mjs has stop strings.
         scripts = [b for b in blocks if b.startswith("import") and "@openai/agents" not in b]
-        self.assertEqual(len(scripts), 7)
+        self.assertEqual(len(scripts), 10)
         with nk.Chain(nk.KJV, "0-4,4-8") as chain, Gateway(chain.file, "--chat-template", "chatml") as gateway:
             gateway.wait_ready()
 

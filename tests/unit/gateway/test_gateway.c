@@ -72,6 +72,39 @@ static void test_gateway__a_silent_stream_gets_a_keepalive_at_the_limit_and_not_
     end();
 }
 
+/* Ollama's programs take each line for JSON, so that what says nothing is one, too: a piece with no
+ * text in it, that is not the last. */
+static void test_gateway__ollamas_stream_begins_in_time_when_a_prompt_takes_long(void **state)
+{
+    struct nk_gateway_opts o = options(2);
+    struct client c;
+    nk_call *call;
+    const char *line;
+
+    (void)state;
+    o.limits.keepalive_ms = 3 * TICK_MS;
+    begin(&o);
+    c = open_client();
+    ask(&c, "POST", "/api/generate", "{\"prompt\":\"a\",\"raw\":true}");
+    call = wait_for_call(0);
+    /* As soon as the gateway has heard that it runs, and the prompt takes its time. */
+    while (recv(c.fd, (char[1]){ 0 }, 1, MSG_DONTWAIT | MSG_PEEK) < 0) {
+        tick();
+        http_turn();
+    }
+    read_to(&c, "HTTP/1.1 200 OK\r\n");
+    read_to(&c, "\r\n\r\n");
+    line = read_to(&c, "}\n");
+    assert_non_null(strstr(line, "\"response\":\"\",\"done\":false"));
+    say(call, 0, "its own");
+    line = read_to(&c, "}\n");
+    assert_non_null(strstr(line, "\"response\":\"its own\",\"done\":false"));
+    end_call(call, 1);
+    assert_non_null(strstr(read_to(&c, "}\n"), "\"done\":true"));
+    close_client(&c);
+    end();
+}
+
 /* It may still get a 429, or a 503. */
 static void test_gateway__a_stream_that_waits_for_a_place_has_no_status_yet(void **state)
 {
@@ -886,6 +919,7 @@ int main(void)
         cmocka_unit_test(test_gateway__ids_and_times_are_what_was_handed_in),
         cmocka_unit_test(
             test_gateway__a_silent_stream_gets_a_keepalive_at_the_limit_and_not_before),
+        cmocka_unit_test(test_gateway__ollamas_stream_begins_in_time_when_a_prompt_takes_long),
         cmocka_unit_test(test_gateway__a_stream_that_waits_for_a_place_has_no_status_yet),
         cmocka_unit_test(
             test_gateway__a_request_without_a_token_begins_again_when_its_worker_is_back),
