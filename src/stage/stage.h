@@ -134,7 +134,8 @@ struct nk_stage_info {
 
 /* What a stage of these layers of m would need with these options (slice.h); *o: for what. A stage
  * that cannot have so much is not opened, but that weights on the CPU may stay in the file's
- * mapping (NK_WEIGHTS_MAPPED, and whole_model): those are not counted. nk_cache_type_check's errors.
+ * mapping (NK_WEIGHTS_MAPPED, and whole_model): those are not counted. The errors are those of
+ * nk_cache_type_check.
  */
 int nk_stage_memory(const nk_model *m, struct nk_range range, const struct nk_stage_opts *opts,
                     struct nk_need_opts *o, struct nk_need *out, struct nk_error *err);

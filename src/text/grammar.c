@@ -81,7 +81,8 @@ struct nk_grammar {
     uint8_t *mask;
     struct state *depth; /* for nk_grammar_mask: the states after each byte of a token */
     int64_t work_left;
-    int rc; /* of the first failure of a call */
+    int limit; /* of a call */
+    int rc;    /* of the first failure of a call */
     struct nk_error *err;
 };
 
@@ -97,8 +98,12 @@ static void too_complex(nk_grammar *g, const char *what)
 static void spend(nk_grammar *g, uint32_t work)
 {
     g->work_left -= work;
-    if (g->work_left < 0)
+    if (g->work_left >= 0)
+        return;
+    if (g->limit == NK_GRAMMAR_WORK_MAX)
         too_complex(g, "too much work for one token");
+    else if (!g->rc)
+        g->rc = nk_fail(g->err, NK_E_DEADLINE, "later", "more work than there is time for now");
 }
 
 static void grow_at(nk_grammar *g, void *array_at, size_t element_size, size_t *capacity,
@@ -359,7 +364,7 @@ static void rewind_to(nk_grammar *g, struct mark m)
 
 static void begin_call(nk_grammar *g, struct nk_error *err)
 {
-    g->work_left = NK_GRAMMAR_WORK_MAX;
+    g->work_left = g->limit;
     g->rc = 0;
     g->err = err;
 }
@@ -398,6 +403,11 @@ static struct state after_bytes(nk_grammar *g, int32_t id)
     for (uint32_t i = begin; i < end && !is_dead(&s) && !g->rc; i++)
         s = advance(g, &s, g->pieces->bytes[i]);
     return s;
+}
+
+void nk_grammar_limit(nk_grammar *g, int work)
+{
+    g->limit = work;
 }
 
 int nk_grammar_allows(nk_grammar *g, int32_t id, bool *allowed, struct nk_error *err)
@@ -643,6 +653,7 @@ int nk_grammar_new(nk_grammar **out, const struct llama_vocab *vocab, const char
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for the grammar");
         goto out;
     }
+    g->limit = NK_GRAMMAR_WORK_MAX;
     begin_call(g, err);
     g->collect_at = 4096;
     s = empty_state(g, 0);

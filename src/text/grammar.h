@@ -42,6 +42,10 @@ int nk_grammar_new(nk_grammar **out, const struct llama_vocab *vocab, const char
                    struct nk_error *err);
 void nk_grammar_free(nk_grammar *g);
 
+/* From now on a call has so much work at most (NK_GRAMMAR_WORK_MAX: all that it may ever have): one
+ * that needs more fails with DEADLINE `later`, has changed nothing, and can be made again. */
+void nk_grammar_limit(nk_grammar *g, int work);
+
 /* May token id follow? End-of-generation tokens may when the text is complete. All of these:
  *   EXHAUSTED  grammar_too_complex   too ambiguous: one of the ceilings above was reached */
 int nk_grammar_allows(nk_grammar *g, int32_t id, bool *allowed, struct nk_error *err);

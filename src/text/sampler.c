@@ -26,7 +26,16 @@ struct nk_sampler {
     int n_lowered;
     int n_vocab;
     uint32_t seed;
+    bool hurry;
+    /* A token that is being chosen: the next step, and what the last ones have found. */
+    enum { DRAW, MATCH, CHECK, ACCEPT } next;
+    int32_t id;
+    float max;
 };
+
+/* Nodes of a grammar's network in one walk, of which there are at most three for a token: about a
+ * millisecond each. */
+enum { HURRY_WORK_MAX = 40000 };
 
 /* Where a repetition may begin anew (DRY): the defaults of its author and of llama.cpp. */
 static const char *dry_breakers[] = { "\n", ":", "\"", "*" };
@@ -420,21 +429,19 @@ int nk_logits_look(const float *logits, int n_vocab, int n_top, struct nk_sample
     return rc;
 }
 
-/* Chooses, and accepts nothing. *max: the largest logit. */
-static int draw(nk_sampler *s, const float *logits, int32_t *id, float *max, struct nk_error *err)
+/* Chooses without regard to the grammar: s->id, s->max. */
+static int draw(nk_sampler *s, const float *logits, struct nk_error *err)
 {
-    int rc = check_logits(logits, s->n_vocab, max, err);
+    int rc = check_logits(logits, s->n_vocab, &s->max, err);
 
     if (rc)
         return rc;
-    *id = first_equal(logits, s->n_vocab, *max);
-    if (s->chain && !(s->lowered && !is_lowered(s, *id))) {
+    s->id = first_equal(logits, s->n_vocab, s->max);
+    if (s->chain && !(s->lowered && !is_lowered(s, s->id))) {
         llama_token_data_array c = all_candidates(s, logits);
 
-        rc = choose(s, &c, id, err);
+        rc = choose(s, &c, &s->id, err);
     }
-    if (!rc && s->grammar)
-        rc = choose_with_grammar(s, logits, id, err);
     return rc;
 }
 
@@ -445,10 +452,54 @@ static int accept(nk_sampler *s, int32_t id, struct nk_error *err)
     return !rc && s->chain ? nk__guard_accept(s->chain, id, err) : rc;
 }
 
+/* Does *forced (NULL: what was chosen) follow? */
+static int check_forced(nk_sampler *s, const int32_t *forced, struct nk_error *err)
+{
+    bool allowed = true;
+    int rc = 0;
+
+    if (forced && s->id != *forced && s->grammar)
+        rc = nk_grammar_allows(s->grammar, *forced, &allowed, err);
+    if (!rc && !allowed)
+        rc = nk_fail(err, NK_E_INTERNAL, "bad_logits",
+                     "the grammar does not allow token %d, which was said before", *forced);
+    return rc;
+}
+
+/* From where the last call left off. Each step is done once: a draw cannot be taken back. */
+static int go_on(nk_sampler *s, const float *logits, const int32_t *forced, struct nk_error *err)
+{
+    int rc = 0;
+
+    if (s->grammar)
+        nk_grammar_limit(s->grammar, s->hurry ? HURRY_WORK_MAX : NK_GRAMMAR_WORK_MAX);
+    if (s->next == DRAW) {
+        rc = draw(s, logits, err);
+        s->next = MATCH;
+    }
+    if (!rc && s->next == MATCH) {
+        rc = s->grammar ? choose_with_grammar(s, logits, &s->id, err) : 0;
+        s->next = rc ? MATCH : CHECK;
+    }
+    if (!rc && s->next == CHECK) {
+        rc = check_forced(s, forced, err);
+        s->next = rc ? CHECK : ACCEPT;
+    }
+    if (!rc && s->next == ACCEPT)
+        rc = accept(s, forced ? *forced : s->id, err);
+    if (rc != NK_E_DEADLINE)
+        s->next = DRAW;
+    return rc;
+}
+
+void nk_sampler_hurry(nk_sampler *s, bool hurry)
+{
+    s->hurry = hurry;
+}
+
 int nk_sampler_sample(nk_sampler *s, const float *logits, int n_logprobs, struct nk_sampled *out,
                       struct nk_error *err)
 {
-    float max;
     int rc;
 
     if (n_logprobs > NK_LOGPROBS_MAX)
@@ -456,27 +507,18 @@ int nk_sampler_sample(nk_sampler *s, const float *logits, int n_logprobs, struct
                        "%d log-probabilities; at most %d are given", n_logprobs, NK_LOGPROBS_MAX);
     out->logprob = NAN;
     out->n_top = 0;
-    rc = draw(s, logits, &out->id, &max, err);
-    if (!rc)
-        rc = accept(s, out->id, err);
+    rc = go_on(s, logits, NULL, err);
+    out->id = s->id;
     if (!rc && n_logprobs >= 0)
-        log_probs(logits, s->n_vocab, max, n_logprobs, out);
+        log_probs(logits, s->n_vocab, s->max, n_logprobs, out);
     return rc;
 }
 
 int nk_sampler_force(nk_sampler *s, const float *logits, int32_t id, bool *same,
                      struct nk_error *err)
 {
-    bool allowed = true;
-    int32_t drawn;
-    float max;
-    int rc = draw(s, logits, &drawn, &max, err);
+    int rc = go_on(s, logits, &id, err);
 
-    *same = !rc && drawn == id;
-    if (!rc && !*same && s->grammar)
-        rc = nk_grammar_allows(s->grammar, id, &allowed, err);
-    if (!rc && !allowed)
-        rc = nk_fail(err, NK_E_INTERNAL, "bad_logits",
-                     "the grammar does not allow token %d, which was said before", id);
-    return rc ? rc : accept(s, id, err);
+    *same = !rc && s->id == id;
+    return rc;
 }

@@ -43,6 +43,11 @@ struct nk_sampled {
  * out's logprob, n_top and top. INTERNAL bad_logits, as nk_sampler_sample. */
 int nk_logits_look(const float *logits, int n_vocab, int n_top, struct nk_sampled *out,
                    struct nk_error *err);
+/* In a hurry, what takes more than some milliseconds, which only a grammar does, is left for later:
+ * the two calls below end with DEADLINE `later`. The same call with the same logits, no longer in a
+ * hurry, then goes on, and gives what it would have given at once. */
+void nk_sampler_hurry(nk_sampler *s, bool hurry);
+
 /* Chooses a token and accepts it. logits: n_vocab floats, left unchanged; -infinity forbids a
  * token. n_logprobs: -1 none, 0 the chosen token's only, up to NK_LOGPROBS_MAX alternatives.
  *   EXHAUSTED grammar_too_complex   see text/grammar.h

@@ -377,20 +377,27 @@ int nk__answer_step(answering *a, job *j, nk_stage *stage, int row_idx, bool *ba
                     struct nk_error *err)
 {
     struct nk_session *s = j->session;
+    int kept = j->next_row, rc;
     uint64_t now;
-    int rc;
 
     *back = false;
     if (!s->is_last)
         return send_rows(a, j, nk_stage_rows(stage) + (size_t)row_idx * (size_t)a->info->n_embd,
                          back, err);
-    rc = tell_prompt(a, j, stage, row_idx, err);
-    if (rc)
-        return rc;
-    for (int k = 0; k < j->sched.n; k++) {
-        rc = nk__answer_wants(j, k) && !nk__answer_tells(j, k)
-                 ? look_at(a, j, k, nk_stage_logits(stage, row_idx + k), err)
-                 : 0;
+    if (!j->logits) { /* those are told by now */
+        rc = tell_prompt(a, j, stage, row_idx, err);
+        if (rc)
+            return rc;
+    }
+    nk_sampler_hurry(s->compute.sampler, !j->logits);
+    for (; j->next_row < j->sched.n; j->next_row++) {
+        const float *logits;
+
+        if (!nk__answer_wants(j, j->next_row) || nk__answer_tells(j, j->next_row))
+            continue;
+        logits = j->logits ? j->logits + (size_t)(j->next_row - kept) * (size_t)a->info->n_vocab
+                           : nk_stage_logits(stage, row_idx + j->next_row);
+        rc = look_at(a, j, j->next_row, logits, err);
         if (rc)
             return rc;
     }
@@ -406,6 +413,45 @@ int nk__answer_step(answering *a, job *j, nk_stage *stage, int row_idx, bool *ba
     atomic_fetch_sub(&s->shared.n_unanswered, 1);
     rc = j->has_token ? send_token(a, j, (now - j->received_ns) / 1000, err) : 0;
     return rc || j->sched.sample ? rc : send_step_done(a, j, err);
+}
+
+int nk__answer_keep(const answering *a, job *j, nk_stage *stage, int row_idx, struct nk_error *err)
+{
+    size_t n_vocab = (size_t)a->info->n_vocab, n;
+
+    /* Those that are wanted are the last ones. */
+    while (j->next_row < j->sched.n && !nk__answer_wants(j, j->next_row))
+        j->next_row++;
+    n = (size_t)(j->sched.n - j->next_row);
+    j->logits = malloc((n ? n : 1) * n_vocab * sizeof *j->logits);
+    if (!j->logits)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for %zu rows of logits", n);
+    for (size_t i = 0; i < n; i++)
+        memcpy(j->logits + i * n_vocab, nk_stage_logits(stage, row_idx + j->next_row + (int)i),
+               n_vocab * sizeof *j->logits);
+    return 0;
+}
+
+void nk__answer_tell_aside(const job *j)
+{
+    Nakshatra__V1__InferenceReply reply = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__Aside aside = NAKSHATRA__V1__ASIDE__INIT;
+
+    aside.step = j->step;
+    reply.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_ASIDE;
+    reply.aside = &aside;
+    nk_call_send_pb(j->session->up_ref, (ProtobufCMessage *)&reply, NULL);
+}
+
+int nk__answer_aside(const answering *a, job *j, bool *back, struct nk_error *err)
+{
+    answering own = *a;
+    int rc;
+
+    nk_buf_init(&own.pieces, TOKEN_TEXT_MAX);
+    rc = nk__answer_step(&own, j, NULL, 0, back, err);
+    nk_buf_release(&own.pieces);
+    return rc;
 }
 
 int nk__answer_forward(answering *a, job *j, nk_stage *stage, uint64_t compute_ns,

@@ -42,9 +42,19 @@ static inline bool nk__answer_wants(const struct nk_compute_job *j, int k)
  * *back: the job has to go back to the net thread, which queues the next step (the only stage of a
  * route) or answers (a step whose rows the next stage has); else it is through.
  * Errors: nk_sampler_sample's and nk_detok_add's; EXHAUSTED `send_queue_full`. A call that has
- * ended says so to the net thread itself and is no error. */
+ * ended says so to the net thread itself and is no error.
+ *   DEADLINE  later  a token takes long to choose: nk__answer_keep, and then nk__answer_aside */
 int nk__answer_step(struct nk_answering *a, struct nk_compute_job *j, nk_stage *stage, int row_idx,
                     bool *back, struct nk_error *err);
+/* Copies what is wanted of a step's logits that was not looked at yet, for nk__answer_aside.
+ * EXHAUSTED `no_memory`. */
+int nk__answer_keep(const struct nk_answering *a, struct nk_compute_job *j, nk_stage *stage,
+                    int row_idx, struct nk_error *err);
+/* Tells the stages before that this step's token takes long. */
+void nk__answer_tell_aside(const struct nk_compute_job *j);
+/* nk__answer_step, or what is left of it, from those. Any thread, one at a time for a session. */
+int nk__answer_aside(const struct nk_answering *a, struct nk_compute_job *j, bool *back,
+                     struct nk_error *err);
 /* A Forward was run, and took so long: sends its rows or logits to j->call. */
 int nk__answer_forward(struct nk_answering *a, struct nk_compute_job *j, nk_stage *stage,
                        uint64_t compute_ns, struct nk_error *err);

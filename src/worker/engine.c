@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/thread.h"
 #include "worker/answer.h"
+#include "worker/aside.h"
 #include "worker/schedule.h"
 #include "worker/worker_int.h"
 
@@ -41,6 +42,7 @@ struct nk_engine {
     /* compute thread */
     nk_stage *stage;
     struct nk_answering answering;
+    struct nk_aside aside;
     struct nk_schedule_job **run; /* n_batch */
     int32_t *ids, *pos, *seq;
     int8_t *want;
@@ -154,8 +156,10 @@ static void drop_references(job *j)
         nk__session_unref(j->settles);
     if (j->call)
         nk_call_unref(j->call);
+    free(j->logits);
     j->session = j->settles = NULL;
     j->call = NULL;
+    j->logits = NULL;
 }
 
 void nk__engine_job_free(nk_engine *e, job *j)
@@ -289,14 +293,10 @@ static void count_step(nk_engine *e, const job *j)
     atomic_fetch_add(&s->queue_ns, queue_ns);
 }
 
-static void answer_step(nk_engine *e, job *j, int row_idx)
+static void answered(nk_engine *e, job *j, bool back, int rc, const struct nk_error *err)
 {
-    struct nk_error err;
-    bool back;
-    int rc = nk__answer_step(&e->answering, j, e->stage, row_idx, &back, &err);
-
     if (rc)
-        give_back_error(e, j, rc, &err);
+        give_back_error(e, j, rc, err);
     else if (back)
         give_back(e, j);
     else
@@ -349,6 +349,44 @@ static void keep_state(nk_engine *e, const job *j)
     nk__checkpoints_put(c, pos, j->checkpoint, state);
     nk_log(NK_LOG_WORKER, NK_LOG_DEBUG, "session=%s event=checkpoint pos=%d bytes=%zu us=%" PRIu64,
            j->session->name, pos, size, (now_ns(e) - begin_ns) / 1000);
+}
+
+static void answer_step(nk_engine *e, job *j, int row_idx)
+{
+    struct nk_error err;
+    bool back = false;
+    int rc = NK_E_DEADLINE;
+
+    if (!j->session->is_last || !nk__aside_has(&e->aside, j->session))
+        rc = nk__answer_step(&e->answering, j, e->stage, row_idx, &back, &err);
+    if (rc == NK_E_DEADLINE) {
+        rc = nk__answer_keep(&e->answering, j, e->stage, row_idx, &err);
+        if (!rc) {
+            if (j->session->is_first)
+                nk__engine_leave_group(e, j->session);
+            else if (j->sched.sample && j->session->up_takes_aside)
+                nk__answer_tell_aside(j);
+            nk__aside_add(&e->aside, j->session, j);
+            return;
+        }
+    }
+    answered(e, j, back, rc, &err);
+}
+
+/* On a thread of the session (aside.h). */
+static void answer_aside(void *user, job *j)
+{
+    nk_engine *e = user;
+    struct nk_error err;
+    bool back;
+    int rc;
+
+    if (j->kind == NK_COMPUTE_SETTLE) {
+        give_back(e, j);
+        return;
+    }
+    rc = nk__answer_aside(&e->answering, j, &back, &err);
+    answered(e, j, back, rc, &err);
 }
 
 /* Runs jobs[0..n) as one batch. On success every job was answered. */
@@ -466,6 +504,7 @@ static void stage_close(nk_engine *e)
     nk_stage *stage = e->stage;
 
     pages_end(e);
+    nk__aside_wait(&e->aside); /* samplers use the stage's vocabulary */
     stage_set(e, NULL);
     nk_vocab_close(e->answering.vocab);
     e->answering.vocab = NULL;
@@ -559,6 +598,11 @@ static void run_control(nk_engine *e, job *j)
         j->rc = run_forward(e, j);
         break;
     case NK_COMPUTE_SETTLE:
+        if (nk__aside_has(&e->aside, j->settles)) {
+            j->end_ns = now_ns(e);
+            nk__aside_add(&e->aside, j->settles, j);
+            return;
+        }
         break;
     case NK_COMPUTE_SLEEP:
         stage_close(e);
@@ -747,6 +791,7 @@ static void engine_free(nk_engine *e)
         job_destroy(j);
     stage_close(e);
     nk__answer_release(&e->answering);
+    nk__aside_release(&e->aside);
     free(e->run);
     free(e->ids);
     free(e->pos);
@@ -770,6 +815,7 @@ int nk__engine_start(nk_engine **out, nk_worker *w, struct nk_error *err)
     e->start_err = err;
     pthread_mutex_init(&e->mutex, NULL);
     nk_cond_init(&e->cond);
+    nk__aside_init(&e->aside, answer_aside, e);
     pool_init(&e->small, POOL_SMALL_MAX);
     pool_init(&e->large, POOL_LARGE_MAX);
     /* Empty until the stage is known. */
@@ -805,6 +851,7 @@ void nk__engine_stop_thread(nk_engine *e)
     pthread_mutex_unlock(&e->mutex);
     if (!e->w->opts.by_hand)
         pthread_join(e->thread, NULL);
+    nk__aside_wait(&e->aside);
     e->joined = true;
 }
 

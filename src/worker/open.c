@@ -338,6 +338,7 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
     s->n_at_once = stages_at_once(w, m);
     s->stage_idx = (int)m->stage_idx;
     s->is_first = m->stage_idx == 0;
+    s->up_takes_aside = m->takes_aside && m->takes_aside == m->stage_idx;
     s->is_last = m->stage_idx == m->n_route - 1;
     s->deterministic = w->opts.deterministic; /* with or without being asked */
     if (m->reuse_salt.len > NK_REUSE_SALT_MAX)
@@ -521,6 +522,7 @@ static int send_open(session *s, struct nk_error *err)
         limits = *req->open->limits;
     limits.n_predict = (uint32_t)s->n_predict;
     req->open->limits = &limits;
+    req->open->takes_aside = s->is_first || s->up_takes_aside ? (uint32_t)s->stage_idx + 1 : 0;
     req->open->stage_idx++;
     if (!s->resumed && s->n_prompt_logprobs < 0)
         req->open->n_prompt_ids = 0;

@@ -371,6 +371,14 @@ static int on_down(session *s, Nakshatra__V1__InferenceReply *m, struct nk_bytes
             return rc;
         m->step_done->spent_us = nk__us(now - out.received_ns);
         return s->up ? nk_call_send_pb(s->up, (ProtobufCMessage *)m, err) : 0;
+    case NAKSHATRA__V1__INFERENCE_REPLY__KIND_ASIDE:
+        if (s->state != NK_SESSION_RUNNING)
+            break;
+        if (s->is_first)
+            nk__engine_leave_group(s->w->engine, s);
+        else if (s->up && s->up_takes_aside)
+            return nk_call_send(s->up, bytes.data, bytes.size, err);
+        return 0;
     case NAKSHATRA__V1__INFERENCE_REPLY__KIND_DONE:
         if (s->state != NK_SESSION_FINISHING)
             break;

@@ -84,6 +84,10 @@ struct nk_session_compute {
     bool unlike; /* resumed: what was sampled again is not what was said (the log has been told) */
     char stop[NK_STOP_BYTES_MAX + 1]; /* the stop string that ended it */
     size_t stop_size;
+    /* Its steps that are aside (aside.h), under that one's mutex. What is above is their thread's
+     * while there are any. */
+    struct nk_compute_job *aside_first;
+    bool is_aside;
 };
 
 /* What both threads touch while steps are under way. */
@@ -143,6 +147,7 @@ struct nk_session {
     bool reserved;      /* n_tokens_max counts in the worker's kv_reserved */
     bool decoding;      /* first stage: counts in the worker's n_decoding */
     bool deterministic, reuse;
+    bool up_takes_aside; /* the stage before it does; set before the first job */
     /* first stage: only what has the same salt is continued */
     uint8_t reuse_salt[NK_REUSE_SALT_MAX];
     size_t n_reuse_salt;
@@ -232,7 +237,14 @@ struct nk_compute_job {
     int rc;
     struct nk_error err;
     struct nk_sampled sampled;
-    bool has_token;    /* one was sampled */
+    bool has_token; /* one was sampled */
+
+    /* last stage, aside: a copy of the logits that are wanted, n_vocab each, from the row next_row
+     * on, which is the first that was not looked at; owned */
+    float *logits;
+    int next_row;
+    struct nk_compute_job *aside_next;
+
     int index, finish; /* of the sampled token */
 };
 
@@ -269,7 +281,8 @@ int nk__engine_job(nk_engine *e, struct nk_compute_job **out, int n, bool with_r
 void nk__engine_job_free(nk_engine *e, struct nk_compute_job *j);
 /* Takes j. [net thread] */
 void nk__engine_submit(nk_engine *e, struct nk_compute_job *j);
-/* First stage: the session's row is no longer under way: its token was handled. [net thread] */
+/* First stage: the session's row is no longer waited for: its token was handled, or takes long to
+ * choose. [any] */
 void nk__engine_leave_group(nk_engine *e, struct nk_session *s);
 /* The session has ended: what is queued of it is dropped. [net thread] */
 void nk__engine_drop(nk_engine *e, struct nk_session *s);

@@ -530,6 +530,38 @@ class Limits(unittest.TestCase):
 
 
 class Turns(unittest.TestCase):
+    def assert_answered_meanwhile(self, trace):
+        """Between a run with a row of the second session and its token, others are answered, more than those of the same run."""
+        with open(trace) as f:
+            events = [json.loads(line) for line in f]
+        name = next(e["session"] for e in events if e["ev"] == "computed")
+        open_since, most = {}, 0
+        for e in events:
+            if e["session"] != name and e["ev"] == "computed":
+                open_since[e["step"]] = 0
+            elif e["session"] != name and e["ev"] == "answered":
+                most = max(most, open_since.pop(e["step"]))
+            elif e["ev"] == "answered":
+                open_since = {step: n + 1 for step, n in open_since.items()}
+        self.assertGreater(most, 1)
+
+    def test_grammar__that_is_slow_does_not_hold_the_rows_of_others(self):
+        """From the trace, by order; on one stage, and on two of which the first would wait for the rows of a group."""
+        for layers in ("0-8", "0-4,4-8"):
+            with self.subTest(layers), tempfile.TemporaryDirectory() as folder:
+                traces = [os.path.join(folder, f"{i}") for i in range(2)]
+                with nk.Chain(nk.KJV, layers, "--ctx", "32768", "--shared-cores",
+                              per_worker={i: ["--trace", f] for i, f in enumerate(traces[:layers.count(",") + 1])}) as chain:
+                    with talk.Wire(chain.workers) as wire:
+                        other = wire.start(PROMPT, 20000).until_tokens(5)
+                        slow = wire.start(PROMPT, 4, sampling={"grammar": "root ::= [qzxjkvw] ([qzxjkvwpgb]?){6000}"})
+                        self.assertEqual(slow.wait().code, "OK", slow.result.error)
+                        self.assertFalse(other.ended, "the grammar came too late")
+                        other.cancel()
+                        other.wait()
+                    chain.assert_idle()
+                self.assert_answered_meanwhile(traces[layers.count(",")])
+
     def test_prompt__of_many_chunks_beside_a_session_that_decodes(self):
         """From the trace: the prompt is cut into chunks, one after the other, and the session has its rows before and after.
         That it is delayed by one chunk at a time is unit.worker.schedule's."""

@@ -247,6 +247,64 @@ static void test_sampler__every_setting_is_libllamas_own_chain(void **state)
     }
 }
 
+/* What a sampler in a hurry leaves for later it chooses as if it had never been in one: nothing is
+ * drawn twice. */
+static void test_sampler__what_is_left_for_later_becomes_what_it_would_have_been(void **state)
+{
+    /* The second one takes long for every token: it can be read in hundreds of ways. */
+    static const char *const grammars[] = { "root ::= [a-z ]+ [A-Z ]+",
+                                            "root ::= ([a-zA-Z ]?){400}" };
+    nk_vocab *v = test_vocab(VOCAB_KJV);
+    int n = nk_vocab_size(v), n_later[2] = { 0 };
+    float *logits = malloc((size_t)n * sizeof *logits);
+
+    (void)state;
+    for (int k = 0; k < 2; k++)
+        for (int forced = 0; forced < 2; forced++) {
+            struct nk_sampling p = nk_sampling_default();
+            struct test_random r = { 5 + (uint64_t)k };
+            nk_sampler *a, *b;
+
+            p.grammar = grammars[k];
+            p.seed = 9;
+            a = new_sampler(v, &p);
+            b = new_sampler(v, &p);
+            for (int step = 0; step < 12; step++) {
+                struct nk_sampled one, other;
+                struct nk_error err = { 0 };
+                bool same = true;
+                int rc;
+
+                make_logits(&r, logits, n);
+                assert_int_equal(nk_sampler_sample(a, logits, 2, &one, &err), 0);
+                nk_sampler_hurry(b, true);
+                rc = forced ? nk_sampler_force(b, logits, one.id, &same, &err)
+                            : nk_sampler_sample(b, logits, 2, &other, &err);
+                if (rc) {
+                    assert_int_equal(rc, NK_E_DEADLINE);
+                    assert_string_equal(err.reason, "later");
+                    n_later[k]++;
+                    nk_sampler_hurry(b, false);
+                    rc = forced ? nk_sampler_force(b, logits, one.id, &same, &err)
+                                : nk_sampler_sample(b, logits, 2, &other, &err);
+                }
+                assert_int_equal(rc, 0);
+                assert_true(same);
+                if (!forced) {
+                    assert_int_equal(one.id, other.id);
+                    assert_memory_equal(&one.logprob, &other.logprob, sizeof one.logprob);
+                }
+                if (nk_vocab_is_eog(v, one.id))
+                    break;
+            }
+            nk_sampler_free(a);
+            nk_sampler_free(b);
+        }
+    assert_true(n_later[1] > 0);
+    free(logits);
+    nk_vocab_close(v);
+}
+
 static void test_sampler__the_same_seed_gives_the_same_tokens(void **state)
 {
     nk_vocab *v = test_vocab(VOCAB_KJV);
@@ -766,6 +824,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sampler__every_setting_is_libllamas_own_chain),
+        cmocka_unit_test(test_sampler__what_is_left_for_later_becomes_what_it_would_have_been),
         cmocka_unit_test(test_sampler__the_same_seed_gives_the_same_tokens),
         cmocka_unit_test(test_sampler__forced_to_what_was_chosen_it_goes_on_the_same_way),
         cmocka_unit_test(test_sampler__forced_to_what_it_would_not_choose_it_says_so),
