@@ -369,25 +369,53 @@ static int swap_record(nk_store *store, const char *id, uint64_t expected, const
     return rc;
 }
 
-/* Forgets tokens that expired long ago. What fails here does not matter: the next one tries it. */
-static void sweep(nk_store *store, int64_t now_s)
+/* Makes room for one more: forgets tokens that expired long ago, and of those that are of no use any
+ * more the oldest, where there are too many. What cannot be deleted is tried again the next time.
+ *   EXHAUSTED  too_many_tokens */
+static int sweep(nk_store *store, int64_t now_s, struct nk_error *err)
 {
     struct nk_store_list list;
+    size_t n = 0;
+    int rc = nk_store_list(store, "tokens/", &list, err);
 
-    if (nk_store_list(store, "tokens/", &list, NULL))
-        return;
-    for (size_t i = 0; i < list.n; i++) {
-        const char *id = strchr(list.entries[i].key, '/') + 1;
-        struct nk_token_record r;
-        json_t *json;
+    if (rc)
+        return rc;
+    n = list.n;
+    for (;;) {
+        size_t oldest = list.n;
+        int64_t created_s = INT64_MAX;
 
-        if (read_record(&r, &json, list.entries[i].value, id, NULL))
-            continue;
-        if (r.expires_s < now_s - FORGET_S)
-            nk_store_delete(store, list.entries[i].key, list.entries[i].revision, NULL);
-        json_decref(json);
+        for (size_t i = 0; i < list.n; i++) {
+            struct nk_store_entry *e = &list.entries[i];
+            struct nk_token_record r;
+            json_t *json;
+
+            if (!e->revision || read_record(&r, &json, e->value, strchr(e->key, '/') + 1, NULL))
+                continue;
+            json_decref(json);
+            if (r.expires_s < now_s - FORGET_S) {
+                nk_store_delete(store, e->key, e->revision, NULL);
+                e->revision = 0; /* looked at */
+                n--;
+            } else if ((r.revoked || !r.uses_left || r.expires_s <= now_s) &&
+                       r.created_s < created_s) {
+                created_s = r.created_s;
+                oldest = i;
+            }
+        }
+        if (n < NK_TOKEN_RECORDS_MAX || oldest == list.n)
+            break;
+        nk_store_delete(store, list.entries[oldest].key, list.entries[oldest].revision, NULL);
+        list.entries[oldest].revision = 0;
+        n--;
     }
     nk_store_list_release(&list);
+    if (n >= NK_TOKEN_RECORDS_MAX)
+        return nk_fail(err, NK_E_EXHAUSTED, "too_many_tokens",
+                       "there are %zu join tokens that can be used, and %d are the most; nakshatra "
+                       "token list shows them, token revoke ends one",
+                       n, NK_TOKEN_RECORDS_MAX);
+    return 0;
 }
 
 static int make_record(nk_store *store, const struct nk_token *t, int64_t now_s, int uses,
@@ -427,7 +455,9 @@ int nk_token_create(nk_store *store, struct nk_chance *chance, int64_t now_s,
                        NK_TOKEN_USES_MAX);
     if (opts->port < 1 || opts->port > 65535)
         return nk_fail(err, NK_E_INVALID, "bad_token", "%d is no port", opts->port);
-    sweep(store, now_s);
+    rc = sweep(store, now_s, err);
+    if (rc)
+        return rc;
     snprintf(t.cluster, sizeof t.cluster, "%s", opts->cluster);
     for (; t.n_addresses < opts->n_addresses && t.n_addresses < NK_TOKEN_ADDRESSES_MAX;
          t.n_addresses++)

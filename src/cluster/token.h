@@ -16,7 +16,8 @@
  *
  * A token is good for a number of joins (one) and for a time (an hour). The serving side keeps a
  * record of each in its store, under tokens/ID: a hash of the secret, never the secret. Records
- * stay for 30 days after their token has expired, so that its holder is told why it is refused. */
+ * stay for 30 days after their token has expired, so that its holder is told why it is refused
+ * (unless there are too many, nk_token_create). */
 #ifndef NK_CLUSTER_TOKEN_H
 #define NK_CLUSTER_TOKEN_H
 
@@ -38,6 +39,7 @@ enum {
     NK_TOKEN_PROOF_BYTES = 32,
     NK_TOKEN_USES_MAX = 1000,
     NK_TOKEN_TTL_S_MAX = 365 * 86400,
+    NK_TOKEN_RECORDS_MAX = 256, /* that are remembered */
 };
 
 struct nk_token {
@@ -73,7 +75,9 @@ struct nk_token_opts {
     int n_addresses;
     const char *const *addresses; /* the best first (reach.h) */
 };
-/* Makes a token and its record. Also forgets records of tokens that expired 30 days ago. */
+/* Makes a token and its record. Also forgets records of tokens that expired 30 days ago, and where
+ * there are too many the oldest of those that are expired, revoked or used.
+ *   EXHAUSTED  too_many_tokens  that can be used */
 int nk_token_create(nk_store *store, struct nk_chance *chance, int64_t now_s,
                     const struct nk_token_opts *opts, struct nk_token *out, struct nk_error *err);
 

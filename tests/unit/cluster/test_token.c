@@ -423,6 +423,33 @@ static void test_token__old_ones_are_forgotten(void **state)
     free(records);
 }
 
+static void test_token__there_are_so_many_and_the_oldest_that_are_of_no_use_go(void **state)
+{
+    struct nk_token_opts opts = {
+        .cluster = cluster, .ttl_s = 600, .port = 1, .n_addresses = 1, .addresses = some
+    };
+    struct nk_token_record *records;
+    struct nk_token first, t;
+    struct nk_error err;
+    size_t n;
+
+    (void)state;
+    assert_ok(nk_token_create(store, nk_chance_system(), now_s, &opts, &first, &err), err);
+    for (int i = 1; i < NK_TOKEN_RECORDS_MAX; i++)
+        assert_ok(nk_token_create(store, nk_chance_system(), now_s + i, &opts, &t, &err), err);
+    assert_reason(nk_token_create(store, nk_chance_system(), now_s + 300, &opts, &t, &err), err,
+                  NK_E_EXHAUSTED, "too_many_tokens");
+    assert_ok(nk_token_revoke(store, t.id[0] ? t.id : first.id, &err), err);
+    assert_ok(nk_token_create(store, nk_chance_system(), now_s + 300, &opts, &t, &err), err);
+    /* Two are expired: the older one goes. */
+    assert_ok(nk_token_create(store, nk_chance_system(), now_s + 601, &opts, &t, &err), err);
+    assert_ok(nk_token_list(store, &records, &n, &err), err);
+    assert_int_equal(n, NK_TOKEN_RECORDS_MAX);
+    for (size_t i = 0; i < n; i++)
+        assert_string_not_equal(records[i].id, first.id);
+    free(records);
+}
+
 static void test_token__refuses_settings_that_are_none(void **state)
 {
     struct nk_token_opts opts = {
@@ -467,6 +494,7 @@ int main(void)
         TEST(test_token__the_store_does_not_hold_the_secret),
         TEST(test_token__of_two_machines_that_race_exactly_one_gets_it),
         TEST(test_token__old_ones_are_forgotten),
+        TEST(test_token__there_are_so_many_and_the_oldest_that_are_of_no_use_go),
         TEST(test_token__refuses_settings_that_are_none),
     };
 
