@@ -195,6 +195,22 @@ static void reconcile(nk_agent *a)
 
 /* ---- certificates ---- */
 
+int nk__agent_roster_write(nk_agent *a, const struct nk_roster *r, bool from_renewal,
+                           struct nk_error *err)
+{
+    struct nk_roster now = { 0 };
+    struct nk_error ignored;
+    int rc = 0;
+
+    pthread_mutex_lock(&a->roster_mutex);
+    if (!from_renewal || nk_members_read(&now, a->identity, &ignored) ||
+        now.revision <= r->revision)
+        rc = nk_members_write(a->identity, r, err);
+    nk_roster_release(&now);
+    pthread_mutex_unlock(&a->roster_mutex);
+    return rc;
+}
+
 static int renew(nk_agent *a, struct nk_error *err)
 {
     struct nk_identity_files id;
@@ -217,7 +233,7 @@ static int renew(nk_agent *a, struct nk_error *err)
             (struct nk_bytes){ (uint8_t *)e.certificate.data, e.certificate.size },
             (struct nk_bytes){ (uint8_t *)e.key.data, e.key.size }, err);
     if (!rc)
-        rc = nk_members_write(a->identity, &e.roster, err);
+        rc = nk__agent_roster_write(a, &e.roster, true, err);
     nk_enrolled_release(&e);
     nk_identity_release(&id);
     return rc;
@@ -349,6 +365,7 @@ int nk_agent_run(const struct nk_agent_opts *opts, int stop_fd, struct nk_error 
 
     LIST_INIT(&a.holds);
     pthread_mutex_init(&a.mutex, NULL);
+    pthread_mutex_init(&a.roster_mutex, NULL);
     nk_cond_init(&a.cond);
     rc = start(&a, err);
     if (!rc) {
@@ -410,6 +427,7 @@ int nk_agent_run(const struct nk_agent_opts *opts, int stop_fd, struct nk_error 
             close(a.wake[i]);
     }
     pthread_cond_destroy(&a.cond);
+    pthread_mutex_destroy(&a.roster_mutex);
     pthread_mutex_destroy(&a.mutex);
     return rc;
 }

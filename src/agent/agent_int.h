@@ -80,6 +80,7 @@ struct nk_agent {
     int wake[2]; /* a pipe to the main thread */
     LIST_HEAD(, nk__hold) holds; /* changed by the main thread, under the mutex */
 
+    pthread_mutex_t roster_mutex; /* of the file */
     pthread_mutex_t mutex;
     pthread_cond_t cond;
     struct nk_joined joined;
@@ -109,6 +110,12 @@ void nk__agent_wake(nk_agent *a);
 void nk__agent_say(nk_agent *a, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* It cannot go on: nk_agent_run returns this. Any thread. */
 void nk__agent_fail(nk_agent *a, const struct nk_error *err);
+
+/* Keeps the cluster's roster. from_renewal: it came beside the coordinator's own messages, and may be
+ * older than what these have told since: then it is not taken, or a machine that was removed would be
+ * let in again. Any thread. */
+int nk__agent_roster_write(nk_agent *a, const struct nk_roster *r, bool from_renewal,
+                           struct nk_error *err);
 
 /* ---- attend.c; called on any thread but the net's ---- */
 int nk__attend_start(nk_agent *a, struct nk_error *err);

@@ -335,7 +335,7 @@ static void on_roster(struct nk__attend *t, const Nakshatra__V1__RosterText *m)
     int rc = nk_roster_parse(&r, (struct nk_bytes){ m->text.data, m->text.len }, &err);
 
     if (!rc) {
-        rc = nk_members_write(t->a->identity, &r, &err);
+        rc = nk__agent_roster_write(t->a, &r, false, &err);
         nk_roster_release(&r);
     }
     if (rc)

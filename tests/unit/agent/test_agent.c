@@ -7,7 +7,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#include "agent/agent.h"
+#include "agent/agent_int.h"
 #include "cluster/fleet.h"
 #include "cluster/identity.h"
 #include "rpc/proto.h"
@@ -491,6 +491,33 @@ static void test_agent__a_state_folder_that_is_none_is_named(void **state)
     assert_non_null(strstr(w->err.msg, "joined.json"));
 }
 
+/* What came with a renewed certificate may have been on its way for long. */
+static void test_agent__a_renewals_roster_never_brings_back_who_was_removed(void **state)
+{
+    struct world *w = *state;
+    struct nk_roster r = { .revision = 7 }, old = { .revision = 5 }, got;
+    nk_agent a = { 0 };
+    struct nk_error err;
+
+    snprintf(a.identity, sizeof a.identity, "%s", w->identity);
+    pthread_mutex_init(&a.roster_mutex, NULL);
+    assert_ok(nk_roster_put(&old, MEMBER, false, "cellar", &err), err);
+    assert_ok(nk__agent_roster_write(&a, &r, false, &err), err);
+    assert_ok(nk__agent_roster_write(&a, &old, true, &err), err);
+    assert_ok(nk_members_read(&got, w->identity, &err), err);
+    assert_int_equal(got.revision, 7);
+    nk_roster_release(&got);
+    /* The coordinator's own word counts: its store may be one that was restored. */
+    assert_ok(nk__agent_roster_write(&a, &old, false, &err), err);
+    old.revision = 6;
+    assert_ok(nk__agent_roster_write(&a, &old, true, &err), err);
+    assert_ok(nk_members_read(&got, w->identity, &err), err);
+    assert_int_equal(got.revision, 6);
+    nk_roster_release(&got);
+    nk_roster_release(&old);
+    pthread_mutex_destroy(&a.roster_mutex);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -504,6 +531,7 @@ int main(void)
         TEST(test_agent__layers_that_there_cannot_be_are_not_begun),
         TEST(test_agent__it_stops_in_every_state),
         TEST(test_agent__a_state_folder_that_is_none_is_named),
+        TEST(test_agent__a_renewals_roster_never_brings_back_who_was_removed),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
