@@ -51,7 +51,9 @@ def control(actions):
 def install_tests():
     """The tests with their packages, and the page's modules beside them in web/, where a package.json says what they are."""
     folder = install(SOURCE, os.path.join(nk.BUILD, "tests", "browser"))
-    shutil.copytree(WEB, os.path.join(folder, "web"), dirs_exist_ok=True)
+    copy = os.path.join(folder, "web")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(WEB, copy)
     return folder
 
 
@@ -108,8 +110,9 @@ class Browser(unittest.TestCase):
             with control(actions) as url:
                 env = dict(os.environ, NK_CHAT=chat.url, NK_PLAIN=plain.url, NK_KEYED=keyed.url, NK_SMALL=small.url, NK_GOING=going.url,
                            NK_CONTROL=url, NK_KEY=KEY, NK_CHROMIUM=chromium, NK_SLOW=str(nk.SLOW))
-                for name in tests_in(folder, ".test.mjs"):  # one after the other: each looks whether anything runs
-                    run_tests(self, folder, [name], env, chat)
+                for name in tests_in(folder, ".test.mjs"):  # one after the other: they end workers, and count who listens
+                    with self.subTest(name):
+                        run_tests(self, folder, [name], env, chat)
             chain.assert_idle()
 
 
