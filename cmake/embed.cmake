@@ -15,6 +15,8 @@ if(CMAKE_SCRIPT_MODE_FILE)
     set(arrays "${arrays}static const unsigned char ${name}[] = {\n${bytes}0 };\n" PARENT_SCOPE)
   endfunction()
 
+  get_filename_component(folder "${OUT}" DIRECTORY)
+  file(MAKE_DIRECTORY "${folder}") # execute_process makes none
   find_program(gzip gzip)
   foreach(file ${FILES})
     file(SIZE "${DIR}/${file}" size)
