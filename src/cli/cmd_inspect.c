@@ -173,6 +173,9 @@ static void print_table(const nk_model *m, const struct whole *w)
     printf("  %-18s %d, %d for keys and values\n", "heads", in->n_head, in->n_head_kv);
     printf("  %-18s %d tokens\n", "vocabulary", in->n_vocab);
     printf("  %-18s %d tokens\n", "context", in->n_ctx_train);
+    if (in->pooling)
+        printf("  %-18s %s: it gives %s\n", "pooling", nk_pooling_text(in->pooling),
+               in->pooling == NK_POOLING_RANK ? "ranks of texts" : "vectors of texts");
     printf("  %-18s %s:", "quantisation", in->quantisation);
     for (int i = 0; i < n_types && i < TYPES_MAX; i++)
         printf(" %s %.3g %%%s", types[i].type, 100.0 * (double)types[i].bytes / (double)weights,
@@ -258,6 +261,8 @@ static int print_json(const nk_model *m, const struct whole *w, struct nk_error 
                       (json_int_t)in->embd_bytes, "head_bytes", (json_int_t)in->head_bytes,
                       "other_bytes", (json_int_t)in->other_bytes, "types", type_list, "layers",
                       layers, "cuts", cuts_to_json(m), "slice", slice_to_json(in, w)));
+    if (root)
+        json_object_set_new(root, "pooling", json_string(nk_pooling_text(in->pooling)));
     if (!root || json_dumpf(root, stdout, JSON_INDENT(2) | nk_cli_json_flags()) < 0) {
         json_decref(root);
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory, or standard output is closed");

@@ -102,7 +102,7 @@ static int run_once(void *arg, struct nk_error *err)
         r->ids[i] = (int32_t)((r->next + (size_t)i) * 7 %
                               (size_t)(r->info->n_vocab < IDS ? r->info->n_vocab : IDS));
         r->positions[i] = r->pos + (r->kind == NK_RUN_CHUNK ? i : 0);
-        r->seqs[i] = r->kind == NK_RUN_EIGHT ? i : 0;
+        r->seqs[i] = r->kind == NK_RUN_EIGHT && !r->info->pooling ? i : 0;
         /* Of a chunk the head sees the last row only. */
         r->want[i] = r->kind != NK_RUN_CHUNK || i == r->n_rows - 1;
     }
@@ -111,7 +111,7 @@ static int run_once(void *arg, struct nk_error *err)
     rc = run_batches(r, n_batches, &why);
     if (rc && err)
         *err = why;
-    r->begins_again = why.code != 0;
+    r->begins_again = why.code != 0 || r->info->pooling; /* a text is one run */
     r->pos += step;
     return rc;
 }

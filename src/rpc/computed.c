@@ -17,6 +17,10 @@ static const struct nk_fact_row rows[NK_FACTS] = {
         "the model's original one, and another beyond",
         "give both workers a context on the same side of the original one: --ctx, and with "
         "--deterministic --ctx / --sequences" },
+    [NK_FACT_POOLING] = {
+        "pooling", "pooling", "pooling_mismatch",
+        "it says what becomes of a text's rows: another vector, or text",
+        "cut both slices from the same file" },
     /* May differ. */
     [NK_FACT_GGML] = {
         "ggml", "releases of ggml", NULL,

@@ -14,6 +14,7 @@
 enum nk_fact {
     NK_FACT_LLAMA,
     NK_FACT_ROPE_FACTORS,
+    NK_FACT_POOLING,
     NK_FACT_GGML,
     NK_FACT_BACKEND,
     NK_FACT_THREADS,

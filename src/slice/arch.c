@@ -19,7 +19,7 @@
 #define HYBRID   "it has recurrent and attention layers, and " KINDS
 #define COMPRESS "its layers compress their keys by different ratios, and " KINDS
 #define DIFFUSE  "it is a diffusion model: it does not generate one token after the other"
-#define ENCODER  "it is an encoder and generates nothing"
+#define ENCODER  "it is an encoder"
 #define NO_ROPE  "every fourth layer is treated specially, by its number in the whole model"
 #define SCALED   "every fourth layer has no rotary positions and scales its queries, and " KINDS
 #define PATTERN  "attention.sliding_window_pattern"
@@ -179,23 +179,28 @@ static const struct nk__arch_row table[] = {
       "it makes audio, from codes that are not its tokenizer's" },
     { "t5",               NK__REFUSE, NULL, 0, NULL,
       "it is an encoder and a decoder, not one stack of layers" },
-    { "t5encoder",        NK__REFUSE, NULL, 0, NULL, ENCODER },
-    { "bert",             NK__REFUSE, NULL, 0, NULL, ENCODER },
-    { "modern-bert",      NK__REFUSE, NULL, 0, NULL, ENCODER },
-    { "nomic-bert",       NK__REFUSE, NULL, 0, NULL, ENCODER },
-    { "nomic-bert-moe",   NK__REFUSE, NULL, 0, NULL, ENCODER },
-    { "neo-bert",         NK__REFUSE, NULL, 0, NULL, ENCODER },
-    { "jina-bert-v2",     NK__REFUSE, NULL, 0, NULL, ENCODER },
-    { "jina-bert-v3",     NK__REFUSE, NULL, 0, NULL, ENCODER },
-    { "eurobert",         NK__REFUSE, NULL, 0, NULL, ENCODER },
-    { "gemma-embedding",  NK__REFUSE, NULL, 0, NULL, ENCODER },
-    { "gemma-embedding2", NK__REFUSE, NULL, 0, NULL, ENCODER },
+    { "t5encoder",        NK__REFUSE, NULL, 0, NULL,
+      "its layers have names of their own (enc.blk)" },
+    /* Encoders, which give rows to be pooled and generate nothing. Those with 1 were tried in
+     * several pieces; whole they are what they are. */
+    { "bert",             NK__ENCODER, NULL, 1, NULL, ENCODER },
+    { "nomic-bert",       NK__ENCODER, NULL, 1, NULL, ENCODER },
+    { "modern-bert",      NK__ENCODER, NULL, 0, NULL, ENCODER },
+    { "nomic-bert-moe",   NK__ENCODER, NULL, 0, NULL, ENCODER },
+    { "neo-bert",         NK__ENCODER, NULL, 0, NULL, ENCODER },
+    { "jina-bert-v2",     NK__ENCODER, NULL, 0, NULL, ENCODER },
+    { "jina-bert-v3",     NK__ENCODER, NULL, 0, NULL, ENCODER },
+    { "eurobert",         NK__ENCODER, NULL, 0, NULL, ENCODER },
+    { "gemma-embedding",  NK__ENCODER, NULL, 0, NULL, ENCODER },
+    { "gemma-embedding2", NK__ENCODER, NULL, 0, NULL, ENCODER },
+    { "llama-embed",      NK__ENCODER, NULL, 0, NULL, ENCODER },
+
+    /* Others. */
     { "eagle3",           NK__REFUSE, NULL, 0, NULL, DRAFT },
     { "dflash",           NK__REFUSE, NULL, 0, NULL, DRAFT },
     { "gemma4-assistant", NK__REFUSE, NULL, 0, NULL, DRAFT },
     { "clef",             NK__REFUSE, NULL, 0, NULL, "it makes decisions, not text" },
     { "vllm-decision2",   NK__REFUSE, NULL, 0, NULL, "it makes decisions, not text" },
-    { "llama-embed",      NK__REFUSE, NULL, 0, NULL, ENCODER },
     { "clip",             NK__REFUSE, NULL, 0, NULL,
       "it is an image or audio encoder, not a language model" },
     { "wavtokenizer-dec", NK__REFUSE, NULL, 0, NULL, "it makes audio, not text" },
@@ -292,6 +297,12 @@ static int check_splittable(const nk_model *m, struct nk_error *err)
         return nk_fail(err, NK_E_UNIMPLEMENTED, "cannot_split",
                        "models of architecture %s cannot be split: %s", m->info.architecture,
                        row->why);
+    row = nk__arch_find(m->info.architecture, NK__ENCODER, NULL, NULL);
+    if (row && !m->info.pooling)
+        return nk_fail(err, NK_E_UNIMPLEMENTED, "cannot_split",
+                       "this %s model cannot be served: %s, and the file does not say how its rows "
+                       "are pooled (%s.pooling_type)",
+                       m->info.architecture, row->why, m->info.architecture);
     for (row = NULL; (row = nk__arch_find(m->info.architecture, NK__REFUSE_IF, NULL, row));) {
         uint64_t v = 0;
 
@@ -327,10 +338,17 @@ static int period_of(const nk_model *m, const struct nk__arch_row *row)
 static int check_boundary(const nk_model *m, int at, struct nk_error *err)
 {
     static const enum nk__rule periods[] = { NK__PERIOD, NK__PERIOD_KEY };
+    const struct nk__arch_row *encoder;
     int rc = check_splittable(m, err);
 
     if (rc)
         return rc;
+    encoder = nk__arch_find(m->info.architecture, NK__ENCODER, NULL, NULL);
+    if (encoder && !encoder->n)
+        return nk_fail(err, NK_E_UNIMPLEMENTED, "illegal_cut",
+                       "models of architecture %s are only served whole (--into 1): %s, and pieces "
+                       "of one were not tried",
+                       m->info.architecture, encoder->why);
     for (const struct nk__arch_row *row = NULL;
          (row = nk__arch_find(m->info.architecture, NK__CUT_WHERE, NULL, row));) {
         int64_t v;

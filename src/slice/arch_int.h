@@ -13,6 +13,8 @@
 enum nk__rule {
     /* Cannot be cut at all: why. */
     NK__REFUSE,
+    /* An encoder: it needs a pooling. n: 1: it can be cut; 0: it is served whole, and why. */
+    NK__ENCODER,
     /* Cannot be cut when the integer `key` is not zero (n > 0: is n or more) and there is no array
      * `from`: why. */
     NK__REFUSE_IF,

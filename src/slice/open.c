@@ -312,6 +312,40 @@ static int read_slice_keys(nk_model *m, struct nk_error *err)
     return 0;
 }
 
+static const char *const poolings[] = { "none", "mean", "cls", "last", "rank" };
+
+const char *nk_pooling_text(enum nk_pooling p)
+{
+    return poolings[p];
+}
+
+bool nk_pooling_find(uint64_t number, enum nk_pooling *out)
+{
+    *out = number <= NK_POOLING_RANK ? (enum nk_pooling)number : NK_POOLING_NONE;
+    return number <= NK_POOLING_RANK;
+}
+
+static int read_pooling(nk_model *m, struct nk_error *err)
+{
+    struct nk_model_info *in = &m->info;
+    uint64_t v = 0;
+
+    nk__kv_uint(m->kv, nk__model_key(m, "pooling_type").text, &v);
+    if (v == UINT32_MAX) /* -1, as llama.cpp writes it where nothing is said */
+        v = NK_POOLING_NONE;
+    if (!nk_pooling_find(v, &in->pooling))
+        return nk_fail(err, NK_E_INVALID, "bad_arch",
+                       "%s: %s.pooling_type is %llu; 0 (none) to %d (rank) are possible", in->path,
+                       in->architecture, (unsigned long long)v, NK_POOLING_RANK);
+    if (in->pooling == NK_POOLING_RANK && !nk__model_tensor(m, "cls.weight") &&
+        !nk__model_tensor(m, "cls.output.weight"))
+        return nk_fail(err, NK_E_INVALID, "bad_arch",
+                       "%s: %s.pooling_type is %d (rank), but there is no classifier: neither "
+                       "cls.weight nor cls.output.weight",
+                       in->path, in->architecture, NK_POOLING_RANK);
+    return 0;
+}
+
 static int read_info(nk_model *m, struct nk_error *err)
 {
     struct nk_model_info *in = &m->info;
@@ -351,6 +385,8 @@ static int read_info(nk_model *m, struct nk_error *err)
     in->n_ctx_orig = uint_or_max(m, "rope.scaling.original_context_length");
     if (!in->n_ctx_orig)
         in->n_ctx_orig = in->n_ctx_train;
+    if (read_pooling(m, err))
+        return NK_E_INVALID;
     embd = nk__model_tensor(m, "token_embd.weight");
     if (embd && embd->ne[1] <= INT32_MAX)
         in->n_vocab = (int)embd->ne[1];

@@ -23,6 +23,20 @@ typedef struct nk_model nk_model;
 
 enum { NK_LAYERS_MAX = 1024 };
 
+/* How an embedding model makes one vector of a text's rows: GGUF's numbers. A model that has none
+ * generates text. */
+enum nk_pooling {
+    NK_POOLING_NONE,
+    NK_POOLING_MEAN, /* of all rows */
+    NK_POOLING_CLS,  /* the first row */
+    NK_POOLING_LAST, /* the last row */
+    NK_POOLING_RANK, /* a row through a classifier: a score, or several */
+};
+/* "none", "mean", "cls", "last", "rank". */
+const char *nk_pooling_text(enum nk_pooling p);
+/* The number's name, or what it is; false: there is none of this number. */
+bool nk_pooling_find(uint64_t number, enum nk_pooling *out);
+
 struct nk_model_info {
     char path[4096]; /* as given (of shards: the first) */
     char architecture[64], name[128], quantisation[32];
@@ -32,6 +46,7 @@ struct nk_model_info {
     int n_ctx_orig;
     bool
         has_rope_lists; /* RoPE factors for contexts up to n_ctx_orig, and others for longer ones */
+    enum nk_pooling pooling;
     bool tied_embeddings;
     uint64_t file_bytes, embd_bytes, head_bytes, other_bytes;
     uint64_t layer_bytes[NK_LAYERS_MAX];
@@ -56,7 +71,7 @@ struct nk_model_info {
  *   INVALID    bad_gguf       a header that contradicts itself, or that libllama would not survive
  *   DATA_LOSS  truncated      shorter than its header says
  *   NOT_FOUND  shard_missing  names the shard
- *   INVALID    bad_arch       no architecture, or no layers */
+ *   INVALID    bad_arch       no architecture, or no layers; a pooling that there is not */
 int nk_model_open(nk_model **out, const char *path, struct nk_error *err);
 void nk_model_close(nk_model *m);
 const struct nk_model_info *nk_model_info(const nk_model *m); /* borrowed until close */

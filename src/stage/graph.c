@@ -573,6 +573,9 @@ int nk__graph_places(const nk__graph *g, int n_layer, struct nk__place *embd,
         last = layer_last;
     }
     at = passage(g, &r, last, first_head_use(g, &r, last), width);
+    /* An encoder's piece that is not the last ends with its last layer. */
+    if (at == NONE && last == output_idx(g) && width_at(g, last) == width)
+        at = last;
     if (at == NONE) {
         rc = nk_fail(
             err, NK_E_UNIMPLEMENTED, "unsupported",

@@ -127,9 +127,9 @@ static int context_size(const struct nk_stage_opts *opts, int n_ctx_train)
     return n_ctx_train > 0 && n_ctx_train < 8192 ? n_ctx_train : 8192;
 }
 
-static int batch_size(const struct nk_stage_opts *opts)
+static int batch_size(int n_batch, int n_seq_max)
 {
-    return opts->n_batch > opts->n_seq_max ? opts->n_batch : opts->n_seq_max;
+    return n_batch > n_seq_max ? n_batch : n_seq_max;
 }
 
 /* Bytes of an element, where it is f16 one. */
@@ -150,7 +150,7 @@ int nk_stage_memory(const nk_model *m, struct nk_range range, const struct nk_st
         return rc;
     *o = (struct nk_need_opts){ .n_ctx = context_size(opts, nk_model_info(m)->n_ctx_train),
                                 .n_seq = opts->n_seq_max,
-                                .n_batch = batch_size(opts),
+                                .n_batch = batch_size(opts->n_batch, opts->n_seq_max),
                                 .kv_scale = (type_scale(k) + type_scale(v)) / 2 };
     nk_model_need(m, range, o, out);
     return 0;
@@ -190,11 +190,24 @@ static int make_context(nk_stage *s, const char *path, const struct nk_stage_opt
         rc = find_cache_type(opts->cache_type_v, &type_v, err);
     if (rc)
         return rc;
+    if (s->info.pooling) {
+        int text = n_ctx < NK_TEXT_ROWS ? n_ctx : NK_TEXT_ROWS;
+
+        s->info.n_batch = s->info.n_batch < text ? text : s->info.n_batch;
+        s->info.n_ctx_seq = n_ctx; /* libllama makes it a multiple of 256 */
+    }
     cp.n_ctx = (uint32_t)n_ctx;
     /* One decode is one graph: rows go in and come out once. libllama aborts where a batch could
      * not hold a row of each sequence. */
-    cp.n_batch = cp.n_ubatch = (uint32_t)batch_size(opts);
-    cp.n_seq_max = (uint32_t)opts->n_seq_max;
+    cp.n_batch = cp.n_ubatch = (uint32_t)batch_size(s->info.n_batch, opts->n_seq_max);
+    /* Pooling is as the file says where the last stage is; rows leave the others as they are. */
+    if (s->info.pooling) {
+        cp.embeddings = true;
+        cp.pooling_type =
+            s->info.is_last ? LLAMA_POOLING_TYPE_UNSPECIFIED : LLAMA_POOLING_TYPE_NONE;
+    }
+    /* One text at a time, which has all of the context. */
+    cp.n_seq_max = s->info.pooling ? 1 : (uint32_t)opts->n_seq_max;
     cp.n_threads = opts->n_threads ? opts->n_threads : nk_cpu_count();
     if (cp.n_threads > THREADS_MAX)
         cp.n_threads = THREADS_MAX;
@@ -407,6 +420,8 @@ static int find_places(nk_stage *s, const struct nk_model_info *mi, struct nk_er
     note_choices(s, g, mi);
     s->info.kv_bytes = nk__graph_cache_bytes(g);
     s->max_positions = nk__graph_max_positions(g);
+    if (s->info.pooling && s->max_positions && s->info.n_ctx_seq > s->max_positions)
+        s->info.n_ctx_seq = (int)s->max_positions;
     rc = nk__graph_places(g, n_layer, &embd[0], &entry[0], &leave[0], err);
     /* A whole model needs no places. */
     if (rc == NK_E_UNIMPLEMENTED && s->info.is_first && s->info.is_last) {
@@ -425,7 +440,7 @@ static int find_places(nk_stage *s, const struct nk_model_info *mi, struct nk_er
     if (rc)
         goto out;
     if (!same_place(&embd[0], &embd[1]) || !same_place(&entry[0], &entry[1]) ||
-        !same_place(&leave[0], &leave[1])) {
+        (!(s->info.is_last && s->info.pooling) && !same_place(&leave[0], &leave[1]))) {
         rc = nk_fail(err, NK_E_UNIMPLEMENTED, "unsupported",
                      "rows enter or leave at different nodes in graphs of one token and of more");
         goto out;
@@ -511,6 +526,7 @@ static int read_file_info(nk_stage *s, nk_model **out, const char *path,
     s->info.is_last = s->info.layer_end == s->info.layer_count;
     s->info.n_embd = mi->n_embd;
     s->info.n_vocab = mi->n_vocab;
+    s->info.pooling = mi->pooling;
     return rc;
 }
 
@@ -583,12 +599,15 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
     if (rc)
         goto out;
     s->info.n_ctx_train = llama_model_n_ctx_train(s->model);
+    if (s->info.pooling && s->info.is_last)
+        s->info.n_pooled = s->info.pooling == NK_POOLING_RANK ? (int)llama_model_n_cls_out(s->model)
+                                                              : llama_model_n_embd_out(s->model);
     s->info.weights_bytes = llama_model_size(s->model);
     s->info.can_rollback = !llama_model_is_recurrent(s->model) && !llama_model_is_hybrid(s->model);
     s->info.equal_rows_per_run =
         !s->info.can_rollback && nk_model_info(m)->equal_rows && !opts->separate_kv;
-    s->info.one_sequence_per_run =
-        opts->separate_kv || (!s->info.can_rollback && !s->info.equal_rows_per_run);
+    s->info.one_sequence_per_run = s->info.pooling || opts->separate_kv ||
+                                   (!s->info.can_rollback && !s->info.equal_rows_per_run);
     s->info.n_seq_max = opts->n_seq_max;
     s->info.n_batch = opts->n_batch;
     snprintf(s->info.llama_version, sizeof s->info.llama_version, "%s", llama_version());
@@ -609,7 +628,8 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
     if (rc)
         goto out;
     s->info.n_ctx = (int)llama_n_ctx(s->ctx);
-    s->info.n_ctx_seq = (int)llama_n_ctx_seq(s->ctx);
+    if (!s->info.pooling || s->info.n_ctx_seq > (int)llama_n_ctx_seq(s->ctx))
+        s->info.n_ctx_seq = (int)llama_n_ctx_seq(s->ctx);
     rc = allocate(s, err);
     if (rc)
         goto out;

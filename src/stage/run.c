@@ -95,10 +95,10 @@ static int check_batch(nk_stage *s, const struct nk_stage_batch *b, struct nk_er
     for (int i = 0; i < b->n_tokens; i++) {
         int seq = b->seq[i], pos = b->pos[i], length;
 
-        if (seq < 0 || seq >= s->info.n_seq_max)
+        if (seq < 0 || seq >= s->info.n_seq_max || (seq && s->info.pooling))
             return nk_fail(err, NK_E_INVALID, "bad_batch",
                            "row %d is of sequence %d; there are 0 to %d", i, seq,
-                           s->info.n_seq_max - 1);
+                           s->info.pooling ? 0 : s->info.n_seq_max - 1);
         if (b->ids[i] < 0 || b->ids[i] >= s->info.n_vocab)
             return nk_fail(err, NK_E_INVALID, "bad_batch",
                            "row %d has token id %d; the vocabulary has 0 to %d", i, b->ids[i],
@@ -257,7 +257,8 @@ static int decode(nk_stage *s, const struct nk_stage_batch *b, struct nk_error *
     batch.n_seq_id = s->one_seq;
     batch.seq_id = s->seq_ptrs;
     /* Where rows leave, all are outputs: else the last layer keeps only the wanted ones. */
-    batch.logits = s->info.is_last && b->want ? (int8_t *)b->want : s->all_wanted;
+    batch.logits =
+        s->info.is_last && b->want && !s->info.pooling ? (int8_t *)b->want : s->all_wanted;
     s->n_tokens = b->n_tokens;
     s->n_in_seen = s->n_out_seen = 0;
     s->in_next = s->out_next = s->in_done = s->out_done = false;
@@ -325,9 +326,14 @@ const float *nk_stage_rows(const nk_stage *s)
     return s->out_rows;
 }
 
+const float *nk_stage_pooled(nk_stage *s, int seq)
+{
+    return s->info.is_last && s->info.pooling ? llama_get_embeddings_seq(s->ctx, seq) : NULL;
+}
+
 float *nk_stage_logits(nk_stage *s, int token_idx)
 {
-    return s->info.is_last ? llama_get_logits_ith(s->ctx, token_idx) : NULL;
+    return s->info.is_last && !s->info.pooling ? llama_get_logits_ith(s->ctx, token_idx) : NULL;
 }
 
 /* ---- sequences ---- */

@@ -65,7 +65,9 @@ struct nk_stage_opts {
     /* KV cells, shared by all sequences; 0: the model's training context (at most 8192). */
     int n_ctx;
     int n_seq_max; /* sequences at once */
-    /* The most rows of one nk_stage_run; also n_ubatch, so that one run is one graph. */
+    /* The most rows of one nk_stage_run; also n_ubatch, so that one run is one graph. An embedding
+     * model's texts are each a run: there it is at least a sequence's context, up to
+     * NK_TEXT_ROWS. */
     int n_batch;
     int n_threads;       /* for runs of at most n_seq_max rows, which is decode; 0: all cores */
     int n_threads_batch; /* for prefill; 0: n_threads */
@@ -95,6 +97,9 @@ int nk_cache_type_check(const char *type_k, const char *type_v, bool no_flash_at
  * the cores busier (docs/performance.md). */
 enum { NK_CHUNK_CPU = 64, NK_CHUNK_CPU_SHARED = 128, NK_CHUNK_GPU = 256 };
 
+/* Rows of a text for which an embedding model's stage has room, where its context is not less. */
+enum { NK_TEXT_ROWS = 2048 };
+
 enum nk_rope_factors { NK_ROPE_FACTORS_NONE, NK_ROPE_FACTORS_SHORT, NK_ROPE_FACTORS_LONG };
 
 struct nk_stage_info {
@@ -106,7 +111,10 @@ struct nk_stage_info {
     /* The width: floats per row. More than the model's embedding_length where layers exchange
      * several streams (hyper-connections). */
     int n_embd;
-    int n_vocab; /* of the whole model, on every stage */
+    /* An embedding model's: what its last stage makes of a text's rows. NONE: it gives logits. */
+    enum nk_pooling pooling;
+    int n_pooled; /* floats of such a vector (RANK: the classifier's outputs); last stage only */
+    int n_vocab;  /* of the whole model, on every stage */
     int n_ctx, n_ctx_train, n_seq_max, n_batch;
     int n_ctx_seq; /* the most of n_ctx that one sequence can have */
     /* A long-RoPE model has two lists of factors: libllama takes the long one where n_ctx_seq is
@@ -181,7 +189,7 @@ struct nk_stage_batch {
     /* n_tokens x n_embd, row-major; NULL on the first stage and a whole model. */
     const float *rows;
     const int32_t *pos; /* n_tokens */
-    const int32_t *seq; /* n_tokens, each in [0, n_seq_max) */
+    const int32_t *seq; /* n_tokens, each in [0, n_seq_max); 0 where rows are pooled */
     /* Last stage: the rows whose logits are wanted; NULL: all. Ignored elsewhere. */
     const int8_t *want;
 };
@@ -215,7 +223,11 @@ void nk_stage_cancel(nk_stage *s);
 /* What the last run gave, valid until the next call on the stage. Rows: n_tokens x n_embd, in the
  * batch's order; NULL on the last stage. */
 const float *nk_stage_rows(const nk_stage *s);
-/* Logits: n_vocab floats, of a row that was wanted; NULL on every other stage. */
+/* An embedding model's last stage: info.n_pooled floats of the whole text that is the sequence's
+ * part of the last run, which must have begun at position 0; NULL on every other stage. */
+const float *nk_stage_pooled(nk_stage *s, int seq);
+/* Logits: n_vocab floats, of a row that was wanted; NULL on every other stage, and where rows are
+ * pooled. */
 float *nk_stage_logits(nk_stage *s, int token_idx);
 
 /* Makes sequence seq_dst hold what seq_src holds, and nothing else. INVALID `bad_batch`: there is

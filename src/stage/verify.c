@@ -98,6 +98,13 @@ int nk_verify_new(nk_verify **out, nk_model *m, const struct nk_verify_opts *opt
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "out of memory");
     v->model = m;
     v->opts = *opts;
+    if (nk_model_info(m)->pooling) {
+        rc = nk_fail(err, NK_E_UNIMPLEMENTED, "embedding_model",
+                     "%s pools its rows (%s): verify compares logits, and this model gives none",
+                     nk_model_info(m)->path, nk_pooling_text(nk_model_info(m)->pooling));
+        free(v);
+        return rc;
+    }
     rc = opts->slices ? read_slices(v, err) : make_dir(v, err);
     if (rc)
         nk_verify_free(v);

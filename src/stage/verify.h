@@ -44,6 +44,7 @@ typedef struct nk_verify nk_verify;
 /* Borrows m and what opts points to until nk_verify_free. *out owned by the caller, NULL on
  * failure.
  *   PRECONDITION  model_mismatch  opts->slices are another model's
+ *   UNIMPLEMENTED embedding_model it gives no logits to compare
  *   INVALID       bad_manifest    they are no slices, or more than NK_VERIFY_STAGES_MAX
  *   and those of nk_manifest_read, nk_model_hash, nk_ranges_check and nk_cache_dir */
 int nk_verify_new(nk_verify **out, nk_model *m, const struct nk_verify_opts *opts,

@@ -1,5 +1,6 @@
 #include "worker/answer.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -454,6 +455,34 @@ int nk__answer_aside(const answering *a, job *j, bool *back, struct nk_error *er
     return rc;
 }
 
+/* A text's vector, or the rows for the next stage. */
+static int answer_pooled(job *j, nk_stage *stage, Nakshatra__V1__ForwardReply *reply,
+                         struct nk_error *err)
+{
+    const struct nk_stage_info *info = nk_stage_info(stage);
+    const float *data = info->is_last ? nk_stage_pooled(stage, j->seq) : nk_stage_rows(stage);
+    Nakshatra__V1__Rows r = NAKSHATRA__V1__ROWS__INIT;
+    struct nk__wire_stage own;
+
+    r.n_rows = info->is_last ? 1 : (uint32_t)j->sched.n;
+    r.width = (uint32_t)(info->is_last ? info->n_pooled : info->n_embd);
+    r.dtype = NAKSHATRA__V1__DTYPE__DTYPE_F32;
+    r.data.len = (size_t)r.n_rows * r.width * sizeof(float);
+    r.data.data = (uint8_t *)(uintptr_t)data;
+    if (!data)
+        return nk_fail(err, NK_E_INTERNAL, "decode_failed", "llama.cpp gave no pooled vector");
+    for (uint32_t i = 0; info->is_last && i < r.width; i++)
+        if (!isfinite(data[i]))
+            return nk_fail(err, NK_E_INTERNAL, "not_finite",
+                           "element %u of the text's vector is %f: the slice's file is the first "
+                           "thing to look at (nakshatra inspect)",
+                           i, (double)data[i]);
+    nk__wire_stage(&own, j->worker);
+    reply->stage = &own.message;
+    reply->rows = &r;
+    return nk_call_send_pb(j->call, (ProtobufCMessage *)reply, err);
+}
+
 int nk__answer_forward(answering *a, job *j, nk_stage *stage, uint64_t compute_ns,
                        struct nk_error *err)
 {
@@ -465,6 +494,8 @@ int nk__answer_forward(answering *a, job *j, nk_stage *stage, uint64_t compute_n
     int rc;
 
     reply.compute_us = compute_ns / 1000;
+    if (j->pooled)
+        return answer_pooled(j, stage, &reply, err);
     r.n_rows = (uint32_t)n_out;
     r.width = (uint32_t)width;
     r.dtype = NAKSHATRA__V1__DTYPE__DTYPE_F32;

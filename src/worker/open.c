@@ -42,6 +42,11 @@ static int check_route(const nk_worker *w, const Nakshatra__V1__Open *m, struct 
     char text[256];
 
     route_describe(text, sizeof text, m);
+    if (info->pooling)
+        return nk_fail(err, NK_E_INVALID, "embedding_model",
+                       "this model makes vectors of texts (pooling %s) and generates none: served "
+                       "(serve, up) it answers /v1/embeddings or, with pooling rank, /v1/rerank",
+                       nk_pooling_text(info->pooling));
     if (m->n_route == 0 || m->n_route > NK_ROUTE_MAX)
         return nk_fail(err, NK_E_INVALID, "bad_route",
                        "a route of %zu stages; 1 to %d are possible", m->n_route, NK_ROUTE_MAX);
@@ -550,28 +555,15 @@ out:
 
 int nk__open_opened(session *s, const Nakshatra__V1__Opened *theirs, struct nk_error *err)
 {
-    const struct nk_stage_info *info = nk__stage_info(s->w);
     Nakshatra__V1__InferenceReply reply = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
     Nakshatra__V1__Opened msg = NAKSHATRA__V1__OPENED__INIT;
-    Nakshatra__V1__StageInfo own = NAKSHATRA__V1__STAGE_INFO__INIT, *stages[NK_ROUTE_MAX + 1];
-    Nakshatra__V1__Fact facts[NK_FACTS], *fact_list[NK_FACTS];
-    struct nk_computed computed;
+    Nakshatra__V1__StageInfo *stages[NK_ROUTE_MAX + 1];
+    struct nk__wire_stage own;
     size_t n = 0;
 
-    own.worker_id = s->w->id;
-    own.model_sha256 = (char *)(uintptr_t)info->model_sha256;
-    own.layer_begin = (uint32_t)info->layer_begin;
-    own.layer_end = (uint32_t)info->layer_end;
-    own.layer_count = (uint32_t)info->layer_count;
-    own.n_embd = (uint32_t)info->n_embd;
-    own.n_ctx = (uint32_t)info->n_ctx;
-    own.llama_version = (char *)(uintptr_t)info->llama_version;
-    own.n_batch = (uint32_t)info->n_batch;
-    nk__wire_computed(&computed, s->w);
-    own.n_computed = nk_computed_pack(&computed, facts, fact_list);
-    own.computed = fact_list;
-    own.held = s->resumed ? (uint32_t)s->n_held : 0;
-    stages[n++] = &own;
+    nk__wire_stage(&own, s->w);
+    own.message.held = s->resumed ? (uint32_t)s->n_held : 0;
+    stages[n++] = &own.message;
     for (size_t i = 0; theirs && i < theirs->n_stages && n < NK_ROUTE_MAX; i++)
         stages[n++] = theirs->stages[i];
     /* Of a state that cannot be cut both have the same position, or begin at 0. */

@@ -108,7 +108,9 @@ static void info_handle(void *worker, nk_call *c, struct nk_bytes msg)
         capabilities[n_capabilities++] = (char *)(uintptr_t) "prefix_reuse";
     capabilities[n_capabilities++] = (char *)(uintptr_t) "sleep";
     capabilities[n_capabilities++] = (char *)(uintptr_t) "resume";
-    if (info->is_last) {
+    if (info->pooling)
+        capabilities[n_capabilities++] = (char *)(uintptr_t) "embedding";
+    if (info->is_last && !info->pooling) {
         capabilities[n_capabilities++] = (char *)(uintptr_t) "sampling";
         capabilities[n_capabilities++] = (char *)(uintptr_t) "logprobs";
         capabilities[n_capabilities++] = (char *)(uintptr_t) "grammar";
@@ -175,8 +177,32 @@ static void answer_job(struct nk_compute_job *j, const ProtobufCMessage *msg)
 
 static void forward_done(struct nk_compute_job *j)
 {
-    nk__room_return_seq(j->worker, j->seq);
+    if (!j->pooled)
+        nk__room_return_seq(j->worker, j->seq);
     answer_job(j, NULL);
+}
+
+/* Does it want what this worker's model computes? */
+static int check_pooling(const nk_worker *w, const Nakshatra__V1__ForwardRequest *m,
+                         struct nk_error *err)
+{
+    const struct nk_stage_info *info = nk__engine_info(w->engine);
+    const char *mine = info->pooling ? nk_pooling_text(info->pooling) : "";
+
+    if (strcmp(m->pooling, mine) != 0)
+        return nk_fail(err, NK_E_PRECONDITION, "pooling_mismatch",
+                       "the request is for %.16s%s, this worker's model gives %s%s",
+                       m->pooling[0] ? "pooling " : "logits", m->pooling,
+                       mine[0] ? "pooling " : "logits", mine);
+    if (m->model_sha256[0] && strcmp(m->model_sha256, info->model_sha256) != 0)
+        return nk_fail(err, NK_E_PRECONDITION, "model_mismatch",
+                       "the request is for model %.12s..., this worker has %.12s...",
+                       m->model_sha256, info->model_sha256);
+    if (info->pooling && m->n_ids > (size_t)info->n_ctx_seq)
+        return nk_fail(err, NK_E_OUT_OF_RANGE, "context_length_exceeded",
+                       "the text has %zu tokens; this worker's context holds %d", m->n_ids,
+                       info->n_ctx_seq);
+    return 0;
 }
 
 static int forward(nk_worker *w, nk_call *c, const Nakshatra__V1__ForwardRequest *m,
@@ -189,6 +215,9 @@ static int forward(nk_worker *w, nk_call *c, const Nakshatra__V1__ForwardRequest
 
     if (w->state == NK_WORKER_ASLEEP || w->state == NK_WORKER_WAKING)
         return nk_fail(err, NK_E_UNAVAILABLE, "asleep", "the worker is asleep; rpc Wake wakes it");
+    rc = check_pooling(w, m, err);
+    if (rc)
+        return rc;
     if (m->n_ids == 0 || m->n_ids > (size_t)info->n_batch)
         return nk_fail(err, NK_E_INVALID, "bad_request",
                        "%zu rows; 1 to %d are possible in one Forward", m->n_ids, info->n_batch);
@@ -209,7 +238,11 @@ static int forward(nk_worker *w, nk_call *c, const Nakshatra__V1__ForwardRequest
         return rc;
     if (!info->is_first)
         rc = nk__wire_rows(j->rows, m->rows, (int)m->n_ids, info->n_embd, err);
-    if (!rc && (j->seq = nk__room_borrow_seq(w, (int)m->n_ids)) < 0)
+    /* Runs on the compute thread come one after the other, and nothing of a pooled one is kept. */
+    j->pooled = info->pooling != NK_POOLING_NONE;
+    if (j->pooled)
+        j->seq = 0;
+    else if (!rc && (j->seq = nk__room_borrow_seq(w, (int)m->n_ids)) < 0)
         rc =
             nk_fail(err, NK_E_EXHAUSTED, "kv_full", "all %d sequences are in use", info->n_seq_max);
     if (rc) {

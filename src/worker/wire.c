@@ -125,6 +125,8 @@ void nk__wire_computed(struct nk_computed *out, const nk_worker *w)
                         info->rope_factors == NK_ROPE_FACTORS_LONG ? "long" : "short",
                         "a session has %d tokens, the original context is %d", info->n_ctx_seq,
                         info->n_ctx_orig);
+    if (info->pooling)
+        nk_computed_set(out, NK_FACT_POOLING, nk_pooling_text(info->pooling), "%s", "");
     nk_computed_set(out, NK_FACT_GGML, info->ggml_version, "%s", "");
     nk_computed_set(out, NK_FACT_BACKEND, info->backend, "%s", info->device_description);
     nk_computed_set(out, NK_FACT_THREADS, threads, "%s", "");
@@ -133,4 +135,24 @@ void nk__wire_computed(struct nk_computed *out, const nk_worker *w)
     nk_computed_set(out, NK_FACT_CACHE_V, info->cache_type_v, "%s", "");
     nk_computed_set(out, NK_FACT_SESSIONS,
                     w->opts.deterministic ? NK_SESSIONS_APART : NK_SESSIONS_SHARED, "%s", "");
+}
+
+void nk__wire_stage(struct nk__wire_stage *out, const nk_worker *w)
+{
+    const struct nk_stage_info *info = nk__engine_info(w->engine);
+    Nakshatra__V1__StageInfo *m = &out->message;
+
+    nakshatra__v1__stage_info__init(m);
+    m->worker_id = (char *)(uintptr_t)w->id;
+    m->model_sha256 = (char *)(uintptr_t)info->model_sha256;
+    m->layer_begin = (uint32_t)info->layer_begin;
+    m->layer_end = (uint32_t)info->layer_end;
+    m->layer_count = (uint32_t)info->layer_count;
+    m->n_embd = (uint32_t)info->n_embd;
+    m->n_ctx = (uint32_t)info->n_ctx;
+    m->llama_version = (char *)(uintptr_t)info->llama_version;
+    m->n_batch = (uint32_t)info->n_batch;
+    nk__wire_computed(&out->computed, w);
+    m->n_computed = nk_computed_pack(&out->computed, out->facts, out->list);
+    m->computed = out->list;
 }

@@ -220,6 +220,7 @@ struct nk_compute_job {
     int send_from; /* the first of its rows that the next stage has not; rows: it has all */
     enum nk_checkpoint_kind checkpoint; /* of the state after its rows */
     bool all_logits;                    /* FORWARD */
+    bool pooled;                        /* FORWARD: of an embedding model; seq is nobody's */
     int32_t *ids;                       /* of the rows; owned, capacity below */
     float *rows;                        /* rows x n_embd; owned; unused on the first stage */
     int ids_capacity;
@@ -370,6 +371,14 @@ int nk__wire_rows(float *out, const Nakshatra__V1__Rows *in, int n_rows, int wid
                   struct nk_error *err);
 /* What this worker computes, from what is loaded. */
 void nk__wire_computed(struct nk_computed *out, const nk_worker *w);
+/* What a stage says of itself in Opened and in Forward's answer; borrows from the worker and from
+ * itself. Any thread, once the worker listens. */
+struct nk__wire_stage {
+    Nakshatra__V1__StageInfo message;
+    struct nk_computed computed;
+    Nakshatra__V1__Fact facts[NK_FACTS], *list[NK_FACTS];
+};
+void nk__wire_stage(struct nk__wire_stage *out, const nk_worker *w);
 /* The most rows that one Step can carry as f32: all of a message but the MiB for everything else in
  * it (rpc.h). */
 int nk__wire_rows_max(int width);

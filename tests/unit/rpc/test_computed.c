@@ -45,7 +45,7 @@ static void test_computed__only_what_makes_another_model_is_refused(void **state
         assert_non_null(strstr(err.msg, ": this (from here); worker attic's: that (1 of 2)"));
         assert_non_null(strstr(err.msg, row->mend));
     }
-    assert_int_equal(n_must, 2);
+    assert_int_equal(n_must, 3);
 }
 
 static void test_computed__who_does_not_tell_what_the_other_does_is_refused(void **state)

@@ -201,6 +201,35 @@ static void test_arch__knows_what_llama_cpp_knows(void **state)
     assert_false(nk__arch_is_known("zephyr9"));
 }
 
+/* An encoder gives rows; what becomes of them, the file must say. */
+static void test_arch__encoders_need_a_pooling(void **state)
+{
+    static const char *const archs[] = { "bert", "nomic-bert", "jina-bert-v2", "gemma-embedding" };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof archs / sizeof archs[0]; i++) {
+        struct gguf_context *g = make_gguf(archs[i], 4, NULL);
+        struct nk_error err;
+        struct made made;
+
+        if (i % 2)
+            make_u32(g, archs[i], "pooling_type", UINT32_MAX); /* -1: not said */
+        made = make_model(g);
+        assert_int_equal(made.m->info.pooling, NK_POOLING_NONE);
+        assert_int_equal(nk__arch_check_range(made.m, (struct nk_range){ 0, 4 }, &err),
+                         NK_E_UNIMPLEMENTED);
+        assert_non_null(strstr(err.msg, ".pooling_type"));
+        made_free(made);
+        g = make_gguf(archs[i], 4, NULL);
+        make_u32(g, archs[i], "pooling_type", NK_POOLING_CLS);
+        made = make_model(g);
+        assert_int_equal(made.m->info.pooling, NK_POOLING_CLS);
+        assert_int_equal(nk__arch_check_range(made.m, (struct nk_range){ 0, 4 }, &err), 0);
+        check_cuts(made, i < 2 ? "yyy" : "nnn"); /* those that were tried in pieces */
+    }
+    assert_string_equal(nk_pooling_text(NK_POOLING_RANK), "rank");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -210,6 +239,7 @@ int main(void)
         cmocka_unit_test(test_arch__a_slice_needs_a_layer_that_the_code_treats_specially),
         cmocka_unit_test(test_arch__every_slice_needs_every_kind_of_layer),
         cmocka_unit_test(test_arch__kinds_are_seen_by_the_tensors_too),
+        cmocka_unit_test(test_arch__encoders_need_a_pooling),
         cmocka_unit_test(test_arch__patterns_are_as_llama_cpp_computes_them),
         cmocka_unit_test(test_arch__some_numbers_of_layers_mean_something_else),
         cmocka_unit_test(test_arch__a_key_can_say_what_the_number_of_layers_would),
