@@ -116,6 +116,7 @@ static void cancel_all(void *arg)
 {
     nk__gens_cancel(arg);
     nk__repairs_cancel(arg);
+    nk__embeds_cancel(arg);
 }
 
 static void pass_barrier(void *arg)

@@ -5,6 +5,7 @@
  *   report.c   what the workers are; the probe
  *   gen.c      a generation, from Open to its end
  *   let_go.c   what workers hold and nobody comes for
+ *   embed.c    a text's vector, stage by stage (embed.h)
  *   open.c     the options of a generation, checked and packed into Open
  *   peer.c     what peers say, for people
  *   cluster.c  cluster.yaml
@@ -26,6 +27,7 @@
 #include "rpc/rpc.h"
 
 #define NK__PATH_INFO      "/nakshatra.v1.Nakshatra/Info"
+#define NK__PATH_FORWARD   "/nakshatra.v1.Nakshatra/Forward"
 #define NK__PATH_INFERENCE "/nakshatra.v1.Nakshatra/Inference"
 
 enum {
@@ -37,6 +39,7 @@ enum {
 };
 
 struct nk_repair;
+struct nk_embed;
 struct nk_chain {
     struct nk_cluster cluster;
     struct nk_clock *clock;
@@ -48,7 +51,9 @@ struct nk_chain {
     pthread_cond_t idle; /* n_running fell to 0, or a barrier was passed */
     LIST_HEAD(, nk_gen) gens;
     LIST_HEAD(, nk_repair) repairs;
-    int n_running; /* in both lists */
+    LIST_HEAD(, nk_embed) embeds;
+    int n_running;    /* in all three lists */
+    char pooling[64]; /* the workers', as they told it last; "": they generate */
     bool barrier;
     /* net thread: what each worker was when it was heard last and fitted; all empty before */
     struct nk_known known[NK_CLUSTER_WORKERS_MAX];
@@ -57,6 +62,11 @@ struct nk_chain {
 /* ---- peer.c ---- */
 /* "worker attic (127.0.0.1:5530)" before the message. Returns code. */
 int nk__wrap_worker(int code, struct nk_error *err, const struct nk_cluster_worker *w);
+
+/* Is what a stage says of itself worker idx of the cluster, with rows of n_embd floats?
+ *   PRECONDITION  model_mismatch, layers_mismatch, width_mismatch  without its name */
+int nk__stage_compare(const struct nk_cluster *c, int idx, const Nakshatra__V1__StageInfo *s,
+                      uint32_t n_embd, struct nk_error *err);
 
 /* ---- open.c ---- */
 /*   INVALID  bad_request, bad_sampling  what is out of range, and the range */
@@ -114,6 +124,12 @@ int nk__report_want_deterministic(const struct nk_worker_report *w, struct nk_er
 /* ---- repair.c ---- */
 /* Cancels all that run; their `done` will come. [net thread] */
 void nk__repairs_cancel(nk_chain *c);
+
+/* ---- embed.c ---- */
+/* As the next one. [net thread] */
+void nk__embeds_cancel(nk_chain *c);
+/* nk_chain_probe of an embedding model. */
+int nk__embed_probe(nk_chain *c, uint32_t timeout_ms, double *us, struct nk_error *err);
 
 /* ---- gen.c ---- */
 /* Cancels all that run; their `done` will come. [net thread] */

@@ -470,21 +470,8 @@ static bool route_fits(nk_gen *g, const Nakshatra__V1__Opened *o)
         struct nk_error *e = &g->failure;
 
         nk_computed_unpack(&its, s->computed, s->n_computed, s->llama_version);
-        if (strcmp(s->model_sha256, c->model_sha256))
-            nk_fail(e, code, "model_mismatch", "it has the model %.64s, the cluster file wants %s",
-                    s->model_sha256, c->model_sha256);
-        else if (s->layer_begin != (uint32_t)w->layer_begin ||
-                 s->layer_end != (uint32_t)w->layer_end)
-            nk_fail(e, code, "layers_mismatch", "it has layers %u-%u, the cluster file says %d-%d",
-                    s->layer_begin, s->layer_end, w->layer_begin, w->layer_end);
-        else if (s->layer_count != (uint32_t)c->workers[c->n_workers - 1].layer_end)
-            nk_fail(e, code, "layers_mismatch",
-                    "its model has %u layers, the cluster file's ranges end at %d", s->layer_count,
-                    c->workers[c->n_workers - 1].layer_end);
-        else if (s->n_embd != first->n_embd)
-            nk_fail(e, code, "width_mismatch",
-                    "its rows have %u floats, those of worker %s have %u", s->n_embd,
-                    c->workers[0].id, first->n_embd);
+        if (nk__stage_compare(c, i, s, first->n_embd, e))
+            ;
         else if (g->deterministic &&
                  strcmp(its.facts[NK_FACT_SESSIONS].value, NK_SESSIONS_APART) != 0)
             code = nk_fail(e, NK_E_INVALID, "not_deterministic",

@@ -2,6 +2,7 @@
  * each other; and the probe, one token through the whole chain. */
 #include "chain/chain_int.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -326,15 +327,25 @@ static void compare_all(nk_chain *c, struct nk_chain_report *r)
             other = &r->spares[i];
     for (int i = 0; i < r->n_workers; i++) {
         struct nk_worker_report *w = &r->workers[i];
+        int n_ctx;
 
         if (w->answered) {
             w->rc = nk__report_compare(&c->cluster, i, w, other, &w->err);
-            r->n_ctx = r->n_ctx && r->n_ctx < w->n_ctx_seq ? r->n_ctx : w->n_ctx_seq;
+            /* An embedding model's texts are each a run. */
+            n_ctx = w->computed.facts[NK_FACT_POOLING].value[0] && w->n_batch < w->n_ctx_seq
+                        ? w->n_batch
+                        : w->n_ctx_seq;
+            r->n_ctx = r->n_ctx && r->n_ctx < n_ctx ? r->n_ctx : n_ctx;
             r->n_ctx_train = w->n_ctx_train;
             r->n_vocab = w->n_vocab;
         }
-        if (!w->rc)
-            c->known[i] = (struct nk_known){ w->computed, w->n_ctx_seq, w->n_batch, w->n_seq_max };
+        if (!w->rc) {
+            c->known[i] =
+                (struct nk_known){ w->computed, w->n_ctx_seq, w->n_batch, w->n_seq_max };
+            pthread_mutex_lock(&c->mutex);
+            snprintf(c->pooling, sizeof c->pooling, "%s", w->computed.facts[NK_FACT_POOLING].value);
+            pthread_mutex_unlock(&c->mutex);
+        }
         if (w->rc && r->ok) {
             r->ok = false;
             r->err = w->err;
@@ -501,8 +512,14 @@ int nk_chain_probe(nk_chain *c, uint32_t timeout_ms, double *us, struct nk_error
     struct probe p = { .err = err };
     struct nk_gen_opts o = nk_gen_opts_default();
     nk_gen *g;
+    bool embeds;
     int rc;
 
+    pthread_mutex_lock(&c->mutex);
+    embeds = c->pooling[0] != '\0';
+    pthread_mutex_unlock(&c->mutex);
+    if (embeds)
+        return nk__embed_probe(c, timeout_ms, us, err);
     *us = 0;
     o.ids = &id;
     o.n_ids = 1;

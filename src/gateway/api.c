@@ -60,3 +60,9 @@ bool nk__api_is_text(enum nk_api api)
     return api == NK_API_TOKENIZE || api == NK_API_DETOKENIZE || api == NK_API_APPLY_TEMPLATE ||
            api == NK_API_COUNT_TOKENS;
 }
+
+bool nk__api_is_embed(enum nk_api api)
+{
+    return api == NK_API_EMBEDDINGS || api == NK_API_LLAMA_EMBEDDING ||
+           api == NK_API_OLLAMA_EMBED || api == NK_API_OLLAMA_EMBEDDINGS || api == NK_API_RERANK;
+}

@@ -27,7 +27,12 @@ enum nk_dialect {
     XX(COUNT_TOKENS,    "/v1/messages/count_tokens", ANTHROPIC, "messages")   \
     XX(RESPONSES,       "/v1/responses",             RESPONSES, "input")       \
     XX(LLAMA_COMPLETION, "/completion",              LLAMA,     "prompt")     \
-    XX(INFILL,          "/infill",                   LLAMA,     "prompt")
+    XX(INFILL,          "/infill",                   LLAMA,     "prompt")     \
+    XX(EMBEDDINGS,      "/v1/embeddings",            OPENAI,    "input")      \
+    XX(LLAMA_EMBEDDING, "/embedding",                LLAMA,     "content")    \
+    XX(OLLAMA_EMBED,    "/api/embed",                OLLAMA,    "input")      \
+    XX(OLLAMA_EMBEDDINGS, "/api/embeddings",         OLLAMA,    "prompt")     \
+    XX(RERANK,          "/v1/rerank",                OPENAI,    "documents")
 /* clang-format on */
 enum nk_api {
 #define XX(name, path, dialect, input) NK_API_##name,
@@ -46,6 +51,8 @@ const char *nk__api_think(enum nk_api api);
 const char *nk__api_format(enum nk_api api);
 /* Is it a chat: messages that a template makes a prompt of, and a reply that is taken apart? */
 bool nk__api_is_chat(enum nk_api api);
+/* Asks for vectors of texts, or for scores of them: what an embedding model or a reranker gives. */
+bool nk__api_is_embed(enum nk_api api);
 /* Is about text alone: answered without the workers. */
 bool nk__api_is_text(enum nk_api api);
 

@@ -179,6 +179,7 @@ static int copy_opts(nk_gateway *g, const struct nk_gateway_opts *o, struct nk_e
     nk__budget_init(&g->bodies, o->limits.requests_bytes_max / 2);
     nk__budget_init(&g->parsed, o->limits.requests_bytes_max / 2);
     g->vocab = o->vocab;
+    g->pooling = nk__model_pooling(o->vocab);
     for (int i = 0; i < o->n_names; i++)
         if (!nk__model_is_here(g, o->names[i]))
             ok = (g->names[g->n_names++] = strdup(o->names[i])) && ok;

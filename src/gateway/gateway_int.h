@@ -45,6 +45,7 @@ struct nk_gateway {
     char model_sha256[65];
     nk_reaper *reaper;
     const nk_vocab *vocab;
+    const char *pooling; /* nk__model_pooling */
     nk_prompter *prompter;
     nk_keys *keys;                 /* NULL: no key is needed */
     unsigned char salt_secret[16]; /* of this run, with keys */

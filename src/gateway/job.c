@@ -11,9 +11,11 @@
 #include "base/array.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "gateway/embed.h"
 #include "gateway/llama_settings.h"
 #include "gateway/model.h"
 #include "gateway/reply.h"
+#include "gateway/reply_embed.h"
 #include "gateway/responses_store.h"
 #include "gateway/text.h"
 #include "gateway/truncate.h"
@@ -90,12 +92,14 @@ struct nk_job {
     struct nk_prepared prepared;
     struct choice *choices;
     int n_choices, n_prompt;
-    bool stored; /* Responses: the store knows that it has begun */
+    bool stored;             /* Responses: the store knows that it has begun */
+    nk_embedding *embedding; /* a request for vectors: instead of choices */
 
     pthread_mutex_t mutex; /* what follows */
     bool ending;           /* nk__job_end: nobody reads any more */
     bool prepared_ok, failed, overflowed, cancelled;
-    bool broken; /* a choice's error is among the events: the stream ends with it */
+    bool embedded; /* the embedding is over */
+    bool broken;   /* a choice's error is among the events: the stream ends with it */
     struct nk_error err;
     char param[128];
     /* Streamed: the HTTP thread's alone once events come; whole: under the mutex. */
@@ -202,6 +206,7 @@ void nk__job_unref(nk_job *j)
     for (int i = 0; i < j->n_choices; i++)
         free(j->choices[i].ids);
     free(j->choices);
+    nk__embedding_free(j->embedding);
     nk__reply_free(j->reply);
     nk__prepared_release(&j->prepared);
     nk__request_release(&j->request);
@@ -271,6 +276,8 @@ static void fail(nk_job *j, const struct nk_error *err, const char *param)
 /* Ends what waits and what runs. The mutex is not held. */
 static void cancel_choices(nk_job *j)
 {
+    if (j->embedding)
+        nk__embedding_cancel(j->embedding);
     for (int i = 0; i < j->n_choices; i++) {
         struct choice *c = &j->choices[i];
 
@@ -1123,6 +1130,8 @@ static int answer_load(nk_job *j, struct nk_error *err)
     char now[32];
     int rc;
 
+    if (nk__api_is_embed(j->api))
+        return nk__reply_embed_nothing(r, &j->out, err);
     nk_utc_format(now, sizeof now);
     rc = nk_buf_adds(&j->out, "{\"model\":", err);
     if (!rc)
@@ -1319,6 +1328,40 @@ static void drop_wishes(nk_job *j)
         r->think = NK_THINK_DEFAULT;
 }
 
+/* Takes the reference that was got for it. */
+static void embedding_over(void *user, const struct nk_error *err, const char *param)
+{
+    nk_job *j = user;
+
+    pthread_mutex_lock(&j->mutex);
+    j->embedded = true;
+    pthread_mutex_unlock(&j->mutex);
+    if (err)
+        fail(j, err, param);
+    else
+        wake(j);
+    nk__job_unref(j);
+}
+
+/* Vectors: what they are made of stays with the request. [helper thread] */
+static int prepare_embedding(nk_job *j, int n_ctx, struct nk_work *work, struct nk_request_error *e)
+{
+    int rc = nk__embedding_new(&j->embedding, j->g, &j->request, n_ctx, j->begin_ns, work, e);
+
+    if (rc)
+        return rc;
+    j->n_prompt = (int)nk__embedding_n_tokens(j->embedding);
+    e->param[0] = '\0';
+    nk__job_ref(j);
+    rc = nk__embedding_enter(j->embedding, embedding_over, j, &e->err);
+    if (rc) {
+        nk__embedding_free(j->embedding);
+        j->embedding = NULL;
+        nk__job_unref(j);
+    }
+    return rc;
+}
+
 /* [helper thread] */
 static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
 {
@@ -1355,6 +1398,11 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
         snprintf(e->param, sizeof e->param, "model");
         return rc;
     }
+    rc = nk__model_check_kind(g, j->api, &e->err);
+    if (rc) {
+        e->param[0] = '\0';
+        return rc;
+    }
     drop_wishes(j);
     if (nk__api_is_text(j->api)) {
         j->request.stream = false; /* Anthropic's count of tokens takes what its messages take */
@@ -1370,6 +1418,8 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
         return 0;
     }
     nk__request_fit(&j->request, n_ctx);
+    if (nk__api_is_embed(j->api))
+        return prepare_embedding(j, n_ctx, work, e);
     if (j->request.ignored[0])
         nk_log(NK_LOG_GATEWAY, NK_LOG_DEBUG, "request=%s ignored=%s", j->id, j->request.ignored);
     rc = nk__prepare_truncated(&j->prepared, g->prompter, &j->request, n_ctx, work, &n_dropped, e);
@@ -1504,6 +1554,8 @@ enum nk_job_state nk__job_poll(nk_job *j)
         state = NK_JOB_ERROR;
     else if (j->prepared_ok && is_answered_at_once(j))
         state = NK_JOB_WHOLE;
+    else if (j->prepared_ok && j->embedding)
+        state = j->embedded ? NK_JOB_WHOLE : NK_JOB_WAIT;
     else if (j->prepared_ok && j->request.stream && first) {
         if (first->kind == EVENT_DONE && first->err.code) {
             j->failed = true;
@@ -1678,7 +1730,12 @@ ssize_t nk__job_read(nk_job *j, char *out, size_t max)
         if (state == NK_JOB_WHOLE) {
             struct nk_error err;
 
-            if (!is_answered_at_once(j) && end_reply(j, &err))
+            if (j->embedding) {
+                const struct nk_buf *reply = nk__embedding_reply(j->embedding);
+
+                if (nk_buf_add(&j->out, reply->data, reply->size, &err))
+                    write_error(j, false, &err, "");
+            } else if (!is_answered_at_once(j) && end_reply(j, &err))
                 write_error(j, false, &err, "");
             j->out_ended = true;
             break;

@@ -1,6 +1,7 @@
 #include "gateway/model.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Without the tag that Ollama adds to names that have none. */
@@ -47,6 +48,45 @@ const struct nk_worker_report *nk__model_worker(const struct nk_snapshot *s)
             if (s->views[k].report->workers[i].answered)
                 return &s->views[k].report->workers[i];
     return NULL;
+}
+
+const char *nk__model_pooling(const nk_vocab *v)
+{
+    static const char *const names[] = { "", "mean", "cls", "last", "rank" }; /* GGUF's numbers */
+    char arch[80], key[100], value[32];
+    unsigned long n = 0;
+
+    if (nk_vocab_meta(v, "general.architecture", arch, sizeof arch)) {
+        snprintf(key, sizeof key, "%s.pooling_type", arch);
+        if (nk_vocab_meta(v, key, value, sizeof value))
+            n = strtoul(value, NULL, 10);
+    }
+    return n < sizeof names / sizeof names[0] ? names[n] : "";
+}
+
+int nk__model_check_kind(const nk_gateway *g, enum nk_api api, struct nk_error *err)
+{
+    bool ranks = !strcmp(g->pooling, "rank");
+
+    if (api == NK_API_OLLAMA_SHOW || nk__api_is_text(api))
+        return 0;
+    if (!nk__api_is_embed(api) && g->pooling[0])
+        return nk_fail(err, NK_E_INVALID, "embedding_model",
+                       "this is %s: it generates no text. It answers %s",
+                       ranks ? "a reranker" : "an embedding model",
+                       ranks ? "/v1/rerank" : "/v1/embeddings, /embedding and /api/embed");
+    if (api == NK_API_RERANK && !ranks)
+        return nk_fail(err, NK_E_INVALID, "not_a_reranker",
+                       "this is %s, not a reranker (a model whose file says pooling rank): it has "
+                       "no ranks to give",
+                       g->pooling[0] ? "an embedding model" : "a model that generates text");
+    if (api != NK_API_RERANK && nk__api_is_embed(api) && (ranks || !g->pooling[0]))
+        return nk_fail(err, NK_E_INVALID, "not_an_embedding_model",
+                       "this is %s: the workers compute %s, not embeddings. A model whose file "
+                       "says how its rows are pooled (mean, cls or last) gives them",
+                       ranks ? "a reranker" : "a model that generates text",
+                       ranks ? "ranks" : "tokens");
+    return 0;
 }
 
 void nk__model_fingerprint(nk_gateway *g, char out[96])

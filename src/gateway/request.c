@@ -26,6 +26,11 @@ static const struct {
     { "POST /v1/responses", nk__rules_responses },
     { "POST /completion and /completions", nk__rules_llama_completion },
     { "POST /infill", nk__rules_infill },
+    { "POST /v1/embeddings", nk__rules_embeddings },
+    { "POST /embedding and /embeddings", nk__rules_llama_embedding },
+    { "POST /api/embed", nk__rules_ollama_embed },
+    { "POST /api/embeddings", nk__rules_ollama_embeddings },
+    { "POST /v1/rerank", nk__rules_rerank },
     { "POST /tokenize", nk__rules_tokenize },
     { "POST /detokenize", nk__rules_detokenize },
     { "POST /apply-template", nk__rules_apply_template },
@@ -74,6 +79,8 @@ static int check_together(struct nk_parse *p)
         r->model = NULL;
     if (r->api == NK_API_OLLAMA_SHOW)
         return 0;
+    if (nk__api_is_embed(r->api))
+        return nk__embed_check_together(p);
     if (n_constraints > 1)
         return nk__bad(p, NK_E_INVALID, "bad_value", "grammar",
                        "cannot be combined with %s: each of them decides alone what the text "
@@ -159,8 +166,7 @@ static int check_together(struct nk_parse *p)
         if (!r->n_prompts)
             return nk__bad(p, NK_E_INVALID, "missing_field", nk__api_input(r->api), "is required");
         break;
-    case NK_API_OLLAMA_SHOW:
-    case NK_API_RESPONSES:
+    default:
         break;
     }
     if (r->messages && nk__api_dialect(r->api) != NK_DIALECT_RESPONSES &&
@@ -192,6 +198,11 @@ int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, s
         [NK_API_RESPONSES] = nk__rules_responses,
         [NK_API_LLAMA_COMPLETION] = nk__rules_llama_completion,
         [NK_API_INFILL] = nk__rules_infill,
+        [NK_API_EMBEDDINGS] = nk__rules_embeddings,
+        [NK_API_LLAMA_EMBEDDING] = nk__rules_llama_embedding,
+        [NK_API_OLLAMA_EMBED] = nk__rules_ollama_embed,
+        [NK_API_OLLAMA_EMBEDDINGS] = nk__rules_ollama_embeddings,
+        [NK_API_RERANK] = nk__rules_rerank,
     };
     struct nk_parse p = {
         .r = r,
@@ -211,7 +222,9 @@ int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, s
         .n_logprobs = -1,
         .sampling = defaults(api),
         .stream = api == NK_API_OLLAMA_CHAT || api == NK_API_OLLAMA_GENERATE,
-        .truncate = api == NK_API_OLLAMA_CHAT,
+        .truncate = api == NK_API_OLLAMA_CHAT || api == NK_API_OLLAMA_EMBED ||
+                    api == NK_API_OLLAMA_EMBEDDINGS,
+        .normalize = api == NK_API_OLLAMA_EMBEDDINGS ? -1 : 2,
         .parallel_tool_calls = true,
         .store = api == NK_API_RESPONSES,
         .parse_special = true,
@@ -255,6 +268,9 @@ void nk__request_release(struct nk_request *r)
 {
     for (int i = 0; i < r->n_prompts; i++)
         free(r->prompts[i].ids);
+    for (size_t i = 0; i < r->n_inputs; i++)
+        free(r->inputs[i].ids);
+    free(r->inputs);
     free(r->context);
     free(r->logit_bias);
     json_decref(r->messages);

@@ -52,6 +52,7 @@ struct nk_prompt { /* text, or token ids */
 enum nk_output_format { NK_FORMAT_TEXT, NK_FORMAT_JSON, NK_FORMAT_SCHEMA };
 enum nk_tool_choice { NK_TOOLS_AUTO, NK_TOOLS_NONE, NK_TOOLS_REQUIRED, NK_TOOLS_NAMED };
 enum nk_think { NK_THINK_DEFAULT, NK_THINK_OFF, NK_THINK_ON };
+enum { NK_INPUTS_MAX = 2048, NK_INPUT_TOKENS_MAX = 1 << 20 }; /* of a request for embeddings */
 enum { NK_PROMPTS_MAX = 64, NK_TOOLS_MAX = 1024 };
 enum { NK_IGNORED_BYTES_MAX = 512 };
 
@@ -121,6 +122,18 @@ struct nk_request {
         truncate; /* Ollama, Responses: of a chat that does not fit the first messages are left out */
     bool only_load; /* Ollama: nothing to generate: is the model there? */
     bool only_unload;
+    /* embeddings: texts, or a reranker's documents; owned, as their ids */
+    struct nk_prompt *inputs;
+    size_t n_inputs;
+    bool base64;
+    int dimensions; /* that the vectors must have; 0: not said */
+    /* -1: as they are; 0: to the largest element, times 32760; else to the norm of this order */
+    int normalize;
+    const char *query; /* rerank; size_t below: with NULs, as texts may have them */
+    size_t query_size;
+    int top_n; /* 0: all */
+    bool return_documents;
+    bool texts; /* the documents came as TEI's `texts`, and so goes the reply */
     bool add_special, parse_special, with_pieces; /* /tokenize, whose text is the first prompt */
 };
 

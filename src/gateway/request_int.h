@@ -106,6 +106,11 @@ int nk__read_only_empty(struct nk_parse *p, const struct nk_field_rule *f, const
 int nk__check_tool_name(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
 /* IGNORED ones: a number up to f->max asks for nothing. */
 int nk__read_wish(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+/* Ollama's; a duration. [request_ollama.c] */
+int nk__read_keep_alive(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+int nk__read_options(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v);
+/* Of requests for embeddings: what concerns several fields at once. [request_embed.c] */
+int nk__embed_check_together(struct nk_parse *p);
 /* Token ids: an array of integers into owned memory. */
 int nk__read_ids(struct nk_parse *p, const char *name, const json_t *v, int32_t **ids, size_t *n);
 
@@ -141,7 +146,9 @@ extern const struct nk_field_rule nk__rules_chat[], nk__rules_completion[], nk__
     nk__rules_message[], nk__rules_ollama_message[], nk__rules_stream_options[],
     nk__rules_tool_function[], nk__rules_tokenize[], nk__rules_detokenize[],
     nk__rules_apply_template[], nk__rules_anthropic[], nk__rules_responses[],
-    nk__rules_llama_completion[], nk__rules_infill[];
+    nk__rules_llama_completion[], nk__rules_infill[], nk__rules_embeddings[],
+    nk__rules_llama_embedding[], nk__rules_ollama_embed[], nk__rules_ollama_embeddings[],
+    nk__rules_rerank[];
 
 /* Responses: messages from instructions, from what was stored, and from the input. */
 int nk__responses_build(struct nk_parse *p);

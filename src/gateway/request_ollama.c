@@ -31,7 +31,7 @@ static int read_format(struct nk_parse *p, const struct nk_field_rule *f, const 
 /* A number of seconds, or Go's durations: "5m", "1h30m", "-1s". The model is always there as long
  * as the workers are; what this decides is whether the session's KV is kept for the next request:
  * not for 0. */
-static int read_keep_alive(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+int nk__read_keep_alive(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
 {
     static const char *const units[] = { "ns", "us", "\xc2\xb5s", "ms", "s", "m", "h" };
     const char *s = json_string_value(v), *at;
@@ -112,7 +112,7 @@ static int read_num_predict(struct nk_parse *p, const struct nk_field_rule *f, c
     return 0;
 }
 
-static int read_options(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
+int nk__read_options(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
 {
     int rc;
 
@@ -187,7 +187,7 @@ const struct nk_field_rule nk__rules_ollama_options[] = {
     { "stream",       NK_FIELD_YES,   nk__read_bool, NK_OFFSET(stream), 0, 0, \
       "default true; one JSON object per line" }, \
     { "format",       NK_FIELD_YES,   read_format, 0, 0, 0, "\"json\" or a JSON schema" }, \
-    { "options",      NK_FIELD_YES,   read_options, 0, 0, 0, "" }, \
+    { "options",      NK_FIELD_YES,   nk__read_options, 0, 0, 0, "" }, \
     { "temperature",  NK_FIELD_YES,   nk__read_float, NK_SAMPLING(temperature), 0, 100, \
       "ollama-ai-provider's, as the next two; Ollama's own is in options" }, \
     { "top_p",        NK_FIELD_YES,   nk__read_float, NK_SAMPLING(top_p), 0, 1, "the same" }, \
@@ -195,7 +195,7 @@ const struct nk_field_rule nk__rules_ollama_options[] = {
       "the same; of options: num_predict" }, \
     { "think",        NK_FIELD_YES,   nk__read_think, 0, 0, 0, \
       "for templates that use enable_thinking or reasoning_effort" }, \
-    { "keep_alive",   NK_FIELD_YES,   read_keep_alive, 0, 0, 0, \
+    { "keep_alive",   NK_FIELD_YES,   nk__read_keep_alive, 0, 0, 0, \
       "the model is always there; 0: this session's KV is not kept for the next request" }, \
     { "logprobs",     NK_FIELD_YES,   nk__read_want_logprobs, 0, 0, 0, "" }, \
     { "top_logprobs", NK_FIELD_YES,   nk__read_top_logprobs, 0, 0, 0, "0 to 20" }, \

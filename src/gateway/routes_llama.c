@@ -57,6 +57,7 @@ NK__ANSWER(props)
     str(&o, "chat_template", caps.chat_template ? caps.chat_template : "");
     write_piece(&o, "bos_token", g->vocab, nk_vocab_bos(g->vocab));
     write_piece(&o, "eos_token", g->vocab, nk_vocab_eos(g->vocab));
+    str(&o, "pooling", g->pooling[0] ? g->pooling : "none");
     key(&o, "modalities");
     raw(&o, "{\"vision\":false,\"audio\":false}");
     str(&o, "build_info", fingerprint);

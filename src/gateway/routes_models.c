@@ -17,6 +17,23 @@ static uint64_t weights_bytes(const struct nk_snapshot *s)
     return sum;
 }
 
+/* Ollama's words; "rerank" is ours. */
+static void write_capabilities(struct out *o, nk_gateway *g)
+{
+    const struct nk_prompter_caps caps = nk__prompter_caps(g->prompter);
+
+    if (g->pooling[0]) {
+        raw(o, !strcmp(g->pooling, "rank") ? "[\"rerank\"]" : "[\"embedding\"]");
+        return;
+    }
+    raw(o, "[\"completion\"");
+    if (caps.tools)
+        raw(o, ",\"tools\"");
+    if (caps.thinking)
+        raw(o, ",\"thinking\"");
+    raw(o, "]");
+}
+
 /* ---- OpenAI ---- */
 
 static void write_model(struct out *o, nk_gateway *g, const char *name, const struct nk_snapshot *s)
@@ -35,6 +52,8 @@ static void write_model(struct out *o, nk_gateway *g, const char *name, const st
     raw(o, "]");
     if (s && s->ok)
         num(o, "context_length", s->n_ctx);
+    key(o, "capabilities");
+    write_capabilities(o, g);
     raw(o, "}");
 }
 
@@ -235,15 +254,16 @@ NK__ANSWER(show)
         info(&o, w->architecture, "block_count", w->layer_count);
         info(&o, w->architecture, "embedding_length", w->n_embd);
         info(&o, w->architecture, "vocab_size", w->n_vocab);
+        if (g->pooling[0]) {
+            char name[128];
+
+            snprintf(name, sizeof name, "%.60s.pooling", w->architecture);
+            str(&o, name, g->pooling);
+        }
     }
     raw(&o, "}");
     key(&o, "capabilities");
-    raw(&o, "[\"completion\"");
-    if (caps.tools)
-        raw(&o, ",\"tools\"");
-    if (caps.thinking)
-        raw(&o, ",\"thinking\"");
-    raw(&o, "]");
+    write_capabilities(&o, g);
     str(&o, "modified_at", when);
     raw(&o, "}");
 }

@@ -349,6 +349,11 @@ int32_t nk_vocab_eos(const nk_vocab *v)
     return llama_vocab_eos(v->llama);
 }
 
+bool nk_vocab_is_end(const nk_vocab *v, int32_t id)
+{
+    return id >= 0 && (id == llama_vocab_eos(v->llama) || id == llama_vocab_sep(v->llama));
+}
+
 bool nk_vocab_adds_bos(const nk_vocab *v)
 {
     return llama_vocab_get_add_bos(v->llama);
@@ -672,6 +677,83 @@ int nk_vocab_piece(const nk_vocab *v, int32_t id, bool special, struct nk_buf *o
 }
 
 /* ---- chat templates ---- */
+
+/* {query} and {document} of a reranker's template, the others as they are. */
+static int fill_pair(const char *tmpl, struct nk_bytes query, struct nk_bytes document,
+                     struct nk_buf *out, struct nk_error *err)
+{
+    int rc = 0;
+
+    while (*tmpl && !rc) {
+        if (!strncmp(tmpl, "{query}", 7)) {
+            rc = nk_buf_add(out, query.data, query.size, err);
+            tmpl += 7;
+        } else if (!strncmp(tmpl, "{document}", 10)) {
+            rc = nk_buf_add(out, document.data, document.size, err);
+            tmpl += 10;
+        } else {
+            rc = nk_buf_add(out, tmpl++, 1, err);
+        }
+    }
+    return rc;
+}
+
+int nk_vocab_tokenize_pair(const nk_vocab *v, struct nk_bytes query, struct nk_bytes document,
+                           size_t max_tokens, struct nk_work *work, struct nk_tokens *out,
+                           struct nk_error *err)
+{
+    const struct llama_vocab *lv = v->llama;
+    const char *tmpl = v->model ? llama_model_chat_template(v->model, "rerank") : NULL;
+    struct nk_tokens q = { NULL, 0 }, d = { NULL, 0 };
+    int32_t end = llama_vocab_eos(lv);
+    struct nk_buf text;
+    size_t n = 0;
+    int rc;
+
+    *out = (struct nk_tokens){ NULL, 0 };
+    if (tmpl) {
+        nk_buf_init(&text, NK_TEXT_BYTES_MAX);
+        rc = fill_pair(tmpl, query, document, &text, err);
+        if (!rc)
+            rc = nk_vocab_tokenize(v, nk_buf_str(&text), text.size, false, true, max_tokens, work,
+                                   out, err);
+        nk_buf_release(&text);
+        return rc;
+    }
+    if (end < 0)
+        end = llama_vocab_sep(lv);
+    rc = nk_vocab_tokenize(v, (const char *)query.data, query.size, false, false, max_tokens, work,
+                           &q, err);
+    if (!rc)
+        rc = nk_vocab_tokenize(v, (const char *)document.data, document.size, false, false,
+                               max_tokens, work, &d, err);
+    if (!rc && q.n + d.n + 4 > max_tokens)
+        rc = nk_fail(err, NK_E_EXHAUSTED, "too_large",
+                     "query and document are %zu tokens together; at most %zu are possible",
+                     q.n + d.n + 4, max_tokens);
+    if (!rc && !(out->ids = malloc((q.n + d.n + 4) * sizeof *out->ids)))
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
+    if (!rc) {
+        if (llama_vocab_get_add_bos(lv))
+            out->ids[n++] = llama_vocab_bos(lv);
+        if (q.n)
+            memcpy(out->ids + n, q.ids, q.n * sizeof *q.ids);
+        n += q.n;
+        if (llama_vocab_get_add_eos(lv))
+            out->ids[n++] = end;
+        if (llama_vocab_get_add_sep(lv))
+            out->ids[n++] = llama_vocab_sep(lv);
+        if (d.n)
+            memcpy(out->ids + n, d.ids, d.n * sizeof *d.ids);
+        n += d.n;
+        if (llama_vocab_get_add_eos(lv))
+            out->ids[n++] = end;
+        out->n = n;
+    }
+    free(q.ids);
+    free(d.ids);
+    return rc;
+}
 
 bool nk_vocab_meta(const nk_vocab *v, const char *key, char *out, size_t size)
 {

@@ -36,6 +36,8 @@ const char *nk_vocab_model_sha256(const nk_vocab *v);
 bool nk_vocab_is_eog(const nk_vocab *v, int32_t id); /* end of generation: EOS, EOT ... */
 int32_t nk_vocab_bos(const nk_vocab *v);             /* -1: none */
 int32_t nk_vocab_eos(const nk_vocab *v);
+/* Is it what a text ends with (EOS, or an encoder's separator)? */
+bool nk_vocab_is_end(const nk_vocab *v, int32_t id);
 bool nk_vocab_adds_bos(const nk_vocab *v); /* a prompt begins with it */
 
 /* The tokens of a model that was trained to fill in what is between two texts; -1: it has none. */
@@ -66,6 +68,12 @@ struct nk_tokens {
 int nk_vocab_tokenize(const nk_vocab *v, const char *text, size_t size, bool add_special,
                       bool parse_special, size_t max_tokens, struct nk_work *work,
                       struct nk_tokens *out, struct nk_error *err);
+/* A query and a document as a reranker reads them: the model's own template for it
+ * (tokenizer.chat_template.rerank), else query and document with the tokens before, between and
+ * after them that the vocabulary adds. As nk_vocab_tokenize. */
+int nk_vocab_tokenize_pair(const nk_vocab *v, struct nk_bytes query, struct nk_bytes document,
+                           size_t max_tokens, struct nk_work *work, struct nk_tokens *out,
+                           struct nk_error *err);
 /* The bytes of one token, appended to out; special: also those of control tokens. INVALID
  * `bad_token`. */
 int nk_vocab_piece(const nk_vocab *v, int32_t id, bool special, struct nk_buf *out,

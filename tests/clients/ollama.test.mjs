@@ -106,3 +106,16 @@ test("errors are sentences", async () => {
   await assert.rejects(client.chat({ model: "nobody", messages }), /nobody/);
   await assert.rejects(client.generate({ model: NK_MODEL, prompt: "x", suffix: "y" }), /suffix/);
 });
+
+test("embed, of an embedding model and of one that is none", async () => {
+  const embedder = new Ollama({ host: process.env.NK_EMBED_URL });
+  const { models } = await embedder.list();
+  assert.deepEqual((await embedder.show({ model: models[0].name })).capabilities, ["embedding"]);
+  const { embeddings, prompt_eval_count } = await embedder.embed({ model: models[0].name, input: ["the king said", "let there be light"] });
+  assert.deepEqual(embeddings.map((v) => v.length), [64, 64]);
+  assert.equal(prompt_eval_count, 11);
+  const one = await embedder.embeddings({ model: models[0].name, prompt: "the king said" });
+  const length = Math.hypot(...one.embedding);
+  one.embedding.forEach((x, i) => assert.ok(Math.abs(x / length - embeddings[0][i]) < 1e-5));
+  await assert.rejects(client.embed({ model: NK_MODEL, input: "a" }), /not embeddings/);
+});

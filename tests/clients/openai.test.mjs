@@ -228,3 +228,20 @@ test("32 requests at one time", async () => {
   }));
   assert.deepEqual(replies, Array(32).fill(16));
 });
+
+test("embeddings, of an embedding model and of one that is none", async () => {
+  const embedder = new OpenAI({ baseURL: process.env.NK_EMBED_URL + "/v1", apiKey: "none", maxRetries: 0, timeout: 900_000 });
+  const input = ["the king said", "let there be light"];
+  const packed = await embedder.embeddings.create({ model: "small.gguf", input }); // the SDK asks for base64
+  const plain = await embedder.embeddings.create({ model: "small.gguf", input, encoding_format: "float", dimensions: 64 });
+  assert.deepEqual(packed.data.map((d) => d.index), [0, 1]);
+  for (const [i, { embedding }] of packed.data.entries()) {
+    assert.equal(embedding.length, 64);
+    assert.deepEqual(Array.from(embedding, Math.fround), plain.data[i].embedding.map(Math.fround));
+    assert.ok(Math.abs(embedding.reduce((sum, x) => sum + x * x, 0) - 1) < 1e-5);
+  }
+  assert.deepEqual(plain.usage, { prompt_tokens: 11, total_tokens: 11 });
+  await assert.rejects(embedder.embeddings.create({ model: "small.gguf", input, dimensions: 8 }), (e) => e.status === 400 && e.param === "dimensions");
+  await assert.rejects(embedder.chat.completions.create({ model: "small.gguf", messages }), (e) => e.status === 400 && /generates no text/.test(e.message));
+  await assert.rejects(client.embeddings.create({ model: NK_MODEL, input }), (e) => e.status === 400 && /not embeddings/.test(e.message));
+});

@@ -72,3 +72,77 @@ def large(path, size, n_layer=4, width=256):
         f.truncate(len(head) + offset)
     os.utime(path, (1e9, 1e9))
     return path
+
+
+POOLINGS = {"mean": 1, "cls": 2, "last": 3, "rank": 4}
+WORDS = ("the in beginning god created heaven and earth was without form void darkness upon face of deep spirit moved waters "
+         "said let there be light it good a lord his who is king sword ##s ##ed ##ing , . ?").split()
+
+
+def encoder(path, pooling="mean", arch="bert", n_layer=4, width=64, n_head=4, n_ff=96, n_ctx=128, n_out=1):
+    """A BERT-like encoder of random weights whose vocabulary is a few words: `pooling` is one of POOLINGS; rank: with a
+    classifier head of n_out outputs. Returns the path."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokens += [w[2:] if w.startswith("##") else "\u2581" + w for w in WORDS]
+    tokens += [mark + c for mark in ("\u2581", "") for c in "abcdefghijklmnopqrstuvwxyz"]
+    tokens = list(dict.fromkeys(tokens))
+    n_vocab = len(tokens)
+    kv = {
+        "general.architecture": (g.STR, arch), "general.name": (g.STR, "A small encoder"),
+        arch + ".block_count": (g.U32, n_layer), arch + ".embedding_length": (g.U32, width),
+        arch + ".context_length": (g.U32, n_ctx), arch + ".feed_forward_length": (g.U32, n_ff),
+        arch + ".attention.head_count": (g.U32, n_head), arch + ".attention.layer_norm_epsilon": (g.F32, 1e-5),
+        arch + ".attention.causal": (g.BOOL, False), arch + ".pooling_type": (g.U32, POOLINGS[pooling]),
+        "tokenizer.ggml.model": (g.STR, "bert"), "tokenizer.ggml.pre": (g.STR, "default"),
+        "tokenizer.ggml.token_type_count": (g.U32, 2),
+        "tokenizer.ggml.tokens": (g.ARR, (g.STR, tokens)),
+        "tokenizer.ggml.token_type": (g.ARR, (g.I32, [3, 2, 3, 3, 3] + [1] * (n_vocab - 5))),
+        "tokenizer.ggml.bos_token_id": (g.U32, 2), "tokenizer.ggml.cls_token_id": (g.U32, 2),
+        "tokenizer.ggml.eos_token_id": (g.U32, 3), "tokenizer.ggml.seperator_token_id": (g.U32, 3),
+        "tokenizer.ggml.unknown_token_id": (g.U32, 1), "tokenizer.ggml.padding_token_id": (g.U32, 0),
+        "tokenizer.ggml.mask_token_id": (g.U32, 4),
+    }
+    if arch.startswith("nomic"):
+        kv[arch + ".rope.freq_base"] = (g.F32, 1000.0)
+    out = []
+
+    def add(name, *ne, scale=1.0, middle=0.0):
+        rng = random.Random(len(out))
+        n = 1
+        for d in ne:
+            n *= d
+        out.append((name, list(ne), 0, struct.pack("<%df" % n, *(middle + scale * rng.uniform(-1, 1) for _ in range(n)))))
+
+    def norm(name):
+        add(name + ".weight", width, scale=0.2, middle=1.0)
+        add(name + ".bias", width, scale=0.1)
+
+    def linear(name, n_in, n):
+        add(name + ".weight", n_in, n, scale=3 / n_in ** 0.5)
+        if arch == "bert":
+            add(name + ".bias", n, scale=0.1)
+
+    add("token_embd.weight", width, n_vocab)
+    add("token_types.weight", width, 2)
+    if arch == "bert":
+        add("position_embd.weight", width, n_ctx)
+    norm("token_embd_norm")
+    for i in range(n_layer):
+        b = "blk.%d." % i
+        if arch == "bert":
+            for x in "qkv":
+                linear(b + "attn_" + x, width, width)
+        else:
+            linear(b + "attn_qkv", width, 3 * width)
+        linear(b + "attn_output", width, width)
+        norm(b + "attn_output_norm")
+        linear(b + "ffn_up", width, n_ff)
+        if arch != "bert":
+            linear(b + "ffn_gate", width, n_ff)
+        linear(b + "ffn_down", n_ff, width)
+        norm(b + "layer_output_norm")
+    if pooling == "rank":
+        linear("cls", width, width)
+        linear("cls.output", width, n_out)
+        kv[arch + ".classifier.output_labels"] = (g.ARR, (g.STR, ["label %d" % i for i in range(n_out)]))
+    return g.write(path, kv, out)

@@ -10,8 +10,10 @@ import subprocess
 import textwrap
 import unittest
 
+import models
 import nk
 from gateway import Gateway, HERMES
+from test_embeddings import Served
 
 CLIENTS = os.path.join(os.path.dirname(nk.HERE), "clients")
 KEY = "a-key-for-clients"
@@ -47,12 +49,13 @@ class Clients(unittest.TestCase):
         os.chmod(keys, 0o600)
         # Enough context that a generation lasts, and that 32 have room.
         with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "8192") as chain, \
-                Gateway(chain.file, "--chat-template", HERMES, "--api-key-file", keys) as gateway:
+                Gateway(chain.file, "--chat-template", HERMES, "--api-key-file", keys) as gateway, \
+                Served(models.encoder(os.path.join(folder, "small.gguf")), "0-2,2-4") as embedder:
             gateway.wait_ready()
             tests = sorted(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".test.mjs"))
             for test in tests:  # one after the other: each looks whether anything runs
                 done = subprocess.run(["node", "--test", test], cwd=folder, capture_output=True, text=True, timeout=2 * nk.LONG_S,
-                                      env=dict(os.environ, NK_URL=gateway.url, NK_MODEL=os.path.basename(nk.KJV), NK_KEY=KEY))
+                                      env=dict(os.environ, NK_URL=gateway.url, NK_EMBED_URL=embedder.gateway.url, NK_MODEL=os.path.basename(nk.KJV), NK_KEY=KEY))
                 self.assertEqual(done.returncode, 0, done.stdout[-20000:] + done.stderr[-4000:] + gateway.log()[-4000:])
                 self.assertRegex(done.stdout, r"(?m)^(# |\u2139 )pass [1-9]\d?$")
             chain.assert_idle()

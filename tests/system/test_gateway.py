@@ -319,7 +319,7 @@ class Openai(OverOneCluster):
             self.assertTrue(nk.wait_for(lambda: 'user="somebody \\"quoted\\"' in gateway.log(), 5), gateway.log()[-2000:])
 
     def test_routes_of_others_are_refused_with_a_sentence(self):
-        for method, path in (("POST", "/v1/embeddings"), ("POST", "/v1/audio/speech"), ("POST", "/rerank")):
+        for method, path in (("POST", "/v1/moderations"), ("POST", "/v1/audio/speech"), ("POST", "/v1/files")):
             reply = self.gateway.ask(method, path, {} if method == "POST" else None)
             error = self.refused(reply, 400, "not_implemented")
             self.assertIn("not served here", error["message"])
