@@ -111,9 +111,9 @@ void nk__agent_say(nk_agent *a, const char *fmt, ...) __attribute__((format(prin
 /* It cannot go on: nk_agent_run returns this. Any thread. */
 void nk__agent_fail(nk_agent *a, const struct nk_error *err);
 
-/* Keeps the cluster's roster. from_renewal: it came beside the coordinator's own messages, and may be
- * older than what these have told since: then it is not taken, or a machine that was removed would be
- * let in again. Any thread. */
+/* Keeps the cluster's roster. from_renewal: it came beside the coordinator's own messages, and may
+ * be older than what these have told since: then it is not taken, or a machine that was removed
+ * would be let in again. Any thread. */
 int nk__agent_roster_write(nk_agent *a, const struct nk_roster *r, bool from_renewal,
                            struct nk_error *err);
 

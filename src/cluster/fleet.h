@@ -184,9 +184,10 @@ void nk_fleet_want_again(nk_fleet *f);
 /* What is measured of what serves: ms per token of one stream that runs alone; 0: nothing yet. Far
  * from what was predicted it is said, once. */
 void nk_fleet_measured(nk_fleet *f, double ms_per_token);
-/* What a stage of what serves takes for one token of one stream: the member (by its name) that holds
- * these layers. Where that is far from what was predicted, for a minute, the member is planned with
- * what was measured; half an hour after it has nothing to do any more it is believed again. */
+/* What a stage of what serves takes for one token of one stream: the member (by its name) that
+ * holds these layers. Where that is far from what was predicted, for a minute, the member is
+ * planned with what was measured; half an hour after it has nothing to do any more it is believed
+ * again. */
 void nk_fleet_stage_measured(nk_fleet *f, const char *name, int layer_begin, int layer_end,
                              double ms, uint64_t now_ns);
 /* Everything, for people, as docs/api.md has it ("cluster"). NULL: no memory. */

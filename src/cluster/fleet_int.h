@@ -27,7 +27,8 @@ enum {
     EXCLUDED_MS = 300000, /* at first; doubled each time in a row, */
     N_EXCLUDED_MAX = 8,   /* so often: to 21 hours */
     /* A stage that is far from its prediction for so long is planned with what it takes; looks that
-     * are further apart are none of one time; and without layers for so long it is believed again. */
+     * are further apart are none of one time; and without layers for so long it is believed
+     * again. */
     FAR_MS = 60000,
     FAR_GAP_MS = 20000,
     BELIEVED_MS = 1800000,

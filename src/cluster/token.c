@@ -369,8 +369,8 @@ static int swap_record(nk_store *store, const char *id, uint64_t expected, const
     return rc;
 }
 
-/* Makes room for one more: forgets tokens that expired long ago, and of those that are of no use any
- * more the oldest, where there are too many. What cannot be deleted is tried again the next time.
+/* Makes room for one more: forgets tokens that expired long ago, and of those that are of no use
+ * any more the oldest, where there are too many. What cannot be deleted is tried again later.
  *   EXHAUSTED  too_many_tokens */
 static int sweep(nk_store *store, int64_t now_s, struct nk_error *err)
 {

@@ -173,7 +173,7 @@ struct nk_gateway_measured {
     /* Between two tokens of a generation that ran alone: a mean in which the last 64 count most,
      * since the set is in force; NaN: there were none. */
     double ms_per_token;
-    /* Of stages that ran for one stream alone when they were looked at last: computing, per token. */
+    /* Of stages that ran for one stream alone when they were looked at: computing, per token. */
     int n_stages;
     struct nk_gateway_stage {
         char id[64]; /* the worker's in its nk_cluster */

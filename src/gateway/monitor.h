@@ -20,7 +20,7 @@ struct nk_stage_rates {
     /* Means since the last look in which there was something to measure: of a run, of a step's wait
      * for its run, of a step's way into this stage and back. */
     double compute_ms, queue_ms, wire_ms;
-    /* Of a run, where all since the look before were of one row that was decoded: one stream ran. */
+    /* Of a run, where all since the look before were of one decoded row: one stream ran. */
     double one_row_ms;
 };
 

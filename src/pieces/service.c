@@ -12,8 +12,8 @@
 
 enum {
     THREADS = 2,
-    /* Small enough for the allocator to use its memory again, and for processors' caches: with 1 MiB
-     * a fifth of the sender's time went into pages that were new to it. */
+    /* Small enough for the allocator to use its memory again, and for processors' caches: with
+     * 1 MiB a fifth of the sender's time went into pages that were new to it. */
     MESSAGE_BYTES = 120 << 10,
     HOLDERS_MAX = 256, /* of one catalogue */
     CATALOGUE_STREAMS_MAX = 16,
