@@ -876,7 +876,7 @@ static void silence_due(void *arg)
     }
     if (g->n_tokens > g->n_before ||
         silent >= ROOM_WAIT_MS + limit * (2 + (g->n_ids + (size_t)g->n_before) / CHUNK_ROWS_MIN)) {
-        fail_with(g, NK_E_DEADLINE, "stalled", "silent for %llu ms after %d tokens",
+        fail_with(g, NK_E_DEADLINE, "stalled", "silent for %llu ms after %d tokens (--stall-ms)",
                   (unsigned long long)silent, g->n_tokens);
         return;
     }

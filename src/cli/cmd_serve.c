@@ -170,6 +170,9 @@ int nk_cmd_serve(int argc, char **argv)
         NK_OPT_STRING("cluster", 'c', &cluster, "FILE",
                       "cluster.yaml: the workers and their layers, by hand; instead of MODEL"),
         NK_SERVE_ARGS(s),
+        NK_OPT_INT("stall-ms", 0, &s.stall_ms, "MS", 0, 3600000,
+                   "give up a worker that does not answer a step for so long; 0: 30000 here, and "
+                   "--stall-ms of the workers between them"),
         NK_OPT_FLAG("deterministic", 0, &deterministic,
                     "every request is; with --cluster, its workers need --deterministic, too"),
         NK_OPT_INT("ctx", 0, &ctx, "N", 0, 1 << 24,

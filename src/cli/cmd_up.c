@@ -167,6 +167,7 @@ int nk_cmd_up(int argc, char **argv)
 
     if (nk_cli_parse(argc, argv, &cmd, &first, &exit_code))
         return exit_code;
+    s.stall_ms = g.gen.stall_ms;
     g.chat_template = g.chat ? s.chat_template : NULL;
     serve = !g.prompt && !g.file && !g.chat;
     o = (struct nk_local_opts){

@@ -98,6 +98,7 @@ static int read_given(struct given *f, const struct nk_serve *s, const struct nk
     o->limits.waiting_max = (int)s->waiting;
     o->limits.waiting_ms = (uint32_t)s->waiting_ms;
     o->limits.hold_ms = (uint32_t)s->hold_ms;
+    o->limits.stall_ms = (uint32_t)s->stall_ms;
     o->exact_recovery = s->exact_recovery;
     o->limits.body_bytes_max = (size_t)s->body_kib << 10;
     o->limits.requests_bytes_max = (size_t)s->requests_mib << 20;

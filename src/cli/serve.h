@@ -8,7 +8,7 @@
 struct nk_serve { /* strings: borrowed from argv */
     const char *listen, *api_key_file, *tls_cert, *tls_key, *chat_template, *tools, *reasoning;
     struct nk_arg_list names, origins, hosts;
-    int64_t running, waiting, waiting_ms, hold_ms, body_kib, requests_mib, responses_s,
+    int64_t running, waiting, waiting_ms, hold_ms, stall_ms, body_kib, requests_mib, responses_s,
         responses_mib, output_kib, connections, per_address, drain_ms, header_ms, body_ms, idle_ms;
     bool insecure, strict, verbose, no_page, exact_recovery;
 };

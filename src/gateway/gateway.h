@@ -52,6 +52,9 @@ struct nk_gateway_limits {
     /* A generation that lost a worker waits for so long for a chain to go on with; at most
      * NK_GATEWAY_HOLD_MS_MAX; 0: it fails, unless it can begin anew. */
     uint32_t hold_ms;
+    /* A worker that does not answer a step for so long is given up; 0: 30,000 for the first one,
+     * and between workers their own. */
+    uint32_t stall_ms;
     /* A stored response is kept for so long (responses_store.h); 0: none is. */
     uint64_t responses_ms;
     size_t responses_bytes_max; /* and all of them together take no more */

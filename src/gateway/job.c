@@ -946,6 +946,7 @@ static int begin_generation(struct choice *c, struct nk_error *err)
     o.reuse_salt = j->reuse_salt;
     o.special = j->prepared.special;
     o.hold_ms = j->g->opts.limits.hold_ms;
+    o.stall_ms = j->g->opts.limits.stall_ms;
     o.exact = j->g->opts.exact_recovery;
     o.progress = (r->progress || r->timings_per_token) && r->stream;
     return nk_gen_start(&c->handle, c->place.set->chains[c->place.idx], &o, &handlers, c, err);

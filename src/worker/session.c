@@ -653,7 +653,8 @@ static bool overdue(const session *s, uint64_t now, struct nk_error *err)
         return false;
     ms = (now - since) / 1000000;
     nk_fail(err, NK_E_DEADLINE, "stalled",
-            "worker at %s has not answered for %" PRIu64 " ms (session %s, %s, token %d)",
+            "worker at %s has not answered for %" PRIu64
+            " ms (--stall-ms; session %s, %s, token %d)",
             s->next_address, ms, s->name, state_name(s->state), s->n_ids);
     return true;
 }
