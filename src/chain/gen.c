@@ -315,8 +315,12 @@ static void finish(nk_gen *g, const struct nk_error *error)
     g->deadline_timer = g->silence_timer = NULL;
     if (error && is_loss(g, error)) {
         if (g->finish_seen) { /* everything was said but the end */
+            struct nk_gen_name name = nk_gen_name(g);
+
             error = NULL;
             take_times(g);
+            if (g->asked->opts.hold_ms)
+                nk_chain_let_go(c, &name, NULL);
         } else {
             g->lost = g->asked->opts.hold_ms > 0;
             if (!g->pause_ns)
@@ -864,7 +868,10 @@ static void silence_due(void *arg)
     static const struct nk_call_handlers ping_handlers = { .message = ping_message,
                                                            .end = ping_ended };
     nk_gen *g = arg;
-    uint64_t now = now_ns(g), limit = (uint64_t)g->stall_ms + STALL_MARGIN_MS;
+    /* A worker that is heard of computes, as far as anybody can tell. */
+    bool heard = g->call && nk_call_is_heard(g->call);
+    uint64_t patience = (uint64_t)g->stall_ms * (heard ? NK_RPC_PATIENCE_HEARD : 1);
+    uint64_t now = now_ns(g), limit = patience + STALL_MARGIN_MS;
     uint64_t silent = (now - g->heard_ns) / 1000000, quiet = (now - g->last_alive_ns) / 1000000;
 
     g->silence_timer = NULL;
@@ -876,8 +883,8 @@ static void silence_due(void *arg)
     }
     if (g->n_tokens > g->n_before ||
         silent >= ROOM_WAIT_MS + limit * (2 + (g->n_ids + (size_t)g->n_before) / CHUNK_ROWS_MIN)) {
-        fail_with(g, NK_E_DEADLINE, "stalled", "silent for %llu ms after %d tokens (--stall-ms)",
-                  (unsigned long long)silent, g->n_tokens);
+        fail_with(g, NK_E_DEADLINE, "stalled", "silent for %llu ms after %d tokens%s (--stall-ms)",
+                  (unsigned long long)silent, g->n_tokens, heard ? ", though it is there" : "");
         return;
     }
     if (!g->ping) {

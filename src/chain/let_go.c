@@ -1,6 +1,6 @@
 /* Telling workers that nobody comes for what they hold: a call to each, whose only message is
- * Cancel with the session's name. It counts as running until all are over, so that a chain that is closed
- * right after is closed when they have been told; each has a second. */
+ * Cancel with the session's name. It counts as running until all are over, so that a chain that is
+ * closed right after is closed when they have been told; each has a second. */
 #include "chain/chain_int.h"
 
 #include <stdlib.h>

@@ -89,8 +89,8 @@ int nk_local_tend(struct nk_local *l, struct nk_error *err);
 /* Tends them until a signal comes; 0 then, else nk_local_tend's error. */
 int nk_local_wait(struct nk_local *l, struct nk_error *err);
 /* The same on a thread of its own, for a main thread that waits for something else, signals or not:
- * until nk_local_tend_stop, or until one cannot be kept alive. In between nobody else calls anything
- * here. What is returned by nk_local_tend is logged.
+ * until nk_local_tend_stop, or until one cannot be kept alive. In between nobody else calls
+ * anything here. What is returned by nk_local_tend is logged.
  *   EXHAUSTED  no_thread */
 int nk_local_tend_start(struct nk_local *l, struct nk_error *err);
 void nk_local_tend_stop(struct nk_local *l); /* harmless when it was not started */

@@ -162,8 +162,10 @@ void nk__recovery_lost(struct nk_recoveries *r, struct nk_recovery *g, nk_gen *l
 
     nk_gen_free(g->lost);
     g->lost = lost;
-    if (again)
-        return; /* it was not lost with that chain, and waits on */
+    if (again) {                     /* it was not lost with that chain, and waits on */
+        g->held = nk_gen_name(lost); /* which is what those who were reached hold it by now */
+        return;
+    }
     keep_held(g, lost, set, idx);
     g->n_losses++;
     g->until_ns = now + r->hold_ms * 1000000ull;

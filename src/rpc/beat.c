@@ -234,6 +234,15 @@ static void client_look(void *channel)
     client_arm(ch);
 }
 
+bool nk_call_is_heard(const nk_call *c)
+{
+    const struct nk__beat *b = c->channel ? &c->channel->beat : NULL;
+    uint64_t now = c->channel ? nk_clock_now_ns(c->net->clock) : 0;
+
+    return c->is_watched && b->n_heard &&
+           (now < b->heard_ns || now - b->heard_ns < ms_to_ns(b->silence_ms));
+}
+
 void nk__beat_call_begins(nk_call *c)
 {
     nk_channel *ch = c->channel;

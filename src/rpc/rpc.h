@@ -144,6 +144,12 @@ void nk_call_cancel_with(nk_call *c, const ProtobufCMessage *last);
  *           side: what is kept for it is kept for a time. */
 enum nk_ending { NK_ENDING_OK, NK_ENDING_STATUS, NK_ENDING_HERE, NK_ENDING_LOST };
 enum nk_ending nk_call_ending(const nk_call *c);
+/* Client: whether the server's process is heard of while the call waits for it: its channel is
+ * watched (nk_channel_watch), and the other side beats. It is then alive, and its line as well;
+ * that it gets any further is another question. What waits for an answer may be patient with it, so
+ * many times as with one of which nothing is known. */
+bool nk_call_is_heard(const nk_call *c);
+enum { NK_RPC_PATIENCE_HEARD = 10 };
 /* Stops and restarts reading; HTTP/2's flow control carries it to the sender. While a client call
  * is paused, an end in good order waits behind the messages before it. */
 void nk_call_pause(nk_call *c);

@@ -596,7 +596,8 @@ static bool waited_for_room(const session *s, uint64_t now, struct nk_error *err
 
 static bool overdue(const session *s, uint64_t now, struct nk_error *err)
 {
-    uint64_t since = s->state_ns, ms = 0;
+    uint64_t since = s->state_ns, ms = 0, limit_ms = s->stall_ms;
+    bool heard;
 
     if (s->deadline_ns && now >= s->deadline_ns) {
         nk_fail(err, NK_E_DEADLINE, "deadline",
@@ -649,13 +650,19 @@ static bool overdue(const session *s, uint64_t now, struct nk_error *err)
     case NK_SESSION_STATES:
         return false;
     }
-    if (s->is_last || now < since || now - since < s->stall_ms * 1000000ull)
+    /* A worker that is heard of computes, as far as anybody can tell; one that is gone, or stopped,
+     * was lost before. */
+    heard = s->down && nk_call_is_heard(s->down);
+    if (heard)
+        limit_ms *= NK_RPC_PATIENCE_HEARD;
+    if (s->is_last || now < since || now - since < limit_ms * 1000000ull)
         return false;
     ms = (now - since) / 1000000;
     nk_fail(err, NK_E_DEADLINE, "stalled",
             "worker at %s has not answered for %" PRIu64
-            " ms (--stall-ms; session %s, %s, token %d)",
-            s->next_address, ms, s->name, state_name(s->state), s->n_ids);
+            " ms%s (--stall-ms; session %s, %s, token %d)",
+            s->next_address, ms, heard ? ", though it is there" : "", s->name, state_name(s->state),
+            s->n_ids);
     return true;
 }
 

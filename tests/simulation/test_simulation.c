@@ -81,7 +81,9 @@ static struct {
     struct nk_recoveries recoveries;
     nk_metrics *metrics;
     bool gateway_dead;
-    bool rough; /* something is silent or cut, so that not everybody can be told everything */
+    int n_long;    /* so many runs take very long */
+    bool has_long; /* one does, at some time: what waits for it may be over before */
+    bool rough;    /* something is silent or cut, so that not everybody can be told everything */
 } s;
 
 /* Over all seeds: that the simulation goes where it is meant to. */
@@ -138,7 +140,13 @@ static void look_after(struct process *p)
         return;
     m->computing = nk__engine_pick(m->w->engine, &until);
     if (m->computing) {
-        world_later(p, 200 + world_below(3000), engine_through, p);
+        uint64_t us = 200 + world_below(3000);
+
+        if (s.n_long && world_chance(30)) { /* a step that takes longer than --stall-ms */
+            s.n_long--;
+            us = (35 + world_below(200)) * 1000000;
+        }
+        world_later(p, us, engine_through, p);
     } else if (until && !m->due) {
         m->due = true;
         world_later(p, (until - world_now_ns()) / 1000 + 1, ask_engine, p);
@@ -554,9 +562,14 @@ static void fault(void *arg)
         world_cut(world_chance(300) ? "gateway:1" : some_machine()->address,
                   some_machine()->address, world_below(2000));
         break;
-    case 9:
-        user_cancel(&s.users[world_below((uint64_t)s.n_users)]);
+    case 9: {
+        struct user *u = &s.users[world_below((uint64_t)s.n_users)];
+
+        /* Its Cancel goes from stage to stage, and no further than to one that has died. */
+        s.rough |= u->gen != NULL;
+        user_cancel(u);
         break;
+    }
     case 10:
         if (world_chance(200)) {
             gateway_dies();
@@ -674,6 +687,8 @@ static void run_seed(uint64_t seed)
     s.apart = world_chance(400);
     s.f16 = world_chance(300);
     s.with_reuse = world_chance(300);
+    s.has_long = world_chance(100);
+    s.n_long = s.has_long;
     s.hold_ms = 5000 + (uint32_t)world_below(4000);
     s.journal_bytes = world_chance(600) ? 1 << 20 : world_below(5) * 1000;
     model_kind.shapes = s.apart;
@@ -712,14 +727,17 @@ static void run_seed(uint64_t seed)
         total.complete += !u->failed;
         total.cancelled += u->cancelled && u->failed;
         total.failed += u->failed && !u->cancelled;
-        world_check(!u->failed || u->cancelled || s.n_faults > 1,
+        world_check(!u->recovery.n_losses || s.n_faults,
+                    "request %d was lost, though nothing happened: %s", i, u->recovery.why.msg);
+        world_check(!u->failed || u->cancelled || s.n_faults > 1 || s.has_long,
                     "request %d fails, for one fault: %s: %s", i, u->err.reason, u->err.msg);
     }
     world_check(!model_n_unlike, "computed again, %d tokens are others than were said",
                 model_n_unlike);
     /* Where everybody hears everything, nothing waits for the grace time when all requests are
-     * over: neither of one that was given up in its pause, nor of one that another replica took over. */
-    if (!s.rough && !weather.ghost) {
+     * over: neither of one that was given up in its pause, nor of one that another replica took
+     * over. */
+    if (!s.rough && !s.has_long && !weather.ghost) {
         end = world_now_ns() + 2500 * MS;
         while (world_now_ns() < end && world_step())
             ;
@@ -729,7 +747,7 @@ static void run_seed(uint64_t seed)
                         s.machines[i].w->sessions[NK_SESSION_HELD].n);
     }
     /* All that stands still goes on, and all that is held is over. */
-    end = world_now_ns() + (s.hold_ms + 15000) * MS;
+    end = world_now_ns() + (s.hold_ms + 15000 + (s.has_long ? 300000 : 0)) * MS;
     while (world_now_ns() < end && world_step())
         ;
     for (int i = 0; i < s.n_machines; i++)

@@ -711,6 +711,12 @@ enum nk_ending nk_call_ending(const nk_call *c)
     return c->ending;
 }
 
+/* Its other end is there and runs, and so does the line. */
+bool nk_call_is_heard(const nk_call *c)
+{
+    return c->peer && !c->cut && !c->peer->p->dead && !c->peer->p->stopped;
+}
+
 const char *nk_call_peer(const nk_call *c)
 {
     return c->peer ? c->peer->p->address : "";
