@@ -94,6 +94,9 @@ static int read_given(struct given *f, const struct nk_serve *s, const struct nk
     o->no_page = s->no_page;
     o->strict = s->strict;
     o->verbose = s->verbose;
+    o->any_model = s->any_model;
+    o->defaults = s->defaults;
+    o->n_predict_max = (int)s->n_predict;
     o->limits.running_max = (int)s->running;
     o->limits.waiting_max = (int)s->waiting;
     o->limits.waiting_ms = (uint32_t)s->waiting_ms;

@@ -6,11 +6,13 @@
 #include "gateway/gateway.h"
 
 struct nk_serve { /* strings: borrowed from argv */
-    const char *listen, *api_key_file, *tls_cert, *tls_key, *chat_template, *tools, *reasoning;
+    const char *listen, *api_key_file, *tls_cert, *tls_key, *chat_template, *tools, *reasoning,
+        *defaults;
     struct nk_arg_list names, origins, hosts;
     int64_t running, waiting, waiting_ms, hold_ms, stall_ms, body_kib, requests_mib, responses_s,
-        responses_mib, output_kib, connections, per_address, drain_ms, header_ms, body_ms, idle_ms;
-    bool insecure, strict, verbose, no_page, exact_recovery;
+        responses_mib, output_kib, connections, per_address, drain_ms, header_ms, body_ms, idle_ms,
+        n_predict;
+    bool insecure, strict, any_model, verbose, no_page, exact_recovery;
 };
 struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
 
@@ -33,6 +35,12 @@ struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
                       "a built-in template, or a file with Jinja"),                                \
         NK_OPT_FLAG("strict", 0, &(s).strict,                                                      \
                     "refuse requests with fields that have no effect here"),                       \
+        NK_OPT_FLAG("any-model", 0, &(s).any_model,                                                \
+                    "whatever model a request names, it is this one"),                             \
+        NK_OPT_STRING("defaults", 0, &(s).defaults, "JSON",                                        \
+                      "fields that requests get which do not say them: {\"seed\": 42}"),           \
+        NK_OPT_INT("max-tokens", 0, &(s).n_predict, "N", 1, 1 << 24,                               \
+                   "most tokens of a reply; else as many as the context holds"),                   \
         NK_OPT_FLAG("verbose", 0, &(s).verbose,                                                    \
                     "OpenAI's replies tell all that the model wrote, as __verbose"),               \
         NK_OPT_STRING("tools", 0, &(s).tools, "native|generic|off",                                \

@@ -143,6 +143,7 @@ int nk_gateway_check(const struct nk_gateway_opts *opts, struct nk_error *err)
 {
     struct nk_listen listen;
     nk_keys *keys = NULL;
+    json_t *defaults = NULL;
     int rc = nk__listen_parse(&listen, opts->listen, err);
 
     if (!rc)
@@ -150,6 +151,9 @@ int nk_gateway_check(const struct nk_gateway_opts *opts, struct nk_error *err)
     if (!rc && opts->api_keys)
         rc = nk__keys_new(&keys, opts->api_keys, err);
     nk__keys_free(keys);
+    if (!rc && opts->defaults)
+        rc = nk__defaults_read(&defaults, opts->defaults, err);
+    json_decref(defaults);
     return rc ? rc : nk__listen_try(&listen, opts->listen, err);
 }
 
@@ -208,6 +212,7 @@ static void free_gateway(nk_gateway *g)
     nk__recoveries_release(&g->recoveries);
     nk__metrics_free(g->metrics);
     nk__responses_free(g->responses);
+    json_decref(g->defaults);
     for (int i = 0; i < g->n_names; i++)
         free(g->names[i]);
     for (int i = 0; i < g->opts.n_origins; i++)
@@ -258,6 +263,8 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
         rc = take_model(g, opts, err);
     if (!rc)
         rc = copy_opts(g, opts, err);
+    if (!rc && opts->defaults)
+        rc = nk__defaults_read(&g->defaults, opts->defaults, err);
     if (!rc && opts->api_keys)
         rc = nk__keys_new(&g->keys, opts->api_keys, err);
     if (!rc && g->keys)

@@ -105,8 +105,12 @@ struct nk_gateway_opts {
      * sessions share KV cells (docs/recovery.md). */
     bool exact_recovery;
     bool no_page; /* "/" answers one line of text */
-    bool verbose; /* OpenAI's replies tell all that the model wrote (__verbose) */
-    bool strict;  /* a request with a field that has no effect here is refused */
+    /* JSON: what requests get that do not say it (request.h); NULL: nothing. */
+    const char *defaults;
+    int n_predict_max; /* the most tokens of a choice; 0: as many as the context holds */
+    bool any_model;    /* whatever model a request names, it is this one */
+    bool verbose;      /* OpenAI's replies tell all that the model wrote (__verbose) */
+    bool strict;       /* a request with a field that has no effect here is refused */
     /* What /cluster and the page tell beyond the chains in force: one JSON object, appended to out
      * (docs/api.md, "cluster"). Not 0: there is none now. NULL: there is none at all. [the HTTP
      * thread and the monitor's, without any lock of the gateway's; it must not block] */

@@ -6,6 +6,8 @@
 #include <stdatomic.h>
 #include <sys/queue.h>
 
+#include <jansson.h>
+
 #include "gateway/admission.h"
 #include "gateway/budget.h"
 #include "gateway/door.h"
@@ -50,6 +52,7 @@ struct nk_gateway {
     nk_keys *keys;                 /* NULL: no key is needed */
     unsigned char salt_secret[16]; /* of this run, with keys */
     nk_responses *responses;       /* that are kept */
+    json_t *defaults;              /* of requests; or NULL */
     nk_metrics *metrics;
     /* Of all requests together: bodies until they are parsed, and what is parsed of them. */
     struct nk_budget bodies, parsed;

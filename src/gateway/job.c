@@ -1376,6 +1376,8 @@ static int prepare(nk_job *j, struct nk_work *work, struct nk_request_error *e)
         .messages_max = g->opts.limits.messages_max,
         .n_max = g->opts.limits.n_max,
         .strict = g->opts.strict,
+        .defaults = g->defaults,
+        .n_predict_max = g->opts.n_predict_max,
         .items = nk__responses_keeps(g->responses) ? &items : NULL,
     };
     struct to_store to_store = { NULL, NULL };

@@ -32,7 +32,7 @@ int nk__model_check(const nk_gateway *g, const char *name, struct nk_error *err)
     char names[160] = "";
     size_t at = 0;
 
-    if (nk__model_is_here(g, name))
+    if (g->opts.any_model || nk__model_is_here(g, name))
         return 0;
     for (int i = 0; i < g->n_names && at + 40 < sizeof names; i++)
         at += (size_t)snprintf(names + at, sizeof names - at, "%s\"%.30s\"", i ? ", " : "",

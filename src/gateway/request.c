@@ -181,6 +181,93 @@ static int check_together(struct nk_parse *p)
     return 0;
 }
 
+/* ---- what the operator wants of requests that say nothing ---- */
+
+static const struct nk_field_rule *find_rule(const struct nk_field_rule *rules, const char *name)
+{
+    for (; rules->name; rules++)
+        if (!strcmp(rules->name, name))
+            return rules->use == NK_FIELD_YES ? rules : NULL;
+    return NULL;
+}
+
+/* The request says it, perhaps by another name for the same. */
+static bool says(const json_t *o, const char *name)
+{
+    static const char *const limits[] = { "n_predict", "max_tokens", "max_completion_tokens" };
+    const json_t *given = json_object_get(o, name);
+    bool is_limit = false, has_limit = false;
+
+    for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
+        is_limit = is_limit || !strcmp(name, limits[i]);
+        has_limit = has_limit || json_is_number(json_object_get(o, limits[i]));
+    }
+    return (given && !json_is_null(given)) || (is_limit && has_limit);
+}
+
+static int apply_defaults(struct nk_parse *p, const struct nk_field_rule *rules)
+{
+    bool ollama = nk__api_dialect(p->r->api) == NK_DIALECT_OLLAMA;
+    json_t *into = p->r->root, *value;
+    const char *name;
+    int rc = 0;
+
+    if (!p->limits->defaults || p->r->api == NK_API_OLLAMA_SHOW)
+        return 0;
+    if (ollama) {
+        into = json_object_get(p->r->root, "options");
+        rules = nk__rules_ollama_options;
+        if (!into || json_is_null(into)) {
+            into = json_object();
+            rc = json_object_set_new(p->r->root, "options", into);
+        }
+    }
+    if (!json_is_object(into)) /* which its reader says */
+        return 0;
+    json_object_foreach((json_t *)p->limits->defaults, name, value)
+    {
+        if (!rc && !says(into, name) && find_rule(rules, name))
+            rc = json_object_set_new(into, name, json_deep_copy(value));
+    }
+    return rc ? nk__build_no_memory(p) : 0;
+}
+
+int nk__defaults_read(json_t **out, const char *text, struct nk_error *err)
+{
+    static const char empty[] = "{\"prompt\":\"\"}";
+    struct nk_request_limits limits = { .messages_max = 1, .n_max = 1 };
+    struct nk_request_error e;
+    struct nk_request r;
+    json_error_t at;
+    json_t *value;
+    const char *name;
+    int rc = 0;
+
+    *out = json_loads(text, JSON_REJECT_DUPLICATES, &at);
+    if (!json_is_object(*out))
+        rc = nk_fail(err, NK_E_INVALID, "bad_defaults",
+                     "the defaults are a JSON object, as in {\"seed\": 42}; %s",
+                     *out ? "this is none" : at.text);
+    json_object_foreach(*out, name, value)
+    {
+        if (!rc && (!find_rule(nk__rules_llama_completion, name) || !strcmp(name, "prompt") ||
+                    !strcmp(name, "model")))
+            rc = nk_fail(err, NK_E_INVALID, "bad_defaults",
+                         "\"%.40s\" is no field of /completion that can have a default", name);
+    }
+    limits.defaults = *out;
+    if (!rc && nk__request_parse(&r, NK_API_LLAMA_COMPLETION, empty, sizeof empty - 1, &limits, &e))
+        rc = nk_fail(err, NK_E_INVALID, "bad_defaults", "the defaults are not possible: %s",
+                     e.err.msg);
+    else if (!rc)
+        nk__request_release(&r);
+    if (rc) {
+        json_decref(*out);
+        *out = NULL;
+    }
+    return rc;
+}
+
 int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, size_t size,
                       const struct nk_request_limits *limits, struct nk_request_error *e)
 {
@@ -242,7 +329,11 @@ int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, s
         rc = nk__bad(&p, NK_E_INVALID, "not_an_object", "",
                      "the body is %s; a JSON object is needed", nk__json_type(r->root));
     else
+        rc = apply_defaults(&p, rules[api]);
+    if (!rc)
         rc = nk__read_object(&p, rules[api], r->root);
+    if (limits->n_predict_max && (r->n_predict <= 0 || r->n_predict > limits->n_predict_max))
+        r->n_predict = limits->n_predict_max;
     if (!rc && api == NK_API_RESPONSES) {
         r->store = r->store && limits->items;
         rc = nk__responses_build(&p);

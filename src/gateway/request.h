@@ -40,6 +40,8 @@ struct nk_request_limits {
     int messages_max, n_max;
     const struct nk_item_source *items; /* NULL: nothing is stored */
     bool strict;                        /* hints and unknown fields are refused, too */
+    const json_t *defaults; /* what requests get that do not say it, nk__defaults_read's; or NULL */
+    int n_predict_max;      /* the most tokens of a choice; 0: no limit but the context */
 };
 
 struct nk_prompt { /* text, or token ids */
@@ -118,8 +120,8 @@ struct nk_request {
     const char *system;   /* Ollama; or NULL */
     int32_t *context;     /* Ollama: token ids of what came before; owned */
     size_t n_context;
-    bool
-        truncate; /* Ollama, Responses: of a chat that does not fit the first messages are left out */
+    /* Ollama, Responses: of a chat that does not fit the first messages are left out. */
+    bool truncate;
     bool only_load; /* Ollama: nothing to generate: is the model there? */
     bool only_unload;
     /* embeddings: texts, or a reranker's documents; owned, as their ids */
@@ -136,6 +138,11 @@ struct nk_request {
     bool texts; /* the documents came as TEI's `texts`, and so goes the reply */
     bool add_special, parse_special, with_pieces; /* /tokenize, whose text is the first prompt */
 };
+
+/* Fields of /completion, as a JSON object, that requests get of every dialect that has them, where
+ * they do not say them: *out is the caller's to decref. INVALID bad_defaults, with what is
+ * wrong. */
+int nk__defaults_read(json_t **out, const char *text, struct nk_error *err);
 
 /* Reads one. On success *r is to be released. On failure it is empty and e says what and where:
  *   INVALID        bad_json, not_an_object, unknown_field, refused_field, bad_value, missing_field

@@ -665,7 +665,8 @@ const struct nk_field_rule nk__rules_responses[] = {
       "of built-in tools, of which there are none" },
     { "client_metadata",        NK_FIELD_IGNORED, NULL, 0, 0, 0, "labels" },
     { "truncation",             NK_FIELD_YES,     read_truncation, 0, 0, 0,
-      "auto: the oldest turns of what does not fit are left out; disabled (the default): an error" },
+      "auto: the oldest turns of what does not fit are left out; disabled (the default): an "
+      "error" },
     { "background",             NK_FIELD_FIXED,   nk__read_only_false, 0, 0, 0,
       "false; a response is computed while its client waits" },
     { "conversation",           NK_FIELD_REFUSED, NULL, 0, 0, 0, "use previous_response_id" },

@@ -29,7 +29,10 @@ static void write_piece(struct out *o, const char *name, const nk_vocab *v, int3
 NK__ANSWER(props)
 {
     static const char empty[] = "{\"prompt\":\"\"}";
-    const struct nk_request_limits limits = { .messages_max = 1, .n_max = 1 };
+    const struct nk_request_limits limits = { .messages_max = 1,
+                                              .n_max = 1,
+                                              .defaults = g->defaults,
+                                              .n_predict_max = g->opts.n_predict_max };
     const struct nk_prompter_caps caps = nk__prompter_caps(g->prompter);
     struct out o = { a->body, 0 };
     char fingerprint[96];
@@ -48,7 +51,7 @@ NK__ANSWER(props)
     num(&o, "n_ctx", s && s->ok ? s->n_ctx : 0);
     key(&o, "params");
     if (!o.rc)
-        o.rc = nk__llama_settings_write(&r, -1, a->body, NULL);
+        o.rc = nk__llama_settings_write(&r, r.n_predict ? r.n_predict : -1, a->body, NULL);
     raw(&o, "}");
     nk__request_release(&r);
     num(&o, "total_slots", n_places(g));

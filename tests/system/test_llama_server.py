@@ -236,6 +236,23 @@ class Completions(unittest.TestCase):
                 else:
                     self.assertEqual(a[key], b[key], key)
 
+    def test_a_server_of_ones_own_defaults_is_llama_servers(self):
+        """Requests as they come, that say nothing of seed, temperature or length, and name a model that nobody has."""
+        defaults = json.dumps({"seed": 42, "temperature": 0.9})
+        with Gateway(chain.file, "--defaults", defaults, "--max-tokens", "16", "--any-model") as ours, LlamaServer("--seed", "42", "--temp", "0.9", "--n-predict", "16") as theirs:
+            ours.wait_ready()
+            for path, body in (("/completion", {"prompt": PROMPT, "cache_prompt": False}), ("/v1/completions", {"prompt": PROMPT, "model": "davinci-002", "max_tokens": 12, "cache_prompt": False})):
+                a, (status, b) = ours.post(path, body), theirs.ask("POST", path, body)
+                self.assertEqual((a.status, status), (200, 200), (a, b))
+                text = lambda r: r.get("content", r.get("choices", [{}])[0].get("text"))
+                self.assertEqual(text(a.json), text(b))
+            params = ours.get("/props").json["default_generation_settings"]["params"]
+            self.assertEqual((params["seed"], params["n_predict"]), (42, 16))
+        for wrong, says in (("[]", "JSON object"), ('{"temprature": 1}', "temprature")):
+            done = nk.run("serve", "--cluster", chain.file, "--listen", "127.0.0.1:0", "--defaults", wrong)
+            self.assertNotEqual(done.returncode, 0)
+            self.assertIn(says, done.stderr)
+
     def test_timings_per_token(self):
         for path in ("/completion", "/v1/completions"):
             body = {"prompt": PROMPT, "n_predict": 6, "temperature": 0, "cache_prompt": False, "stream": True, "timings_per_token": True}

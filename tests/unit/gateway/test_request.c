@@ -730,9 +730,62 @@ static void test_request__shrunk_it_has_its_strings_and_no_json(void **state)
     assert_string_equal(r.prompts[1].text, "bc"); /* it is to come again */
 }
 
+/* What the operator wants of requests that do not say it themselves. */
+static void test_request__defaults_are_for_what_is_not_said(void **state)
+{
+    static const struct {
+        enum nk_api api;
+        const char *body;
+        uint32_t seed;
+        float temperature;
+        int n_predict;
+    } all[] = {
+        { NK_API_COMPLETION, "{\"prompt\":\"a\"}", 42, 0.5f, 7 },
+        { NK_API_COMPLETION, "{\"prompt\":\"a\",\"seed\":3,\"max_tokens\":9}", 3, 0.5f, 9 },
+        { NK_API_COMPLETION, "{\"prompt\":\"a\",\"seed\":null,\"max_tokens\":900}", 42, 0.5f, 64 },
+        { NK_API_CHAT,
+          "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"temperature\":1,"
+          "\"max_completion_tokens\":8}",
+          42, 1, 8 },
+        { NK_API_LLAMA_COMPLETION, "{\"prompt\":\"a\",\"n_predict\":-1}", 42, 0.5f, 64 },
+        { NK_API_OLLAMA_GENERATE, "{\"prompt\":\"a\"}", 42, 0.5f, 64 },
+        { NK_API_OLLAMA_GENERATE, "{\"prompt\":\"a\",\"options\":{\"seed\":3}}", 3, 0.5f, 64 },
+    };
+    static const char *const wrong[][2] = {
+        { "[1]", "JSON object" },           { "{", "JSON object" },
+        { "{\"prompt\":\"a\"}", "prompt" }, { "{\"temprature\":1}", "temprature" },
+        { "{\"seed\":\"x\"}", "seed" },
+    };
+    struct nk_request_limits ours = { .messages_max = 9, .n_max = 9, .n_predict_max = 64 };
+    struct nk_error err;
+    json_t *defaults;
+
+    (void)state;
+    assert_int_equal(
+        nk__defaults_read(&defaults, "{\"seed\":42,\"temperature\":0.5,\"n_predict\":7}", &err), 0);
+    ours.defaults = defaults;
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        if (nk__request_parse(&r, all[i].api, all[i].body, strlen(all[i].body), &ours, &e))
+            fail_msg("%s: %s", all[i].body, e.err.msg);
+        assert_int_equal(r.sampling.seed, all[i].seed);
+        assert_true(r.sampling.temperature == all[i].temperature);
+        assert_int_equal(r.n_predict, all[i].n_predict);
+        nk__request_release(&r);
+    }
+    json_decref(defaults);
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        assert_int_equal(nk__defaults_read(&defaults, wrong[i][0], &err), NK_E_INVALID);
+        assert_string_equal(err.reason, "bad_defaults");
+        if (!strstr(err.msg, wrong[i][1]))
+            fail_msg("%s: %s", wrong[i][0], err.msg);
+        assert_null(defaults);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_request__defaults_are_for_what_is_not_said),
         cmocka_unit_test(test_request__names_what_is_wrong),
         cmocka_unit_test(test_request__every_field_of_the_tables_does_what_its_word_says),
         cmocka_unit_test(test_request__hints_and_labels_are_taken_and_named),
