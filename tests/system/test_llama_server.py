@@ -283,6 +283,48 @@ class Completions(unittest.TestCase):
         self.assertEqual(gateway.post("/infill", {"input_prefix": "a", "input_suffix": "b"}).json["error"]["code"], "no_fim")
 
 
+class Stories(unittest.TestCase):
+    """The model, the options and the kinds of requests of llama-server's own tests: requests that say neither seed nor temperature."""
+
+    def test_the_same_answers(self):
+        model = os.path.join(os.path.dirname(nk.HERE), "data", "stories260K-f32.gguf")
+        text, long = "I believe the meaning of life is", "Write a joke about AI from a very long prompt which will not be truncated"
+        talk = [{"role": "system", "content": "Book"}, {"role": "user", "content": "What is the best book"}]
+        asked = (("/completion", {"prompt": text, "n_predict": 8}), ("/completion", {"prompt": long, "n_predict": 64, "return_tokens": True}),
+                 ("/completion", {"prompt": text, "n_predict": 8, "response_fields": ["content", "generation_settings/n_predict", "prompt"]}),
+                 ("/v1/completions", {"model": "davinci-002", "prompt": text, "max_tokens": 8}), ("/chat/completions", {"messages": talk, "max_tokens": 8}),
+                 ("/chat/completions", {"messages": talk, "max_tokens": 6, "grammar": 'root ::= "a"{5,5}'}),
+                 ("/chat/completions", {"messages": talk, "max_tokens": 10, "response_format": {"type": "json_schema", "json_schema": {"schema": {"const": "foooooo"}}}}))
+        refused = (("/completion", {"prompt": text * 32}), ("/chat/completions", {"messages": "string"}), ("/chat/completions", {"messages": [{}]}),
+                   ("/chat/completions", {"messages": talk, "response_format": {"type": "sound"}}))
+        options = ("--chat-template", "chatml", "--defaults", '{"seed": 42, "temperature": 0.8}', "--max-tokens", "64", "--any-model", "--verbose")
+        with nk.Chain(model, "0-3,3-5", "--ctx", "512") as c, Gateway(c.file, *options) as ours, \
+                LlamaServer("--chat-template", "chatml", "--seed", "42", "--temp", "0.8", "--n-predict", "64", "-lv", "10", model=model) as theirs:
+            ours.wait_ready()
+            for path, body in asked:
+                with self.subTest(path, **body):
+                    a, (status, b) = ours.post(path, body | {"cache_prompt": False}), theirs.ask("POST", path, body | {"cache_prompt": False})
+                    self.assertEqual((a.status, status), (200, 200), (a, b))
+                    a = a.json
+                    if "response_fields" in body:
+                        self.assertEqual(a, b)
+                        continue
+                    if {"grammar", "response_format"} & body.keys():  # it counts the token that ends a text, and its schemas allow a space
+                        self.assertEqual(*(r["choices"][0]["message"]["content"].strip() for r in (a, b)))
+                        continue
+                    self.assertEqual((a["timings"]["prompt_n"], a["timings"]["predicted_n"]), (b["timings"]["prompt_n"], b["timings"]["predicted_n"]))
+                    a, b = a.get("__verbose", a), b.get("__verbose", b)
+                    for key in ("content", "tokens", "prompt", "stop_type", "tokens_evaluated", "tokens_predicted", "tokens_cached"):
+                        self.assertEqual(a[key], b[key], key)
+                    for key in ("seed", "n_predict"):
+                        self.assertEqual(a["generation_settings"][key], b["generation_settings"][key], key)
+            for path, body in refused:
+                with self.subTest(path):
+                    a, (status, _) = ours.post(path, body), theirs.ask("POST", path, body)
+                    self.assertEqual((a.status, status), (400, 400), a)
+                    self.assertIn("error", a.json)
+
+
 class Templates(unittest.TestCase):
     """Templates in the manner of the families in use, rendered by both."""
 
