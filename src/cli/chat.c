@@ -15,10 +15,11 @@
 #include "base/array.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/process.h"
 #include "cli/answer.h"
 #include "cli/cli.h"
 #include "cli/interrupt.h"
-#include "text/jinja.h"
+#include "text/template.h"
 
 enum {
     HISTORY_LINES = 1000,
@@ -34,7 +35,7 @@ struct chat {
     const nk_vocab *v;
     const struct nk_gen_opts *opts;
     const struct nk_chat_opts *chat;
-    nk_jinja *jinja;                  /* the chat template, or */
+    nk_template *jinja;               /* the chat template, or */
     const char *builtin;              /* the name of one that libllama knows */
     struct nk_chat_message *messages; /* role is static, content owned */
     size_t n_messages, capacity;
@@ -266,14 +267,14 @@ static int render(const struct chat *k, const struct nk_chat_message *messages, 
         json_array_append_new(list, json_pack("{s:s, s:s}", "role", messages[i].role, "content",
                                               messages[i].content));
     text = json_dumps(list, JSON_COMPACT);
-    rc =
-        text && json_array_size(list) == n
-            ? nk_jinja_render(k->jinja,
-                              &(struct nk_jinja_input){ .messages = text,
-                                                        .add_generation_prompt = true,
-                                                        .now = nk_clock_unix_s(nk_clock_system()) },
-                              out, err)
-            : nk_fail(err, NK_E_INVALID, "bad_text", "the message is not UTF-8");
+    rc = text && json_array_size(list) == n
+             ? nk_template_render(
+                   k->jinja,
+                   &(struct nk_jinja_input){ .messages = text,
+                                             .add_generation_prompt = true,
+                                             .now = nk_clock_unix_s(nk_clock_system()) },
+                   NULL, out, err)
+             : nk_fail(err, NK_E_INVALID, "bad_text", "the message is not UTF-8");
     free(text);
     json_decref(list);
     return rc;
@@ -296,7 +297,13 @@ static int open_template(struct chat *k, struct nk_error *err)
     if (strstr(text, "{%") || strstr(text, "{{") || strstr(text, "{#")) {
         char *bos = piece_of(k->v, nk_vocab_bos(k->v)), *eos = piece_of(k->v, nk_vocab_eos(k->v));
 
-        rc = nk_jinja_new(&k->jinja, text, bos, eos, err);
+        char *self;
+
+        /* In a process of its own: what a template does to that one, it does not do to this. */
+        rc = nk_process_self(&self, err);
+        if (!rc)
+            rc = nk_template_open(&k->jinja, self, text, bos, eos, err);
+        free(self);
         free(bos);
         free(eos);
     } else {
@@ -424,7 +431,7 @@ int nk_chat_run(struct nk_route *r, const nk_vocab *v, const struct nk_gen_opts 
     if (!rc && chat->system && add_message(&k, "system", chat->system))
         rc = nk_fail(&err, NK_E_EXHAUSTED, "no_memory", "no memory");
     if (rc) {
-        nk_jinja_free(k.jinja);
+        nk_template_close(k.jinja);
         free(k.messages);
         return nk_cli_report(&err);
     }
@@ -441,7 +448,7 @@ int nk_chat_run(struct nk_route *r, const nk_vocab *v, const struct nk_gen_opts 
         fprintf(stderr, "\n");
     terminal_close(&k);
     drop_messages(&k, 0, k.n_messages);
-    nk_jinja_free(k.jinja);
+    nk_template_close(k.jinja);
     free(k.messages);
     nk_buf_release(&message);
     return nk_interrupt_signal() && nk_interrupt_signal() != 2

@@ -4,8 +4,8 @@
  * ends the process it runs in, and so does one that is nested too deeply, or makes a string larger
  * than the memory. Templates come with models from anywhere. So a server has them parsed and
  * rendered by children of its own program: each has a limit on the time it computes for a request
- * and on its memory, and when one ends, that is an error of the request it had. Who renders for
- * himself at a terminal needs none of this.
+ * and on its memory, and when one ends, that is an error of the request it had. A conversation at a
+ * terminal has one, too.
  *
  * A child renders one request at a time; there are as many as threads render at once, and those
  * that have nothing to do are kept. They end with the object, and when this process is gone. */

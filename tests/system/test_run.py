@@ -507,6 +507,14 @@ class Chat(unittest.TestCase):
         self.assertEqual((done.returncode, done.stdout), (2, ""))
         self.assertIn("the chat template", done.stderr)
 
+    def test_chat__a_template_that_would_end_the_process_is_an_error(self):
+        path = os.path.join(self.home, "own.jinja")
+        with open(path, "w") as f:
+            f.write("{% for m in messages %}{{ 7 % ((loop.index0 + 1) / 2) }}{% endfor %}")  # of a half, as an integer
+        done = nk.run(*self.args[:4], "--chat-template", path, input="Who?\n")
+        self.assertEqual((done.returncode, done.stdout), (2, ""), done.stderr)
+        self.assertIn("the chat template", done.stderr)
+
     def test_chat__the_second_question_is_asked_after_the_first_answer(self):
         done = nk.run(*self.args, "-n", "6", input="One\nTwo\n")
         first = whole(nk.KJV, "<|im_start|>user\nOne<|im_end|>\n<|im_start|>assistant\n", "-n", 6, "--temp", 0)["text"]
