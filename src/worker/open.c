@@ -568,7 +568,8 @@ int nk__open_opened(session *s, const Nakshatra__V1__Opened *theirs, struct nk_e
         stages[n++] = theirs->stages[i];
     /* Of a state that cannot be cut both have the same position, or begin at 0. */
     if (!s->resumed && theirs && theirs->resume_tokens < (uint32_t)s->n_resume)
-        s->n_resume = s->n_ids = info->can_rollback ? (int)theirs->resume_tokens : 0;
+        s->n_resume = s->n_ids =
+            nk__stage_info(s->w)->can_rollback ? (int)theirs->resume_tokens : 0;
     if (!s->resumed)
         s->next_has = s->n_resume;
     atomic_store(&s->shared.n_computed, s->n_ids);
