@@ -175,6 +175,39 @@ void nk_stage_seq_clear(nk_stage *s, int seq)
     s->seqs[seq].n = 0;
 }
 
+int nk_stage_seq_length(const nk_stage *s, int seq)
+{
+    return s->seqs[seq].n;
+}
+
+size_t nk_stage_state_size(nk_stage *s, int seq)
+{
+    (void)seq;
+    return s->info.can_rollback ? 0 : sizeof(struct sequence);
+}
+
+int nk_stage_state_save(nk_stage *s, int seq, void *out, size_t size, struct nk_error *err)
+{
+    (void)err;
+    memcpy(out, &s->seqs[seq], size);
+    return 0;
+}
+
+int nk_stage_state_restore(nk_stage *s, int seq, int length, const void *data, size_t size,
+                           struct nk_error *err)
+{
+    (void)err;
+    memcpy(&s->seqs[seq], data, size);
+    NK_ASSERT(s->seqs[seq].n == length);
+    return 0;
+}
+
+const float *nk_stage_pooled(nk_stage *s, int seq)
+{
+    (void)s, (void)seq;
+    return NULL;
+}
+
 int nk_stage_file_check(const nk_stage *s, struct nk_error *err)
 {
     (void)s, (void)err;
@@ -288,6 +321,19 @@ static int32_t chosen(const nk_sampler *s, const float *logits)
 static void accept_id(nk_sampler *s, int32_t id)
 {
     s->state = mix(s->state * 5 + (uint64_t)id);
+}
+
+void nk_sampler_hurry(nk_sampler *s, bool hurry)
+{
+    (void)s, (void)hurry;
+}
+
+int nk_logits_look(const float *logits, int n_vocab, int n_top, struct nk_sampled *out,
+                   struct nk_error *err)
+{
+    (void)logits, (void)n_vocab, (void)n_top, (void)out, (void)err;
+    NK_ASSERT(!"nobody asks for the prompt's log-probabilities");
+    return 0;
 }
 
 int nk_sampler_sample(nk_sampler *s, const float *logits, int n_logprobs, struct nk_sampled *out,
