@@ -298,7 +298,7 @@ class Refused(Case):
 class Report(Case):
     def test_report__json_has_these_fields(self):
         report = self.verify(nk.KJV, "--layers", "0-3,3-8", "--tokens", 20, "--sequences", 3, "--threads", 1)
-        self.assertEqual(set(report), {"model", "llama_version", "ok", "bound", "splits"})
+        self.assertEqual(set(report), {"model", "llama_version", "ok", "bound", "splits", "cache_bytes", "cache_bytes_counted"})
         self.assertEqual(report["model"], nk.KJV)
         self.assertEqual(set(report["splits"][0]), {"layers", "result", "devices", "runs", "rows", "identical", "top1",
                                                     "not_finite", "worst_nmse", "bit_identical", "ok"})

@@ -516,10 +516,13 @@ static void test_chains__a_chain_lost_in_the_middle_is_replaced(void **state)
     assert_int_equal(where_is(5), 1);
     next = stream(STREAM); /* nothing is paused */
     assert_int_equal(where_is(6), 1);
+    /* The old one is there until the last of them has gone on: then it is told to let go. */
+    say(wait_for_call(5), 0, "on");
+    read_to(&still, "on");
     wait_until_open(1);
     end_alone(3, 1);
     end_alone(4, 2);
-    end_alone(5, 0);
+    end_alone(5, 1);
     end_alone(6, 0);
     read_to(&shown, "data: [DONE]\n\n");
     read_to(&lost, "data: [DONE]\n\n");
