@@ -164,6 +164,10 @@ void nk__recovery_lost(struct nk_recoveries *r, struct nk_recovery *g, nk_gen *l
     g->lost = lost;
     if (again) {                     /* it was not lost with that chain, and waits on */
         g->held = nk_gen_name(lost); /* which is what those who were reached hold it by now */
+        /* Of another chain they hold nothing that is of use. */
+        if (g->held_by && (g->held_by != set || g->held_idx != idx))
+            nk_chain_let_go(set->chains[idx], &g->held,
+                            nk_chain_cluster(g->held_by->chains[g->held_idx]));
         return;
     }
     keep_held(g, lost, set, idx);
