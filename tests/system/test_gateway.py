@@ -838,8 +838,12 @@ class Health(OverOneCluster):
         self.assertTrue(nk.wait_for(lambda: self.gateway.get("/cluster").json["gateway"]["listeners"] == 0))
 
     def test_page(self):
-        types = {"html": "text/html; charset=utf-8", "js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8", "svg": "image/svg+xml"}
-        files = sorted(os.listdir(os.path.join(nk.SOURCE, "web")))
+        script = "text/javascript; charset=utf-8"
+        types = {"html": "text/html; charset=utf-8", "js": script, "mjs": script, "css": "text/css; charset=utf-8", "svg": "image/svg+xml",
+                 "txt": "text/plain; charset=utf-8"}
+        web = os.path.join(nk.SOURCE, "web")
+        files = sorted(os.path.relpath(os.path.join(place, name), web) for place, _, names in os.walk(web) for name in names)
+        files = [name for name in files if name.rsplit(".", 1)[-1] in types]  # the others are for who looks into the folder
         self.assertIn("index.html", files)
         for path, name in [("/", "index.html"), *(("/" + name, name) for name in files)]:
             page = self.ok(self.gateway.get(path))

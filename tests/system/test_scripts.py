@@ -15,6 +15,7 @@ import tempfile
 import textwrap
 import unittest
 
+import ggufio
 import nk
 
 ALL = ["style", "build", "plain", "asan-build", "asan", "tsan-build", "tsan", "conformance"]
@@ -230,7 +231,7 @@ class Conformance(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.dir)
         self.script.BUILD = self.dir
         os.mkdir(os.path.join(self.dir, "tests"))
-        report = '{"llama_version": "1", "splits": [{"layers": "0-1,1-2", "result": "exact"}]}'
+        report = '{"llama_version": "1", "cache_bytes": 1, "cache_bytes_counted": 1, "splits": [{"layers": "0-1,1-2", "result": "exact"}]}'
         for name, body in (("nakshatra", f"""
             case $2 in
             *never*) exec sleep 100000 ;;
@@ -248,7 +249,7 @@ class Conformance(unittest.TestCase):
         """At first, and when those without an answer were asked again."""
         models = [os.path.join(self.dir, name + ".gguf") for name in names]
         for m in models:
-            open(m, "w").close()
+            ggufio.write(m, {}, [])
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
             self.script.CPU_S = 1 if "spins" in names else nk.LONG_S
