@@ -8,7 +8,10 @@
 #include "chain/embed.h"
 #include "gateway/reply_embed.h"
 
-enum { LOST_MAX = 3 }; /* losses of a worker: it may be what they die of */
+enum {
+    LOST_MAX = 3, /* losses of a worker: it may be what they die of */
+    STEPS = 10,   /* a whole text may take so often what a generation's chunk may: --stall-ms */
+};
 
 struct nk_embedding {
     atomic_int refs; /* the owner's; while it is in the queue or runs; while it is started */
@@ -25,7 +28,7 @@ struct nk_embedding {
     int n_lost;
     float *vectors; /* n_texts x width */
     size_t width;
-    bool no_memory;
+    struct nk_error refused; /* code not 0: what came is not kept, and it was cancelled for that */
     struct nk_task task;
     struct nk_buf reply;
 
@@ -59,7 +62,7 @@ size_t nk__embedding_n_tokens(const nk_embedding *x)
     return x->n_tokens;
 }
 
-const struct nk_buf *nk__embedding_reply(const nk_embedding *x)
+struct nk_buf *nk__embedding_reply(nk_embedding *x)
 {
     return &x->reply;
 }
@@ -68,7 +71,7 @@ const struct nk_buf *nk__embedding_reply(const nk_embedding *x)
 
 static const char *name_of(const struct nk_request *r, size_t idx, char out[128])
 {
-    const char *name = r->texts ? "texts" : nk__api_input(r->api);
+    const char *name = r->input_name;
 
     if (r->n_inputs > 1 || r->api == NK_API_RERANK)
         snprintf(out, 128, "%s[%zu]", name, idx);
@@ -206,6 +209,9 @@ static void write_reply(struct nk_task *task)
     struct nk_request_error e = { .param = "" };
     int rc = nk__reply_embed(&result, &x->reply, &e);
 
+    /* A reader may take long for the reply, which has all of them. */
+    free(x->vectors);
+    x->vectors = NULL;
     end(x, rc ? &e.err : NULL, e.param);
 }
 
@@ -244,33 +250,58 @@ static void leave(nk_embedding *x, const struct nk_error *err)
  * true. */
 static bool go_back(nk_embedding *x)
 {
+    nk_gateway *g = x->g;
     bool again, cancelled;
 
     atomic_fetch_add(&x->refs, 1);
-    nk__readiness_give_back(&x->g->readiness, &x->place);
-    again = nk__admission_return(x->g->admission, &x->ticket, 0);
+    /* Once it is in the queue another thread may end it, and with its job the gateway, whose
+     * admission is asked below. */
+    nk__presence_enter(&g->presence, NK_PRESENT_HELD);
+    free(x->vectors); /* all texts are computed again */
+    x->vectors = NULL;
+    nk__readiness_give_back(&g->readiness, &x->place);
+    again = nk__admission_return(g->admission, &x->ticket, 0);
     pthread_mutex_lock(&x->mutex);
     cancelled = x->cancelled;
     pthread_mutex_unlock(&x->mutex);
     /* Meanwhile: who cancelled it saw no ticket in the queue. */
-    if (again && cancelled && nk__admission_withdraw(x->g->admission, &x->ticket))
+    if (again && cancelled && nk__admission_withdraw(g->admission, &x->ticket))
         end_cancelled(x);
     unref(x);
+    nk__presence_leave(&g->presence, NK_PRESENT_HELD); /* the last that this thread does with g */
     return again;
 }
 
 /* ---- on the chain's net thread ---- */
 
+/* Room for all vectors, once the first one tells how wide they are: which is the worker's word. */
+static int make_room(nk_embedding *x, size_t width)
+{
+    size_t max = x->g->opts.limits.reply_bytes_max;
+
+    /* The shortest that a number is in a reply, "0,", is half of what it takes here. */
+    if (width > max / sizeof *x->vectors * 2 / x->n_texts)
+        return nk__embed_too_large(x->n_texts, width, max, &x->refused);
+    x->width = width;
+    x->vectors = calloc(x->n_texts, width * sizeof *x->vectors);
+    return x->vectors ? 0
+                      : nk_fail(&x->refused, NK_E_EXHAUSTED, "no_memory",
+                                "no memory for %zu vectors", x->n_texts);
+}
+
 static void on_vector(void *user, size_t text, const float *data, size_t n)
 {
     nk_embedding *x = user;
 
-    if (!x->vectors) {
-        x->width = n;
-        x->vectors = calloc(x->n_texts, n * sizeof *x->vectors);
-        x->no_memory = !x->vectors;
+    if (x->r->api == NK_API_RERANK)
+        n = 1; /* the score; what else a classifier says is not asked for */
+    if (x->refused.code)
+        return;
+    if (!x->vectors && make_room(x, n)) {
+        nk_embed_cancel(x->handle); /* the others would be computed in vain */
+        return;
     }
-    if (x->vectors && n == x->width)
+    if (n == x->width)
         memcpy(x->vectors + text * n, data, n * sizeof *data);
 }
 
@@ -279,7 +310,6 @@ static void on_done(void *user, const struct nk_error *err)
     nk_embedding *x = user;
     nk_gateway *g = x->g;
     int blamed = nk_embed_blamed(x->handle);
-    struct nk_error none;
     bool cancelled, again;
 
     pthread_mutex_lock(&x->mutex);
@@ -289,10 +319,8 @@ static void on_done(void *user, const struct nk_error *err)
     pthread_mutex_unlock(&x->mutex);
     nk_embed_free(x->handle);
     x->handle = NULL;
-    if (!err && x->no_memory) {
-        nk_fail(&none, NK_E_EXHAUSTED, "no_memory", "no memory for %zu vectors", x->n_texts);
-        err = &none;
-    }
+    if (x->refused.code && !cancelled)
+        err = &x->refused;
     if (!err && nk__readiness_in_force(&g->readiness, &x->place))
         nk__monitor_progress(g->monitor);
     if (!err)
@@ -323,10 +351,12 @@ static void on_done(void *user, const struct nk_error *err)
 static void start(nk_embedding *x)
 {
     static const struct nk_embed_handlers handlers = { .vector = on_vector, .done = on_done };
+    uint64_t step_ms = STEPS * (uint64_t)x->g->opts.limits.stall_ms;
     const struct nk_embed_opts o = {
         .texts = x->texts,
         .n_texts = x->n_texts,
         .pooling = x->g->pooling,
+        .step_ms = step_ms < UINT32_MAX ? (uint32_t)step_ms : UINT32_MAX,
     };
     struct nk_prefixes prefixes = { .n = 0 };
     struct nk_replicas *set;

@@ -27,7 +27,7 @@ int nk__embedding_enter(nk_embedding *x,
 /* Any thread, after it has entered: `over` comes soon. */
 void nk__embedding_cancel(nk_embedding *x);
 size_t nk__embedding_n_tokens(const nk_embedding *x);
-/* After `over` without an error; borrowed. */
-const struct nk_buf *nk__embedding_reply(const nk_embedding *x);
+/* After `over` without an error; borrowed, but its bytes may be taken. */
+struct nk_buf *nk__embedding_reply(nk_embedding *x);
 
 #endif

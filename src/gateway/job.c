@@ -1714,6 +1714,23 @@ static void write_failure(nk_job *j)
         write_error(j, streams(j), &err, param);
 }
 
+/* The reply of an embedding becomes what is read: two of it would stay until the reader has all. */
+static int take_vectors(nk_job *j, struct nk_error *err)
+{
+    struct nk_buf *reply = nk__embedding_reply(j->embedding);
+    int rc;
+
+    if (j->out.size) { /* a keepalive's white space waits */
+        rc = nk_buf_add(&j->out, reply->data, reply->size, err);
+        nk_buf_release(reply);
+        return rc;
+    }
+    nk_buf_release(&j->out);
+    j->out = *reply;
+    *reply = (struct nk_buf)NK_BUF_INIT(0);
+    return 0;
+}
+
 ssize_t nk__job_read(nk_job *j, char *out, size_t max)
 {
     size_t n;
@@ -1734,9 +1751,7 @@ ssize_t nk__job_read(nk_job *j, char *out, size_t max)
             struct nk_error err;
 
             if (j->embedding) {
-                const struct nk_buf *reply = nk__embedding_reply(j->embedding);
-
-                if (nk_buf_add(&j->out, reply->data, reply->size, &err))
+                if (take_vectors(j, &err))
                     write_error(j, false, &err, "");
             } else if (!is_answered_at_once(j) && end_reply(j, &err))
                 write_error(j, false, &err, "");

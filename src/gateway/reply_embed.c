@@ -242,6 +242,26 @@ static int write_ranks(const struct nk_embed_result *x, struct nk_buf *out, stru
 
 /* ---- all ---- */
 
+int nk__embed_too_large(size_t n, size_t width, size_t max, struct nk_error *err)
+{
+    return nk_fail(err, NK_E_EXHAUSTED, "too_large",
+                   "%zu vectors of %zu numbers are more than a reply may hold (%zu MiB): send "
+                   "fewer texts at one time",
+                   n, width, max >> 20);
+}
+
+/* JSON has no word for what is no number, nor for an infinite one. */
+static int check_finite(const struct nk_embed_result *x, size_t n_each, struct nk_error *err)
+{
+    for (size_t i = 0; i < x->r->n_inputs; i++)
+        for (size_t k = 0; k < n_each; k++)
+            if (!isfinite(x->vectors[i * x->width + k]))
+                return nk_fail(err, NK_E_DATA_LOSS, "bad_peer",
+                               "of text %zu the number at %zu is %f; a finite one is needed", i, k,
+                               (double)x->vectors[i * x->width + k]);
+    return 0;
+}
+
 int nk__reply_embed(const struct nk_embed_result *x, struct nk_buf *out, struct nk_request_error *e)
 {
     const struct nk_request *r = x->r;
@@ -254,18 +274,20 @@ int nk__reply_embed(const struct nk_embed_result *x, struct nk_buf *out, struct 
                        "dimensions: %d; this model's vectors have %zu, and none is cut",
                        r->dimensions, x->width);
     }
-    if (r->api == NK_API_RERANK)
-        return write_ranks(x, out, &e->err);
+    if (r->api == NK_API_RERANK) {
+        rc = check_finite(x, 1, &e->err);
+        return rc ? rc : write_ranks(x, out, &e->err);
+    }
     for (size_t i = 0; i < r->n_inputs; i++)
         nk__embed_normalize(x->vectors + i * x->width, x->width, r->normalize);
+    rc = check_finite(x, x->width, &e->err); /* also of what became of them */
+    if (rc)
+        return rc;
     rc = r->api == NK_API_EMBEDDINGS        ? write_openai(x, out, &e->err)
          : r->api == NK_API_LLAMA_EMBEDDING ? write_llama(x, out, &e->err)
                                             : write_ollama(x, out, &e->err);
     if (rc == NK_E_EXHAUSTED && !strcmp(e->err.reason, "too_large"))
-        nk_fail(&e->err, rc, "too_large",
-                "%zu vectors of %zu numbers are more than a reply may hold (%zu MiB): send fewer "
-                "texts at one time",
-                r->n_inputs, x->width, out->max >> 20);
+        nk__embed_too_large(r->n_inputs, x->width, out->max, &e->err);
     return rc;
 }
 

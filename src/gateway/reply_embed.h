@@ -18,9 +18,12 @@ struct nk_embed_result {
 };
 /* The whole reply, appended.
  *   INVALID    bad_value  dimensions: both numbers are named
+ *   DATA_LOSS  bad_peer   a number that is none, or not a finite one
  *   EXHAUSTED  too_large, no_memory */
 int nk__reply_embed(const struct nk_embed_result *x, struct nk_buf *out,
                     struct nk_request_error *e);
+/* Fails with too_large: n vectors of `width` numbers in a reply of at most max bytes. */
+int nk__embed_too_large(size_t n, size_t width, size_t max, struct nk_error *err);
 /* Ollama's answer to a request without a text. */
 int nk__reply_embed_nothing(const struct nk_request *r, struct nk_buf *out, struct nk_error *err);
 

@@ -127,6 +127,7 @@ struct nk_request {
     /* embeddings: texts, or a reranker's documents; owned, as their ids */
     struct nk_prompt *inputs;
     size_t n_inputs;
+    const char *input_name; /* of the field that they are in; constant; NULL: there are none */
     bool base64;
     int dimensions; /* that the vectors must have; 0: not said */
     /* -1: as they are; 0: to the largest element, times 32760; else to the norm of this order */

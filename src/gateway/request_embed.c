@@ -33,6 +33,7 @@ static int make_room(struct nk_parse *p, const char *name, size_t n)
     if (n > NK_INPUTS_MAX)
         return nk__bad(p, NK_E_EXHAUSTED, "too_many", name,
                        "%zu texts; at most %d are possible in one request", n, NK_INPUTS_MAX);
+    p->r->input_name = name;
     p->r->inputs = calloc(n + 1, sizeof *p->r->inputs);
     return p->r->inputs
                ? 0
@@ -120,7 +121,7 @@ static bool is_ollama(const struct nk_request *r)
 int nk__embed_check_together(struct nk_parse *p)
 {
     struct nk_request *r = p->r;
-    const char *name = r->texts ? "texts" : nk__api_input(r->api);
+    const char *name = r->input_name ? r->input_name : nk__api_input(r->api);
     char what[64];
 
     if (r->api == NK_API_RERANK && !r->query)

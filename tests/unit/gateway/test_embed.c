@@ -223,6 +223,50 @@ static void test_embed__other_dimensions_are_refused_with_both_numbers(void **st
     nk_buf_release(&small);
 }
 
+/* A worker's bug, or a lie: JSON has no word for it. */
+static void test_embed__what_is_no_finite_number_is_an_error(void **state)
+{
+    static const struct {
+        enum nk_api api;
+        const char *body;
+        float v[2];
+    } all[] = {
+        { NK_API_EMBEDDINGS, "{\"input\":\"a\",\"embd_normalize\":-1}", { 1, NAN } },
+        { NK_API_EMBEDDINGS, "{\"input\":\"a\",\"encoding_format\":\"base64\"}", { NAN, 1 } },
+        { NK_API_LLAMA_EMBEDDING, "{\"input\":\"a\"}", { INFINITY, 1 } },
+        /* Of numbers that are finite, and too small for their norm. */
+        { NK_API_LLAMA_EMBEDDING, "{\"input\":\"a\",\"embd_normalize\":1}", { 1e-42f, 0 } },
+        { NK_API_OLLAMA_EMBEDDINGS, "{\"prompt\":\"a\"}", { 1, -INFINITY } },
+        { NK_API_RERANK, "{\"query\":\"q\",\"documents\":[\"a\",\"b\"]}", { 1, NAN } },
+    };
+    struct nk_buf out = NK_BUF_INIT(4096);
+
+    (void)state;
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        float v[2] = { all[i].v[0], all[i].v[1] };
+        struct nk_embed_result x = { .r = &r,
+                                     .vectors = v,
+                                     .width = all[i].api == NK_API_RERANK ? 1 : 2 };
+
+        assert_int_equal(parse(all[i].api, all[i].body), 0);
+        assert_int_equal(nk__reply_embed(&x, &out, &e), NK_E_DATA_LOSS);
+        assert_string_equal(e.err.reason, "bad_peer");
+        assert_int_equal(out.size, 0);
+        nk__request_release(&r);
+    }
+    nk_buf_release(&out);
+}
+
+static void test_embed__a_text_is_named_by_the_field_that_has_it(void **state)
+{
+    (void)state;
+    assert_int_equal(parse(NK_API_LLAMA_EMBEDDING, "{\"input\":[\"a\",\"b\"]}"), 0);
+    assert_string_equal(r.input_name, "input");
+    nk__request_release(&r);
+    refused(NK_API_LLAMA_EMBEDDING, "{\"input\":[\"a\",\"\"]}", "bad_value", "input[1]");
+    refused(NK_API_LLAMA_EMBEDDING, "{\"content\":[\"a\",\"\"]}", "bad_value", "content[1]");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -233,6 +277,8 @@ int main(void)
         cmocka_unit_test(test_embed__base64_is_rfc_4648s),
         cmocka_unit_test(test_embed__replies_are_each_dialects),
         cmocka_unit_test(test_embed__ranks_are_sorted_and_equal_ones_stay),
+        cmocka_unit_test(test_embed__what_is_no_finite_number_is_an_error),
+        cmocka_unit_test(test_embed__a_text_is_named_by_the_field_that_has_it),
         cmocka_unit_test(test_embed__other_dimensions_are_refused_with_both_numbers),
     };
 
