@@ -226,6 +226,13 @@ static void free_gateway(nk_gateway *g)
     free(g);
 }
 
+static void looked(struct nk_waiter *w)
+{
+    nk_gateway *g = (nk_gateway *)((char *)w - offsetof(nk_gateway, look));
+
+    atomic_store(&g->look_pending, false);
+}
+
 int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struct nk_error *err)
 {
     nk_gateway *g = calloc(1, sizeof *g);
@@ -252,6 +259,7 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
     nk__readiness_init(&g->readiness);
     TAILQ_INIT(&g->jobs);
     LIST_INIT(&g->listeners);
+    g->look.ready = looked; /* the monitor reads it without a lock of ours */
     g->clock = admission.clock = opts->clock ? opts->clock : nk_clock_system();
     g->chance = opts->chance ? opts->chance : nk_chance_system();
     g->started = nk_clock_unix_s(g->clock);
@@ -464,19 +472,11 @@ void nk__gateway_note_token(nk_gateway *g, double seconds)
     pthread_mutex_unlock(&g->mutex);
 }
 
-static void looked(struct nk_waiter *w)
-{
-    nk_gateway *g = (nk_gateway *)((char *)w - offsetof(nk_gateway, look));
-
-    atomic_store(&g->look_pending, false);
-}
-
 static void stages_measured(nk_gateway *g, struct nk_gateway_measured *out)
 {
     enum { LOOK_MS = 5000 };
     struct nk_snapshot *s;
 
-    g->look.ready = looked; /* the same each time */
     if (out->running == 1 && !atomic_exchange(&g->look_pending, true) &&
         nk__monitor_want(g->monitor, &g->look, LOOK_MS, false, 0))
         atomic_store(&g->look_pending, false);

@@ -728,6 +728,7 @@ static bool try_again(struct choice *c, const struct nk_error *err)
     let_go(c);
     nk_gen_free(c->handle); /* before its chain may be closed */
     c->handle = NULL;
+    nk__recovery_anew(&c->recovery);
     return go_back(c, 0);
 }
 
@@ -1040,6 +1041,8 @@ static void expire_ticket(struct nk_ticket *t, const struct nk_error *err)
         give_up(c, err);
         return;
     }
+    /* It may have begun anew after a loss. */
+    nk__recovery_ended(&j->g->recoveries, &c->recovery, NK_RECOVERY_GIVEN_UP, err);
     pthread_mutex_lock(&j->mutex);
     c->done = true;
     j->n_done++;

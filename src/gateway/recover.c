@@ -227,6 +227,12 @@ nk_gen *nk__recovery_chosen(struct nk_recoveries *r, struct nk_recovery *g,
     return lost;
 }
 
+void nk__recovery_anew(struct nk_recovery *g)
+{
+    let_go(g, NULL);
+    g->chosen = NULL; /* its chain may be closed before the next token */
+}
+
 void nk__recovery_replaying(struct nk_recoveries *r, struct nk_recovery *g, const char *worker_id,
                             int done, int total)
 {

@@ -102,6 +102,9 @@ void nk__recovery_lost(struct nk_recoveries *r, struct nk_recovery *g, nk_gen *l
 /* It goes on with the workers of c. Returns what from, which is its caller's then. */
 nk_gen *nk__recovery_chosen(struct nk_recoveries *r, struct nk_recovery *g,
                             const struct nk_cluster *c, uint64_t epoch);
+/* It failed on the chain that was chosen, and begins anew: nothing that was held is of use. The
+ * pause goes on. */
+void nk__recovery_anew(struct nk_recovery *g);
 void nk__recovery_replaying(struct nk_recoveries *r, struct nk_recovery *g, const char *worker_id,
                             int done, int total);
 void nk__recovery_opened(struct nk_recoveries *r, struct nk_recovery *g);

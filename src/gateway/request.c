@@ -219,7 +219,8 @@ static int apply_defaults(struct nk_parse *p, const struct nk_field_rule *rules)
         rules = nk__rules_ollama_options;
         if (!into || json_is_null(into)) {
             into = json_object();
-            rc = json_object_set_new(p->r->root, "options", into);
+            if (json_object_set_new(p->r->root, "options", into))
+                return nk__build_no_memory(p); /* `into` is freed */
         }
     }
     if (!json_is_object(into)) /* which its reader says */

@@ -482,6 +482,40 @@ static void test_chains__a_conversation_goes_on_where_it_was(void **state)
     end();
 }
 
+/* Lost on one chain, and refused by the next before a token came: it begins anew on a third one.
+ * The two before are let go of, and closed. */
+static void test_chains__what_begins_anew_after_a_loss_keeps_no_chain(void **state)
+{
+    const struct nk_error refused = { .code = NK_E_UNAVAILABLE, .reason = "busy", .msg = "busy" };
+    struct nk_gateway_opts o = alone(4);
+    struct client c;
+
+    (void)state;
+    begin(&o);
+    set_one(0, 1);
+    c = stream(STREAM);
+    wait_for_call(0);
+    state_of(0, "loading");
+    lose(wait_for_call(0));
+    wait_for_cluster("\"waiting\":1,");
+    set_one(1, 2);
+    assert_int_equal(where_is(1), 1);
+    state_of(1, "loading");
+    fake_turn();
+    nk_call_finish(wait_for_call(1), &refused);
+    wait_for_cluster("\"waiting\":1,");
+    state_of(0, "serving");
+    set_one(0, 3);
+    assert_int_equal(where_is(2), 0);
+    wait_until_open(1);
+    say(wait_for_call(2), 0, "anew");
+    read_to(&c, "anew");
+    end_alone(2, 1);
+    read_to(&c, "data: [DONE]\n\n");
+    close_client(&c);
+    end();
+}
+
 /* What was begun goes on on the new chain, and what happens on the old one says nothing of the
  * new. */
 static void test_chains__a_chain_lost_in_the_middle_is_replaced(void **state)
@@ -823,6 +857,7 @@ int main(void)
         cmocka_unit_test(test_chains__replicas_share_the_load),
         cmocka_unit_test(test_chains__a_replica_that_goes_is_left_out_until_it_is_back),
         cmocka_unit_test(test_chains__a_conversation_goes_on_where_it_was),
+        cmocka_unit_test(test_chains__what_begins_anew_after_a_loss_keeps_no_chain),
         cmocka_unit_test(test_chains__a_chain_lost_in_the_middle_is_replaced),
         cmocka_unit_test(test_chains__it_ends_while_an_old_one_drains),
         cmocka_unit_test(test_chains__a_hundred_sets_under_load_lose_nothing),
