@@ -39,8 +39,9 @@ struct nk_serve nk_serve_default(void); /* nk_gateway_opts_default()'s */
                     "whatever model a request names, it is this one"),                             \
         NK_OPT_STRING("defaults", 0, &(s).defaults, "JSON",                                        \
                       "fields that requests get which do not say them: {\"seed\": 42}"),           \
-        NK_OPT_INT("max-tokens", 0, &(s).n_predict, "N", 1, 1 << 24,                               \
-                   "most tokens of a reply; else as many as the context holds"),                   \
+        NK_OPT_INT(                                                                                \
+            "max-tokens", 0, &(s).n_predict, "N", 1, 1 << 24,                                      \
+            "most tokens of a reply; else what its request says, or a share of the context"),      \
         NK_OPT_FLAG("verbose", 0, &(s).verbose,                                                    \
                     "OpenAI's replies tell all that the model wrote, as __verbose"),               \
         NK_OPT_STRING("tools", 0, &(s).tools, "native|generic|off",                                \

@@ -107,7 +107,7 @@ struct nk_gateway_opts {
     bool no_page; /* "/" answers one line of text */
     /* JSON: what requests get that do not say it (request.h); NULL: nothing. */
     const char *defaults;
-    int n_predict_max; /* the most tokens of a choice; 0: as many as the context holds */
+    int n_predict_max; /* the most tokens of a choice; 0: as its request says */
     bool any_model;    /* whatever model a request names, it is this one */
     bool verbose;      /* OpenAI's replies tell all that the model wrote (__verbose) */
     bool strict;       /* a request with a field that has no effect here is refused */

@@ -914,6 +914,25 @@ static const struct nk_gen_handlers handlers = {
     .done = on_done,
 };
 
+/* The most tokens of a choice with this prompt; left: as many as the context holds. 0 is a
+ * session's share of the workers' context: a session reserves what it may come to need, and one
+ * that may need everything would let no other run beside it. */
+static int n_predict_of(const struct choice *c, int n_prompt, int left)
+{
+    const struct nk_request *r = &c->j->request;
+    int max = c->j->g->opts.n_predict_max, share = c->place.n_share, its = left;
+
+    if (r->n_predict > 0 && r->n_predict < left)
+        return r->n_predict;
+    if (!max)
+        return r->n_predict || r->num_ctx ? left : 0;
+    /* As the first stage would have it (worker/open.c). */
+    if (!r->n_predict && !r->num_ctx && share > 0)
+        its = share - n_prompt > share / 2 ? share - n_prompt : share / 2 ? share / 2 : 1;
+    its = its < left ? its : left;
+    return its < max ? its : max;
+}
+
 /* On the chain of its place. */
 static int begin_generation(struct choice *c, struct nk_error *err)
 {
@@ -928,11 +947,7 @@ static int begin_generation(struct choice *c, struct nk_error *err)
     o.ids = prompt->ids;
     o.n_ids = prompt->n;
     left = left > 0 ? left : 1;
-    /* 0 is a session's share of the workers' context: a session reserves what it may come to need,
-     * and one that may need everything would let no other run beside it. */
-    o.n_predict = r->n_predict > 0 && r->n_predict < left ? r->n_predict
-                  : r->n_predict || r->num_ctx            ? left
-                                                          : 0;
+    o.n_predict = n_predict_of(c, (int)prompt->n, left);
     o.sampling = r->sampling;
     o.sampling.grammar = j->prepared.grammar;
     /* The choices of one prompt have seeds of their own, or they would all be the same. */

@@ -87,6 +87,12 @@ static void go_on(struct nk_readiness *r)
     nk__admission_set_capacity(r->admission, r->running_max ? r->running_max : n_seq);
 }
 
+/* What a first stage counts with where a session says no limit. */
+static int share(const struct nk_worker_report *w)
+{
+    return w->n_seq_max > 0 ? w->n_ctx / w->n_seq_max : 0;
+}
+
 static int n_sequences(const struct nk_chain_report *report)
 {
     int least = 0;
@@ -167,7 +173,9 @@ void nk__readiness_repair(struct nk_readiness *r, const struct nk_replicas *set,
 
         before = atomic_exchange(&r->set, repaired);
         if (repaired != set) {
-            *s = (struct nk_replica_state){ .n_ctx = s->n_ctx, .n_seq = s->n_seq };
+            *s = (struct nk_replica_state){ .n_ctx = s->n_ctx,
+                                            .n_share = s->n_share,
+                                            .n_seq = s->n_seq };
             nk__affinity_reset(&r->affinity);
             r->unfit = false;
         }
@@ -238,6 +246,7 @@ bool nk__readiness_seen(struct nk_readiness *r, const struct nk_snapshot *s)
             else if (s->begun_ns > state->lost_ns) {
                 state->ok = true;
                 state->n_ctx = report->n_ctx;
+                state->n_share = share(&report->workers[0]);
                 state->n_seq = n_sequences(report);
             }
         }
@@ -312,7 +321,8 @@ int nk__readiness_take(struct nk_readiness *r, const struct nk_prefixes *prompt,
     } else {
         *p = (struct nk_place){ .set = nk__replicas_ref(r->set),
                                 .idx = idx,
-                                .n_ctx = r->replicas[idx].n_ctx };
+                                .n_ctx = r->replicas[idx].n_ctx,
+                                .n_share = r->replicas[idx].n_share };
         r->replicas[idx].running++;
         r->n_places++;
         nk__affinity_note(&r->affinity, prompt, idx);

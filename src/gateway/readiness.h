@@ -20,6 +20,7 @@ struct nk_replica_state {
     bool ok;          /* a generation would run */
     uint64_t lost_ns; /* the last time that one was lost with it */
     int n_ctx;        /* when it was last there; 0: it never was */
+    int n_share;      /* of its first stage's context, a sequence's; as n_ctx */
     int n_seq;
     int running;
 };
@@ -28,7 +29,7 @@ struct nk_replica_state {
 struct nk_place {
     struct nk_replicas *set; /* a reference; NULL: it has none */
     int idx;
-    int n_ctx;
+    int n_ctx, n_share;
 };
 
 struct nk_readiness {

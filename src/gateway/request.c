@@ -191,35 +191,72 @@ static const struct nk_field_rule *find_rule(const struct nk_field_rule *rules, 
     return NULL;
 }
 
+/* The dialects' names for the most tokens of a reply. */
+static const char *const limit_names[] = { "n_predict", "max_tokens", "max_completion_tokens",
+                                           "max_output_tokens", "num_predict" };
+/* What decides alone what the text may be. */
+static const char *const constraint_names[] = { "grammar", "json_schema", "guided_json" };
+
+enum {
+    N_LIMIT_NAMES = sizeof limit_names / sizeof limit_names[0],
+    N_CONSTRAINT_NAMES = sizeof constraint_names / sizeof constraint_names[0],
+};
+
+static bool is_one_of(const char *const *names, int n, const char *name)
+{
+    for (int i = 0; i < n; i++)
+        if (!strcmp(names[i], name))
+            return true;
+    return false;
+}
+
 /* The request says it, perhaps by another name for the same. */
 static bool says(const json_t *o, const char *name)
 {
-    static const char *const limits[] = { "n_predict", "max_tokens", "max_completion_tokens" };
     const json_t *given = json_object_get(o, name);
-    bool is_limit = false, has_limit = false;
 
-    for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
-        is_limit = is_limit || !strcmp(name, limits[i]);
-        has_limit = has_limit || json_is_number(json_object_get(o, limits[i]));
-    }
-    return (given && !json_is_null(given)) || (is_limit && has_limit);
+    if (is_one_of(limit_names, N_LIMIT_NAMES, name))
+        for (int i = 0; i < N_LIMIT_NAMES; i++)
+            if (json_is_number(json_object_get(o, limit_names[i])))
+                return true;
+    return given && !json_is_null(given);
+}
+
+/* The field that the default is for in these rules; NULL: there is none. */
+static const struct nk_field_rule *rule_of_default(const struct nk_parse *p,
+                                                   const struct nk_field_rule *rules,
+                                                   const char *name, const json_t *value)
+{
+    enum nk_dialect dialect = nk__api_dialect(p->r->api);
+    const struct nk_field_rule *f = find_rule(rules, name);
+
+    if (!is_one_of(limit_names, N_LIMIT_NAMES, name))
+        return f;
+    /* These have no number for "as many as the context holds". */
+    if ((dialect == NK_DIALECT_ANTHROPIC || dialect == NK_DIALECT_RESPONSES) &&
+        json_integer_value(value) == -1)
+        return NULL;
+    for (int i = 0; i < N_LIMIT_NAMES && !f; i++)
+        f = find_rule(rules, limit_names[i]);
+    return f;
 }
 
 static int apply_defaults(struct nk_parse *p, const struct nk_field_rule *rules)
 {
     bool ollama = nk__api_dialect(p->r->api) == NK_DIALECT_OLLAMA;
-    json_t *into = p->r->root, *value;
+    json_t *root = p->r->root, *into = root, *value;
+    const struct nk_field_rule *f;
     const char *name;
     int rc = 0;
 
     if (!p->limits->defaults || p->r->api == NK_API_OLLAMA_SHOW)
         return 0;
     if (ollama) {
-        into = json_object_get(p->r->root, "options");
+        into = json_object_get(root, "options");
         rules = nk__rules_ollama_options;
         if (!into || json_is_null(into)) {
             into = json_object();
-            if (json_object_set_new(p->r->root, "options", into))
+            if (json_object_set_new(root, "options", into))
                 return nk__build_no_memory(p); /* `into` is freed */
         }
     }
@@ -227,18 +264,73 @@ static int apply_defaults(struct nk_parse *p, const struct nk_field_rule *rules)
         return 0;
     json_object_foreach((json_t *)p->limits->defaults, name, value)
     {
-        if (!rc && !says(into, name) && find_rule(rules, name))
-            rc = json_object_set_new(into, name, json_deep_copy(value));
+        if (rc || is_one_of(constraint_names, N_CONSTRAINT_NAMES, name))
+            continue;
+        f = rule_of_default(p, rules, name, value);
+        /* Some of Ollama's clients say at the root what belongs into `options`. */
+        if (f && !says(into, name) && !says(root, name))
+            rc = json_object_set_new(into, f->name, json_deep_copy(value));
     }
     return rc ? nk__build_no_memory(p) : 0;
 }
 
-int nk__defaults_read(json_t **out, const char *text, struct nk_error *err)
+/* A constraint is the default only where the request has none of its own, whatever it is called
+ * there, and where no tool call may come. The request is read. */
+static int apply_constraint(struct nk_parse *p, const struct nk_field_rule *rules)
 {
-    static const char empty[] = "{\"prompt\":\"\"}";
-    struct nk_request_limits limits = { .messages_max = 1, .n_max = 1 };
+    const struct nk_request *r = p->r;
+    const struct nk_field_rule *f;
+    json_t *value;
+    const char *name;
+    int rc = 0;
+
+    if (!p->limits->defaults || r->api == NK_API_OLLAMA_SHOW || p->grammar ||
+        r->format != NK_FORMAT_TEXT || (r->tools && r->tool_choice != NK_TOOLS_NONE))
+        return 0;
+    for (int i = 0; i < N_CONSTRAINT_NAMES; i++)
+        if (says(r->root, constraint_names[i])) /* "": none */
+            return 0;
+    json_object_foreach((json_t *)p->limits->defaults, name, value)
+    {
+        if (rc || json_is_null(value) || !is_one_of(constraint_names, N_CONSTRAINT_NAMES, name) ||
+            !(f = find_rule(rules, name)))
+            continue;
+        if (json_object_set_new(r->root, name, json_deep_copy(value)))
+            return nk__build_no_memory(p);
+        rc = f->read(p, f, json_object_get(r->root, name));
+    }
+    return rc;
+}
+
+/* The defaults are right for a request of this kind that says nothing else. */
+static int try_defaults(const json_t *defaults, enum nk_api api, const char *body,
+                        struct nk_error *err)
+{
+    const struct nk_request_limits limits = { .messages_max = 1, .n_max = 1, .defaults = defaults };
     struct nk_request_error e;
     struct nk_request r;
+
+    if (nk__request_parse(&r, api, body, strlen(body), &limits, &e))
+        return nk_fail(err, NK_E_INVALID, "bad_defaults",
+                       "the defaults are not possible for %s: %s", nk__api_path(api), e.err.msg);
+    nk__request_release(&r);
+    return 0;
+}
+
+int nk__defaults_read(json_t **out, const char *text, struct nk_error *err)
+{
+    static const char chat[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}";
+    static const struct {
+        enum nk_api api;
+        const char *body;
+    } all[] = {
+        { NK_API_LLAMA_COMPLETION, "{\"prompt\":\"\"}" },
+        { NK_API_COMPLETION, "{\"prompt\":\"\"}" },
+        { NK_API_CHAT, chat },
+        { NK_API_MESSAGES, chat },
+        { NK_API_RESPONSES, "{\"input\":\"a\"}" },
+        { NK_API_OLLAMA_CHAT, chat },
+    };
     json_error_t at;
     json_t *value;
     const char *name;
@@ -256,12 +348,9 @@ int nk__defaults_read(json_t **out, const char *text, struct nk_error *err)
             rc = nk_fail(err, NK_E_INVALID, "bad_defaults",
                          "\"%.40s\" is no field of /completion that can have a default", name);
     }
-    limits.defaults = *out;
-    if (!rc && nk__request_parse(&r, NK_API_LLAMA_COMPLETION, empty, sizeof empty - 1, &limits, &e))
-        rc = nk_fail(err, NK_E_INVALID, "bad_defaults", "the defaults are not possible: %s",
-                     e.err.msg);
-    else if (!rc)
-        nk__request_release(&r);
+    /* Else each request of a dialect that cannot have them would be refused. */
+    for (size_t i = 0; i < sizeof all / sizeof all[0] && !rc; i++)
+        rc = try_defaults(*out, all[i].api, all[i].body, err);
     if (rc) {
         json_decref(*out);
         *out = NULL;
@@ -333,12 +422,15 @@ int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, s
         rc = apply_defaults(&p, rules[api]);
     if (!rc)
         rc = nk__read_object(&p, rules[api], r->root);
-    if (limits->n_predict_max && (r->n_predict <= 0 || r->n_predict > limits->n_predict_max))
+    /* 0 stays the share: a session reserves what it may come to need. */
+    if (limits->n_predict_max && (r->n_predict == -1 || r->n_predict > limits->n_predict_max))
         r->n_predict = limits->n_predict_max;
     if (!rc && api == NK_API_RESPONSES) {
         r->store = r->store && limits->items;
         rc = nk__responses_build(&p);
     }
+    if (!rc)
+        rc = apply_constraint(&p, rules[api]);
     if (!rc)
         rc = check_together(&p);
     if (rc)

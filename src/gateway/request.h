@@ -41,7 +41,7 @@ struct nk_request_limits {
     const struct nk_item_source *items; /* NULL: nothing is stored */
     bool strict;                        /* hints and unknown fields are refused, too */
     const json_t *defaults; /* what requests get that do not say it, nk__defaults_read's; or NULL */
-    int n_predict_max;      /* the most tokens of a choice; 0: no limit but the context */
+    int n_predict_max;      /* of nk_request.n_predict where that is not 0; 0: no limit */
 };
 
 struct nk_prompt { /* text, or token ids */

@@ -404,14 +404,13 @@ int nk__read_max_tokens(struct nk_parse *p, const struct nk_field_rule *f, const
     if (!nk__json_integer(v, &i) || (i < 1 && i != -1 && (i || !may_be_0)) || i > INT32_MAX)
         return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
                        "must be a positive integer, or -1 for as many as the context holds");
-    p->r->only_prompt = !i;
-    i += !i;
-    if (p->seen_max_tokens && p->r->n_predict != (int)i)
+    if (p->seen_max_tokens && (p->r->only_prompt != !i || (i && p->r->n_predict != (int)i)))
         return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
                        "%lld, but another field for the same says %d; give one of them",
-                       (long long)i, p->r->n_predict);
+                       (long long)i, p->r->only_prompt ? 0 : p->r->n_predict);
     p->seen_max_tokens = true;
-    p->r->n_predict = (int)i;
+    p->r->only_prompt = !i;
+    p->r->n_predict = i ? (int)i : 1; /* the token that must be */
     return 0;
 }
 

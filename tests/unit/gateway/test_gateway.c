@@ -31,6 +31,43 @@ static void test_gateway__ids_and_times_are_what_was_handed_in(void **state)
     end();
 }
 
+/* Of a choice, where the request says nothing. n_ctx: of workers with four sequences. */
+static uint32_t asks_for(uint32_t n_ctx, int most, const char *body)
+{
+    struct nk_gateway_opts o = options(4);
+    struct client c;
+    uint32_t n;
+
+    for (int i = 0; i < FAKES; i++)
+        fakes[i].info.n_ctx = n_ctx;
+    o.n_predict_max = most;
+    begin(&o);
+    c = stream(body);
+    wait_for_call(0);
+    fake_turn();
+    n = fakes[0].request->open->limits->n_predict;
+    end_call(wait_for_call(0), 0);
+    read_to(&c, "data: [DONE]\n\n");
+    close_client(&c);
+    end();
+    return n;
+}
+
+/* A session reserves what it may come to need: the most tokens of a reply are no more than its
+ * share because of --max-tokens. */
+static void test_gateway__the_most_tokens_make_no_session_larger(void **state)
+{
+    static const char silent[] = "{" PROMPT ",\"stream\":true}";
+
+    (void)state;
+    assert_int_equal(asks_for(80, 0, silent), 0);
+    assert_int_equal(asks_for(80, 60, silent), 20 - 3); /* as the worker would have it */
+    assert_int_equal(asks_for(80, 5, silent), 5);
+    assert_int_equal(asks_for(8, 60, silent), 1);
+    assert_int_equal(asks_for(80, 60, "{" PROMPT ",\"stream\":true,\"max_tokens\":-1}"), 60);
+    assert_int_equal(asks_for(80, 60, STREAM), 60);
+}
+
 static void test_gateway__a_silent_stream_gets_a_keepalive_at_the_limit_and_not_before(void **state)
 {
     struct nk_gateway_opts o = options(2);
@@ -917,6 +954,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gateway__ids_and_times_are_what_was_handed_in),
+        cmocka_unit_test(test_gateway__the_most_tokens_make_no_session_larger),
         cmocka_unit_test(
             test_gateway__a_silent_stream_gets_a_keepalive_at_the_limit_and_not_before),
         cmocka_unit_test(test_gateway__ollamas_stream_begins_in_time_when_a_prompt_takes_long),

@@ -748,13 +748,26 @@ static void test_request__defaults_are_for_what_is_not_said(void **state)
           "\"max_completion_tokens\":8}",
           42, 1, 8 },
         { NK_API_LLAMA_COMPLETION, "{\"prompt\":\"a\",\"n_predict\":-1}", 42, 0.5f, 64 },
-        { NK_API_OLLAMA_GENERATE, "{\"prompt\":\"a\"}", 42, 0.5f, 64 },
-        { NK_API_OLLAMA_GENERATE, "{\"prompt\":\"a\",\"options\":{\"seed\":3}}", 3, 0.5f, 64 },
+        { NK_API_OLLAMA_GENERATE, "{\"prompt\":\"a\"}", 42, 0.5f, 7 },
+        { NK_API_OLLAMA_GENERATE, "{\"prompt\":\"a\",\"options\":{\"seed\":3}}", 3, 0.5f, 7 },
+        { NK_API_OLLAMA_GENERATE, "{\"prompt\":\"a\",\"options\":{\"num_predict\":-2}}", 42, 0.5f,
+          64 },
+        { NK_API_OLLAMA_GENERATE,
+          "{\"prompt\":\"a\",\"temperature\":0,\"max_output_tokens\":9,\"options\":{}}", 42, 0, 9 },
+        { NK_API_MESSAGES, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}", 42, 0.5f, 7 },
+        { NK_API_RESPONSES, "{\"input\":\"a\"}", 42, 0.5f, 7 },
+        { NK_API_RESPONSES, "{\"input\":\"a\",\"max_output_tokens\":9}", 42, 0.5f, 9 },
     };
     static const char *const wrong[][2] = {
-        { "[1]", "JSON object" },           { "{", "JSON object" },
-        { "{\"prompt\":\"a\"}", "prompt" }, { "{\"temprature\":1}", "temprature" },
+        { "[1]", "JSON object" },
+        { "{", "JSON object" },
+        { "{\"prompt\":\"a\"}", "prompt" },
+        { "{\"temprature\":1}", "temprature" },
         { "{\"seed\":\"x\"}", "seed" },
+        /* Right for /completion alone: the others would be refused for ever. */
+        { "{\"n_predict\":0}", "/v1/chat/completions" },
+        { "{\"top_k\":-1}", "/v1/messages" },
+        { "{\"grammar\":\"root ::= [a]\",\"json_schema\":{}}", "grammar" },
     };
     struct nk_request_limits ours = { .messages_max = 9, .n_max = 9, .n_predict_max = 64 };
     struct nk_error err;
@@ -782,10 +795,90 @@ static void test_request__defaults_are_for_what_is_not_said(void **state)
     }
 }
 
+static const char *grammar_of(enum nk_api api, const char *body, const json_t *defaults)
+{
+    const struct nk_request_limits ours = { .messages_max = 9, .n_max = 9, .defaults = defaults };
+    static char text[80];
+
+    if (nk__request_parse(&r, api, body, strlen(body), &ours, &e))
+        fail_msg("%s: %s", body, e.err.msg);
+    snprintf(text, sizeof text, "%s", r.sampling.grammar ? r.sampling.grammar : "");
+    nk__request_release(&r);
+    return text;
+}
+
+/* A constraint of its own that a request has, whatever its name, or a tool that it may call. */
+static void test_request__a_default_grammar_gives_way_to_what_is_asked_for(void **state)
+{
+#define HELLO "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]"
+#define TOOLS "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}]"
+    static const struct {
+        enum nk_api api;
+        const char *body;
+        bool is_default;
+    } all[] = {
+        { NK_API_COMPLETION, "{\"prompt\":\"a\"}", true },
+        { NK_API_COMPLETION, "{\"prompt\":\"a\",\"grammar\":\"\"}", false },
+        { NK_API_LLAMA_COMPLETION, "{\"prompt\":\"a\",\"json_schema\":{}}", false },
+        { NK_API_CHAT, HELLO "}", true },
+        { NK_API_CHAT, HELLO ",\"response_format\":{\"type\":\"text\"}}", true },
+        { NK_API_CHAT, HELLO ",\"response_format\":{\"type\":\"json_object\"}}", false },
+        { NK_API_CHAT, HELLO "," TOOLS "}", false },
+        { NK_API_CHAT, HELLO "," TOOLS ",\"tool_choice\":\"none\"}", true },
+        { NK_API_MESSAGES, HELLO ",\"tools\":[{\"name\":\"f\",\"input_schema\":{}}]}", false },
+        { NK_API_RESPONSES, "{\"input\":\"a\",\"text\":{\"format\":{\"type\":\"json_object\"}}}",
+          false },
+        { NK_API_OLLAMA_CHAT, HELLO ",\"format\":\"json\"}", false },
+    };
+    struct nk_error err;
+    json_t *defaults;
+
+    (void)state;
+    assert_int_equal(nk__defaults_read(&defaults, "{\"grammar\":\"root ::= [a]\"}", &err), 0);
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        if ((strcmp(grammar_of(all[i].api, all[i].body, defaults), "root ::= [a]") == 0) !=
+            all[i].is_default)
+            fail_msg("%s", all[i].body);
+    json_decref(defaults);
+}
+
+/* 0 is one: nothing is generated. */
+static void test_request__two_limits_that_differ_are_refused(void **state)
+{
+    (void)state;
+    takes(NK_API_COMPLETION, "{\"prompt\":\"a\",\"max_tokens\":0,\"n_predict\":0}", "");
+    assert_true(r.only_prompt);
+    assert_int_equal(
+        parse(NK_API_COMPLETION, "{\"prompt\":\"a\",\"max_tokens\":0,\"n_predict\":1}"),
+        NK_E_INVALID);
+    assert_non_null(strstr(e.err.msg, "says 0"));
+    assert_int_equal(
+        parse(NK_API_COMPLETION, "{\"prompt\":\"a\",\"max_tokens\":1,\"n_predict\":0}"),
+        NK_E_INVALID);
+    assert_non_null(strstr(e.err.msg, "says 1"));
+}
+
+/* What says nothing has the share of a session, which is the workers' to know. */
+static void test_request__the_most_tokens_are_no_wish_for_so_many(void **state)
+{
+    static const struct nk_request_limits ours = { .messages_max = 9,
+                                                   .n_max = 9,
+                                                   .n_predict_max = 64 };
+    static const char body[] = "{\"prompt\":\"a\"}";
+
+    (void)state;
+    assert_int_equal(nk__request_parse(&r, NK_API_COMPLETION, body, strlen(body), &ours, &e), 0);
+    assert_int_equal(r.n_predict, 0);
+    nk__request_release(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_request__defaults_are_for_what_is_not_said),
+        cmocka_unit_test(test_request__a_default_grammar_gives_way_to_what_is_asked_for),
+        cmocka_unit_test(test_request__two_limits_that_differ_are_refused),
+        cmocka_unit_test(test_request__the_most_tokens_are_no_wish_for_so_many),
         cmocka_unit_test(test_request__names_what_is_wrong),
         cmocka_unit_test(test_request__every_field_of_the_tables_does_what_its_word_says),
         cmocka_unit_test(test_request__hints_and_labels_are_taken_and_named),
