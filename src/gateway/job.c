@@ -351,7 +351,11 @@ static const char *put(char **at, const char *text, size_t size)
 /* Under the mutex. False: its reader is too slow. */
 static bool push(nk_job *j, struct event *e)
 {
-    if (j->n_bytes + e->bytes > j->g->opts.limits.output_bytes_max && e->kind != EVENT_DONE)
+    /* Of the prompt's tokens many come at once, however fast the reader is; they are no more than
+     * the prompt. */
+    if (e->kind == EVENT_PROMPT)
+        e->bytes = 0;
+    else if (j->n_bytes + e->bytes > j->g->opts.limits.output_bytes_max && e->kind != EVENT_DONE)
         return false;
     j->n_bytes += e->bytes;
     STAILQ_INSERT_TAIL(&j->events, e, link);
