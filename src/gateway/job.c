@@ -1094,7 +1094,7 @@ static int write_settings(void *user, int choice, struct nk_buf *out, struct nk_
     int rc = nk_buf_adds(out, "\"generation_settings\":", err);
 
     if (!rc)
-        rc = nk__llama_settings_write(&j->request, j->request.n_predict ? j->request.n_predict : -1,
+        rc = nk__llama_settings_write(&j->request, j->g->opts.n_predict_max, j->prepared.grammar,
                                       out, err);
     for (size_t i = 0; i < p->n && !rc; i++)
         rc = nk_vocab_piece(j->g->vocab, p->ids[i], true, &text, err);

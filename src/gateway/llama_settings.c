@@ -39,11 +39,15 @@ static const char fixed[] =
     "\"generation_prompt\":\"\",\"reasoning_format\":\"deepseek\",\"reasoning_in_content\":false,"
     "\"speculative.types\":\"none\"";
 
-int nk__llama_settings_write(const struct nk_request *r, int n_predict, struct nk_buf *out,
-                             struct nk_error *err)
+int nk__llama_settings_write(const struct nk_request *r, int n_predict_max, const char *grammar,
+                             struct nk_buf *out, struct nk_error *err)
 {
     const struct nk_sampling *s = &r->sampling;
     struct out o = { out, err, 0 };
+    int n_predict = r->only_prompt  ? 0
+                    : r->n_predict  ? r->n_predict
+                    : n_predict_max ? n_predict_max
+                                    : -1;
 
     if (!o.rc)
         o.rc = nk_buf_addf(out, err, "{\"seed\":%lu", (unsigned long)s->seed);
@@ -95,7 +99,7 @@ int nk__llama_settings_write(const struct nk_request *r, int n_predict, struct n
     boolean(&o, "timings_per_token", r->timings_per_token);
     raw(&o, ",\"grammar\":");
     if (!o.rc)
-        o.rc = nk_json_str(out, s->grammar ? s->grammar : "", err);
+        o.rc = nk_json_str(out, grammar ? grammar : "", err);
     raw(&o, fixed);
     raw(&o, ",\"samplers\":[\"penalties\",\"dry\",\"top_n_sigma\",\"top_k\",\"typ_p\",\"top_p\","
             "\"min_p\",\"xtc\",\"temperature\"]}");

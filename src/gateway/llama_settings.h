@@ -6,9 +6,9 @@
 #include "base/buf.h"
 #include "gateway/request.h"
 
-/* One JSON object, appended. n_predict: as many tokens as it may get; -1: as many as fit. EXHAUSTED
- * no_memory. */
-int nk__llama_settings_write(const struct nk_request *r, int n_predict, struct nk_buf *out,
-                             struct nk_error *err);
+/* One JSON object, appended. n_predict_max: where the request says no limit; 0: none. grammar: what
+ * it became, also of a schema; or NULL. EXHAUSTED no_memory. */
+int nk__llama_settings_write(const struct nk_request *r, int n_predict_max, const char *grammar,
+                             struct nk_buf *out, struct nk_error *err);
 
 #endif

@@ -51,7 +51,8 @@ NK__ANSWER(props)
     num(&o, "n_ctx", s && s->ok ? s->n_ctx : 0);
     key(&o, "params");
     if (!o.rc)
-        o.rc = nk__llama_settings_write(&r, r.n_predict ? r.n_predict : -1, a->body, NULL);
+        o.rc =
+            nk__llama_settings_write(&r, g->opts.n_predict_max, r.sampling.grammar, a->body, NULL);
     raw(&o, "}");
     nk__request_release(&r);
     num(&o, "total_slots", n_places(g));
