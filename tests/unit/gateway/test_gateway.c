@@ -375,6 +375,49 @@ static void test_gateway__waiting_ends_with_429_at_the_limit(void **state)
 
 /* Tokens come until the gateway has had enough: a reader that does not read is cut off, and nobody
  * else. */
+/* All log-probabilities of a prompt come at once, more than what may wait for a reader. */
+static void test_gateway__a_prompts_probabilities_are_no_slow_readers(void **state)
+{
+    enum { TOKENS = 1000 };
+    Nakshatra__V1__InferenceReply r = NAKSHATRA__V1__INFERENCE_REPLY__INIT;
+    Nakshatra__V1__PromptProbs m = NAKSHATRA__V1__PROMPT_PROBS__INIT;
+    Nakshatra__V1__TokenProb prob = NAKSHATRA__V1__TOKEN_PROB__INIT;
+    Nakshatra__V1__PromptProb one = NAKSHATRA__V1__PROMPT_PROB__INIT, *all[TOKENS - 1];
+    struct nk_gateway_opts o = options(2);
+    struct nk_buf body = NK_BUF_INIT(1 << 16);
+    struct client c;
+
+    (void)state;
+    o.limits.output_bytes_max = 16384;
+    nk_buf_adds(&body, "{\"model\":\"tiny\",\"prompt\":[1", NULL);
+    for (int i = 1; i < TOKENS; i++)
+        nk_buf_adds(&body, ",1", NULL);
+    nk_buf_adds(&body, "],\"max_tokens\":4,\"echo\":true,\"logprobs\":0,\"stream\":true}", NULL);
+    begin(&o);
+    c = stream(nk_buf_str(&body));
+    prob.id = 1;
+    prob.logprob = -1;
+    one.prob = &prob;
+    for (int i = 0; i < TOKENS - 1; i++)
+        all[i] = &one;
+    m.pos = 1;
+    m.probs = all;
+    m.n_probs = TOKENS - 1;
+    r.kind_case = NAKSHATRA__V1__INFERENCE_REPLY__KIND_PROMPT_PROBS;
+    r.prompt_probs = &m;
+    wait_for_call(0);
+    fake_turn();
+    send_reply(wait_for_call(0), &r);
+    prob.id = 10;
+    send_token_with(wait_for_call(0), 0, 10, "one", 3, NAKSHATRA__V1__FINISH_REASON__FINISH_NONE,
+                    &prob, 0);
+    end_call(wait_for_call(0), 1);
+    read_to(&c, "data: [DONE]\n\n");
+    close_client(&c);
+    nk_buf_release(&body);
+    end();
+}
+
 static void test_gateway__a_client_that_does_not_read_ends_its_own_generation_only(void **state)
 {
     struct nk_gateway_opts o = options(2);
@@ -966,6 +1009,7 @@ int main(void)
         cmocka_unit_test(test_gateway__who_waits_outlasts_a_worker_that_goes_and_returns),
         cmocka_unit_test(test_gateway__a_worker_that_does_not_fit_is_told_at_once),
         cmocka_unit_test(test_gateway__waiting_ends_with_429_at_the_limit),
+        cmocka_unit_test(test_gateway__a_prompts_probabilities_are_no_slow_readers),
         cmocka_unit_test(test_gateway__a_client_that_does_not_read_ends_its_own_generation_only),
         cmocka_unit_test(test_gateway__what_ends_within_the_grace_is_whole_and_nobody_waits_longer),
         cmocka_unit_test(test_gateway__what_outlasts_the_grace_ends_then_and_is_told_why),
