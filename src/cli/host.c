@@ -916,10 +916,11 @@ static void tell_measured(nk_host *h)
         return;
     nk_gateway_measured(h->gateway, &m);
     if (m.ms_per_token > 0)
-        nk_coordinator_measured(h->coordinator, m.ms_per_token);
+        nk_coordinator_measured(h->coordinator, m.epoch, m.ms_per_token);
     for (int i = 0; i < m.n_stages; i++)
-        nk_coordinator_stage_measured(h->coordinator, m.stages[i].id, m.stages[i].layer_begin,
-                                      m.stages[i].layer_end, m.stages[i].ms);
+        nk_coordinator_stage_measured(h->coordinator, m.epoch, m.stages[i].id,
+                                      m.stages[i].layer_begin, m.stages[i].layer_end,
+                                      m.stages[i].ms);
 }
 
 /* Machines change their addresses: another network, a lease that ended. Members are told while they

@@ -215,19 +215,27 @@ void nk_coordinator_set_addresses(nk_coordinator *c, const char *const *addresse
     on_net(c, set_addresses, &(struct hosts){ addresses, n }, NULL);
 }
 
+struct token_time {
+    uint64_t epoch;
+    double ms;
+};
+
 static int measured(nk_coordinator *c, void *arg, struct nk_error *err)
 {
+    const struct token_time *t = arg;
+
     (void)err;
-    nk_fleet_measured(c->fleet, *(double *)arg);
+    nk_fleet_measured(c->fleet, t->epoch, t->ms);
     return 0;
 }
 
-void nk_coordinator_measured(nk_coordinator *c, double ms_per_token)
+void nk_coordinator_measured(nk_coordinator *c, uint64_t epoch, double ms_per_token)
 {
-    on_net(c, measured, &ms_per_token, NULL);
+    on_net(c, measured, &(struct token_time){ epoch, ms_per_token }, NULL);
 }
 
 struct stage_time {
+    uint64_t epoch;
     const char *name;
     int begin, end;
     double ms;
@@ -238,15 +246,16 @@ static int stage_measured(nk_coordinator *c, void *arg, struct nk_error *err)
     const struct stage_time *s = arg;
 
     (void)err;
-    nk_fleet_stage_measured(c->fleet, s->name, s->begin, s->end, s->ms,
+    nk_fleet_stage_measured(c->fleet, s->epoch, s->name, s->begin, s->end, s->ms,
                             nk_clock_now_ns(c->o.clock));
     return 0;
 }
 
-void nk_coordinator_stage_measured(nk_coordinator *c, const char *name, int layer_begin,
-                                   int layer_end, double ms)
+void nk_coordinator_stage_measured(nk_coordinator *c, uint64_t epoch, const char *name,
+                                   int layer_begin, int layer_end, double ms)
 {
-    on_net(c, stage_measured, &(struct stage_time){ name, layer_begin, layer_end, ms }, NULL);
+    on_net(c, stage_measured, &(struct stage_time){ epoch, name, layer_begin, layer_end, ms },
+           NULL);
 }
 
 int nk_coordinator_json(nk_coordinator *c, struct nk_buf *out, struct nk_error *err)

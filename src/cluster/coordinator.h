@@ -82,10 +82,10 @@ void nk_coordinator_unreachable(nk_coordinator *c, const char *id, const char *w
  * address, are left out. */
 void nk_coordinator_set_addresses(nk_coordinator *c, const char *const *addresses, int n);
 /* [any] nk_fleet_measured. */
-void nk_coordinator_measured(nk_coordinator *c, double ms_per_token);
+void nk_coordinator_measured(nk_coordinator *c, uint64_t epoch, double ms_per_token);
 /* [any] nk_fleet_stage_measured. */
-void nk_coordinator_stage_measured(nk_coordinator *c, const char *name, int layer_begin,
-                                   int layer_end, double ms);
+void nk_coordinator_stage_measured(nk_coordinator *c, uint64_t epoch, const char *name,
+                                   int layer_begin, int layer_end, double ms);
 /* [any, and it waits for nobody] The cluster's state as JSON text, as Status has it, at most some
  * seconds old. */
 int nk_coordinator_json(nk_coordinator *c, struct nk_buf *out, struct nk_error *err);

@@ -181,15 +181,16 @@ int nk_fleet_peers(const nk_fleet *f, const char *id, struct nk_fleet_peer *out,
 const char *nk_fleet_own_host(const nk_fleet *f);
 /* Something that is told with every `want` has changed: each is called again at the next step. */
 void nk_fleet_want_again(nk_fleet *f);
-/* What is measured of what serves: ms per token of one stream that runs alone; 0: nothing yet. Far
- * from what was predicted it is said, once. */
-void nk_fleet_measured(nk_fleet *f, double ms_per_token);
+/* What is measured of what serves: ms per token of one stream that runs alone. epoch: of the plan
+ * that it was measured of; where another one is in force by now it is not taken. Far from what was
+ * predicted it is said, and again only when it was near meanwhile. */
+void nk_fleet_measured(nk_fleet *f, uint64_t epoch, double ms_per_token);
 /* What a stage of what serves takes for one token of one stream: the member (by its name) that
- * holds these layers. Where that is far from what was predicted, for a minute, the member is
- * planned with what was measured; half an hour after it has nothing to do any more it is believed
+ * holds these layers; epoch: as above. Where that is far from what was predicted, for a minute, the
+ * member is planned with what was measured; half an hour after it has nothing to do any more it is believed
  * again. */
-void nk_fleet_stage_measured(nk_fleet *f, const char *name, int layer_begin, int layer_end,
-                             double ms, uint64_t now_ns);
+void nk_fleet_stage_measured(nk_fleet *f, uint64_t epoch, const char *name, int layer_begin,
+                             int layer_end, double ms, uint64_t now_ns);
 /* Everything, for people, as docs/api.md has it ("cluster"). NULL: no memory. */
 json_t *nk_fleet_json(const nk_fleet *f, uint64_t now_ns);
 

@@ -34,8 +34,10 @@ enum {
     BELIEVED_MS = 1800000,
 };
 #define MS(n) ((uint64_t)(n)*1000000)
-/* Measured and predicted times that differ by more than this are told. */
+/* Measured and predicted times that differ by more than this are told, and again only when they have
+ * been as near as the second meanwhile. */
 #define FAR_OFF 1.4
+#define NEAR    1.2
 
 struct nk__member {
     char id[NK_MEMBER_ID_SIZE], name[NK_MEMBER_NAME_SIZE];

@@ -22,22 +22,29 @@ void nk__fleet_believe_again(nk_fleet *f, uint64_t now_ns, uint64_t *wake)
     }
 }
 
-static bool is_far(double ms, double predicted)
+static bool differs(double ms, double predicted, double times)
 {
-    return predicted > 0 && ms > 0 && (ms > FAR_OFF * predicted || ms < predicted / FAR_OFF);
+    return predicted > 0 && ms > 0 && (ms > times * predicted || ms < predicted / times);
 }
 
-void nk_fleet_stage_measured(nk_fleet *f, const char *name, int layer_begin, int layer_end,
-                             double ms, uint64_t now_ns)
+static bool is_far(double ms, double predicted)
+{
+    return differs(ms, predicted, FAR_OFF);
+}
+
+void nk_fleet_stage_measured(nk_fleet *f, uint64_t epoch, const char *name, int layer_begin,
+                             int layer_end, double ms, uint64_t now_ns)
 {
     struct nk__member *m = NULL;
     const struct nk_plan_stage *s;
-    uint64_t epoch;
+    uint64_t stage_epoch;
 
+    if (epoch != f->serving.epoch)
+        return;
     for (size_t i = 0; !m && i < f->n; i++)
         if (!f->members[i]->removed && !strcmp(f->members[i]->name, name))
             m = f->members[i];
-    s = m && m->has_facts ? nk__fleet_stage_of(&f->serving, m->id, &epoch) : NULL;
+    s = m && m->has_facts ? nk__fleet_stage_of(&f->serving, m->id, &stage_epoch) : NULL;
     if (!s || s->begin != layer_begin || s->end != layer_end)
         return;
     if (!f->serving.plan->rates_known || !is_far(ms, s->ms)) {
@@ -61,17 +68,24 @@ void nk_fleet_stage_measured(nk_fleet *f, const char *name, int layer_begin, int
     nk__fleet_dirty(f, now_ns, f->o.settle_ms);
 }
 
-bool nk__fleet_is_far_off(const nk_fleet *f)
+static double predicted_ms(const nk_fleet *f)
 {
-    double predicted =
-        f->serving.epoch && f->serving.plan->rates_known ? f->serving.plan->ms_per_token : 0;
-
-    return is_far(f->measured_ms, predicted);
+    return f->serving.epoch && f->serving.plan->rates_known ? f->serving.plan->ms_per_token : 0;
 }
 
-void nk_fleet_measured(nk_fleet *f, double ms_per_token)
+bool nk__fleet_is_far_off(const nk_fleet *f)
 {
+    return is_far(f->measured_ms, predicted_ms(f));
+}
+
+void nk_fleet_measured(nk_fleet *f, uint64_t epoch, double ms_per_token)
+{
+    if (epoch != f->serving.epoch)
+        return;
     f->measured_ms = ms_per_token;
+    /* What goes to and fro about the bound is said once. */
+    if (!differs(ms_per_token, predicted_ms(f), NEAR))
+        f->far_off_said = false;
     if (!nk__fleet_is_far_off(f) || f->far_off_said)
         return;
     f->far_off_said = true;

@@ -443,6 +443,7 @@ int nk_gateway_set_chains(nk_gateway *g, nk_chain *const *chains, int n, uint64_
         return rc;
     }
     pthread_mutex_lock(&g->mutex);
+    g->token_epoch = n ? epoch : 0;
     g->token_s = 0;
     g->n_token_s = 0;
     pthread_mutex_unlock(&g->mutex);
@@ -464,8 +465,12 @@ void nk__gateway_note_token(nk_gateway *g, double seconds)
 {
     enum { TOKENS = 64 };
 
-    if (nk__readiness_counts(&g->readiness).running > 1)
-        return; /* with others each token takes longer, which says nothing of the machines */
+    struct nk_admission_counts c = nk__readiness_counts(&g->readiness);
+
+    /* With others each token takes longer, which says nothing of the machines; and what ends on the
+     * chains of before, on the same machines perhaps, is none of those in force. */
+    if (c.running != 1 || c.ending)
+        return;
     pthread_mutex_lock(&g->mutex);
     g->n_token_s += g->n_token_s < TOKENS;
     g->token_s += (seconds - g->token_s) / (double)g->n_token_s;
@@ -476,12 +481,18 @@ static void stages_measured(nk_gateway *g, struct nk_gateway_measured *out)
 {
     enum { LOOK_MS = 5000 };
     struct nk_snapshot *s;
+    bool is_news;
 
-    if (out->running == 1 && !atomic_exchange(&g->look_pending, true) &&
+    if (out->running == 1 && !out->ending && !atomic_exchange(&g->look_pending, true) &&
         nk__monitor_want(g->monitor, &g->look, LOOK_MS, false, 0))
         atomic_store(&g->look_pending, false);
     s = nk__monitor_peek(g->monitor);
-    for (int i = 0; s && s->set && i < s->n; i++) {
+    /* Each look is told once, and while it is fresh: nobody is slow for as long as nobody looks. */
+    is_news = s && s->set && s->time_ns != g->look_told_ns &&
+              nk_clock_now_ns(g->clock) - s->time_ns <= LOOK_MS * 1000000ull;
+    if (is_news)
+        g->look_told_ns = s->time_ns;
+    for (int i = 0; is_news && s->set->epoch == out->epoch && i < s->n; i++) {
         const struct nk_cluster *c = nk_chain_cluster(s->set->chains[i]);
 
         for (int k = 0; k < c->n_workers && out->n_stages < NK_GATEWAY_STAGES_MAX; k++) {
@@ -505,10 +516,12 @@ void nk_gateway_measured(nk_gateway *g, struct nk_gateway_measured *out)
 
     pthread_mutex_lock(&g->mutex);
     *out = (struct nk_gateway_measured){
+        .epoch = g->token_epoch,
         .running = c.running,
+        .ending = c.ending,
         .waiting = c.waiting,
         .tokens_per_second = g->tokens_per_second,
-        .ms_per_token = g->n_token_s ? g->token_s * 1000 : NAN,
+        .ms_per_token = g->n_token_s >= NK_GATEWAY_TOKENS_MIN ? g->token_s * 1000 : NAN,
     };
     pthread_mutex_unlock(&g->mutex);
     stages_measured(g, out);

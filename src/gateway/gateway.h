@@ -173,14 +173,20 @@ int nk_gateway_set_chains(nk_gateway *g, nk_chain *const *chains, int n, uint64_
  * ..."); copied. NULL: words of the gateway's own. */
 void nk_gateway_set_waiting(nk_gateway *g, const char *text);
 
-enum { NK_GATEWAY_STAGES_MAX = 64 };
+enum {
+    NK_GATEWAY_STAGES_MAX = 64,
+    NK_GATEWAY_TOKENS_MIN = 16, /* of fewer the mean says little */
+};
 struct nk_gateway_measured {
+    uint64_t epoch;           /* of the set that all of this is of; 0: there is none */
     int running, waiting;     /* generations, on the set in force; that wait for a place */
+    int ending;               /* on the sets of before */
     double tokens_per_second; /* of all together, over the last seconds */
     /* Between two tokens of a generation that ran alone: a mean in which the last 64 count most,
-     * since the set is in force; NaN: there were none. */
+     * since the set is in force; NaN: there were fewer than NK_GATEWAY_TOKENS_MIN. */
     double ms_per_token;
-    /* Of stages that ran for one stream alone when they were looked at: computing, per token. */
+    /* Of stages that ran for one stream alone when they were looked at: computing, per token. Each
+     * look is told once. */
     int n_stages;
     struct nk_gateway_stage {
         char id[64]; /* the worker's in its nk_cluster */

@@ -81,9 +81,11 @@ struct nk_gateway {
     uint64_t tick_ns;
     /* The mean time between two tokens of a generation that ran alone on the set in force; and of
      * how many, 64 at most. */
+    uint64_t token_epoch; /* of the set that the next two are of */
     double token_s;
     uint64_t n_token_s;
-    struct nk_waiter look; /* for nk_gateway_measured */
+    struct nk_waiter look; /* for nk_gateway_measured, as the next two */
+    uint64_t look_told_ns;
     atomic_bool look_pending;
 };
 

@@ -772,11 +772,11 @@ static void test_fleet__what_is_far_from_its_prediction_is_said_once(void **stat
     predicted = json_number_value(json_object_get(plan, "predicted"));
     json_decref(j);
     w->events[0] = '\0';
-    nk_fleet_measured(w->f, 1100 / predicted);
+    nk_fleet_measured(w->f, w->d.epoch, 1100 / predicted);
     assert_string_equal(w->events, "");
     for (int i = 0; i < 4; i++) /* to and fro */
-        nk_fleet_measured(w->f, (i % 2 ? 1000 : 2000) / predicted);
-    nk_fleet_measured(w->f, 2000 / predicted);
+        nk_fleet_measured(w->f, w->d.epoch, (i % 2 ? 1300 : 2000) / predicted);
+    nk_fleet_measured(w->f, w->d.epoch, 2000 / predicted);
     said = strstr(w->events, "were predicted");
     assert_true(said && !strstr(said + 1, "were predicted"));
     j = nk_fleet_json(w->f, w->now);
@@ -784,6 +784,17 @@ static void test_fleet__what_is_far_from_its_prediction_is_said_once(void **stat
     assert_string_equal(json_string_value(json_object_get(plan, "warning")),
                         "one stream gets 0.50 of the tokens/s that were predicted");
     json_decref(j);
+    /* What is of a plan that is in force no more says nothing of this one. */
+    nk_fleet_measured(w->f, w->d.epoch - 1, 1000 / predicted);
+    j = nk_fleet_json(w->f, w->now);
+    assert_non_null(json_object_get(json_object_get(j, "plan"), "warning"));
+    json_decref(j);
+    /* All was well, and is not any more. */
+    w->events[0] = '\0';
+    nk_fleet_measured(w->f, w->d.epoch, 1000 / predicted);
+    assert_string_equal(w->events, "");
+    nk_fleet_measured(w->f, w->d.epoch, 2000 / predicted);
+    assert_non_null(strstr(w->events, "were predicted"));
 }
 
 static void test_fleet__a_stage_that_is_slow_for_long_is_planned_with_what_it_takes(void **state)
@@ -801,10 +812,14 @@ static void test_fleet__a_stage_that_is_slow_for_long_is_planned_with_what_it_ta
     end = s->layer_end;
     w->events[0] = '\0';
     for (int i = 0; i < 10; i++) { /* now and then: nobody is slow for a minute */
-        nk_fleet_stage_measured(w->f, name, begin, end, 1000, w->now);
+        nk_fleet_stage_measured(w->f, w->d.epoch, name, begin, end, 1000, w->now);
         live(w, S(10), both, 2);
-        nk_fleet_stage_measured(w->f, name, begin, end, 1000, w->now);
+        nk_fleet_stage_measured(w->f, w->d.epoch, name, begin, end, 1000, w->now);
         live(w, S(30), both, 2);
+    }
+    for (int i = 0; i < 10; i++) { /* of the plan before */
+        nk_fleet_stage_measured(w->f, w->d.epoch - 1, name, begin, end, 1000, w->now);
+        live(w, S(10), both, 2);
     }
     assert_null(strstr(w->events, "planned with"));
     /* Another one that would be better is there already: nobody knew. */
@@ -812,7 +827,7 @@ static void test_fleet__a_stage_that_is_slow_for_long_is_planned_with_what_it_ta
     live(w, S(5), all, 3);
     assert_int_equal(want_of(w, 3)->n_assignments, 0);
     for (int i = 0; i < 8; i++) {
-        nk_fleet_stage_measured(w->f, name, begin, end, 1000, w->now);
+        nk_fleet_stage_measured(w->f, w->d.epoch, name, begin, end, 1000, w->now);
         live(w, S(10), all, 3);
     }
     assert_non_null(strstr(w->events, "ms for a token with layers"));
