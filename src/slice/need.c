@@ -58,7 +58,7 @@ static uint64_t kv_bytes_of(const nk_model *m, int layer)
     if (layer >= m->info.n_layer - uint_at(m, "attention.shared_kv_layers", layer, 0))
         return 0;
     if (lora > 0 && uint_at(m, "attention.key_length_mla", layer, 0) > 0)
-        return (uint64_t)(lora + uint_at(m, "rope.dimension_count", layer, 0)) * 2;
+        return clamp(((double)lora + uint_at(m, "rope.dimension_count", layer, 0)) * 2);
     if (has_window(m, layer)) {
         k = uint_at(m, "attention.key_length_swa", layer, k);
         v = uint_at(m, "attention.value_length_swa", layer, v);
@@ -97,6 +97,16 @@ static uint64_t indexer_bytes_of(const nk_model *m, int layer)
     return clamp(2.0 * uint_at(m, "attention.indexer.key_length", layer, 0));
 }
 
+/* llama.cpp makes no cache for encoders: all rows of a text are computed at once (create_memory of
+ * llama-model.cpp). It does for these two; a cache that is counted and not made harms nobody. */
+static bool has_no_cache(const nk_model *m)
+{
+    const char *arch = m->info.architecture;
+
+    return nk__arch_find(arch, NK__ENCODER, NULL, NULL) && strcmp(arch, "llama-embed") != 0 &&
+           strcmp(arch, "gemma-embedding2") != 0;
+}
+
 /* Layers of recurrent architectures have tensors that no others have. Of falcon-h1 and its like
  * each layer attends as well, with keys of its own; where there is only a state, tensors that are
  * called as attention's may be there, too (qwen3next, kimi-linear). */
@@ -125,7 +135,7 @@ void nk__model_count_caches(nk_model *m)
     for (int i = 0; i < in->n_layer; i++) {
         if (recurs[i])
             in->state_bytes[i] = state_bytes_of(m, i);
-        if (attends[i] && (!recurs[i] || !has_other))
+        if (attends[i] && (!recurs[i] || !has_other) && !has_no_cache(m))
             in->kv_bytes_per_token[i] =
                 kv_bytes_of(m, i) + (chooses[i] ? indexer_bytes_of(m, i) : 0);
     }

@@ -91,6 +91,45 @@ static void test_need__layers_without_a_cache_count_none(void **state)
     made_free(made);
 }
 
+/* An embedding model that is causal has one: it is a model like others. */
+static void test_need__an_encoder_has_no_cache(void **state)
+{
+    static const struct {
+        const char *arch;
+        uint64_t bytes;
+    } cases[] = { { "bert", 0 }, { "nomic-bert", 0 }, { "gemma-embedding", 0 }, { "llama", 128 } };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct gguf_context *g = make_gguf(cases[i].arch, 2, NULL);
+        struct made made;
+
+        make_u32(g, cases[i].arch, "pooling_type", 1);
+        add(g, 0, "attn_k");
+        add(g, 1, "attn_qkv");
+        made = make_model(g);
+        assert_int_equal(nk_model_info(made.m)->kv_bytes_per_token[0], cases[i].bytes);
+        assert_int_equal(nk_model_info(made.m)->kv_bytes_per_token[1], cases[i].bytes);
+        made_free(made);
+    }
+}
+
+/* deepseek2's latent vector, of a file that says anything. */
+static void test_need__a_latent_vector_of_any_size_is_a_figure(void **state)
+{
+    struct gguf_context *g = make_gguf("llama", 1, NULL);
+    struct made made;
+
+    (void)state;
+    make_u32(g, "llama", "attention.kv_lora_rank", INT32_MAX);
+    make_u32(g, "llama", "attention.key_length_mla", 1);
+    make_u32(g, "llama", "rope.dimension_count", INT32_MAX);
+    add(g, 0, "attn_k");
+    made = make_model(g);
+    assert_int_equal(nk_model_info(made.m)->kv_bytes_per_token[0], 4 * (uint64_t)INT32_MAX);
+    made_free(made);
+}
+
 static void test_need__figures_that_no_memory_has_stay_figures(void **state)
 {
     static const uint32_t most = INT32_MAX;
@@ -143,6 +182,8 @@ int main(void)
         cmocka_unit_test(test_need__a_layer_with_a_state_has_no_keys),
         cmocka_unit_test(test_need__a_layer_may_have_keys_and_a_state),
         cmocka_unit_test(test_need__layers_without_a_cache_count_none),
+        cmocka_unit_test(test_need__an_encoder_has_no_cache),
+        cmocka_unit_test(test_need__a_latent_vector_of_any_size_is_a_figure),
         cmocka_unit_test(test_need__figures_that_no_memory_has_stay_figures),
         cmocka_unit_test(test_need__more_than_is_free_is_refused_with_both_figures),
     };
