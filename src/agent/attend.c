@@ -11,9 +11,7 @@
 #include "cluster/reach.h"
 
 enum {
-    WELCOME_MS = 6000, /* an address that does not answer in this time is left for the next */
-    PAUSE_MS = 1000,   /* when all addresses were tried; doubled each time */
-    PAUSE_MAX_MS = 15000,
+    PAUSE_MS = 1000, /* when all addresses were tried; doubled each time */
     /* A call that was ended sooner than this after Welcome counts as one in vain: a coordinator
      * that welcomes and hangs up is not called without a pause. */
     GOOD_MS = 10000,
@@ -443,7 +441,8 @@ static void on_pause(void *arg)
 static void wait_a_while(struct nk__attend *t)
 {
     t->timer = nk_timer_start(t->a->net, t->pause_ms, on_pause, t);
-    t->pause_ms = t->pause_ms * 2 < PAUSE_MAX_MS ? t->pause_ms * 2 : PAUSE_MAX_MS;
+    t->pause_ms =
+        t->pause_ms * 2 < NK_ATTEND_PAUSE_MAX_MS ? t->pause_ms * 2 : NK_ATTEND_PAUSE_MAX_MS;
 }
 
 static void pause_now(struct nk__attend *t)
@@ -500,7 +499,7 @@ static void try_next(struct nk__attend *t)
         pause_now(t);
         return;
     }
-    t->timer = nk_timer_start(t->a->net, WELCOME_MS, on_late, t);
+    t->timer = nk_timer_start(t->a->net, NK_ATTEND_WELCOME_MS, on_late, t);
     send_attending(t);
 }
 

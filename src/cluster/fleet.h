@@ -46,6 +46,10 @@ enum {
     NK_FLEET_STAGES_MAX = 64, /* of one chain */
 };
 
+/* An agent's way back to a coordinator: so long it waits for its welcome at each address, and so
+ * long at most before it tries them all anew. */
+enum { NK_ATTEND_WELCOME_MS = 6000, NK_ATTEND_PAUSE_MAX_MS = 5000 };
+
 /* What a machine has told that it holds. */
 enum nk_holding_state {
     NK_HOLDING_FETCHING = 1,
@@ -187,8 +191,8 @@ void nk_fleet_want_again(nk_fleet *f);
 void nk_fleet_measured(nk_fleet *f, uint64_t epoch, double ms_per_token);
 /* What a stage of what serves takes for one token of one stream: the member (by its name) that
  * holds these layers; epoch: as above. Where that is far from what was predicted, for a minute, the
- * member is planned with what was measured; half an hour after it has nothing to do any more it is believed
- * again. */
+ * member is planned with what was measured; half an hour after it has nothing to do any more it is
+ * believed again. */
 void nk_fleet_stage_measured(nk_fleet *f, uint64_t epoch, const char *name, int layer_begin,
                              int layer_end, double ms, uint64_t now_ns);
 /* Everything, for people, as docs/api.md has it ("cluster"). NULL: no memory. */

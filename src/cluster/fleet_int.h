@@ -16,10 +16,12 @@ enum {
     /* A plan that could not be put in force is tried again after so long. */
     RETRY_MS = 5000,
     IDLE_MS = 3600000,
-    /* After a start, and after a sleep of this process, machines have so long to come back: more
-     * than an agent's longest pause between two tries. */
-    RETURN_MS = 20000,
-    COMING_MS = 20000, /* who was admitted, or known at the start, attends within this */
+    /* After a start, and after a sleep of this process, machines have so long to come back. A
+     * machine that is well and planned without would be planned with again, and load twice. An
+     * agent may just have begun with the first of two addresses when nobody could answer; the
+     * second round finds whom it looks for at the second. */
+    RETURN_MS = 4 * NK_ATTEND_WELCOME_MS + NK_ATTEND_PAUSE_MAX_MS + 1000,
+    COMING_MS = RETURN_MS, /* who was admitted, or known at the start, attends within this */
     /* A machine that measures itself is waited for so long: more than an agent takes. */
     FACTS_MS = 900000,
     /* A machine of the next plan that gets no further for so long is planned without. */
@@ -34,8 +36,8 @@ enum {
     BELIEVED_MS = 1800000,
 };
 #define MS(n) ((uint64_t)(n)*1000000)
-/* Measured and predicted times that differ by more than this are told, and again only when they have
- * been as near as the second meanwhile. */
+/* Measured and predicted times that differ by more than the first are told, and again only when
+ * they have been as near as the second meanwhile. */
 #define FAR_OFF 1.4
 #define NEAR    1.2
 

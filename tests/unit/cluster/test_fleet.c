@@ -468,9 +468,31 @@ test_fleet__a_coordinator_does_not_wait_for_ever_for_who_does_not_come_back(void
     facts(w, 1, 1, 6 * GIB + GIB / 2);
     join(w, 3, "loft", 1, 6 * GIB);
     advance(w, S(1));
-    live(w, S(25), others, 2);
+    live(w, S(35), others, 2);
     assert_int_equal(w->d.n_chains, 1);
     assert_int_equal(w->d.epoch, 2); /* never a number again that was used */
+}
+
+/* Its first try was before anybody answered, its longest pause came, and then the other address. */
+static void test_fleet__a_coordinator_waits_as_long_as_an_agent_may_take_to_come_back(void **state)
+{
+    struct world *w = *state;
+    const int one[] = { 1 }, both[] = { 1, 2 };
+
+    two(w);
+    nk_fleet_close(w->f);
+    w->n_wants = 0;
+    w->now += S(30);
+    open_fleet(w);
+    attend(w, 1, 101);
+    facts(w, 1, 1, 6 * GIB + GIB / 2);
+    live(w, MS(4 * NK_ATTEND_WELCOME_MS + NK_ATTEND_PAUSE_MAX_MS), one, 1);
+    attend(w, 2, 102);
+    facts(w, 2, 2, 6 * GIB);
+    hold_all(w, 2, NK_HOLDING_READY);
+    live(w, S(5), both, 2);
+    assert_int_equal(w->d.n_chains, 1);
+    assert_int_equal(w->d.epoch, 1);
 }
 
 static void test_fleet__who_leaves_is_planned_without_at_once(void **state)
@@ -598,7 +620,7 @@ static void test_fleet__who_is_about_to_attend_is_not_taken_for_gone(void **stat
     assert_int_equal(nk_fleet_admit(w->f, id_of(3), false, name, w->now, &err), 0);
     assert_string_equal(name, "node-3");
     assert_true(nk_fleet_has(w->f, id_of(1)));
-    advance(w, S(21));
+    advance(w, S(40));
     strcpy(name, "node");
     assert_int_equal(nk_fleet_admit(w->f, id_of(4), false, name, w->now, &err), 0);
     assert_string_equal(name, "node");
@@ -852,6 +874,7 @@ int main(void)
         TEST(test_fleet__a_fetch_is_not_cut_off_for_a_better_plan),
         TEST(test_fleet__a_coordinator_that_comes_back_goes_on_with_the_plan),
         TEST(test_fleet__a_coordinator_does_not_wait_for_ever_for_who_does_not_come_back),
+        TEST(test_fleet__a_coordinator_waits_as_long_as_an_agent_may_take_to_come_back),
         TEST(test_fleet__who_leaves_is_planned_without_at_once),
         TEST(test_fleet__who_fails_again_and_again_is_left_out_for_a_while),
         TEST(test_fleet__a_removed_member_is_none),
