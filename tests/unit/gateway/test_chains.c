@@ -859,6 +859,44 @@ static void test_chains__what_the_set_in_force_does_is_measured(void **state)
     end();
 }
 
+/* One look is one time that was measured, however often it is asked for. */
+static void test_chains__what_a_look_saw_of_a_stage_is_told_once(void **state)
+{
+    static Nakshatra__V1__Counters counters = NAKSHATRA__V1__COUNTERS__INIT;
+    struct nk_gateway_opts o = alone(2);
+    struct nk_gateway_measured m;
+    struct client c;
+
+    (void)state;
+    begin(&o);
+    set_one(0, 1);
+    c = stream(STREAM);
+    say(wait_for_call(0), 0, "one");
+    read_to(&c, "one");
+    for (int i = 0; i < 2; i++) {
+        do {
+            fake_turn();
+            counters.uptime_ms += 1000;
+            counters.runs += 10; /* each of one row, and 20 ms */
+            counters.rows_in_runs += 10;
+            counters.tokens_decoded += 10;
+            counters.compute_us += 200000;
+            fakes[0].info.counters = &counters;
+            fake_turn();
+            virtual_clock_advance_ms(&v, 100);
+            cluster(); /* which looks, where the last look is some time ago */
+            nk_gateway_measured(gateway, &m);
+        } while (!m.n_stages);
+        assert_true(m.n_stages == 1 && m.stages[0].ms == 20);
+        nk_gateway_measured(gateway, &m);
+        assert_int_equal(m.n_stages, 0);
+    }
+    end_alone(0, 1);
+    read_to(&c, "data: [DONE]\n\n");
+    close_client(&c);
+    end();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -877,6 +915,7 @@ int main(void)
         cmocka_unit_test(test_chains__the_join_line_is_for_this_machine_or_with_a_key),
         cmocka_unit_test(test_chains__both_kinds_of_listeners_get_theirs),
         cmocka_unit_test(test_chains__what_the_set_in_force_does_is_measured),
+        cmocka_unit_test(test_chains__what_a_look_saw_of_a_stage_is_told_once),
     };
 
     return cmocka_run_group_tests(tests, open_all, close_all);
