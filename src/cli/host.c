@@ -72,6 +72,7 @@ struct nk_host {
     char join_line[NK_TOKEN_TEXT_SIZE + 32];
     int64_t join_expires_s;
     char join_id[NK_TOKEN_ID_SIZE];
+    char moved_id[NK_TOKEN_ID_SIZE]; /* of the last one for a change of address; "": none was */
     /* This machine's member. */
     struct nk_process self;
     int life[2];
@@ -946,8 +947,15 @@ static void look_at_addresses(nk_host *h)
     for (size_t i = 0; i < n && (length = strlen(sentence)) < sizeof sentence; i++)
         snprintf(sentence + length, sizeof sentence - length, " %s", list[i]);
     event(h, n ? sentence : "this machine has no address by which others could reach it now");
-    if (n && !h->o.no_join)
-        (void)nk_host_token(h, text, &err);
+    if (!n || h->o.no_join)
+        return;
+    /* Those of addresses that come and go would take the places of people's own tokens. What was
+     * printed at the start stays good. */
+    if (nk_host_token(h, text, &err))
+        return;
+    if (h->moved_id[0])
+        (void)nk_token_revoke(h->store, h->moved_id, &err);
+    strcpy(h->moved_id, h->join_id);
 }
 
 int nk_host_run(nk_host *h, int parent_fd, struct nk_error *err)

@@ -287,6 +287,8 @@ class Members(Case):
             m.ip("address", "del", m.v6 + "/64", "dev", "eth0")
             m.ip("address", "replace", new + "/24", "dev", "eth0")  # it goes with the first one of its network
             b.wait_line(r"attends at 10\.77\.0\.98:")
+            # The join line of the addresses that are gone is good no more, so that moving fills no list.
+            self.assertTrue(nk.wait_for(lambda: m.out("token", "list").count("  revoked") == 1), self.net.text())
             self.a.wait_serving("b")
         finally:
             m.ip("address", "replace", m.v6 + "/64", "dev", "eth0", "nodad")
