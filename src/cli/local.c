@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <libgen.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,7 +30,8 @@
 enum {
     READY_MS = 600000, /* a large slice from a slow disk */
     STOP_MS = 5000,
-    POLL_MS = 200, /* how soon a signal is seen while waiting for a worker */
+    DEVICE_MS = 20000, /* the drivers' answer which device there is */
+    POLL_MS = 200,     /* how soon a signal is seen while waiting for a worker */
 };
 
 #define DIR_PREFIX "nakshatra-up-"
@@ -74,18 +76,32 @@ static int choose_ranges(nk_model *m, const struct nk_local_opts *o, struct nk_r
     return nk_ranges_balance(m, o->n_workers, ranges, err);
 }
 
+static bool is_readable(int fd, uint32_t wait_ms)
+{
+    uint64_t end_ns = nk_now_ns() + (uint64_t)wait_ms * 1000000, now;
+    struct pollfd p = { .fd = fd, .events = POLLIN };
+    int n = -1;
+
+    while (n < 0 && (now = nk_now_ns()) < end_ns)
+        if ((n = poll(&p, 1, (int)((end_ns - now) / 1000000 + 1))) < 0 && errno != EINTR)
+            return false;
+    return n > 0;
+}
+
 /* The memory that the workers will have, all together: of the device that each of them will choose.
- * Drivers take time and memory, so they are loaded by a child process. 0: unknown. */
+ * Drivers take time and memory, so they are loaded by a child process; one that hangs keeps nobody.
+ * 0: unknown. */
 static uint64_t find_free_memory(const char *device, char name[64])
 {
     struct nk_device d = { .name = "" };
     int fds[2];
+    bool answered;
     pid_t pid;
 
     snprintf(name, 64, "CPU");
     if (device && !strcasecmp(device, "CPU"))
         return nk_memory_available();
-    if (pipe(fds) < 0)
+    if (pipe2(fds, O_CLOEXEC) < 0)
         return 0;
     pid = fork();
     if (pid == 0) {
@@ -98,11 +114,14 @@ static uint64_t find_free_memory(const char *device, char name[64])
         _exit(found && write(fds[1], &d, sizeof d) == (ssize_t)sizeof d ? 0 : 1);
     }
     close(fds[1]);
-    if (pid < 0 || read(fds[0], &d, sizeof d) != (ssize_t)sizeof d)
+    answered = pid > 0 && is_readable(fds[0], DEVICE_MS);
+    if (!answered || read(fds[0], &d, sizeof d) != (ssize_t)sizeof d)
         d.name[0] = '\0';
     close(fds[0]);
-    if (pid > 0)
-        waitpid(pid, NULL, 0);
+    if (pid > 0 && !answered)
+        kill(pid, SIGKILL);
+    if (pid > 0) /* what hangs in a driver may not even end when it is killed */
+        waitpid(pid, NULL, answered ? 0 : WNOHANG);
     if (!d.name[0])
         return 0; /* there is no such device, which the workers say better */
     if (!d.is_gpu)
@@ -581,10 +600,9 @@ static void *tender_main(void *arg)
 
 int nk_local_tend_start(struct nk_local *l, struct nk_error *err)
 {
-    if (pipe(l->tender_stop) < 0)
+    /* At once: other threads start processes. */
+    if (pipe2(l->tender_stop, O_CLOEXEC) < 0)
         return nk_fail(err, NK_E_UNAVAILABLE, "no_pipe", "no pipe: %s", strerror(errno));
-    for (int i = 0; i < 2; i++)
-        fcntl(l->tender_stop[i], F_SETFD, FD_CLOEXEC);
     l->is_tended = !nk_thread_start(&l->tender, tender_main, l);
     if (l->is_tended)
         return 0;
