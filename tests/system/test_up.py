@@ -232,6 +232,7 @@ class Up(unittest.TestCase):
                                                         "max_tokens": 1500, "temperature": 0})
             self.assertEqual(gateway.head()[0], 200)
             body = gateway.chunk()
+            os.kill(pids[0], signal.SIGSTOP)  # the answer cannot end before it dies
             up.process.send_signal(signal.SIGTERM)
             self.assertTrue(nk.wait_for(lambda: refuses(port)))
             os.kill(pids[0], signal.SIGKILL)
