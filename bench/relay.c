@@ -71,6 +71,16 @@ static uint64_t deliver(struct nk_relay_line *l)
     return UINT64_MAX;
 }
 
+static int wait_for_packets(struct pollfd *fds, int n, const struct timespec *wait)
+{
+#ifdef __linux__
+    return ppoll(fds, (nfds_t)n, wait, NULL);
+#else
+    /* There are no links to relay: cmd_link.c and wan.c say so. */
+    return poll(fds, (nfds_t)n, (int)(wait->tv_sec * 1000 + (wait->tv_nsec + 999999) / 1000000));
+#endif
+}
+
 void nk_relay_run(struct nk_relay_line *lines, int n, int end_fd)
 {
     struct pollfd fds[NK_RELAY_LINES_MAX + 1];
@@ -91,7 +101,7 @@ void nk_relay_run(struct nk_relay_line *lines, int n, int end_fd)
         next_ns = next_ns == UINT64_MAX ? 1000000000 : next_ns > now ? next_ns - now : 0;
         wait.tv_sec = (time_t)(next_ns / 1000000000);
         wait.tv_nsec = (long)(next_ns % 1000000000);
-        if (ppoll(fds, (nfds_t)n + 1, &wait, NULL) < 0)
+        if (wait_for_packets(fds, n + 1, &wait) < 0)
             continue;
         for (int i = 0; i < n; i++)
             if (fds[i].revents)
