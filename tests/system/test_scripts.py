@@ -220,6 +220,13 @@ class Stress(Project):
         self.assertIn("'plan' is none of plain, asan, tsan, conformance", text)
 
 
+class Simulate(unittest.TestCase):
+    def test_no_seeds__is_a_sentence(self):
+        done = subprocess.run([os.path.join(nk.SOURCE, "scripts", "simulate"), "--seeds", "0"], capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stdout), (2, ""), done)
+        self.assertRegex(done.stderr, "--seeds 0: at least 1\n$")
+
+
 class Conformance(unittest.TestCase):
     """A verify that does not answer, once or for good."""
 
