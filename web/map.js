@@ -1,7 +1,7 @@
 // The cluster as a map: machines as boxes with their layers, in the order in which a token goes through them, and the links
 // between them. The picture is for who sees it; a list behind it says the same.
 import { el, setText, svg } from "./dom.js";
-import { known, milliseconds, percent, plural, rate } from "./format.js";
+import { known, milliseconds, percent, rate } from "./format.js";
 import { ago } from "./history.js";
 
 const GUTTER = 16, GAP = 74, ROW_GAP = 38, BOX = 66, TOP = 34, BOX_MIN = 118;
@@ -22,7 +22,8 @@ export function mapOf(c, lossOf, now) {
             key: `${stage.chain} ${stage.id} ${stage.address}`, name: member?.name ?? stage.id, member: member?.id,
             layers: `layers ${stage.layer_begin}–${stage.layer_end}`, hue: i, ok: stage.ok, busy: stage.ok && known(stage.busy) ? stage.busy : null,
             share: known(c.model.layers) && c.model.layers > 0 ? [stage.layer_begin / c.model.layers, stage.layer_end / c.model.layers] : [0, 0],
-            note: !stage.ok ? `missing${loss ? `, lost ${ago(now - loss.at)}` : ""}` : loss ? `lost ${ago(now - loss.at)}, back` : known(stage.busy) ? `${percent(stage.busy)} busy` : stage.state ?? "",
+            note: !stage.ok ? loss ? `lost ${ago(now - loss.at)}` : "missing" : loss ? "back, was lost" : known(stage.busy) ? `${percent(stage.busy)} busy` : stage.state ?? "",
+            said: stage.ok && loss ? `lost ${ago(now - loss.at)}, back` : "", // the list has room for more
             troubled: !!loss,
             link: { ok: stage.ok && rtt !== null, live: running && stage.ok, rtt: rtt === null ? "no answer" : milliseconds(rtt), rate: stage.ok ? bits(wire?.rate) : "" },
         });
@@ -30,7 +31,7 @@ export function mapOf(c, lossOf, now) {
     const others = members.filter((m) => !used.has(m.id)).map((m) => ({
         key: `member ${m.id}`, name: m.name, layers: m.holds ? `layers ${m.holds.begin}–${m.holds.end}` : "no layers", hue: -1, ok: !/^(gone|lost|failed)$/.test(m.state),
         busy: m.progress?.of > 0 ? Math.min(1, m.progress.bytes / m.progress.of) : null, share: [0, 0],
-        note: [m.state, m.progress?.of > 0 && percent(Math.min(1, m.progress.bytes / m.progress.of))].filter((part) => part).join(" "), troubled: false, link: null,
+        said: "", note: [m.state, m.progress?.of > 0 && percent(Math.min(1, m.progress.bytes / m.progress.of))].filter((part) => part).join(" "), troubled: false, link: null,
     }));
     const g = c.gateway;
     return { gateway: `Gateway · ${g.running} running · ${g.waiting} waiting`, chains: chains.filter((chain) => chain), others };
@@ -129,7 +130,7 @@ export class MapView {
 
 function sentence(box, before, from = null) {
     const link = box.link ? `; from ${from} ${box.link.ok ? [`${box.link.rtt} round trip`, box.link.rate].filter((part) => part).join(", ") : "no answer"}` : "";
-    return `${before}${box.name}, ${box.layers}: ${box.note}${link}.`;
+    return `${before}${box.name}, ${box.layers}: ${box.said || box.note}${link}.`;
 }
 
 const short = (name, pixels) => {
@@ -200,7 +201,7 @@ export class HistoryView {
         const marks = history.marksAt(now);
         this.speed.show(history, now, marks);
         this.waiting.show(history, now, marks);
-        const losses = marks.length ? ` ${plural(marks.length, "loss").replace(/losss$/, "losses")}: ${marks.map((mark) => `${mark.text} ${ago(now - mark.at)}`).join(", ")}.` : " No losses.";
+        const losses = marks.length ? ` ${marks.length === 1 ? "1 loss" : `${marks.length} losses`}: ${marks.map((mark) => `${mark.text} ${ago(now - mark.at)}`).join(", ")}.` : " No losses.";
         setText(this.said, `Tokens per second, at most: ${rate(history.most("speed"))}. Waiting, at most: ${history.most("waiting")}.${losses}`);
     }
 }

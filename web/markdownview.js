@@ -226,7 +226,8 @@ function inline(parent, tokens, skip) {
     const stack = [parent];
     let at = parent;
     const text = (content) => {
-        const shown = content.slice(skip);
+        const after = at.lastChild?.classList?.contains("display"); // a formula on lines of its own
+        const shown = after ? content.slice(skip).trimStart() : content.slice(skip);
         skip = 0;
         if (at.lastChild?.nodeType === Node.TEXT_NODE)
             at.lastChild.data += shown;

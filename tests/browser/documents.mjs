@@ -14,6 +14,8 @@ export const DOCUMENTS = {
     unclosed: "a **bold that `never ends\n\nb [link](http://a.example\n\nc ![p](x\n\n```",
     references: "See [one], [two][2] and ![three][]; [never] too.\n\n- [one] in a list\n\n# [two][2]\n\n[one]: http://one.example 'The\nfirst'\n[2]: <http://two.example>\n\n[three]: /p.png\n[one]: http://later.example\n\n[one] again\n",
     title: "[a]: /u\n'title\nstill\n\ntext [a]\n\n[b]: /u 'x\n```\ncode\n```\n[b]\n",
+    late: "x [a]\n\n[a]: /u\n'title\nstill\nend'\n\nafter\n",
+    almost: "text\n| a | b |\n|---|---|x\nmore\n\n# head\n| a | b |\n|---|---|x\n",
     footnotes: "First[^1] and second[^note], first again[^1], none[^none].\n\n- in a list[^late]\n\n[^1]: One\nlazy\n\n    second paragraph\n\n    ```\n    code\n    ```\n\n[^note]: Named[^late]\n\nText between.\n\n[^late]: Late\n[^unused]: Nobody\n",
     tasks: "- [ ] to do\n- [x] done\n  - [X] *nested*\n- [ ]no\n- [link](http://a.example)\n\n1. [ ] numbered\n\n   loose\n",
     math: "Energy $E = mc^2$ and $a_1*b*c_2$, \\(x*y*z\\), but $5 and $10.\n\n$$\n\\int_0^1 x^2\\,dx = \\frac13\n$$\n\ntext\n\\[\na_{1} * b_{2} *\n\\]\nmore $$ \\sum_i i $$ end\n\n$$\nopen to\n- the empty line\n\n- list $\\frac{a}{b}$\n  $$\n  y\n  $$\n",

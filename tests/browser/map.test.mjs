@@ -35,13 +35,13 @@ test("the map names machines, layers, links, what is busy and what is lost", () 
     const map = mapOf(c, (id, address) => id === "w1" && address === "192.0.2.1:7000" ? { at: 1000 } : undefined, 61000), [chain] = map.chains;
     assert.equal(map.gateway, "Gateway · 1 running · 0 waiting");
     assert.deepEqual(chain.map((box) => [box.name, box.layers, box.note, box.ok]), [["machine 0", "layers 0–4", "25 % busy", true],
-        ["machine 1", "layers 4–8", "missing, lost 1 min ago", false], ["machine 2", "layers 8–12", "25 % busy", true]]);
+        ["machine 1", "layers 4–8", "lost 1 min ago", false], ["machine 2", "layers 8–12", "25 % busy", true]]);
     assert.deepEqual(chain.map(({ link }) => [link.ok, link.live, link.rtt, link.rate]),
         [[true, true, "0.50 ms", ""], [false, false, "no answer", ""], [true, true, "0.50 ms", "940 Mbit/s"]]);
     assert.deepEqual(map.others.map((box) => [box.name, box.layers, box.note, box.busy]), [["attic", "layers 0–4", "fetching 25 %", 0.25]]);
 
     const back = mapOf(machines(1), () => ({ at: 1000 }), 3000);
-    assert.equal(back.chains[0][0].note, "lost 2 s ago, back");
+    assert.deepEqual([back.chains[0][0].note, back.chains[0][0].said], ["back, was lost", "lost 2 s ago, back"]);
     const still = machines(2);
     still.gateway = { ...gateway, running: 0 };
     delete still.cluster; // a cluster that does not plan itself: stages have only their names

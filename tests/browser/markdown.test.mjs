@@ -39,10 +39,10 @@ test("streamed, a text becomes the same elements as at once, and finished ones s
     await lab(page);
     for (const [name, text] of Object.entries(DOCUMENTS)) {
         const runs = [2, 5, 12, 40].map((most, seed) => pieces(text, chance(seed), most));
-        const { want, got, moved } = await page.evaluate(async ([whole, all]) => {
+        const { want, got, moved, most } = await page.evaluate(async ([whole, all]) => {
             const { box, plain, markdown, MarkdownView, none } = globalThis.lab, once = box(), texts = [];
             markdown(once, whole, none);
-            let moved = 0;
+            let moved = 0, most = 0;
             for (const parts of all) {
                 const text = box(), view = new MarkdownView(text, none);
                 let before = [];
@@ -53,17 +53,40 @@ test("streamed, a text becomes the same elements as at once, and finished ones s
                     const finished = [...text.childNodes].filter((node) => !view.open.includes(node) && node !== view.fence?.node);
                     moved += before.some((node, i) => finished[i] !== node);
                     before = finished;
+                    most = Math.max(most, finished.length);
                 }
                 view.end();
                 texts.push(text);
             }
             await Promise.resolve();
-            return { want: plain(once), got: texts.map(plain), moved };
+            return { want: plain(once), got: texts.map(plain), moved, most };
         }, [text, runs]);
         for (const [i, one] of got.entries())
             assert.equal(one, want, `${name}, run ${i}`);
         assert.equal(moved, 0, `${name}: finished blocks were made anew`);
+        if (["headings", "nested", "fences", "footnotes"].includes(name))
+            assert.ok(most > 3, `${name}: ${most} nodes were finished before the end`);
     }
+}));
+
+test("while a block grows, what stands in it already stays: items, rows, words before the last ones", () => withPage(browser, CHAT, async (page) => {
+    await lab(page);
+    const kept = await page.evaluate(() => {
+        const { box, MarkdownView, none } = globalThis.lab;
+        return [["- one *a*\n- two", "\n- three\n  - in", "li"], ["| a |\n|---|\n| 1 |\n", "| 2 |\n", "td"], ["one **two** three", " four **five", "strong"],
+            ["para *a*\n\nnext", " words\n\nmore\n\n", "em"], ["1. x\n   ```js\n   let a;\n", "   let b;\n", "li code"]].map(([first, more, what]) => {
+            const text = box(), view = new MarkdownView(text, none);
+            view.add(first);
+            view.update();
+            const node = text.querySelector(what).firstChild;
+            for (const c of more) {
+                view.add(c);
+                view.update();
+            }
+            return text.querySelector(what).firstChild === node && view.stream.work > 0;
+        });
+    });
+    assert.deepEqual(kept, [true, true, true, true, true]);
 }));
 
 test("no text becomes markup, and nothing is fetched for it", () => withPage(browser, CHAT, async (page, requests) => {
@@ -182,7 +205,7 @@ test("what the page fetches until it is painted is small; the panel and Markdown
         painted: performance.getEntriesByName("first-contentful-paint").length,
         files: [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")]
             .filter((entry) => !["fetch", "xmlhttprequest"].includes(entry.initiatorType))
-            .map((entry) => [new URL(entry.name).pathname, entry.decodedBodySize]),
+            .map((entry) => [new URL(entry.name).pathname, entry.encodedBodySize]),
     }));
     assert.equal(painted, 1);
     const sizes = new Map(files), start = [...sizes].filter(([path]) => path !== "/panel.js" && path !== "/map.css");

@@ -65,13 +65,13 @@ const expected = (text) => whole(parse(text)).map((block) => block.map((t) => t[
 test("however a text is cut, its finished blocks are those of the whole text", () => {
     for (const [name, text] of Object.entries(DOCUMENTS)) {
         const want = expected(text);
-        for (let seed = 0; seed < 12; seed++)
-            assert.deepEqual(streamed(pieces(text, chance(seed), seed === 0 ? 1 : 3 + 3 * seed)).all(), want, `${name}, seed ${seed}`);
+        for (let seed = 0; seed < 8; seed++)
+            assert.deepEqual(streamed(pieces(text, chance(seed), seed === 0 ? 1 : 3 + 5 * seed)).all(), want, `${name}, seed ${seed}`);
     }
 });
 
 test("lines that do not belong together are cut as well", () => {
-    for (let seed = 0; seed < 600; seed++) {
+    for (let seed = 0; seed < 400; seed++) {
         const random = chance(seed), text = jumble(random);
         assert.deepEqual(streamed(pieces(text, random, 1 + seed % 9)).all(), expected(text), `seed ${seed}: ${JSON.stringify(text)}`);
     }

@@ -43,6 +43,7 @@ test("a chat is shown as the API answers it, with its figures", () => withPage(b
         { role: "user", content: "And God said" }, { role: "assistant", content: text }, { role: "user", content: "And then?" }]);
 
     await page.reload(); // the conversation outlives it
+    await page.locator(".turn").nth(1).waitFor();
     assert.equal(await page.locator(".turn").count(), 2);
     await page.click("#new-chat");
     assert.equal(await page.locator(".turn").count(), 0);
