@@ -382,8 +382,7 @@ class Shared(Lost):
         g = Resumable(self.chain, PROMPT, 40, n_logprobs=4)
         self.assertIsNone(g.read(until=15))
         self.replace(0, 1, 2)
-        g.read()
-        n = len(g.tokens)
+        n = len(g.tokens)  # what was said since is nobody's: on a slow machine it may be all of the answer
         self.assertIsNone(g.resume().read())
         plain = self.plain(PROMPT + [t.id for t in g.tokens[:n]], 40 - n)
         self.assertEqual([(t.id, t.prob.logprob) for t in g.tokens[n:]],
