@@ -520,10 +520,10 @@ static void step_done(nk_gen *g, const Nakshatra__V1__StepDone *d)
 {
     if (d->n_done > g->n_ids)
         bad_peer(g, "it is done with %u of the prompt's %zu tokens", d->n_done, g->n_ids);
-    else if (d->n_done && (g->state != GEN_RUNNING || g->n_tokens > g->n_before))
-        bad_peer(g, "it is done with %u of the prompt's tokens %s", d->n_done,
-                 g->state != GEN_RUNNING ? "before the session was open" : "after the first token");
-    else
+    else if (d->n_done && g->state == GEN_OPENING)
+        bad_peer(g, "it is done with %u of the prompt's tokens before the session was open",
+                 d->n_done);
+    else if (g->state == GEN_RUNNING) /* a worker has several threads: a token may overtake this */
         tell_prefilled(g, (int)d->n_done);
 }
 
@@ -872,6 +872,7 @@ static void silence_due(void *arg)
     bool heard = g->call && nk_call_is_heard(g->call);
     uint64_t patience = (uint64_t)g->stall_ms * (heard ? NK_RPC_PATIENCE_HEARD : 1);
     uint64_t now = now_ns(g), limit = patience + STALL_MARGIN_MS;
+    uint64_t chunk = (uint64_t)g->stall_ms + STALL_MARGIN_MS;
     uint64_t silent = (now - g->heard_ns) / 1000000, quiet = (now - g->last_alive_ns) / 1000000;
 
     g->silence_timer = NULL;
@@ -882,7 +883,7 @@ static void silence_due(void *arg)
         return;
     }
     if (g->n_tokens > g->n_before ||
-        silent >= ROOM_WAIT_MS + limit * (2 + (g->n_ids + (size_t)g->n_before) / CHUNK_ROWS_MIN)) {
+        silent >= ROOM_WAIT_MS + chunk * (2 + (g->n_ids + (size_t)g->n_before) / CHUNK_ROWS_MIN)) {
         fail_with(g, NK_E_DEADLINE, "stalled", "silent for %llu ms after %d tokens%s (--stall-ms)",
                   (unsigned long long)silent, g->n_tokens, heard ? ", though it is there" : "");
         return;
