@@ -1,5 +1,6 @@
 #include "chain/embed.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -96,6 +97,28 @@ static void finish(nk_embed *e)
     unref(e);
 }
 
+/* The width of a text's vector: a rank's is that of its classes, every other one a row's, or less
+ * where the model makes it smaller. */
+static bool is_width(const nk_embed *e, uint32_t width)
+{
+    if (e->width)
+        return width == e->width;
+    return width && width <= (strcmp(e->opts.pooling, "rank") ? e->n_embd : WIDTH_MAX);
+}
+
+static int check_finite(const Nakshatra__V1__Rows *r, struct nk_error *err)
+{
+    float x;
+
+    for (size_t i = 0; i < r->data.len / sizeof x; i++) {
+        memcpy(&x, r->data.data + i * sizeof x, sizeof x);
+        if (!isfinite(x))
+            return nk_fail(err, NK_E_DATA_LOSS, "bad_peer",
+                           "element %zu of the text's vector is %f", i, (double)x);
+    }
+    return 0;
+}
+
 /* Is the answer from the worker that it should be from, and are its rows what comes next? */
 static int check_reply(struct flight *f, const Nakshatra__V1__ForwardReply *m, struct nk_error *err)
 {
@@ -125,11 +148,11 @@ static int check_reply(struct flight *f, const Nakshatra__V1__ForwardReply *m, s
     if (r->dtype > NAKSHATRA__V1__DTYPE__DTYPE_F32 || !r->width || r->width > WIDTH_MAX ||
         r->n_rows != (is_last ? 1 : e->opts.texts[f->text].n) ||
         r->data.len != (size_t)r->n_rows * r->width * sizeof(float) ||
-        (is_last ? e->width && r->width != e->width : r->width != e->n_embd))
+        (is_last ? !is_width(e, r->width) : r->width != e->n_embd))
         return nk_fail(err, NK_E_DATA_LOSS, "bad_peer",
                        "for %zu tokens it gave %u rows of %u floats in %zu bytes",
                        e->opts.texts[f->text].n, r->n_rows, r->width, r->data.len);
-    return 0;
+    return is_last ? check_finite(r, err) : 0; /* the next stage looks at its rows itself */
 }
 
 static void reply_message(nk_call *call, void *user, struct nk_bytes msg)
