@@ -132,6 +132,14 @@ static int batch_size(int n_batch, int n_seq_max)
     return n_batch > n_seq_max ? n_batch : n_seq_max;
 }
 
+/* Rows of a run at most: a text that is pooled is one run. */
+static int rows_max(const struct nk_stage_opts *opts, enum nk_pooling pooling, int n_ctx)
+{
+    int text = n_ctx < NK_TEXT_ROWS ? n_ctx : NK_TEXT_ROWS;
+
+    return pooling && opts->n_batch < text ? text : opts->n_batch;
+}
+
 /* Bytes of an element, where it is f16 one. */
 static double type_scale(enum ggml_type type)
 {
@@ -141,6 +149,8 @@ static double type_scale(enum ggml_type type)
 int nk_stage_memory(const nk_model *m, struct nk_range range, const struct nk_stage_opts *opts,
                     struct nk_need_opts *o, struct nk_need *out, struct nk_error *err)
 {
+    int n_ctx = context_size(opts, nk_model_info(m)->n_ctx_train);
+    int n_rows = rows_max(opts, nk_model_info(m)->pooling, n_ctx);
     enum ggml_type k, v;
     int rc = find_cache_type(opts->cache_type_k, &k, err);
 
@@ -148,9 +158,9 @@ int nk_stage_memory(const nk_model *m, struct nk_range range, const struct nk_st
         rc = find_cache_type(opts->cache_type_v, &v, err);
     if (rc)
         return rc;
-    *o = (struct nk_need_opts){ .n_ctx = context_size(opts, nk_model_info(m)->n_ctx_train),
+    *o = (struct nk_need_opts){ .n_ctx = n_ctx,
                                 .n_seq = opts->n_seq_max,
-                                .n_batch = batch_size(opts->n_batch, opts->n_seq_max),
+                                .n_batch = batch_size(n_rows, opts->n_seq_max),
                                 .kv_scale = (type_scale(k) + type_scale(v)) / 2 };
     nk_model_need(m, range, o, out);
     return 0;
@@ -190,12 +200,9 @@ static int make_context(nk_stage *s, const char *path, const struct nk_stage_opt
         rc = find_cache_type(opts->cache_type_v, &type_v, err);
     if (rc)
         return rc;
-    if (s->info.pooling) {
-        int text = n_ctx < NK_TEXT_ROWS ? n_ctx : NK_TEXT_ROWS;
-
-        s->info.n_batch = s->info.n_batch < text ? text : s->info.n_batch;
+    s->info.n_batch = rows_max(opts, s->info.pooling, n_ctx);
+    if (s->info.pooling)
         s->info.n_ctx_seq = n_ctx; /* libllama makes it a multiple of 256 */
-    }
     cp.n_ctx = (uint32_t)n_ctx;
     /* One decode is one graph: rows go in and come out once. libllama aborts where a batch could
      * not hold a row of each sequence. */
