@@ -175,11 +175,38 @@ static void answer_job(struct nk_compute_job *j, const ProtobufCMessage *msg)
 
 /* ---- Forward ---- */
 
+/* Of the texts that wait to be pooled; one alone may have more. */
+static const size_t POOLED_BYTES_MAX = 256u << 20;
+
+static size_t pooled_bytes(const nk_worker *w, int n)
+{
+    const struct nk_stage_info *info = nk__engine_info(w->engine);
+
+    return (size_t)n * (sizeof(int32_t) + (info->is_first ? 0 : (size_t)info->n_embd * 4));
+}
+
 static void forward_done(struct nk_compute_job *j)
 {
-    if (!j->pooled)
-        nk__room_return_seq(j->worker, j->seq);
+    nk_worker *w = j->worker;
+
+    if (j->pooled) {
+        w->n_pooled--;
+        w->pooled_bytes -= pooled_bytes(w, j->sched.n);
+    } else {
+        nk__room_return_seq(w, j->seq);
+    }
     answer_job(j, NULL);
+}
+
+/* Nothing of a pooled one is kept, so that no sequence bounds how many wait. */
+static int check_queue(const nk_worker *w, int n, struct nk_error *err)
+{
+    if (w->n_pooled > w->opts.queue_max ||
+        (w->n_pooled && w->pooled_bytes + pooled_bytes(w, n) > POOLED_BYTES_MAX))
+        return nk_fail(err, NK_E_EXHAUSTED, "queue_full",
+                       "%d texts of %zu bytes wait to be computed already; try again later",
+                       w->n_pooled, w->pooled_bytes);
+    return 0;
 }
 
 /* Does it want what this worker's model computes? */
@@ -233,7 +260,10 @@ static int forward(nk_worker *w, nk_call *c, const Nakshatra__V1__ForwardRequest
         return nk_fail(err, NK_E_INVALID, "too_large",
                        "the answer of %zu rows of %llu floats is over the limit of %u bytes",
                        m->n_ids, (unsigned long long)out_width, NK_RPC_MESSAGE_BYTES_MAX / 2);
-    rc = nk__engine_job(w->engine, &j, (int)m->n_ids, !info->is_first, err);
+    if (info->pooling)
+        rc = check_queue(w, (int)m->n_ids, err);
+    if (!rc)
+        rc = nk__engine_job(w->engine, &j, (int)m->n_ids, !info->is_first, err);
     if (rc)
         return rc;
     if (!info->is_first)
@@ -255,6 +285,10 @@ static int forward(nk_worker *w, nk_call *c, const Nakshatra__V1__ForwardRequest
     j->all_logits = m->all_logits;
     j->call = nk_call_ref(c);
     j->worker = w;
+    if (j->pooled) {
+        w->n_pooled++;
+        w->pooled_bytes += pooled_bytes(w, j->sched.n);
+    }
     nk__engine_submit(w->engine, j);
     return 0;
 }

@@ -338,6 +338,8 @@ struct nk_worker {
     pthread_cond_t cond;
     bool drain_began;
     bool idle; /* no active session */
+    int n_pooled;                   /* pooled Forwards that wait, or are run */
+    size_t pooled_bytes;            /* theirs */
 };
 
 /* The time, by the worker's clock. [any] */
