@@ -94,7 +94,7 @@ enum nk_checkpoint_kind nk__checkpoints_kind_at(nk__checkpoints *c, int pos);
 /* Somebody will go back to the one at pos: nothing drops it before it was got. False: there is
  * none. */
 bool nk__checkpoints_pin(nk__checkpoints *c, int pos);
-/* The one at pos, for nk__state_release, or NULL. */
+/* The one at pos, for nk__checkpoints_release, or NULL. */
 nk__state *nk__checkpoints_get(nk__checkpoints *c, int pos);
 void nk__checkpoints_release(nk__checkpoints *c, nk__state *s);
 /* The sequence goes on from pos with something else: drops what is after it. */
