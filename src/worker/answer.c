@@ -343,15 +343,16 @@ static int send_prompt_probs(answering *a, const struct nk_session *s, struct pr
 
 /* Last stage: how probable those tokens of the prompt were that follow this step's rows, row by
  * row. */
-static int tell_prompt(answering *a, const job *j, nk_stage *stage, int row_idx,
-                       struct nk_error *err)
+static int tell_prompt(answering *a, job *j, nk_stage *stage, int row_idx, struct nk_error *err)
 {
     const struct nk_session *s = j->session;
-    struct prompt_probs *p = nk__answer_tells(j, 0) ? malloc(sizeof *p) : NULL;
+    struct prompt_probs *p;
     int rc = 0, k;
 
-    if (!nk__answer_tells(j, 0))
+    if (j->told_prompt || !nk__answer_tells(j, 0))
         return 0;
+    j->told_prompt = true;
+    p = malloc(sizeof *p);
     if (!p)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for log-probabilities");
     p->n = 0;
@@ -374,6 +375,19 @@ static int tell_prompt(answering *a, const job *j, nk_stage *stage, int row_idx,
 
 /* ---- a job's answer ---- */
 
+/* Is a token chosen, or seen again, after the k-th row of a step? */
+static bool is_looked_at(const job *j, int k)
+{
+    return nk__answer_wants(j, k) && !nk__answer_tells(j, k);
+}
+
+size_t nk__answer_keep_bytes(const answering *a, job *j)
+{
+    while (j->next_row < j->sched.n && !is_looked_at(j, j->next_row))
+        j->next_row++;
+    return (size_t)(j->sched.n - j->next_row) * (size_t)a->info->n_vocab * sizeof *j->logits;
+}
+
 int nk__answer_step(answering *a, job *j, nk_stage *stage, int row_idx, bool *back,
                     struct nk_error *err)
 {
@@ -385,17 +399,17 @@ int nk__answer_step(answering *a, job *j, nk_stage *stage, int row_idx, bool *ba
     if (!s->is_last)
         return send_rows(a, j, nk_stage_rows(stage) + (size_t)row_idx * (size_t)a->info->n_embd,
                          back, err);
-    if (!j->logits) { /* those are told by now */
-        rc = tell_prompt(a, j, stage, row_idx, err);
-        if (rc)
-            return rc;
-    }
-    nk_sampler_hurry(s->compute.sampler, !j->logits);
+    rc = tell_prompt(a, j, stage, row_idx, err);
+    if (rc)
+        return rc;
+    nk_sampler_hurry(s->compute.sampler, !j->logits && !j->unhurried);
     for (; j->next_row < j->sched.n; j->next_row++) {
         const float *logits;
 
-        if (!nk__answer_wants(j, j->next_row) || nk__answer_tells(j, j->next_row))
+        if (!is_looked_at(j, j->next_row))
             continue;
+        if (j->logits && atomic_load(&s->dropped))
+            return nk_fail(err, NK_E_CANCELLED, "cancelled", "the session has ended");
         logits = j->logits ? j->logits + (size_t)(j->next_row - kept) * (size_t)a->info->n_vocab
                            : nk_stage_logits(stage, row_idx + j->next_row);
         rc = look_at(a, j, j->next_row, logits, err);
@@ -416,20 +430,25 @@ int nk__answer_step(answering *a, job *j, nk_stage *stage, int row_idx, bool *ba
     return rc || j->sched.sample ? rc : send_step_done(a, j, err);
 }
 
-int nk__answer_keep(const answering *a, job *j, nk_stage *stage, int row_idx, struct nk_error *err)
+int nk__answer_keep(answering *a, job *j, nk_stage *stage, int row_idx, struct nk_error *err)
 {
-    size_t n_vocab = (size_t)a->info->n_vocab, n;
+    size_t n_vocab = (size_t)a->info->n_vocab, size = nk__answer_keep_bytes(a, j);
+    int rc = tell_prompt(a, j, stage, row_idx, err);
 
-    /* Those that are wanted are the last ones. */
-    while (j->next_row < j->sched.n && !nk__answer_wants(j, j->next_row))
-        j->next_row++;
-    n = (size_t)(j->sched.n - j->next_row);
-    j->logits = malloc((n ? n : 1) * n_vocab * sizeof *j->logits);
+    if (rc)
+        return rc;
+    j->logits = malloc(size ? size : 1);
     if (!j->logits)
-        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for %zu rows of logits", n);
-    for (size_t i = 0; i < n; i++)
-        memcpy(j->logits + i * n_vocab, nk_stage_logits(stage, row_idx + j->next_row + (int)i),
-               n_vocab * sizeof *j->logits);
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for %zu bytes of logits", size);
+    j->logits_bytes = size;
+    for (int k = j->next_row; k < j->sched.n; k++) {
+        const float *logits = is_looked_at(j, k) ? nk_stage_logits(stage, row_idx + k) : NULL;
+
+        if (!logits) /* an answer to what nobody can have asked for */
+            return nk_fail(err, NK_E_INTERNAL, "decode_failed",
+                           "llama.cpp gave no logits of position %d", j->pos + k);
+        memcpy(j->logits + (size_t)(k - j->next_row) * n_vocab, logits, n_vocab * sizeof *logits);
+    }
     return 0;
 }
 
@@ -446,7 +465,8 @@ void nk__answer_tell_aside(const job *j)
 
 int nk__answer_aside(const answering *a, job *j, bool *back, struct nk_error *err)
 {
-    answering own = *a;
+    /* By name: the rest is the compute thread's. */
+    answering own = { .clock = a->clock, .trace = a->trace, .info = a->info, .vocab = a->vocab };
     int rc;
 
     nk_buf_init(&own.pieces, TOKEN_TEXT_MAX);

@@ -1,7 +1,8 @@
 /* What a stage's result becomes: rows go to the next stage as a Step, logits become a token
  * (sampled, detokenised, looked at for stop strings) that goes to whoever opened the session.
  * Messages are packed straight into the call (sending is thread-safe), so that a decode step
- * allocates nothing. All of it is the compute thread's. */
+ * allocates nothing. It is the compute thread's, but for what is aside (aside.h):
+ * that is a session's own thread's. */
 #ifndef NK_WORKER_ANSWER_H
 #define NK_WORKER_ANSWER_H
 
@@ -46,13 +47,17 @@ static inline bool nk__answer_wants(const struct nk_compute_job *j, int k)
  *   DEADLINE  later  a token takes long to choose: nk__answer_keep, and then nk__answer_aside */
 int nk__answer_step(struct nk_answering *a, struct nk_compute_job *j, nk_stage *stage, int row_idx,
                     bool *back, struct nk_error *err);
-/* Copies what is wanted of a step's logits that was not looked at yet, for nk__answer_aside.
- * EXHAUSTED `no_memory`. */
-int nk__answer_keep(const struct nk_answering *a, struct nk_compute_job *j, nk_stage *stage,
-                    int row_idx, struct nk_error *err);
+/* The bytes of what nk__answer_keep would copy: n_vocab floats of each row from the first on that
+ * was not looked at yet, up to a chunk's. */
+size_t nk__answer_keep_bytes(const struct nk_answering *a, struct nk_compute_job *j);
+/* Copies these logits, for nk__answer_aside; what is to be told of the prompt is told before.
+ * EXHAUSTED `no_memory`; INTERNAL `decode_failed`. */
+int nk__answer_keep(struct nk_answering *a, struct nk_compute_job *j, nk_stage *stage, int row_idx,
+                    struct nk_error *err);
 /* Tells the stages before that this step's token takes long. */
 void nk__answer_tell_aside(const struct nk_compute_job *j);
-/* nk__answer_step, or what is left of it, from those. Any thread, one at a time for a session. */
+/* nk__answer_step, or what is left of it, from those. Any thread, one at a time for a session.
+ * CANCELLED: the session was dropped meanwhile. */
 int nk__answer_aside(const struct nk_answering *a, struct nk_compute_job *j, bool *back,
                      struct nk_error *err);
 /* A Forward was run, and took so long: sends its rows or logits to j->call. */

@@ -26,16 +26,18 @@ static void yield_to_others(void)
 }
 
 /* NULL: none is left, and the session has no thread any more. */
-static struct nk_compute_job *take(struct nk_aside *a, struct nk_session_compute *c)
+static struct nk_compute_job *take(struct nk_aside *a, struct nk_session *s)
 {
     struct nk_compute_job *j;
 
     pthread_mutex_lock(&a->mutex);
-    j = c->aside_first;
-    if (j)
-        c->aside_first = j->aside_next;
-    else
-        c->is_aside = false;
+    j = s->aside_first;
+    if (j) {
+        s->aside_first = j->aside_next;
+    } else {
+        s->is_aside = false;
+        pthread_cond_broadcast(&a->cond);
+    }
     pthread_mutex_unlock(&a->mutex);
     return j;
 }
@@ -44,7 +46,7 @@ static void run_all(struct nk_aside *a, struct nk_session *s)
 {
     struct nk_compute_job *j;
 
-    while ((j = take(a, &s->compute)))
+    while ((j = take(a, s)))
         a->run(a->user, j);
 }
 
@@ -84,7 +86,7 @@ bool nk__aside_has(struct nk_aside *a, struct nk_session *s)
     bool has;
 
     pthread_mutex_lock(&a->mutex);
-    has = s->compute.is_aside;
+    has = s->is_aside;
     pthread_mutex_unlock(&a->mutex);
     return has;
 }
@@ -114,11 +116,11 @@ void nk__aside_add(struct nk_aside *a, struct nk_session *s, struct nk_compute_j
 
     j->aside_next = NULL;
     pthread_mutex_lock(&a->mutex);
-    for (end = &s->compute.aside_first; *end; end = &(*end)->aside_next)
+    for (end = &s->aside_first; *end; end = &(*end)->aside_next)
         ;
     *end = j;
-    begins = !s->compute.is_aside;
-    s->compute.is_aside = true;
+    begins = !s->is_aside;
+    s->is_aside = true;
     a->n_threads += begins;
     pthread_mutex_unlock(&a->mutex);
     if (!begins || start_thread(a, s))
@@ -129,6 +131,14 @@ void nk__aside_add(struct nk_aside *a, struct nk_session *s, struct nk_compute_j
     a->n_threads--;
     pthread_mutex_unlock(&a->mutex);
     nk__session_unref(s);
+}
+
+void nk__aside_wait_for(struct nk_aside *a, struct nk_session *s)
+{
+    pthread_mutex_lock(&a->mutex);
+    while (s->is_aside)
+        pthread_cond_wait(&a->cond, &a->mutex);
+    pthread_mutex_unlock(&a->mutex);
 }
 
 void nk__aside_wait(struct nk_aside *a)

@@ -24,7 +24,10 @@ void nk__aside_release(struct nk_aside *a); /* nothing runs any more */
 bool nk__aside_has(struct nk_aside *a, struct nk_session *s);
 /* Takes j, of this session. Where no thread can be had it is run at once. [compute thread] */
 void nk__aside_add(struct nk_aside *a, struct nk_session *s, struct nk_compute_job *j);
-/* Until nothing is aside: what is there takes a second or two at most. */
+/* Until nothing of this session is aside. [compute thread] */
+void nk__aside_wait_for(struct nk_aside *a, struct nk_session *s);
+/* Until nothing is aside. Of sessions that were dropped that is as long as the one token takes that
+ * is being chosen for each; of others, all of their steps. */
 void nk__aside_wait(struct nk_aside *a);
 
 #endif

@@ -16,6 +16,9 @@
 /* Jobs that wait to be used again: of one row (decode), and larger ones, which keep their room for
  * a chunk. */
 enum { POOL_SMALL_MAX = 1024, POOL_LARGE_MAX = 32 };
+/* Logits that are kept for steps aside, of all sessions. A step that would need more is done with
+ * on the compute thread. */
+enum { KEPT_BYTES_MAX = 64 << 20 };
 
 typedef struct nk_compute_job job;
 
@@ -43,6 +46,7 @@ struct nk_engine {
     nk_stage *stage;
     struct nk_answering answering;
     struct nk_aside aside;
+    atomic_size_t kept_bytes;     /* more of them only by the compute thread */
     struct nk_schedule_job **run; /* n_batch */
     int32_t *ids, *pos, *seq;
     int8_t *want;
@@ -160,16 +164,20 @@ static void drop_references(job *j)
     j->session = j->settles = NULL;
     j->call = NULL;
     j->logits = NULL;
+    j->logits_bytes = 0;
 }
 
 void nk__engine_job_free(nk_engine *e, job *j)
 {
-    bool pooled;
+    bool pooled = false;
 
+    atomic_fetch_sub(&e->kept_bytes, j->logits_bytes);
     drop_references(j);
-    pthread_mutex_lock(&e->mutex);
-    pooled = pool_put(j->ids_capacity <= 1 ? &e->small : &e->large, j);
-    pthread_mutex_unlock(&e->mutex);
+    if (j->ids_capacity <= NK_POOL_ROWS_MAX) {
+        pthread_mutex_lock(&e->mutex);
+        pooled = pool_put(j->ids_capacity <= 1 ? &e->small : &e->large, j);
+        pthread_mutex_unlock(&e->mutex);
+    }
     if (!pooled)
         job_destroy(j);
 }
@@ -351,23 +359,42 @@ static void keep_state(nk_engine *e, const job *j)
            j->session->name, pos, size, (now_ns(e) - begin_ns) / 1000);
 }
 
+/* Its logits are kept, and it is aside from now on. */
+static int put_aside(nk_engine *e, job *j, int row_idx, struct nk_error *err)
+{
+    int rc = nk__answer_keep(&e->answering, j, e->stage, row_idx, err);
+
+    if (rc)
+        return rc;
+    atomic_fetch_add(&e->kept_bytes, j->logits_bytes);
+    if (j->session->is_first)
+        nk__engine_leave_group(e, j->session);
+    else if (j->sched.sample && j->session->up_takes_aside)
+        nk__answer_tell_aside(j);
+    nk__aside_add(&e->aside, j->session, j);
+    return 0;
+}
+
 static void answer_step(nk_engine *e, job *j, int row_idx)
 {
+    struct nk_session *s = j->session;
     struct nk_error err;
     bool back = false;
     int rc = NK_E_DEADLINE;
 
-    if (!j->session->is_last || !nk__aside_has(&e->aside, j->session))
+    if (!s->is_last || !nk__aside_has(&e->aside, s))
         rc = nk__answer_step(&e->answering, j, e->stage, row_idx, &back, &err);
     if (rc == NK_E_DEADLINE) {
-        rc = nk__answer_keep(&e->answering, j, e->stage, row_idx, &err);
-        if (!rc) {
-            if (j->session->is_first)
-                nk__engine_leave_group(e, j->session);
-            else if (j->sched.sample && j->session->up_takes_aside)
-                nk__answer_tell_aside(j);
-            nk__aside_add(&e->aside, j->session, j);
-            return;
+        size_t bytes = nk__answer_keep_bytes(&e->answering, j);
+
+        if (atomic_load(&e->kept_bytes) + bytes <= KEPT_BYTES_MAX) {
+            rc = put_aside(e, j, row_idx, &err);
+            if (!rc)
+                return;
+        } else {
+            nk__aside_wait_for(&e->aside, s);
+            j->unhurried = true;
+            rc = nk__answer_step(&e->answering, j, e->stage, row_idx, &back, &err);
         }
     }
     answered(e, j, back, rc, &err);
@@ -383,6 +410,10 @@ static void answer_aside(void *user, job *j)
 
     if (j->kind == NK_COMPUTE_SETTLE) {
         give_back(e, j);
+        return;
+    }
+    if (atomic_load(&j->session->dropped)) {
+        nk__engine_job_free(e, j);
         return;
     }
     rc = nk__answer_aside(&e->answering, j, &back, &err);

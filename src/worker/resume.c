@@ -114,11 +114,32 @@ void nk__resume_forget(session *h)
     if (h->reserved)
         w->kv_reserved -= h->n_tokens_max;
     h->reserved = false;
+    atomic_store(&h->dropped, true);
     nk__room_free_seq(w, h->seq);
     h->seq = -1;
     nk__session_list_remove(h);
     nk__session_unref(h);
     nk__room_admit(w);
+}
+
+static session *find_held(const nk_worker *w, const uint8_t *id)
+{
+    session *h;
+
+    TAILQ_FOREACH(h, &w->sessions[NK_SESSION_HELD].head, link)
+    {
+        if (!memcmp(h->id, id, NK_SESSION_ID_BYTES))
+            return h;
+    }
+    return NULL;
+}
+
+void nk__resume_forget_held(nk_worker *w, const uint8_t *id, uint32_t attempt)
+{
+    session *h = find_held(w, id);
+
+    if (h && h->attempt <= attempt)
+        nk__resume_forget(h);
 }
 
 void nk__resume_let_go(nk_worker *w, const Nakshatra__V1__Cancel *m)
@@ -128,20 +149,14 @@ void nk__resume_let_go(nk_worker *w, const Nakshatra__V1__Cancel *m)
 
     if (!h || h->attempt > m->attempt || h->state == NK_SESSION_KEPT)
         return;
-    if (h->adopter) {
-        if (h->adopter->attempt > m->attempt)
-            return; /* somebody has come for it after all */
-        nk_fail(&err, NK_E_CANCELLED, "cancelled", "nobody wants the session any more");
-        nk__session_end(h->adopter, &err);
-    }
     nk_log(NK_LOG_WORKER, NK_LOG_INFO, "session=%s event=let_go tokens=%d", h->name, h->n_ids);
-    if (h->state == NK_SESSION_HELD) {
-        nk__resume_forget(h);
-        return;
+    if (h->state != NK_SESSION_HELD) {
+        /* Its call is there still (it was not seen yet that the one before is lost), or it waits
+         * for the one that is held. */
+        nk_fail(&err, NK_E_CANCELLED, "cancelled", "nobody wants the session any more");
+        nk__session_end(h, &err);
     }
-    /* Its call is there still: it was not seen yet that the one before is lost. */
-    nk_fail(&err, NK_E_CANCELLED, "cancelled", "nobody wants the session any more");
-    nk__session_end(h, &err);
+    nk__resume_forget_held(w, m->session.data, m->attempt);
 }
 
 void nk__resume_tick(nk_worker *w, uint64_t now)
@@ -242,18 +257,6 @@ static void begin_adopter(session *s)
         nk__resume_forget(h); /* lets s begin as one of which nothing is here */
     }
     nk__session_unref(h);
-}
-
-static session *find_held(const nk_worker *w, const uint8_t *id)
-{
-    session *h;
-
-    TAILQ_FOREACH(h, &w->sessions[NK_SESSION_HELD].head, link)
-    {
-        if (!memcmp(h->id, id, NK_SESSION_ID_BYTES))
-            return h;
-    }
-    return NULL;
 }
 
 void nk__resume_receive(session *s, session *h, bool forget)

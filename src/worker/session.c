@@ -165,6 +165,7 @@ void nk__session_close(session *s)
     cancel_down(s);
     nk__resume_leave(s);
     nk__session_set_decoding(s, false);
+    atomic_store(&s->dropped, true);
     nk__engine_drop(w->engine, s);
     if (s->reserved) {
         w->kv_reserved -= s->n_tokens_max;
@@ -465,13 +466,18 @@ static int receive_let_go(session *s, const Nakshatra__V1__Cancel *m, struct nk_
 
 static void receive_cancel(session *s)
 {
+    bool adopts = s->adopts;
     struct nk_error err;
 
     note_cancelled(s, "cancelled");
     nk_fail(&err, NK_E_CANCELLED, "cancelled", "the opener cancelled the session");
     if (s->up)
         nk_call_finish(s->up, &err);
+    nk__session_ref(s);
     nk__session_close(s);
+    if (adopts) /* what it waited for is nobody's any more, either */
+        nk__resume_forget_held(s->w, s->id, s->attempt);
+    nk__session_unref(s);
 }
 
 static void up_message(nk_call *c, void *user, struct nk_bytes bytes)

@@ -51,6 +51,8 @@ bool nk__resume_is_loss(const struct nk_error *status);
 void nk__resume_hold(struct nk_session *s, const struct nk_error *status);
 /* A held session is forgotten. */
 void nk__resume_forget(struct nk_session *h);
+/* The same of the one with this id, if there is one, of that attempt or an earlier one. */
+void nk__resume_forget_held(nk_worker *w, const uint8_t *id, uint32_t attempt);
 /* Nobody comes any more for the session that m names: what is here of it is freed, if it is of that
  * attempt or an earlier one. */
 void nk__resume_let_go(nk_worker *w, const Nakshatra__V1__Cancel *m);

@@ -44,6 +44,7 @@ enum {
      * their way. A chain whose client is cut off goes on until the silence is noticed; what is
      * then not among these is computed again. */
     NK_TOKENS_SAVED = 64,
+    NK_POOL_ROWS_MAX = 512, /* a job of more rows (a pooled text) is not used again */
 };
 
 /* ---- sessions ---- */
@@ -84,10 +85,6 @@ struct nk_session_compute {
     bool unlike; /* resumed: what was sampled again is not what was said (the log has been told) */
     char stop[NK_STOP_BYTES_MAX + 1]; /* the stop string that ended it */
     size_t stop_size;
-    /* Its steps that are aside (aside.h), under that one's mutex. What is above is their thread's
-     * while there are any. */
-    struct nk_compute_job *aside_first;
-    bool is_aside;
 };
 
 /* What both threads touch while steps are under way. */
@@ -129,7 +126,12 @@ struct nk_session {
      * rows and before it do not change while it is under way. */
     int32_t *ids;
 
-    struct nk_session_compute compute;
+    struct nk_session_compute compute; /* its aside thread's, while there is one */
+    /* Its steps that are aside, and whether there is a thread for them; under aside.h's mutex. They
+     * stay this session's where another one takes up what it holds. */
+    struct nk_compute_job *aside_first;
+    bool is_aside;
+    atomic_bool dropped; /* it has ended: no step of it that is aside is wanted any more */
     struct nk_session_shared shared;
     struct nk_schedule_lane lane; /* under the engine's mutex */
 
@@ -243,7 +245,10 @@ struct nk_compute_job {
     /* last stage, aside: a copy of the logits that are wanted, n_vocab each, from the row next_row
      * on, which is the first that was not looked at; owned */
     float *logits;
+    size_t logits_bytes;
     int next_row;
+    bool unhurried;   /* its tokens may take as long as they do, on the compute thread */
+    bool told_prompt; /* the log-probabilities of its prompt's tokens were sent */
     struct nk_compute_job *aside_next;
 
     int index, finish; /* of the sampled token */
@@ -285,7 +290,8 @@ void nk__engine_submit(nk_engine *e, struct nk_compute_job *j);
 /* First stage: the session's row is no longer waited for: its token was handled, or takes long to
  * choose. [any] */
 void nk__engine_leave_group(nk_engine *e, struct nk_session *s);
-/* The session has ended: what is queued of it is dropped. [net thread] */
+/* The session has ended, or is held: what is queued of it is dropped; with `dropped`, soon also
+ * what is aside. [net thread] */
 void nk__engine_drop(nk_engine *e, struct nk_session *s);
 /* First stage: how many sessions are in the decode phase, and how many stages of their route can
  * compute at once. [net thread] */
@@ -332,14 +338,14 @@ struct nk_worker {
     struct nk__checkpoints_all checkpoints;
     struct nk_buf replay;           /* net thread: rows of a journal on their way out */
     uint64_t wire_ns, n_wire_steps; /* of all sessions, as session's wire_ns */
+    int n_pooled;                   /* pooled Forwards that wait, or are run */
+    size_t pooled_bytes;            /* theirs */
     int n_streams; /* calls of rpc Inference that have not ended, of both directions */
     /* for nk_worker_stop, under the mutex */
     pthread_mutex_t mutex;
     pthread_cond_t cond;
     bool drain_began;
     bool idle; /* no active session */
-    int n_pooled;                   /* pooled Forwards that wait, or are run */
-    size_t pooled_bytes;            /* theirs */
 };
 
 /* The time, by the worker's clock. [any] */
