@@ -340,8 +340,7 @@ static void compare_all(nk_chain *c, struct nk_chain_report *r)
             r->n_vocab = w->n_vocab;
         }
         if (!w->rc) {
-            c->known[i] =
-                (struct nk_known){ w->computed, w->n_ctx_seq, w->n_batch, w->n_seq_max };
+            c->known[i] = (struct nk_known){ w->computed, w->n_ctx_seq, w->n_batch, w->n_seq_max };
             pthread_mutex_lock(&c->mutex);
             snprintf(c->pooling, sizeof c->pooling, "%s", w->computed.facts[NK_FACT_POOLING].value);
             pthread_mutex_unlock(&c->mutex);
