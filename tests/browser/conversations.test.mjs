@@ -26,7 +26,7 @@ async function chat(page, text, answer = null) {
         await addToRequests(page, only(answer));
     }
     await ask(page, text);
-    await isStop(page).catch(() => {});
+    await until(async () => (await asked(page)).at(-1)?.trim() === text, "it is not asked"); // from here on it runs, or has run
     await isSend(page);
     await answered(page);
 }
@@ -481,7 +481,8 @@ test("two tabs see each other's conversations and overwrite nothing", () => with
     const before = await shown(two);
 
     await chat(one, "From one"); // both go on from the same answer
-    await until(async () => (await asked(two)).length === 2, "two does not see it");
+    await until(async () => (await asked(two)).length === 2 && await shown(two) === await shown(one), "two does not see it");
+    await answered(two);
     const [outOne, outTwo] = [await stream(one), await stream(two)];
     for (const [page, out, text] of [[one, outOne, "ONE"], [two, outTwo, "TWO"]]) {
         await button(page, "Continue this answer").last().click();
