@@ -403,10 +403,9 @@ static void test_enrol__every_address_in_vain_is_named_with_its_reason(void **st
     shutdown(fds[1], SHUT_WR);
     fds[2] = take_hello(talks); /* at once, as the one before it has failed */
     assert_int_equal(write(fds[2], "HTTP/1.1 400 Bad Request\r\n\r\n", 28), 28);
-    for (int i = 0; i < 30; i++) { /* a byte now and then does not count as an answer */
-        assert_int_equal(write(fds[0], i ? "\x01" : "\x16", 1), 1);
+    /* A byte now and then does not count as an answer. It is written until this end is let go. */
+    for (int i = 0; i < 30 && write(fds[0], i ? "\x01" : "\x16", 1) == 1; i++)
         virtual_clock_advance_ms(&client_clock, 200);
-    }
     pthread_join(j.thread, NULL);
     assert_reason(j.rc, j.err, NK_E_UNAVAILABLE, "unreachable");
     assert_int_equal(j.out.n_tried, 4);
