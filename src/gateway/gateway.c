@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "gateway/gateway_int.h"
 #include "gateway/http.h"
+#include "gateway/listeners.h"
 #include "gateway/job.h"
 #include "gateway/model.h"
 
@@ -80,7 +81,7 @@ static void on_published(void *user, const struct nk_snapshot *s)
     nk__repairer_seen(&g->repairer, s);
     if (!s->ok && nk__recoveries_pending(&g->recoveries))
         nk__monitor_doubt(g->monitor); /* somebody's text stands still until they are there */
-    nk__http_publish(g, s);
+    nk__listeners_publish(g, s);
 }
 
 /* Every second. */
@@ -370,7 +371,7 @@ bool nk_gateway_stop(nk_gateway *g, uint32_t grace_ms)
     nk__repairer_stop(&g->repairer);
     nk__admission_close(g->admission); /* what is cancelled leaves room for nobody */
     nk__jobs_cancel(g);
-    nk__http_wake_listeners(g);
+    nk__listeners_wake(g);
     end_ns = nk_clock_now_ns(clock) + NK_GATEWAY_LAST_WORDS_MS * 1000000ull;
     /* Who reads slowly, or nothing, does not keep everybody. */
     if (g->daemon && !nk__presence_wait(&g->presence, NK_PRESENT_JOB, clock, end_ns))

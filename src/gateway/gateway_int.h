@@ -1,4 +1,4 @@
-/* The gateway's inside: what gateway.c, http.c, routes.c, model.c and job.c share. */
+/* The gateway's inside: what the files of the layer share. */
 #ifndef NK_GATEWAY_GATEWAY_INT_H
 #define NK_GATEWAY_GATEWAY_INT_H
 
