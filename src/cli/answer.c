@@ -413,7 +413,7 @@ static uint32_t left_ms(const struct stream *s, const struct nk_gen_opts *opts, 
 static bool go_on(struct stream *s, nk_gen **g, struct nk_route *r, const struct output *o,
                   const struct nk_gen_opts *opts, uint64_t *since_ns)
 {
-    uint64_t now = nk_now_ns(), passed_ms;
+    uint64_t now = nk_clock_now_ns(nk_clock_system()), passed_ms;
     uint32_t wait_ms;
     struct nk_answer *a = s->a;
     struct nk_error err;
@@ -439,7 +439,8 @@ static bool go_on(struct stream *s, nk_gen **g, struct nk_route *r, const struct
         wait_ms = left_ms(s, opts, now);
     rc = repair(s, r, o, *g, wait_ms, opts->deterministic, &err);
     s->n_in_vain++;
-    if (rc == NK_E_UNAVAILABLE && opts->deadline_ms && !left_ms(s, opts, nk_now_ns()))
+    if (rc == NK_E_UNAVAILABLE && opts->deadline_ms &&
+        !left_ms(s, opts, nk_clock_now_ns(nk_clock_system())))
         rc = nk_fail(&err, NK_E_DEADLINE, "deadline",
                      "the generation was not done within %u ms; %d tokens had come",
                      opts->deadline_ms, a->n_ids);
@@ -497,7 +498,9 @@ static void run(struct stream *s, nk_gen *g, struct nk_route *r, const struct nk
 int nk_answer_run(struct nk_answer *a, struct nk_route *r, const struct nk_gen_opts *opts,
                   int out_fd)
 {
-    struct stream s = { .a = a, .want_logprobs = opts->n_logprobs >= 0, .begin_ns = nk_now_ns() };
+    struct stream s = { .a = a,
+                        .want_logprobs = opts->n_logprobs >= 0,
+                        .begin_ns = nk_clock_now_ns(nk_clock_system()) };
     nk_gen *g = NULL;
 
     *a = (struct nk_answer){ 0 };

@@ -212,7 +212,7 @@ static int become_member(const struct options *o, const char *dir, const struct 
  * and for ever. *fd: holds it until it is closed, or the process ends. */
 static int lock(const char *dir, int *fd, struct nk_error *err)
 {
-    uint64_t end = nk_now_ns() + (uint64_t)LOCK_MS * 1000000;
+    uint64_t end = nk_clock_now_ns(nk_clock_system()) + (uint64_t)LOCK_MS * 1000000;
     char path[4200], pid[32] = "";
     ssize_t n;
 
@@ -223,7 +223,7 @@ static int lock(const char *dir, int *fd, struct nk_error *err)
     while (flock(*fd, LOCK_EX | LOCK_NB) < 0) {
         if (errno != EWOULDBLOCK && errno != EINTR)
             return nk_fail(err, NK_E_UNAVAILABLE, "cannot_lock", "%s: %s", path, strerror(errno));
-        if (nk_now_ns() < end) {
+        if (nk_clock_now_ns(nk_clock_system()) < end) {
             (void)poll(NULL, 0, LOCK_POLL_MS);
             continue;
         }
@@ -273,7 +273,7 @@ static void progress(void *user, const struct nk_agent_progress *p)
 {
     struct view *v = user;
     char done[24], total[24], rate[24], left[32] = "";
-    uint64_t now = nk_now_ns();
+    uint64_t now = nk_clock_now_ns(nk_clock_system());
     bool end = p->bytes_done == p->bytes_total;
 
     if (v->quiet || !p->bytes_total)

@@ -127,7 +127,8 @@ void nk__host_take_deployment(nk_host *h)
     bool is_new;
 
     pthread_mutex_lock(&h->mutex);
-    is_new = h->deployed.is_new && h->gateway && nk_now_ns() >= h->deploy_again_ns;
+    is_new = h->deployed.is_new && h->gateway &&
+             nk_clock_now_ns(nk_clock_system()) >= h->deploy_again_ns;
     if (is_new) {
         d = h->deployed.d;
         h->deployed = (struct deployed){ 0 };
@@ -150,7 +151,8 @@ void nk__host_take_deployment(nk_host *h)
             nk_chain_close(chains[i]);
         nk__host_event(h, err.msg);
         /* It is not said again: the coordinator knows nothing of it. */
-        h->deploy_again_ns = nk_now_ns() + (uint64_t)DEPLOY_AGAIN_MS * 1000000;
+        h->deploy_again_ns =
+            nk_clock_now_ns(nk_clock_system()) + (uint64_t)DEPLOY_AGAIN_MS * 1000000;
         pthread_mutex_lock(&h->mutex);
         if (!h->deployed.is_new) {
             h->deployed = (struct deployed){ .d = d, .is_new = true };

@@ -37,7 +37,7 @@ static int start_self(nk_host *h, struct nk_error *err)
         argv[n++] = numbers[1];
     }
     argv[n] = NULL;
-    h->self_started_s = (int64_t)(nk_now_ns() / 1000000000);
+    h->self_started_s = (int64_t)(nk_clock_now_ns(nk_clock_system()) / 1000000000);
     rc = nk_process_start(
         &h->self,
         &(struct nk_process_opts){
@@ -49,7 +49,8 @@ static int start_self(nk_host *h, struct nk_error *err)
 
 void nk__host_look_after_self(nk_host *h)
 {
-    int64_t now = (int64_t)(nk_now_ns() / 1000000000); /* the time of day may be set back */
+    int64_t now = (int64_t)(nk_clock_now_ns(nk_clock_system()) /
+                            1000000000); /* the time of day may be set back */
     struct nk_error err;
     char how[96];
 

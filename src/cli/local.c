@@ -78,11 +78,11 @@ static int choose_ranges(nk_model *m, const struct nk_local_opts *o, struct nk_r
 
 static bool is_readable(int fd, uint32_t wait_ms)
 {
-    uint64_t end_ns = nk_now_ns() + (uint64_t)wait_ms * 1000000, now;
+    uint64_t end_ns = nk_clock_now_ns(nk_clock_system()) + (uint64_t)wait_ms * 1000000, now;
     struct pollfd p = { .fd = fd, .events = POLLIN };
     int n = -1;
 
-    while (n < 0 && (now = nk_now_ns()) < end_ns)
+    while (n < 0 && (now = nk_clock_now_ns(nk_clock_system())) < end_ns)
         if ((n = poll(&p, 1, (int)((end_ns - now) / 1000000 + 1))) < 0 && errno != EINTR)
             return false;
     return n > 0;
@@ -245,7 +245,7 @@ bool nk_local_ready(const char *line, int layer_begin, int layer_end, char addre
 static int wait_ready(struct nk_local *l, int i, struct nk_error *err)
 {
     struct nk_cluster_worker *w = &l->cluster->workers[i];
-    uint64_t end = nk_now_ns() + (uint64_t)READY_MS * 1000000;
+    uint64_t end = nk_clock_now_ns(nk_clock_system()) + (uint64_t)READY_MS * 1000000;
     struct nk_error e;
     char line[512], address[256] = "";
     int rc;
@@ -256,7 +256,7 @@ static int wait_ready(struct nk_local *l, int i, struct nk_error *err)
         rc = nk_process_read_line(&l->processes[i], line, sizeof line, POLL_MS, &e);
     } while (((!rc && !nk_local_ready(line, w->layer_begin, w->layer_end, address)) ||
               rc == NK_E_EXHAUSTED || rc == NK_E_DEADLINE) &&
-             nk_now_ns() < end);
+             nk_clock_now_ns(nk_clock_system()) < end);
     if (rc == NK_E_UNAVAILABLE)
         return nk_interrupt_signal() ? nk_fail(err, NK_E_CANCELLED, "interrupted", "interrupted")
                                      : worker_ended(l, i, err);

@@ -40,7 +40,7 @@ void nk__hub_say(struct nk__hub_file *g, const char *fmt, ...)
 
 int nk__hub_alive(struct nk__hub_file *g, struct nk_error *err)
 {
-    uint64_t now = nk_now_ns();
+    uint64_t now = nk_clock_now_ns(g->opts->clock);
 
     if (g->opts->interrupted && g->opts->interrupted(g->opts->arg))
         return nk_fail(err, NK_E_CANCELLED, "interrupted", "%s: interrupted", g->source.shown);
@@ -137,7 +137,7 @@ static int lock(struct nk__hub_file *g, struct nk_error *err)
         return nk__hub_fail_sys(err, g->lock_path, "creating");
     while (flock(g->lock_fd, LOCK_EX | LOCK_NB) < 0) {
         struct stat st;
-        uint64_t now = nk_now_ns();
+        uint64_t now = nk_clock_now_ns(g->opts->clock);
 
         if (errno != EWOULDBLOCK && errno != EINTR)
             return nk__hub_fail_sys(err, g->lock_path, "locking");
@@ -268,6 +268,7 @@ int nk_hub_get(char **path, const char *source, const struct nk_hub_opts *opts,
     int rc;
 
     *path = NULL;
+    o.clock = o.clock ? o.clock : nk_clock_system();
     o.connect_ms = o.connect_ms ? o.connect_ms : 15000;
     o.stall_s = o.stall_s ? o.stall_s : 60;
     o.tries = o.tries ? o.tries : 6;

@@ -24,6 +24,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 
 struct nk_hub_opts {
@@ -33,8 +34,11 @@ struct nk_hub_opts {
     /* Asked at least once a second while something is waited for: true ends it with CANCELLED. What
      * came until then is kept. NULL: never. */
     bool (*interrupted)(void *arg);
-    void *arg;        /* of both */
-    bool bar;         /* a progress bar, where standard error is a terminal, instead of lines */
+    void *arg; /* of both */
+    bool bar;  /* a progress bar, where standard error is a terminal, instead of lines */
+    /* For the rates that are said, and for how long another process that downloads is silent. NULL:
+     * the system's. */
+    struct nk_clock *clock;
     int connect_ms;   /* for a connection with TLS; 0: 15 s */
     int stall_s;      /* without a byte for this long a try has failed; 0: 60 s */
     int tries;        /* in a row without anything new; 0: 6 */

@@ -98,7 +98,7 @@ void nk__hub_progress_start(struct nk__hub_file *g)
 {
     char a[24], b[24];
 
-    g->began_ns = g->line_ns = nk_now_ns();
+    g->began_ns = g->line_ns = nk_clock_now_ns(g->opts->clock);
     g->began_at = g->at;
     if (!g->told) {
         if (g->at)
@@ -124,7 +124,7 @@ void nk__hub_progress_stop(struct nk__hub_file *g)
 
 static void progress_add(struct nk__hub_file *g, size_t bytes)
 {
-    uint64_t now = nk_now_ns();
+    uint64_t now = nk_clock_now_ns(g->opts->clock);
     char done[24], total[24], rate_text[24];
     double rate;
 

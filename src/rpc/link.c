@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "rpc/rpc_int.h"
+
 enum {
     REQUEST_MS = 10000,
     MESSAGE_BYTES = 256 << 10,
@@ -156,6 +158,7 @@ struct measuring {
     pthread_mutex_t mutex;
     pthread_cond_t cond;
     bool ended;
+    struct nk_clock *clock;
     struct nk_error *err;
     int rc;
     /* Echo: when each was sent, and how long it took. */
@@ -188,12 +191,12 @@ static void on_echo(nk_call *c, void *user, struct nk_bytes msg)
 
     (void)msg;
     if (m->n < NK_LINK_ECHOES)
-        m->ms[m->n++] = (double)(nk_now_ns() - m->sent_ns) / 1e6;
+        m->ms[m->n++] = (double)(nk_clock_now_ns(m->clock) - m->sent_ns) / 1e6;
     if (m->n == NK_LINK_ECHOES) {
         nk_call_send_done(c);
         return;
     }
-    m->sent_ns = nk_now_ns();
+    m->sent_ns = nk_clock_now_ns(m->clock);
     if (nk_call_send(c, "echo", 4, &err))
         nk_call_cancel(c);
 }
@@ -203,7 +206,7 @@ static void on_flow(nk_call *c, void *user, struct nk_bytes msg)
     struct measuring *m = user;
 
     (void)c;
-    m->last_ns = nk_now_ns();
+    m->last_ns = nk_clock_now_ns(m->clock);
     if (!m->first_ns) {
         m->first_ns = m->last_ns;
         m->first_bytes = msg.size;
@@ -225,7 +228,7 @@ static int call(struct measuring *m, nk_channel *ch, const char *path, uint32_t 
     m->rc = 0;
     m->ended = false;
     pthread_mutex_lock(&m->mutex); /* on_end waits: the handle is good until then */
-    m->sent_ns = nk_now_ns();
+    m->sent_ns = nk_clock_now_ns(m->clock);
     rc = nk_call_start(&c, ch, path, timeout_ms, &handlers, m, err);
     if (!rc) {
         if (nk_call_send(c, first, size, &refused))
@@ -253,7 +256,7 @@ int nk_link_measure(struct nk_link *out, nk_net *net, const char *address,
 {
     static const uint8_t ask[4] = { FLOW_BYTES & 0xff, FLOW_BYTES >> 8 & 0xff,
                                     FLOW_BYTES >> 16 & 0xff, FLOW_BYTES >> 24 };
-    struct measuring m = { .n = 0 };
+    struct measuring m = { .clock = net->clock };
     nk_channel *ch;
     int rc = nk_channel_open(&ch, net, address, credentials, err);
 

@@ -28,7 +28,7 @@ struct nk_link {
     double rtt_ms;      /* the median of NK_LINK_ECHOES, without the first */
     double bytes_per_s; /* 0: what came was too quick to be timed */
 };
-/* Measures; blocks, at most timeout_ms. Not on the net thread. Time is taken from the system's
+/* Measures; blocks, at most timeout_ms. Not on the net thread. Time is taken from the net's
  * clock.
  *   UNAVAILABLE, DEADLINE, DENIED  as a call's end
  *   EXHAUSTED  busy                it is being measured by too many others */
