@@ -99,7 +99,8 @@ class MachineBox {
 
     showLinks(links, members) {
         const name = (id) => members.find((m) => m.id === id)?.name ?? id;
-        const own = links.filter((l) => l.a === this.id).map((l) => [`→ ${name(l.b)}: ${milliseconds(l.rtt_ms)} round trip`, bits(l.rate)].filter((part) => part).join(", "));
+        const own = links.filter((l) => l.a === this.id).map((l) => l.no_way ? `→ ${name(l.b)}: cannot be connected to`
+            : [`→ ${name(l.b)}: ${milliseconds(l.rtt_ms)} round trip`, bits(l.rate)].filter((part) => part).join(", "));
         set(this.links, own.join("; "));
     }
 }

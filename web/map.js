@@ -37,7 +37,7 @@ export function mapOf(c, lossOf, now) {
     return { gateway: `Gateway · ${g.running} running · ${g.waiting} waiting`, chains: chains.filter((chain) => chain), others };
 }
 
-const linkOf = (links, a, b) => links.find((l) => (l.a === a && l.b === b) || (l.a === b && l.b === a)) ?? null;
+const linkOf = (links, a, b) => links.find((l) => !l.no_way && ((l.a === a && l.b === b) || (l.a === b && l.b === a))) ?? null;
 const bits = (bytesPerSecond) => known(bytesPerSecond) ? bytesPerSecond >= 1.25e8 ? `${rate(bytesPerSecond * 8 / 1e9)} Gbit/s` : `${rate(bytesPerSecond * 8 / 1e6)} Mbit/s` : "";
 
 /** Where everything stands for a width in pixels: each chain goes to and fro in rows, so that neighbours are side by side. */

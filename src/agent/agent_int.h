@@ -91,7 +91,9 @@ struct nk_agent {
     uint64_t facts_number; /* grows with each */
     struct {
         char peer[NK_MEMBER_ID_SIZE];
-        struct nk_link link;
+        struct nk_link link; /* no_way "" */
+        int n_failed;        /* tries in a row, of this peer at this address */
+        char no_way[256];    /* why it cannot be connected to */
     } ways[NK_FLEET_PEERS_MAX];
     int n_ways;
     bool ways_changed;         /* since the coordinator was told of them */

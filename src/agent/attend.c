@@ -144,13 +144,17 @@ static void send_links(struct nk__attend *t, bool again)
     pthread_mutex_lock(&a->mutex);
     if (a->n_ways && (a->ways_changed || again)) {
         for (int i = 0; i < a->n_ways; i++) {
-            nakshatra__v1__link__init(&links[i]);
-            links[i].peer = a->ways[i].peer;
-            links[i].rtt_ms = a->ways[i].link.rtt_ms;
-            links[i].bytes_per_s = a->ways[i].link.bytes_per_s;
-            list[i] = &links[i];
+            Nakshatra__V1__Link *way = &links[l.n_links];
+
+            if (a->ways[i].n_failed && !a->ways[i].no_way[0] && !a->ways[i].link.rtt_ms)
+                continue; /* not known yet */
+            nakshatra__v1__link__init(way);
+            way->peer = a->ways[i].peer;
+            way->rtt_ms = a->ways[i].link.rtt_ms;
+            way->bytes_per_s = a->ways[i].link.bytes_per_s;
+            way->no_way = a->ways[i].no_way;
+            list[l.n_links++] = way;
         }
-        l.n_links = (size_t)a->n_ways;
         l.links = list;
         m.kind_case = NAKSHATRA__V1__MEMBER_MESSAGE__KIND_LINKS;
         m.links = &l;

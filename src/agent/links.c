@@ -11,6 +11,7 @@ enum {
     MEASURE_MS = 10000, /* of one way */
     AGAIN_MS = 600000,  /* of all, though nothing has changed */
     RETRY_MS = 30000,   /* where one could not be measured */
+    N_NO_WAY = 2,       /* so many tries in a row that reached nobody: there is no way */
 };
 
 static bool same_peers(const struct nk__wanted *a, const struct nk__wanted *b)
@@ -24,9 +25,10 @@ static bool same_peers(const struct nk__wanted *a, const struct nk__wanted *b)
     return true;
 }
 
-/* Keeps a result for the coordinator. */
-static void keep(nk_agent *a, const char *peer, const struct nk_link *l)
+/* Keeps a result for the coordinator. l NULL: nobody was reached, as err says. */
+static void keep(nk_agent *a, const char *peer, const struct nk_link *l, const struct nk_error *err)
 {
+    bool news = true;
     int i = 0;
 
     pthread_mutex_lock(&a->mutex);
@@ -36,13 +38,25 @@ static void keep(nk_agent *a, const char *peer, const struct nk_link *l)
         memmove(a->ways, a->ways + 1, (size_t)(i - 1) * sizeof a->ways[0]);
         i = --a->n_ways;
     }
-    if (i == a->n_ways)
+    if (i == a->n_ways) {
+        memset(&a->ways[i], 0, sizeof a->ways[i]);
         a->n_ways++;
-    strcpy(a->ways[i].peer, peer);
-    a->ways[i].link = *l;
-    a->ways_changed = true;
+        strcpy(a->ways[i].peer, peer);
+    }
+    if (l) {
+        a->ways[i].link = *l;
+        a->ways[i].n_failed = 0;
+        a->ways[i].no_way[0] = '\0';
+    } else {
+        /* Once may be chance: the peer has just come, or its network was busy. */
+        news = ++a->ways[i].n_failed == N_NO_WAY;
+        if (news)
+            snprintf(a->ways[i].no_way, sizeof a->ways[i].no_way, "%.255s", err->msg);
+    }
+    a->ways_changed |= news;
     pthread_mutex_unlock(&a->mutex);
-    nk__attend_changed(a);
+    if (news)
+        nk__attend_changed(a);
 }
 
 void *nk__links_run(void *arg)
@@ -81,9 +95,12 @@ void *nk__links_run(void *arg)
                                 &err)) {
                 nk_log(NK_LOG_AGENT, NK_LOG_DEBUG, "peer=%s address=%s msg=\"%s\"", w.peers[i].id,
                        w.peers[i].address, err.msg);
+                /* Only what says that nothing came back: who refuses was reached. */
+                if (err.code == NK_E_UNAVAILABLE || err.code == NK_E_DEADLINE)
+                    keep(a, w.peers[i].id, NULL, &err);
                 continue;
             }
-            keep(a, w.peers[i].id, &l);
+            keep(a, w.peers[i].id, &l, NULL);
         }
         pthread_mutex_lock(&a->mutex);
         if (a->stopping) {
@@ -95,7 +112,7 @@ void *nk__links_run(void *arg)
             bool has = false;
 
             for (int k = 0; k < a->n_ways; k++)
-                has |= !strcmp(a->ways[k].peer, w.peers[i].id);
+                has |= !strcmp(a->ways[k].peer, w.peers[i].id) && !a->ways[k].n_failed;
             all &= has;
         }
         pthread_mutex_unlock(&a->mutex);

@@ -162,6 +162,14 @@ static void print_links(FILE *out, const json_t *j)
         const char *a = text_of(l, "a"), *b = text_of(l, "b");
         const json_t *back = way_of(links, b, a), *ways[] = { l, back };
 
+        if (json_is_true(json_object_get(l, "no_way"))) {
+            if (++n <= LINKS_SHOWN)
+                fprintf(out, "link %s - %s: %s cannot connect to %s\n", name_of(j, a),
+                        name_of(j, b), name_of(j, a), name_of(j, b));
+            continue;
+        }
+        if (back && json_is_true(json_object_get(back, "no_way")))
+            ways[1] = back = NULL; /* told by itself */
         if (back && strcmp(a, b) > 0)
             continue; /* told the other way round */
         if (++n > LINKS_SHOWN)

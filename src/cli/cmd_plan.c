@@ -67,8 +67,9 @@ static const struct field member_fields[] = {
 static const struct field link_fields[] = {
     FIELD(nk_plan_link, from, TEXT, true),
     FIELD(nk_plan_link, to, TEXT, true),
-    FIELD(nk_plan_link, rtt_ms, MS, true),
+    FIELD(nk_plan_link, rtt_ms, MS, false),
     FIELD(nk_plan_link, bytes_per_s, MS, false),
+    FIELD(nk_plan_link, no_way, FLAG, false),
 };
 static const struct field default_fields[] = {
     { "rtt_ms", MS, offsetof(struct members, default_rtt_ms), false },
@@ -234,6 +235,9 @@ static int read_top(json_t *top, struct members *m, struct nk_error *err)
         } else if (!strcmp(key, "links")) {
             rc = read_list(key, link_fields, N_FIELDS(link_fields), v, sizeof *m->links,
                            NK_PLAN_LINKS_MAX, (void **)&m->links, &m->n_links, err);
+            for (int i = 0; !rc && i < m->n_links; i++)
+                if (!m->links[i].no_way && !json_object_get(json_array_get(v, (size_t)i), "rtt_ms"))
+                    rc = bad(err, "links[%d]: 'rtt_ms' is missing", i);
         } else if (!strcmp(key, "default_link")) {
             rc = read_object(key, default_fields, N_FIELDS(default_fields), v, m, err);
         } else {

@@ -205,9 +205,17 @@ static int links(struct nk__attendee *a, const Nakshatra__V1__Links *m, struct n
     if (m->n_links > NK_FLEET_PEERS_MAX)
         return nk_fail(err, NK_E_INVALID, "bad_message", "%zu links; %d are the most", m->n_links,
                        NK_FLEET_PEERS_MAX);
-    for (size_t i = 0; i < m->n_links; i++)
-        nk_fleet_link(a->c->fleet, a->id, m->links[i]->peer, m->links[i]->rtt_ms,
-                      m->links[i]->bytes_per_s, nk_clock_now_ns(a->c->o.clock));
+    for (size_t i = 0; i < m->n_links; i++) {
+        const Nakshatra__V1__Link *l = m->links[i];
+        uint64_t now = nk_clock_now_ns(a->c->o.clock);
+        char why[256];
+
+        if (l->no_way[0]) {
+            copy_words(why, l->no_way);
+            nk_fleet_no_way(a->c->fleet, a->id, l->peer, why, now);
+        } else
+            nk_fleet_link(a->c->fleet, a->id, l->peer, l->rtt_ms, l->bytes_per_s, now);
+    }
     return 0;
 }
 

@@ -320,30 +320,67 @@ static bool differs(double a, double b)
     return a > 1.25 * b || b > 1.25 * a;
 }
 
+/* The way from m to peer, made where there is none. */
+static struct nk__way *way_to(struct nk__member *m, const char *peer)
+{
+    struct nk__way *w;
+
+    for (int i = 0; i < m->n_ways; i++)
+        if (!strcmp(m->ways[i].peer, peer))
+            return &m->ways[i];
+    /* The first ones go: they are of members that have left. */
+    if (m->n_ways == NK_FLEET_PEERS_MAX)
+        memmove(m->ways, m->ways + 1, (size_t)--m->n_ways * sizeof m->ways[0]);
+    w = &m->ways[m->n_ways++];
+    *w = (struct nk__way){ .rtt_ms = -1 };
+    snprintf(w->peer, sizeof w->peer, "%s", peer);
+    return w;
+}
+
 void nk_fleet_link(nk_fleet *f, const char *id, const char *peer, double rtt_ms, double bytes_per_s,
                    uint64_t now_ns)
 {
     struct nk__member *m = nk__fleet_find_present(f, id);
-    struct nk__way *w = NULL;
+    struct nk__way *w;
 
     if (!m || !nk__fleet_find_present(f, peer) || !(rtt_ms >= 0 && rtt_ms < 60000) ||
         !(bytes_per_s >= 0 && bytes_per_s < 1e12))
         return;
-    for (int i = 0; i < m->n_ways && !w; i++)
-        if (!strcmp(m->ways[i].peer, peer))
-            w = &m->ways[i];
-    if (!w) {
-        /* The first ones go: they are of members that have left. */
-        if (m->n_ways == NK_FLEET_PEERS_MAX)
-            memmove(m->ways, m->ways + 1, (size_t)--m->n_ways * sizeof m->ways[0]);
-        w = &m->ways[m->n_ways++];
-        *w = (struct nk__way){ .rtt_ms = -1 };
-        snprintf(w->peer, sizeof w->peer, "%s", peer);
-    }
-    if (w->rtt_ms < 0 || differs(w->rtt_ms, rtt_ms) || differs(w->bytes_per_s, bytes_per_s))
+    w = way_to(m, peer);
+    if (w->no_way || w->rtt_ms < 0 || differs(w->rtt_ms, rtt_ms) ||
+        differs(w->bytes_per_s, bytes_per_s))
         nk__fleet_dirty(f, now_ns, f->o.settle_ms);
     w->rtt_ms = rtt_ms;
     w->bytes_per_s = bytes_per_s;
+    w->no_way = false;
+}
+
+/* Tokens go this way: whatever kept a measurement from getting through, it was not that there is
+ * none. */
+static bool carries_tokens(const nk_fleet *f, const char *id, const char *peer)
+{
+    const struct nk_plan *p = f->serving.plan;
+
+    for (int c = 0; f->serving.epoch && f->measured_ms > 0 && c < p->n_chains; c++)
+        for (int i = 0; i + 1 < p->chains[c].n_stages; i++)
+            if (!strcmp(p->chains[c].stages[i].id, id) &&
+                !strcmp(p->chains[c].stages[i + 1].id, peer))
+                return true;
+    return false;
+}
+
+void nk_fleet_no_way(nk_fleet *f, const char *id, const char *peer, const char *why,
+                     uint64_t now_ns)
+{
+    struct nk__member *m = nk__fleet_find_present(f, id), *to = nk__fleet_find_present(f, peer);
+    struct nk__way *w = m && to && m != to ? way_to(m, peer) : NULL;
+
+    if (!w || w->no_way || carries_tokens(f, id, peer))
+        return;
+    *w = (struct nk__way){ .rtt_ms = -1, .no_way = true };
+    snprintf(w->peer, sizeof w->peer, "%s", peer);
+    nk__fleet_event(f, "%s cannot connect to %s: %.200s", m->name, to->name, why);
+    nk__fleet_dirty(f, now_ns, f->o.settle_ms);
 }
 
 void nk_fleet_lost(nk_fleet *f, const char *id, uint64_t now_ns)

@@ -158,6 +158,10 @@ void nk_fleet_facts(nk_fleet *f, const char *id, const struct nk_plan_member *fa
 /* The way from it to peer, measured. Impossible values are not taken. */
 void nk_fleet_link(nk_fleet *f, const char *id, const char *peer, double rtt_ms, double bytes_per_s,
                    uint64_t now_ns);
+/* It cannot connect to peer, for that reason: no chain is planned that would need it to, until the
+ * way is measured after all. Not taken of a way that tokens are going. */
+void nk_fleet_no_way(nk_fleet *f, const char *id, const char *peer, const char *why,
+                     uint64_t now_ns);
 /* False: its lease is over (it stood still, or its cable was out), and its beats count no more. Its
  * call must end, so that it attends anew and is told what it is to have now. */
 bool nk_fleet_beat(nk_fleet *f, const char *id, const struct nk_holding *holdings, int n,

@@ -68,7 +68,8 @@ struct nk__member {
     /* The ways from here, as measured. */
     struct nk__way {
         char peer[NK_MEMBER_ID_SIZE];
-        double rtt_ms, bytes_per_s;
+        double rtt_ms, bytes_per_s; /* -1: not measured */
+        bool no_way;                /* ... because it cannot be connected to, as it says */
     } ways[NK_FLEET_PEERS_MAX];
     int n_ways;
 };

@@ -109,12 +109,18 @@ static struct nk_plan_link *collect_links(const nk_fleet *f, int *n)
 
             if (!peer || !can_be_planned(peer))
                 continue;
+            ++*n;
+            if (w->no_way) {
+                snprintf(l->from, sizeof l->from, "%s", f->members[i]->id);
+                snprintf(l->to, sizeof l->to, "%s", w->peer);
+                l->no_way = true;
+                continue;
+            }
             /* The rate is of what comes from the peer. */
             snprintf(l->from, sizeof l->from, "%s", w->peer);
             snprintf(l->to, sizeof l->to, "%s", f->members[i]->id);
             l->rtt_ms = w->rtt_ms;
             l->bytes_per_s = w->bytes_per_s;
-            ++*n;
         }
     return links;
 }

@@ -180,10 +180,13 @@ json_t *nk_fleet_json(const nk_fleet *f, uint64_t now_ns)
              k++) {
             const struct nk__way *w = &f->members[i]->ways[k];
 
-            if (nk__fleet_find_present(f, w->peer))
-                json_array_append_new(links, json_pack("{s:s,s:s,s:f,s:f}", "a", f->members[i]->id,
-                                                       "b", w->peer, "rtt_ms", w->rtt_ms, "rate",
-                                                       w->bytes_per_s));
+            if (!nk__fleet_find_present(f, w->peer))
+                continue;
+            json_array_append_new(
+                links, w->no_way ? json_pack("{s:s,s:s,s:b}", "a", f->members[i]->id, "b", w->peer,
+                                             "no_way", 1)
+                                 : json_pack("{s:s,s:s,s:f,s:f}", "a", f->members[i]->id, "b",
+                                             w->peer, "rtt_ms", w->rtt_ms, "rate", w->bytes_per_s));
         }
     json_object_set_new(j, "members", members);
     json_object_set_new(j, "links", links);

@@ -350,12 +350,20 @@ static int set_links(struct nk__problem *p, const struct nk_plan_facts *facts, s
             break;
         from = find(ids, p->n, l->from);
         to = find(ids, p->n, l->to);
-        if (from < 0 || to < 0 || from == to)
+        if (from < 0 || to < 0 || from == to || l->no_way)
             continue;
         set_link(p, from, to, l);
         told[(size_t)from * n + (size_t)to] = true;
         if (!told[(size_t)to * n + (size_t)from])
             set_link(p, to, from, l);
+    }
+    /* Last: whatever was measured of it earlier, or the other way round. */
+    for (int i = 0; i < facts->n_links && !rc; i++) {
+        const struct nk_plan_link *l = &facts->links[i];
+        int from = l->no_way ? find(ids, p->n, l->from) : -1, to = find(ids, p->n, l->to);
+
+        if (from >= 0 && to >= 0 && from != to)
+            p->rtt[(size_t)from * n + (size_t)to] = NK__NO_WAY_MS;
     }
 out:
     free(told);

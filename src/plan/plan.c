@@ -115,9 +115,10 @@ static int choice_init(struct choice *c, struct nk_error *err)
     return c->chains ? 0 : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
 }
 
-static void choice_set(struct choice *c, const struct nk__chain *chain, int streams)
+static void choice_set(const struct nk__problem *p, struct choice *c, const struct nk__chain *chain,
+                       int streams)
 {
-    c->n = chain->n > 0;
+    c->n = chain->n > 0 && nk__no_way(p, chain) < 0;
     if (c->n)
         c->chains[0] = *chain;
     c->streams[0] = streams;
@@ -230,6 +231,14 @@ static int read_plan(const struct nk__problem *p, const struct nk_plan *plan, st
         if (layer != p->model->n_layer)
             return nk_fail(err, NK_E_INVALID, "bad_plan", "a chain ends before layer %d of %d",
                            layer, p->model->n_layer);
+    }
+    for (int i = 0; i < plan->n_chains; i++) {
+        int at = nk__no_way(p, &out->chains[i]);
+
+        if (at >= 0)
+            return nk_fail(err, NK_E_INVALID, "bad_plan",
+                           "%s cannot connect to %s, which has the layers after its own",
+                           plan->chains[i].stages[at].id, plan->chains[i].stages[at + 1].id);
     }
     out->n = plan->n_chains;
     if (nk__share_streams(p, out->chains, out->n, out->streams) < 0)
@@ -360,6 +369,13 @@ static const char *size_text(char out[32], uint64_t bytes)
     return out;
 }
 
+static const char *name_of(const struct nk__problem *p, int m)
+{
+    const struct nk_plan_member *member = p->machines[m].member;
+
+    return member->name[0] ? member->name : member->id;
+}
+
 /* The least that m would need for any stage. */
 static uint64_t least_need(const struct nk__problem *p, int m)
 {
@@ -402,6 +418,10 @@ static int explain_spare(struct nk__problem *p, const struct choice *c, int m, i
     rc = value_with(p, &c->chains[0], m, c->streams[0], &value, err);
     if (rc)
         return rc;
+    if (isfinite(value) && value >= NK__NO_WAY_MS / 2) {
+        say(out->why, "machines that would be next to it in a chain do not reach it, or it them");
+        return 0;
+    }
     now = nk__value(p, &c->chains[0], p->opts->objective, c->streams[0]);
     value = (p->opts->objective == NK_PLAN_RATE ? c->streams[0] : 1) * 1e3 / value;
     now = (p->opts->objective == NK_PLAN_RATE ? c->streams[0] : 1) * 1e3 / now;
@@ -551,11 +571,21 @@ out:
     return rc;
 }
 
-static int fill_misfit(struct nk__problem *p, struct nk_plan *plan, bool proven,
-                       struct nk_error *err)
+/* chain: the best that there would be, if there were a way; none: n is 0. */
+static int fill_misfit(struct nk__problem *p, struct nk_plan *plan, const struct nk__chain *chain,
+                       bool proven, struct nk_error *err)
 {
-    int k_min = p->opts->spread > 1 ? p->opts->spread : 1, rc;
+    int k_min = p->opts->spread > 1 ? p->opts->spread : 1, at = nk__no_way(p, chain), rc;
     char needs[32], has[32], more[32];
+
+    if (at >= 0) {
+        say(plan->why,
+            "%sthe machines that have room for it cannot all connect to each other: %s does not "
+            "reach %s",
+            proven ? "" : "no way to place it was found: ", name_of(p, chain->machine[at]),
+            name_of(p, chain->machine[at + 1]));
+        return 0;
+    }
 
     if (!p->n) {
         say(plan->why, "no machine may hold layers");
@@ -637,7 +667,7 @@ static int consider(struct decision *d, struct nk_error *err)
             alone = one;
         }
     }
-    choice_set(&d->other, &alone, streams);
+    choice_set(p, &d->other, &alone, streams);
     add_alternative(p, d->plan, &d->other, "one machine alone");
     for (int k = 2;
          k <= p->n && k <= p->n_blocks && k <= (p->n > 64 ? 2 : NK_PLAN_EXACT_MAX) && !rc; k++) {
@@ -646,11 +676,11 @@ static int consider(struct decision *d, struct nk_error *err)
         p->search_states = budget / 16;
         rc = nk__solve(p, p->opts->objective, streams, d->list, p->n, k, d->found, err);
         p->search_states = budget;
-        choice_set(&d->other, &d->found->chain, streams);
+        choice_set(p, &d->other, &d->found->chain, streams);
         snprintf(what, sizeof what, "a chain of at least %d machines", k);
         if (!rc)
             add_alternative(p, d->plan, &d->other, what);
-        if (!d->found->chain.n)
+        if (!d->other.n)
             break;
     }
     return rc;
@@ -668,6 +698,9 @@ static int consider_replicas(struct decision *d, struct nk_error *err)
     if (p->opts->streams < 2 || p->opts->spread > 1 || copies < 2)
         return 0;
     rc = nk__replicas(p, d->other.chains, d->other.streams, &d->other.n, &rate, err);
+    for (int i = 0; !rc && i < d->other.n; i++)
+        if (nk__no_way(p, &d->other.chains[i]) >= 0)
+            d->other.n = 0;
     if (!rc && d->other.n)
         add_alternative(p, d->plan, &d->other, "chains side by side");
     if (rc || !by_rate)
@@ -699,7 +732,7 @@ static int decide(struct decision *d, struct nk_error *err)
                    d->found, err);
     if (rc)
         return rc;
-    choice_set(&d->best, &d->found->chain, o->streams);
+    choice_set(p, &d->best, &d->found->chain, o->streams);
     choice_evaluate(p, &d->best);
     d->proven = d->found->exact;
     d->plan->exact = d->found->exact;
@@ -755,7 +788,7 @@ static int finish(struct decision *d, const struct nk_plan_facts *facts, struct 
     fill_memory(&d->p, plan);
     plan->rates_known = d->p.rates_known;
     if (!rc && !d->best.n)
-        rc = fill_misfit(&d->p, plan, d->proven, err);
+        rc = fill_misfit(&d->p, plan, &d->found->chain, d->proven, err);
     if (!rc && d->best.n) {
         own = d->p.opts->objective == NK_PLAN_RATE ? plan->bound / plan->tokens_per_s
                                                    : plan->ms_per_token / plan->bound;

@@ -105,6 +105,9 @@ struct nk_plan_link {
     char from[NK_PLAN_ID_MAX], to[NK_PLAN_ID_MAX];
     double rtt_ms;
     double bytes_per_s; /* 0: the default's */
+    /* `from` cannot connect to `to` (a firewall, Wi-Fi that keeps its guests apart): no chain goes
+     * this way. Wins over what else is said of it, and says nothing of the way back. */
+    bool no_way;
 };
 
 struct nk_plan_facts {
@@ -221,7 +224,8 @@ struct nk_plan {
  *   INVALID    bad_facts   the model, a member or a link that cannot be: names it
  *   INVALID    bad_opts    an option out of its range
  *   INVALID    bad_plan    by_hand: a member that is not there or holds none, layers that do not
- *                          follow each other, an illegal cut, a member twice, too little memory
+ *                          follow each other, an illegal cut, a member twice, too little memory, no
+ *                          way from one to the next
  *   EXHAUSTED  no_memory   */
 int nk_plan_make(struct nk_plan **out, const struct nk_plan_facts *facts,
                  const struct nk_plan_opts *opts, struct nk_error *err);

@@ -7,6 +7,9 @@
 
 #include "plan/plan.h"
 
+/* The round trip where there is no way: so long that any other chain is better; a chain that still
+ * has one is none (nk__no_way). */
+#define NK__NO_WAY_MS 1e15
 enum { NK__PREFILL_WINDOW = 2 }; /* chunks under way (worker/service.h: the credit window) */
 
 struct nk__machine {
@@ -136,6 +139,8 @@ double nk__most_cost(const struct nk__problem *p, const struct nk__price *price,
 /* The least ms per row of a layer, with any number of rows up to the streams'. */
 double nk__least_each(const struct nk__problem *p, int m, int streams);
 
+/* The first stage of a chain that has no way to the next one; -1: none. */
+int nk__no_way(const struct nk__problem *p, const struct nk__chain *c);
 /* One stream for each chain, and the others one after the other (many: some at a time) to where
  * they gain the most. Returns the rate of all, or -1: no memory. */
 double nk__share_streams(const struct nk__problem *p, const struct nk__chain *chains, int n,

@@ -76,6 +76,14 @@ double nk__hop(const struct nk__problem *p, const struct nk__load *load, int fro
     return rtt_of(p, from, to) + bytes_ms(p, from, to, load->rows) + p->opts->hop_ms;
 }
 
+int nk__no_way(const struct nk__problem *p, const struct nk__chain *c)
+{
+    for (int i = 0; i + 1 < c->n; i++)
+        if (rtt_of(p, c->machine[i], c->machine[i + 1]) >= NK__NO_WAY_MS)
+            return i;
+    return -1;
+}
+
 double nk__link_busy(const struct nk__problem *p, const struct nk__load *load, int from, int to)
 {
     return bytes_ms(p, from, to, load->streams);

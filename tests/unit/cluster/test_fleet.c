@@ -819,6 +819,53 @@ static void test_fleet__what_is_far_from_its_prediction_is_said_once(void **stat
     assert_non_null(strstr(w->events, "were predicted"));
 }
 
+static void test_fleet__a_way_that_there_is_not_is_planned_around(void **state)
+{
+    struct world *w = *state;
+    const int all[] = { 1, 2 };
+    char first[NK_MEMBER_ID_SIZE], second[NK_MEMBER_ID_SIZE];
+    json_t *j;
+
+    two(w);
+    strcpy(first, w->d.chains[0].stages[0].member);
+    strcpy(second, w->d.chains[0].stages[1].member);
+    /* Tokens go there: a measurement that did not get through says nothing. */
+    nk_fleet_measured(w->f, w->d.epoch, 20);
+    w->events[0] = '\0';
+    nk_fleet_no_way(w->f, first, second, "no route", w->now);
+    live(w, S(10), all, 2);
+    assert_string_equal(w->events, "");
+    assert_int_equal(w->d.epoch, 1);
+    /* None has gone there yet. The other way round there is one, and from there this one was
+     * measured, too. */
+    nk_fleet_measured(w->f, w->d.epoch, 0);
+    nk_fleet_link(w->f, second, first, 1, 1e9, w->now);
+    nk_fleet_no_way(w->f, first, second, "no route", w->now);
+    assert_non_null(strstr(w->events, "cannot connect to"));
+    assert_non_null(strstr(w->events, "no route"));
+    live(w, S(10), all, 2);
+    assert_int_equal(w->d.epoch, 2);
+    assert_string_equal(w->d.chains[0].stages[1].member, first);
+    /* Nor there: nothing is better than what serves, and it says why. */
+    nk_fleet_no_way(w->f, second, first, "no route either", w->now);
+    live(w, S(10), all, 2);
+    j = nk_fleet_json(w->f, w->now);
+    assert_non_null(strstr(json_string_value(json_object_get(j, "waiting")), "does not reach"));
+    assert_true(
+        json_is_true(json_object_get(json_array_get(json_object_get(j, "links"), 0), "no_way")));
+    json_decref(j);
+    /* It is there after all. */
+    nk_fleet_link(w->f, first, second, 1, 1e9, w->now);
+    live(w, S(10), all, 2);
+    assert_int_equal(w->d.n_chains, 1);
+    assert_string_equal(w->d.chains[0].stages[0].member, first);
+    /* Of nobody that is there. */
+    nk_fleet_no_way(w->f, first, first, "itself", w->now);
+    nk_fleet_no_way(w->f, first, "nobody", "nobody", w->now);
+    live(w, S(10), all, 2);
+    assert_int_equal(w->d.n_chains, 1);
+}
+
 static void test_fleet__a_stage_that_is_slow_for_long_is_planned_with_what_it_takes(void **state)
 {
     static const int both[] = { 1, 2 }, all[] = { 1, 2, 3 };
@@ -887,6 +934,7 @@ int main(void)
         TEST(test_fleet__a_plan_by_hand_waits_for_its_machines),
         TEST(test_fleet__nothing_is_told_that_could_not_be_kept),
         TEST(test_fleet__what_is_far_from_its_prediction_is_said_once),
+        TEST(test_fleet__a_way_that_there_is_not_is_planned_around),
         TEST(test_fleet__a_stage_that_is_slow_for_long_is_planned_with_what_it_takes),
     };
 

@@ -18,6 +18,14 @@ static struct nk_plan *plan_of(const struct scenario *s)
     return p;
 }
 
+static bool has_no_way(const struct scenario *s, const char *from, const char *to)
+{
+    for (int i = 0; i < s->facts.n_links; i++)
+        if (s->links[i].no_way && !strcmp(s->links[i].from, from) && !strcmp(s->links[i].to, to))
+            return true;
+    return false;
+}
+
 /* Whatever a plan says, it must be possible, and cost what it says. */
 static void check_plan(const struct scenario *s, const struct nk_plan *p)
 {
@@ -46,6 +54,7 @@ static void check_plan(const struct scenario *s, const struct nk_plan *p)
             if (!p->kept)
                 assert_true((double)need <= (double)m->memory_bytes * (1 - s->opts.headroom));
             assert_int_equal(stage->free_bytes, m->memory_bytes - need);
+            assert_false(i && has_no_way(s, chain->stages[i - 1].id, stage->id));
             /* No machine twice, in this chain or another. */
             for (int d = 0; d <= c; d++)
                 for (int j = 0; j < (d < c ? p->chains[d].n_stages : i); j++)
@@ -95,7 +104,7 @@ static void try_all(struct brute *b, int n, int layer)
         return;
     }
     for (int m = 0; m < s->facts.n_members; m++) {
-        if (b->used[m])
+        if (b->used[m] || (n && has_no_way(s, b->stages[n - 1].id, s->members[m].id)))
             continue;
         b->used[m] = true;
         for (int end = layer + 1; end <= s->model.n_layer; end++) {
@@ -124,7 +133,7 @@ static struct brute brute_force(const struct scenario *s)
 static void test_plan__of_few_members_is_the_best_of_all_chains(void **state)
 {
     uint64_t seed = seed_begin();
-    int n_fit = 0, n_chains = 0, n_rounds = 400;
+    int n_fit = 0, n_chains = 0, n_cut_off = 0, n_rounds = 400;
 
     (void)state;
     for (int round = 0; round < n_rounds; round++) {
@@ -139,7 +148,10 @@ static void test_plan__of_few_members_is_the_best_of_all_chains(void **state)
         scenario_init(&s, &seed, n, n_layer, (unsigned)seed_below(&seed, 16),
                       uniform(&seed, 0.2, 1.1));
         s.opts.spread = seed_below(&seed, 4) ? 0 : 1 + (int)seed_below(&seed, 3);
+        for (int i = 0; round % 3 == 0 && i < s.facts.n_links; i++)
+            s.links[i].no_way = seed_below(&seed, 3) == 0;
         b = brute_force(&s);
+        n_cut_off += !isfinite(b.best_ms) && s.facts.n_links && s.links[0].no_way;
         for (int rate = 0; rate < 2; rate++) {
             struct nk_plan *p;
 
@@ -174,6 +186,67 @@ static void test_plan__of_few_members_is_the_best_of_all_chains(void **state)
     /* The scenarios are of all kinds. */
     assert_in_range(n_fit, n_rounds / 3, n_rounds - 1);
     assert_in_range(n_chains, n_rounds / 10, n_rounds);
+    assert_true(n_cut_off);
+}
+
+/* A room for guests: its two machines reach the others, and nobody reaches them. */
+static void test_plan__goes_no_way_that_there_is_not(void **state)
+{
+    uint64_t seed = seed_begin();
+    struct nk_plan_link links[3] = { { .no_way = true }, { .no_way = true }, { .rtt_ms = 1 } };
+    struct nk_error err = { 0 };
+    struct scenario s;
+    struct nk_plan *p, *hand;
+
+    (void)state;
+    scenario_init(&s, &seed, 2, 8, 0, 1);
+    s.members[0].memory_bytes = s.members[1].memory_bytes = (uint64_t)1 << 40;
+    memcpy(links[0].from, s.members[0].id, sizeof links[0].from);
+    memcpy(links[0].to, s.members[1].id, sizeof links[0].to);
+    memcpy(links[2].from, s.members[1].id, sizeof links[2].from);
+    memcpy(links[2].to, s.members[0].id, sizeof links[2].to);
+    s.facts.links = links;
+    s.facts.n_links = 3;
+    s.opts.spread = 2;
+    /* One way is left, though the other one was measured from that side, too. */
+    links[1] = links[0];
+    p = plan_of(&s);
+    assert_int_equal(p->kind, NK_PLAN_CHAIN);
+    assert_string_equal(p->chains[0].stages[0].id, s.members[1].id);
+    assert_true(p->ms_per_token < 1e6);
+    /* By hand the other way round. */
+    assert_int_equal(nk_plan_new(&hand, &err), 0);
+    {
+        struct nk_plan_stage stages[2] = { p->chains[0].stages[1], p->chains[0].stages[0] };
+
+        stages[1].end = 8;
+        stages[1].begin = stages[0].end = p->chains[0].stages[0].end;
+        stages[0].begin = 0;
+        assert_int_equal(nk_plan_chain_add(hand, stages, 2, &err), 0);
+    }
+    nk_plan_free(p);
+    s.opts.by_hand = hand;
+    assert_int_equal(nk_plan_make(&p, &s.facts, &s.opts, &err), NK_E_INVALID);
+    assert_non_null(strstr(err.msg, "cannot connect to"));
+    s.opts.by_hand = NULL;
+    nk_plan_free(hand);
+    /* None is left: it says so, and who. */
+    memcpy(links[1].from, s.members[1].id, sizeof links[1].from);
+    memcpy(links[1].to, s.members[0].id, sizeof links[1].to);
+    p = plan_of(&s);
+    assert_int_equal(p->kind, NK_PLAN_DOES_NOT_FIT);
+    assert_non_null(strstr(p->why, "does not reach"));
+    nk_plan_free(p);
+    /* One alone may well be. The other one, too small for all, is told why it is a spare. */
+    s.opts.spread = 0;
+    s.members[0].memory_bytes = 2 * expect_need(&s, &s.members[0], 1, 7);
+    s.opts.headroom = 0.5;
+    p = plan_of(&s);
+    assert_int_equal(p->kind, NK_PLAN_ONE_MACHINE);
+    assert_string_equal(p->spares[0].id, s.members[0].id);
+    assert_non_null(strstr(p->spares[0].why, "do not reach it"));
+    nk_plan_free(p);
+    scenario_release(&s);
 }
 
 /* ---- what has to hold of every plan ---- */
@@ -734,6 +807,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plan__of_few_members_is_the_best_of_all_chains),
+        cmocka_unit_test(test_plan__goes_no_way_that_there_is_not),
         cmocka_unit_test(test_corpus__is_possible_and_never_worse_than_a_machine_alone),
         cmocka_unit_test(test_corpus__is_planned_alike_in_any_order_and_under_other_ids),
         cmocka_unit_test(test_plan__is_never_worse_with_another_machine),
