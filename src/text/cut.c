@@ -1,6 +1,6 @@
 /* What is known of the vocabulary is a set of pairs: characters that are neighbours in a token's
- * text, and single facts about a character under the names below. For BPE only special tokens count
- * there, and their texts are kept, sorted, to be found in a text. */
+ * text, and single facts about a character under the names below. For all kinds but SPM only
+ * special tokens count there, and their texts are kept, sorted, to be found in a text. */
 #include "text/cut.h"
 
 #include <stdbool.h>
@@ -31,8 +31,9 @@ struct special {
 };
 
 struct nk_cuts {
-    bool bpe;
-    struct special *specials; /* BPE: sorted by their bytes */
+    bool spm;
+    bool words;               /* WPM: white space parts words */
+    struct special *specials; /* but for SPM: sorted by their bytes */
     size_t n_specials;
     uint64_t *pairs; /* open-addressing; 0: free */
     size_t n_pairs, capacity;
@@ -101,7 +102,7 @@ static bool add_token(nk_cuts *c, const char *text, int attr)
     size_t size = strlen(text), at = 0;
     uint32_t before = 0, cp = 0;
 
-    if (c->bpe && !special)
+    if (!c->spm && !special)
         return true;
     c->strips |= (attr & (LLAMA_TOKEN_ATTR_LSTRIP | LLAMA_TOKEN_ATTR_RSTRIP)) != 0;
     if (attr & LLAMA_TOKEN_ATTR_SINGLE_WORD) /* looks at its neighbours; none is known */
@@ -148,7 +149,7 @@ static bool find_specials(nk_cuts *c, const struct llama_vocab *vocab)
     }
     if (c->n_specials)
         qsort(c->specials, c->n_specials, sizeof *c->specials, by_text);
-    return c->n_specials > 0;
+    return c->specials && (c->n_specials || c->words);
 }
 
 /* A character that is in no token and can be expressed (by byte tokens). */
@@ -174,16 +175,17 @@ nk_cuts *nk__cuts_new(const struct llama_vocab *vocab)
     enum llama_vocab_type type = llama_vocab_type(vocab);
     nk_cuts *c;
 
-    if (type != LLAMA_VOCAB_TYPE_SPM && type != LLAMA_VOCAB_TYPE_BPE)
+    if (type == LLAMA_VOCAB_TYPE_NONE)
         return NULL;
     c = calloc(1, sizeof *c);
     if (!c || !grow(c))
         goto none;
-    c->bpe = type == LLAMA_VOCAB_TYPE_BPE;
+    c->spm = type == LLAMA_VOCAB_TYPE_SPM;
+    c->words = type == LLAMA_VOCAB_TYPE_WPM;
     for (int32_t id = 0; id < llama_vocab_n_tokens(vocab); id++)
         if (!add_token(c, llama_vocab_get_text(vocab, id), llama_vocab_get_attr(vocab, id)))
             goto none;
-    if (c->bpe ? find_specials(c, vocab) : find_mark(c, vocab))
+    if (c->spm ? find_mark(c, vocab) : find_specials(c, vocab))
         return c;
 none:
     nk__cuts_free(c);
@@ -289,6 +291,12 @@ static bool begins_special(const nk_cuts *c, uint32_t before, const char *text, 
     return n == size || (nk_utf8_next(text + n, size - n, &next) > 0 && !has(c, last, next));
 }
 
+/* White space that a special token takes along from the other side would have become none. */
+static bool parts_words(const nk_cuts *c, uint32_t a, uint32_t b)
+{
+    return c->words && (a == ' ' || a == '\n') && !has(c, a, b);
+}
+
 size_t nk__cuts_next(const nk_cuts *c, const char *text, size_t size, size_t from,
                      bool parse_special)
 {
@@ -303,8 +311,9 @@ size_t nk__cuts_next(const nk_cuts *c, const char *text, size_t size, size_t fro
         n = nk_utf8_next(text + at, size - at, &cp);
         if (n <= 0)
             break;
-        if (c->bpe ? begins_special(c, before, text + at, size - at, parse_special)
-                   : is_safe(c, before, cp))
+        if (c->spm ? is_safe(c, before, cp)
+                   : parts_words(c, before, cp) ||
+                         begins_special(c, before, text + at, size - at, parse_special))
             return at;
     }
     return size;

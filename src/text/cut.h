@@ -15,11 +15,17 @@
  * puts one in front of a text's beginning, which a part has none of: a part therefore begins with a
  * mark, a character that is in no token, and the mark's own tokens are dropped.
  *
- * A BPE vocabulary's text is cut before a special token only: what stands between two of them is
- * tokenized by itself anyway. It must be one that is found whatever stands around it: no other
- * special token may reach over its ends.
+ * All other tokenizers look for special tokens first, and what stands between two of them is
+ * tokenized by itself. Their texts (BPE, WPM, UGM, RWKV, PLaMo-2) are cut before a special token
+ * that is found whatever stands around it: no other special token may reach over its ends.
  *
- * Other kinds of tokenizers are not cut here. */
+ * A WPM text is also cut behind a space or a line end that no special token reaches over: its
+ * tokenizer splits a text into words there, and white space becomes no token.
+ *
+ * What is left whole so is a part without special tokens (and, for WPM, without a space). These
+ * tokenizers' work for it grows as its length does, times the longest token's or its logarithm;
+ * libllama cannot be interrupted in it. How long such a part may be is what nk_vocab_tokenize
+ * refuses beforehand: by bytes against the context. */
 #ifndef NK_TEXT_CUT_H
 #define NK_TEXT_CUT_H
 
@@ -36,8 +42,8 @@ enum { NK_CUT_BYTES = 2048 }; /* a part has at least so many bytes */
 nk_cuts *nk__cuts_new(const struct llama_vocab *vocab);
 void nk__cuts_free(nk_cuts *c);
 
-/* What to put in front of all parts but the first, and how many tokens that is; "" and 0 for BPE.
- * Borrowed. */
+/* What to put in front of all parts but the first, and how many tokens that is; "" and 0 but for
+ * SPM. Borrowed. */
 const char *nk__cuts_mark(const nk_cuts *c);
 size_t nk__cuts_mark_tokens(const nk_cuts *c);
 

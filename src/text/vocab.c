@@ -532,25 +532,35 @@ static int tokenize_parts(const nk_vocab *v, const char *text, size_t size, bool
     return rc;
 }
 
-/* BOS in front and EOS behind, as libllama does it. */
+/* What the tokenizer puts around a text (BOS and EOS, or as it calls them): what it makes of an
+ * empty one. */
 static int add_ends(const nk_vocab *v, size_t max_tokens, struct nk_tokens *t, struct nk_error *err)
 {
-    bool bos = llama_vocab_get_add_bos(v->llama), eos = llama_vocab_get_add_eos(v->llama);
-    size_t n = t->n + bos + eos;
-    int32_t *ids;
+    int32_t ends[2], *ids, n_ends = 0;
+    bool front, back;
+    size_t n;
+    int rc = nk__guard_tokenize(v->llama, "", 0, ends, 2, true, false, &n_ends, err);
 
+    if (rc)
+        return rc;
+    if (n_ends < 0 || n_ends > 2)
+        return nk_fail(err, NK_E_INTERNAL, "engine_failed",
+                       "llama.cpp puts %d tokens around a text; two at most were known", -n_ends);
+    front = n_ends == 2 || (n_ends == 1 && llama_vocab_get_add_bos(v->llama));
+    back = n_ends - front > 0;
+    n = t->n + (size_t)n_ends;
     if (n > max_tokens)
         return nk_fail(err, NK_E_EXHAUSTED, "too_large",
                        "the text has %zu tokens; at most %zu are taken", n, max_tokens);
     ids = malloc((n ? n : 1) * sizeof *ids);
     if (!ids)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for %zu tokens", n);
-    if (bos)
-        ids[0] = llama_vocab_bos(v->llama);
+    if (front)
+        ids[0] = ends[0];
     if (t->n)
-        memcpy(ids + bos, t->ids, t->n * sizeof *ids);
-    if (eos)
-        ids[n - 1] = llama_vocab_eos(v->llama);
+        memcpy(ids + front, t->ids, t->n * sizeof *ids);
+    if (back)
+        ids[n - 1] = ends[n_ends - 1];
     free(t->ids);
     *t = (struct nk_tokens){ ids, n };
     return 0;

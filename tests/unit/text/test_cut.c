@@ -120,6 +120,90 @@ static nk_vocab *bpe_vocab(int pre)
     return v;
 }
 
+/* The other kinds that libllama has, with the same special tokens. */
+static const char *const other_models[] = { "bert", "t5", "rwkv", "plamo2" };
+enum { WPM, UGM, RWKV, PLAMO2, OTHERS };
+
+static nk_vocab *other_vocab(int kind)
+{
+    static const char *const starts[] = { "[UNK]", "<unk>", "<unk>", "<unk>" };
+    static const char *const words[] = { "\xE2\x96\x81",
+                                         "\xE2\x96\x81"
+                                         "a",
+                                         "\xE2\x96\x81"
+                                         "ab",
+                                         "\xE2\x96\x81"
+                                         "the",
+                                         "\xE2\x96\x81x",
+                                         "a",
+                                         "b",
+                                         "c",
+                                         "abc",
+                                         "cd",
+                                         "dddd",
+                                         "h",
+                                         "e",
+                                         ".",
+                                         "\xE2\x96\x81.",
+                                         "\xE2\x96\x81\xE4\xBD\xA0",
+                                         "\xE4\xBD\xA0",
+                                         "xa",
+                                         NULL };
+    static const char *const user[] = { "[U]", "[U]a", "]ddd", "x y", NULL };
+    static const char *const control[] = { "<|c|>", "<|cc|>", "|>d", "<s>", "</s>", NULL };
+    struct vocab_file *f = calloc(1, sizeof *f);
+    struct gguf_context *g = gguf_init_empty();
+    const char *texts[VOCAB_FILE_TOKENS_MAX];
+    char path[256], byte[8];
+    struct nk_error err = { 0 };
+    nk_vocab *v = NULL;
+
+    assert_non_null(f);
+    vocab_file_add(f, starts[kind], 2, 0);
+    for (int b = 0; b < 256 && (kind == RWKV || kind == PLAMO2); b++) {
+        snprintf(byte, sizeof byte, kind == RWKV ? "\\x%02x" : "<0x%02X>", (unsigned)b);
+        vocab_file_add(f, byte, kind == RWKV ? 1 : 6, 0);
+    }
+    for (int i = 0; words[i]; i++) /* scores that make some ways to read a text win over others */
+        if (kind != RWKV || !strchr("abche.", words[i][0]) || words[i][1])
+            vocab_file_add(f, words[i], 1, -(float)((i * 7) % 17) - 1);
+    vocab_file_add_n(f, user, 4);
+    vocab_file_add_n(f, control, 3);
+    gguf_set_val_str(g, "general.architecture", "llama");
+    gguf_set_val_str(g, "tokenizer.ggml.model", other_models[kind]);
+    gguf_set_val_u32(g, "tokenizer.ggml.unknown_token_id", 0);
+    gguf_set_val_u32(g, "tokenizer.ggml.bos_token_id", (uint32_t)f->n - 2);
+    gguf_set_val_u32(g, "tokenizer.ggml.eos_token_id", (uint32_t)f->n - 1);
+    gguf_set_val_u32(g, "tokenizer.ggml.seperator_token_id", (uint32_t)f->n - 1);
+    gguf_set_val_u32(g, "tokenizer.ggml.padding_token_id", 0);
+    gguf_set_val_bool(g, "tokenizer.ggml.add_bos_token", true);
+    gguf_set_val_bool(g, "tokenizer.ggml.add_eos_token", true);
+    gguf_set_val_bool(g, "tokenizer.ggml.remove_extra_whitespaces", true);
+    for (int i = 0; i < f->n; i++)
+        texts[i] = f->text[i];
+    gguf_set_arr_str(g, "tokenizer.ggml.tokens", texts, (size_t)f->n);
+    gguf_set_arr_data(g, "tokenizer.ggml.token_type", GGUF_TYPE_INT32, f->type, (size_t)f->n);
+    gguf_set_arr_data(g, "tokenizer.ggml.scores", GGUF_TYPE_FLOAT32, f->score, (size_t)f->n);
+    snprintf(path, sizeof path, "%s/other.gguf", test_dir);
+    assert_true(gguf_write_to_file(g, path, true));
+    gguf_free(g);
+    free(f);
+    if (nk_vocab_open(&v, path, &err))
+        fail_msg("%s: %s", other_models[kind], err.msg);
+    unlink(path);
+    return v;
+}
+
+/* All that are made here, one after the other. */
+enum { ALL = TRAITS + BPE_PRES + OTHERS };
+
+static nk_vocab *made_vocab(int i)
+{
+    return i < TRAITS              ? spm_vocab(i)
+           : i < TRAITS + BPE_PRES ? bpe_vocab(i - TRAITS)
+                                   : other_vocab(i - TRAITS - BPE_PRES);
+}
+
 /* A text of more than n bytes, of parts that matter here. */
 static size_t draw_text(uint64_t *seed, char *out, size_t n)
 {
@@ -220,11 +304,10 @@ static void test_cut__parts_have_the_tokens_of_the_whole(void **state)
 
     (void)state;
     snprintf(data, sizeof data, "%s/tests/data", getenv("NK_SOURCE") ? getenv("NK_SOURCE") : ".");
-    for (int kind = 0; kind < TRAITS + 2 + BPE_PRES; kind++) {
-        nk_vocab *v = kind < TRAITS        ? spm_vocab(kind)
-                      : kind == TRAITS     ? test_vocab(VOCAB_KJV)
-                      : kind == TRAITS + 1 ? file_vocab(data, "stories260K-f32.gguf")
-                                           : bpe_vocab(kind - TRAITS - 2);
+    for (int kind = 0; kind < ALL + 2; kind++) {
+        nk_vocab *v = kind < ALL    ? made_vocab(kind)
+                      : kind == ALL ? test_vocab(VOCAB_KJV)
+                                    : file_vocab(data, "stories260K-f32.gguf");
         nk_cuts *c = nk__cuts_new(nk_vocab_llama(v));
         int n_cut = 0;
 
@@ -249,8 +332,8 @@ static void test_cut__every_place_that_may_be_cut_is_one(void **state)
     char text[128], part[128 + 8];
 
     (void)state;
-    for (int kind = 0; kind < TRAITS + BPE_PRES; kind++) {
-        nk_vocab *v = kind < TRAITS ? spm_vocab(kind) : bpe_vocab(kind - TRAITS);
+    for (int kind = 0; kind < ALL; kind++) {
+        nk_vocab *v = made_vocab(kind);
         nk_cuts *c = nk__cuts_new(nk_vocab_llama(v));
         const char *mark = nk__cuts_mark(c);
         const size_t n_mark = strlen(mark), drop = nk__cuts_mark_tokens(c);
@@ -366,20 +449,33 @@ static void test_cut__no_part_grows_with_the_number_of_special_tokens(void **sta
     static const char *const units[] = { "a<|c|>", "<|cc|>b\n", "</s> ", "[U]<|c|>" };
 
     (void)state;
-    for (int pre = 0; pre < BPE_PRES; pre++) {
-        nk_vocab *v = bpe_vocab(pre);
+    for (int kind = TRAITS; kind < ALL; kind++) {
+        nk_vocab *v = made_vocab(kind);
         nk_cuts *c = nk__cuts_new(nk_vocab_llama(v));
 
+        assert_non_null(c);
         for (size_t u = 0; u < sizeof units / sizeof units[0]; u++) {
             size_t longest = longest_part(c, units[u]);
 
             if (longest > NK_CUT_BYTES + 32)
-                fail_msg("\"%s\" repeated, %s: a part of %zu bytes", units[u], bpe_pres[pre],
+                fail_msg("\"%s\" repeated, vocabulary %d: a part of %zu bytes", units[u], kind,
                          longest);
         }
         nk__cuts_free(c);
         nk_vocab_close(v);
     }
+}
+
+static void test_cut__words_are_tokenized_apart(void **state)
+{
+    nk_vocab *v = other_vocab(WPM);
+    nk_cuts *c = nk__cuts_new(nk_vocab_llama(v));
+
+    (void)state;
+    assert_true(longest_part(c, "abc ") <= NK_CUT_BYTES + 32);
+    assert_true(longest_part(c, "\xE4\xB8\xAD\n") <= NK_CUT_BYTES + 32);
+    nk__cuts_free(c);
+    nk_vocab_close(v);
 }
 
 static void test_cut__a_text_that_cannot_fit_is_refused_before_it_is_tokenized(void **state)
@@ -435,6 +531,7 @@ int main(void)
         cmocka_unit_test(test_cut__no_part_grows_with_a_text_that_the_vocabulary_lacks),
         cmocka_unit_test(test_cut__a_run_that_overflows_the_stack_is_refused),
         cmocka_unit_test(test_cut__no_part_grows_with_the_number_of_special_tokens),
+        cmocka_unit_test(test_cut__words_are_tokenized_apart),
         cmocka_unit_test(test_cut__a_text_that_cannot_fit_is_refused_before_it_is_tokenized),
         cmocka_unit_test(test_cut__a_text_that_nobody_waits_for_is_given_up),
     };
