@@ -81,8 +81,9 @@ struct nk_grammar {
     uint8_t *mask;
     struct state *depth; /* for nk_grammar_mask: the states after each byte of a token */
     int64_t work_left;
-    int limit; /* of a call */
-    int rc;    /* of the first failure of a call */
+    int limit;                    /* of a call */
+    const atomic_bool *cancelled; /* NULL: what is asked is always wanted */
+    int rc;                       /* of the first failure of a call */
     struct nk_error *err;
 };
 
@@ -97,6 +98,8 @@ static void too_complex(nk_grammar *g, const char *what)
 
 static void spend(nk_grammar *g, uint32_t work)
 {
+    if (g->cancelled && atomic_load_explicit(g->cancelled, memory_order_relaxed) && !g->rc)
+        g->rc = nk_fail(g->err, NK_E_CANCELLED, "cancelled", "nobody waits for the token any more");
     g->work_left -= work;
     if (g->work_left >= 0)
         return;
@@ -408,6 +411,11 @@ static struct state after_bytes(nk_grammar *g, int32_t id)
 void nk_grammar_limit(nk_grammar *g, int work)
 {
     g->limit = work;
+}
+
+void nk_grammar_cancel_by(nk_grammar *g, const atomic_bool *cancelled)
+{
+    g->cancelled = cancelled;
 }
 
 int nk_grammar_allows(nk_grammar *g, int32_t id, bool *allowed, struct nk_error *err)

@@ -19,6 +19,7 @@
 #ifndef NK_TEXT_GRAMMAR_H
 #define NK_TEXT_GRAMMAR_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -45,6 +46,9 @@ void nk_grammar_free(nk_grammar *g);
 /* From now on a call has so much work at most (NK_GRAMMAR_WORK_MAX: all that it may ever have): one
  * that needs more fails with DEADLINE `later`, has changed nothing, and can be made again. */
 void nk_grammar_limit(nk_grammar *g, int work);
+/* Whenever *cancelled, which is borrowed until nk_grammar_free, a call ends within a step of its
+ * work, with CANCELLED `cancelled`, and has changed nothing. */
+void nk_grammar_cancel_by(nk_grammar *g, const atomic_bool *cancelled);
 
 /* May token id follow? End-of-generation tokens may when the text is complete. All of these:
  *   EXHAUSTED  grammar_too_complex   too ambiguous: one of the ceilings above was reached */

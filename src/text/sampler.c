@@ -497,6 +497,12 @@ void nk_sampler_hurry(nk_sampler *s, bool hurry)
     s->hurry = hurry;
 }
 
+void nk_sampler_cancel_by(nk_sampler *s, const atomic_bool *cancelled)
+{
+    if (s->grammar)
+        nk_grammar_cancel_by(s->grammar, cancelled);
+}
+
 int nk_sampler_sample(nk_sampler *s, const float *logits, int n_logprobs, struct nk_sampled *out,
                       struct nk_error *err)
 {

@@ -7,6 +7,8 @@
 #ifndef NK_TEXT_SAMPLER_H
 #define NK_TEXT_SAMPLER_H
 
+#include <stdatomic.h>
+
 #include "text/sampling.h"
 
 struct llama_vocab;
@@ -47,10 +49,14 @@ int nk_logits_look(const float *logits, int n_vocab, int n_top, struct nk_sample
  * the two calls below end with DEADLINE `later`. The same call with the same logits, no longer in a
  * hurry, then goes on, and gives what it would have given at once. */
 void nk_sampler_hurry(nk_sampler *s, bool hurry);
+/* While *cancelled, which is borrowed until the next call of this, the grammar's part in choosing a
+ * token ends at once with CANCELLED `cancelled`; the sampler is then only good to be freed. */
+void nk_sampler_cancel_by(nk_sampler *s, const atomic_bool *cancelled);
 
 /* Chooses a token and accepts it. logits: n_vocab floats, left unchanged; -infinity forbids a
  * token. n_logprobs: -1 none, 0 the chosen token's only, up to NK_LOGPROBS_MAX alternatives.
  *   EXHAUSTED grammar_too_complex   see text/grammar.h
+ *   CANCELLED cancelled             by nk_sampler_cancel_by's flag
  *   INTERNAL  bad_logits            one is NaN or +infinity (the computation is broken), or nothing
  *                                   can be chosen */
 int nk_sampler_sample(nk_sampler *s, const float *logits, int n_logprobs, struct nk_sampled *out,

@@ -403,6 +403,8 @@ int nk__answer_step(answering *a, job *j, nk_stage *stage, int row_idx, bool *ba
     if (rc)
         return rc;
     nk_sampler_hurry(s->compute.sampler, !j->logits && !j->unhurried);
+    /* Each time: a session that is resumed takes its sampler from the one that was held. */
+    nk_sampler_cancel_by(s->compute.sampler, &s->dropped);
     for (; j->next_row < j->sched.n; j->next_row++) {
         const float *logits;
 

@@ -13,7 +13,9 @@
 
 struct errand {
     struct nk_aside *a;
-    struct nk_session *s; /* a reference */
+    struct nk_session *s;    /* a reference; or */
+    void (*work)(void *arg); /* what is of no step */
+    void *arg;
 };
 
 /* On Linux a thread has a priority of its own (setpriority(2), "C library/kernel differences"). */
@@ -50,18 +52,27 @@ static void run_all(struct nk_aside *a, struct nk_session *s)
         a->run(a->user, j);
 }
 
+static void count_threads(struct nk_aside *a, int more)
+{
+    pthread_mutex_lock(&a->mutex);
+    a->n_threads += more;
+    pthread_cond_broadcast(&a->cond);
+    pthread_mutex_unlock(&a->mutex);
+}
+
 static void *aside_main(void *arg)
 {
     struct errand e = *(struct errand *)arg;
 
     free(arg);
     yield_to_others();
-    run_all(e.a, e.s);
-    nk__session_unref(e.s);
-    pthread_mutex_lock(&e.a->mutex);
-    e.a->n_threads--;
-    pthread_cond_broadcast(&e.a->cond);
-    pthread_mutex_unlock(&e.a->mutex);
+    if (e.work) {
+        e.work(e.arg);
+    } else {
+        run_all(e.a, e.s);
+        nk__session_unref(e.s);
+    }
+    count_threads(e.a, -1);
     return NULL;
 }
 
@@ -91,22 +102,30 @@ bool nk__aside_has(struct nk_aside *a, struct nk_session *s)
     return has;
 }
 
-static bool start_thread(struct nk_aside *a, struct nk_session *s)
+/* Takes what e has, on a thread; false: there is none to be had. */
+static bool start_thread(struct errand e)
 {
-    struct errand *e = malloc(sizeof *e);
+    struct errand *own = malloc(sizeof *own);
     pthread_t thread;
 
-    if (!e)
+    if (!own)
         return false;
-    *e = (struct errand){ a, s };
-    atomic_fetch_add(&s->refs, 1);
-    if (!nk_thread_start(&thread, aside_main, e)) {
-        pthread_detach(thread);
-        return true;
+    *own = e;
+    if (nk_thread_start(&thread, aside_main, own)) {
+        free(own);
+        return false;
     }
-    atomic_fetch_sub(&s->refs, 1); /* the caller has one */
-    free(e);
-    return false;
+    pthread_detach(thread);
+    return true;
+}
+
+void nk__aside_do(struct nk_aside *a, void (*work)(void *arg), void *arg)
+{
+    count_threads(a, 1);
+    if (start_thread((struct errand){ .a = a, .work = work, .arg = arg }))
+        return;
+    work(arg);
+    count_threads(a, -1);
 }
 
 void nk__aside_add(struct nk_aside *a, struct nk_session *s, struct nk_compute_job *j)
@@ -123,13 +142,13 @@ void nk__aside_add(struct nk_aside *a, struct nk_session *s, struct nk_compute_j
     s->is_aside = true;
     a->n_threads += begins;
     pthread_mutex_unlock(&a->mutex);
-    if (!begins || start_thread(a, s))
+    if (!begins)
         return;
     atomic_fetch_add(&s->refs, 1); /* the job's may be the last */
+    if (start_thread((struct errand){ .a = a, .s = s }))
+        return;
     run_all(a, s);
-    pthread_mutex_lock(&a->mutex);
-    a->n_threads--;
-    pthread_mutex_unlock(&a->mutex);
+    count_threads(a, -1);
     nk__session_unref(s);
 }
 

@@ -400,6 +400,14 @@ static void answer_step(nk_engine *e, job *j, int row_idx)
     answered(e, j, back, rc, &err);
 }
 
+void nk__engine_do_aside(nk_engine *e, void (*work)(void *arg), void *arg)
+{
+    if (e->w->opts.by_hand)
+        work(arg);
+    else
+        nk__aside_do(&e->aside, work, arg);
+}
+
 /* On a thread of the session (aside.h). */
 static void answer_aside(void *user, job *j)
 {

@@ -210,7 +210,144 @@ static int check_sizes(const Nakshatra__V1__Open *m, size_t size, struct nk_erro
     return rc;
 }
 
-/* The sampler and the detokenizer. The sizes of what goes in were checked. */
+/* For logs. The id is one of NK_SESSION_ID_BYTES. */
+static void set_name(session *s, const Nakshatra__V1__Open *m)
+{
+    const uint8_t *id = m->session.data;
+
+    snprintf(s->name, sizeof s->name, "%02x%02x%02x%02x", id[0], id[1], id[2], id[3]);
+}
+
+/* ---- the sampler ---- */
+
+/* A grammar and DRY look at the whole vocabulary, and a hostile grammar takes half a second until
+ * its first state is known. So such a sampler is made aside, not on the thread that all sessions
+ * and their heartbeats share; then its Open is received again, from the beginning. */
+struct making {
+    session *s;     /* a reference */
+    uint8_t *bytes; /* the Open message */
+    size_t size;
+    struct nk_sampling sampling;
+    struct nk_logit_bias bias[NK_LOGIT_BIAS_MAX];
+    char *grammar; /* a copy */
+    const struct llama_vocab *vocab;
+    int n_ctx;
+    nk_sampler *sampler;
+    int rc;
+    struct nk_error err;
+};
+
+static void making_free(struct making *m)
+{
+    if (!m)
+        return;
+    if (m->s)
+        nk__session_unref(m->s);
+    nk_sampler_free(m->sampler);
+    free(m->grammar);
+    free(m->bytes);
+    free(m);
+}
+
+static int receive_again(session *s, const struct making *made, struct nk_error *err)
+{
+    Nakshatra__V1__InferenceRequest *m;
+
+    nk_arena_reset(s->w->arena);
+    m = nakshatra__v1__inference_request__unpack(nk_arena_allocator(s->w->arena), made->size,
+                                                 made->bytes);
+    if (!m)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for an Open of %zu bytes",
+                       made->size);
+    return nk__open_receive(s, m->open, (struct nk_bytes){ made->bytes, made->size }, err);
+}
+
+/* [net thread] */
+static void sampler_made(void *arg)
+{
+    struct making *m = arg;
+    session *s = m->s;
+    int rc = m->rc;
+
+    s->making = false;
+    if (!s->closed) {
+        s->compute.sampler = m->sampler;
+        m->sampler = NULL;
+        if (!rc)
+            rc = receive_again(s, m, &m->err);
+        if (rc)
+            nk__session_fail(s, &m->err);
+    }
+    making_free(m);
+}
+
+/* [aside] */
+static void make_sampler(void *arg)
+{
+    struct making *m = arg;
+
+    m->rc = nk_sampler_new(&m->sampler, m->vocab, &m->sampling, m->n_ctx, NULL, &m->err);
+    nk_net_post(m->s->w->net, sampler_made, m);
+}
+
+/* Here, since chance is this thread's. */
+static int draw_seed(const nk_worker *w, struct nk_sampling *sampling, struct nk_error *err)
+{
+    int rc = 0;
+
+    if (sampling->seed == NK_SEED_RANDOM)
+        rc = nk_chance_fill(w->opts.chance, &sampling->seed, sizeof sampling->seed, err);
+    if (!rc && sampling->seed == NK_SEED_RANDOM) /* which libllama would not take for a seed */
+        sampling->seed = 0;
+    return rc;
+}
+
+/* *later: the sampler is being made, and Open is received again when it is there. */
+static int make_slow_sampler(session *s, const Nakshatra__V1__Open *open, struct nk_bytes bytes,
+                             bool *later, struct nk_error *err)
+{
+    const nk_vocab *vocab = nk__engine_vocab(s->w->engine);
+    struct making *m;
+    int rc;
+
+    *later = false;
+    if (!vocab || s->compute.sampler || open->stage_idx + 1 != open->n_route)
+        return 0;
+    rc = check_sizes(open, bytes.size, err);
+    if (rc)
+        return rc;
+    m = calloc(1, sizeof *m);
+    if (!m)
+        return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for a sampler");
+    rc = nk__wire_sampling(&m->sampling, m->bias, open->sampling, err);
+    if (rc || (!m->sampling.grammar && m->sampling.dry_multiplier == 0))
+        goto out;
+    rc = draw_seed(s->w, &m->sampling, err);
+    if (rc)
+        goto out;
+    m->grammar = m->sampling.grammar ? strdup(m->sampling.grammar) : NULL;
+    m->bytes = malloc(bytes.size);
+    if (!m->bytes || (m->sampling.grammar && !m->grammar)) {
+        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory for a sampler");
+        goto out;
+    }
+    memcpy(m->bytes, bytes.data, bytes.size);
+    m->size = bytes.size;
+    m->sampling.grammar = m->grammar;
+    m->vocab = nk_vocab_llama(vocab);
+    m->n_ctx = nk__stage_info(s->w)->n_ctx;
+    m->s = nk__session_ref(s);
+    s->making = *later = true;
+    set_name(s, open);
+    nk__engine_do_aside(s->w->engine, make_sampler, m);
+    m = NULL;
+out:
+    making_free(m);
+    return rc;
+}
+
+/* The sampler, where it was not made before, and the detokenizer. The sizes of what goes in were
+ * checked. */
 static int make_last_stage(session *s, const Nakshatra__V1__Open *m, struct nk_error *err)
 {
     const nk_vocab *vocab = nk__engine_vocab(s->w->engine);
@@ -218,7 +355,7 @@ static int make_last_stage(session *s, const Nakshatra__V1__Open *m, struct nk_e
     const char *stops[NK_STOP_MAX];
     char texts[NK_STOP_MAX][NK_STOP_BYTES_MAX + 1];
     struct nk_sampling sampling;
-    int rc;
+    int rc = 0;
 
     if (!vocab)
         return nk_fail(err, NK_E_UNAVAILABLE, "asleep", "the worker is asleep");
@@ -227,10 +364,12 @@ static int make_last_stage(session *s, const Nakshatra__V1__Open *m, struct nk_e
         texts[i][m->stop[i].len] = '\0';
         stops[i] = texts[i];
     }
-    rc = nk__wire_sampling(&sampling, bias, m->sampling, err);
-    if (!rc)
-        rc = nk_sampler_new(&s->compute.sampler, nk_vocab_llama(vocab), &sampling,
-                            nk__stage_info(s->w)->n_ctx, s->w->opts.chance, err);
+    if (!s->compute.sampler) {
+        rc = nk__wire_sampling(&sampling, bias, m->sampling, err);
+        if (!rc)
+            rc = nk_sampler_new(&s->compute.sampler, nk_vocab_llama(vocab), &sampling,
+                                nk__stage_info(s->w)->n_ctx, s->w->opts.chance, err);
+    }
     if (!rc)
         rc = nk_detok_new(&s->compute.detok, vocab, stops, m->n_stop, s->special, err);
     return rc;
@@ -309,9 +448,10 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
 {
     nk_worker *w = s->w;
     session *h;
+    bool later;
     int rc;
 
-    if (s->state != NK_SESSION_NEW || s->opened_ns)
+    if (s->state != NK_SESSION_NEW || s->opened_ns || s->making)
         return nk_fail(err, NK_E_INVALID, "unexpected_message", "Open was sent twice");
     if (w->state != NK_WORKER_SERVING)
         return nk_fail(
@@ -332,13 +472,15 @@ int nk__open_receive(session *s, const Nakshatra__V1__Open *m, struct nk_bytes b
                        "start every worker (or `up`) with --deterministic");
     h = nk__session_find(w, m->session.data);
     rc = check_id(h, m, err);
-    if (rc)
+    if (!rc)
+        rc = make_slow_sampler(s, m, bytes, &later, err);
+    if (rc || later)
         return rc;
     s->opened_ns = nk__worker_now_ns(w);
     s->attempt = m->attempt;
     s->resumed = m->attempt > 0;
     memcpy(s->id, m->session.data, NK_SESSION_ID_BYTES);
-    snprintf(s->name, sizeof s->name, "%02x%02x%02x%02x", s->id[0], s->id[1], s->id[2], s->id[3]);
+    set_name(s, m);
     s->n_route = (int)m->n_route;
     s->n_at_once = stages_at_once(w, m);
     s->stage_idx = (int)m->stage_idx;

@@ -612,7 +612,7 @@ static bool overdue(const session *s, uint64_t now, struct nk_error *err)
     }
     switch (s->state) {
     case NK_SESSION_NEW:
-        if (now - since < NK_OPEN_DEADLINE_MS * 1000000ull)
+        if (s->making || now - since < NK_OPEN_DEADLINE_MS * 1000000ull)
             return false;
         nk_fail(err, NK_E_DEADLINE, "no_open", "no Open came within %d ms", NK_OPEN_DEADLINE_MS);
         return true;

@@ -148,6 +148,7 @@ struct nk_session {
     bool closed;        /* ended, or kept: its calls have no more say */
     bool reserved;      /* n_tokens_max counts in the worker's kv_reserved */
     bool decoding;      /* first stage: counts in the worker's n_decoding */
+    bool making;        /* its Open waits for a sampler that takes long to make */
     bool deterministic, reuse;
     bool up_takes_aside; /* the stage before it does; set before the first job */
     /* first stage: only what has the same salt is continued */
@@ -287,6 +288,9 @@ int nk__engine_job(nk_engine *e, struct nk_compute_job **out, int n, bool with_r
 void nk__engine_job_free(nk_engine *e, struct nk_compute_job *j);
 /* Takes j. [net thread] */
 void nk__engine_submit(nk_engine *e, struct nk_compute_job *j);
+/* Runs work(arg) where nobody else waits for it, while the stage stays open (aside.h). [net
+ * thread] */
+void nk__engine_do_aside(nk_engine *e, void (*work)(void *arg), void *arg);
 /* First stage: the session's row is no longer waited for: its token was handled, or takes long to
  * choose. [any] */
 void nk__engine_leave_group(nk_engine *e, struct nk_session *s);

@@ -328,6 +328,11 @@ void nk_sampler_hurry(nk_sampler *s, bool hurry)
     (void)s, (void)hurry;
 }
 
+void nk_sampler_cancel_by(nk_sampler *s, const atomic_bool *cancelled)
+{
+    (void)s, (void)cancelled;
+}
+
 int nk_logits_look(const float *logits, int n_vocab, int n_top, struct nk_sampled *out,
                    struct nk_error *err)
 {

@@ -292,6 +292,34 @@ static void test_grammar__hostile_grammars_end(void **state)
     nk_vocab_close(v);
 }
 
+/* Whoever asked may go while millions of steps are made for him. */
+static void test_grammar__what_nobody_waits_for_ends_and_has_changed_nothing(void **state)
+{
+    nk_vocab *v = test_vocab(VOCAB_BPE);
+    char *text = repeated("root ::= ", "(\"a\" | \"aa\")* ", 4000, "");
+    nk_grammar *g = new_grammar(v, text);
+    struct nk_error err = { 0 };
+    const uint8_t *mask;
+    atomic_bool cancelled;
+    bool allowed;
+
+    (void)state;
+    atomic_init(&cancelled, true);
+    nk_grammar_cancel_by(g, &cancelled);
+    assert_int_equal(nk_grammar_mask(g, &mask, &err), NK_E_CANCELLED);
+    assert_string_equal(err.reason, "cancelled");
+    assert_null(mask);
+    assert_int_equal(nk_grammar_allows(g, 'a', &allowed, NULL), NK_E_CANCELLED);
+    assert_int_equal(nk_grammar_accept(g, 'a', NULL), NK_E_CANCELLED);
+    atomic_store(&cancelled, false);
+    assert_int_equal(nk_grammar_allows(g, 'a', &allowed, NULL), 0);
+    assert_true(allowed);
+    assert_int_equal(nk_grammar_accept(g, 'a', NULL), 0);
+    nk_grammar_free(g);
+    free(text);
+    nk_vocab_close(v);
+}
+
 static void test_grammar__depth_costs_memory_only_in_proportion(void **state)
 {
     nk_vocab *v = test_vocab(VOCAB_BPE);
@@ -596,6 +624,7 @@ int main(void)
         cmocka_unit_test(test_grammar__takes_what_it_describes_and_nothing_else),
         cmocka_unit_test(test_grammar__refuses_bad_notation_with_line_and_cause),
         cmocka_unit_test(test_grammar__hostile_grammars_end),
+        cmocka_unit_test(test_grammar__what_nobody_waits_for_ends_and_has_changed_nothing),
         cmocka_unit_test(test_grammar__depth_costs_memory_only_in_proportion),
         cmocka_unit_test(test_grammar__single_tokens_by_text_id_and_negation),
         cmocka_unit_test(test_grammar__characters_may_be_split_between_tokens),
