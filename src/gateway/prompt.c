@@ -653,8 +653,24 @@ static const json_t *definition(const json_t *root, const char *ref)
     return NULL;
 }
 
-/* 0: nothing is said. *left: how many schemas are looked at, since they may name each other. */
-static int kinds_of(const json_t *schema, const json_t *root, int *left)
+/* What is left for looking at one argument: schemas, which may name each other, and work, since
+ * many arguments may name one long list. */
+struct look {
+    int n_schemas;
+    struct nk_work *work;
+    struct nk_error *err;
+    int rc; /* of the first failure */
+};
+
+static bool may_look(struct look *l)
+{
+    if (!l->rc)
+        l->rc = nk_work_spend(l->work, 1, "the tools", l->err);
+    return !l->rc;
+}
+
+/* 0: nothing is said. */
+static int kinds_of(const json_t *schema, const json_t *root, struct look *l)
 {
     static const char *const unions[] = { "anyOf", "oneOf", "allOf" };
     const json_t *type = json_object_get(schema, "type"), *list, *v;
@@ -662,12 +678,14 @@ static int kinds_of(const json_t *schema, const json_t *root, int *left)
     int kinds = 0;
     size_t i;
 
-    if (--*left < 0)
+    if (!may_look(l) || --l->n_schemas < 0)
         return KIND_OTHER;
     if (json_is_string(type))
         kinds = kind_named(json_string_value(type));
     json_array_foreach((json_t *)type, i, v)
     {
+        if (!may_look(l))
+            break;
         kinds |= kind_named(json_string_value(v));
     }
     if (kinds)
@@ -676,11 +694,13 @@ static int kinds_of(const json_t *schema, const json_t *root, int *left)
         return kind_of_value(json_object_get(schema, "const"));
     json_array_foreach(json_object_get(schema, "enum"), i, v)
     {
+        if (!may_look(l))
+            break;
         kinds |= kind_of_value(v);
     }
     if (!kinds && ref) {
         v = definition(root, ref);
-        kinds = v ? kinds_of(v, root, left) : KIND_OTHER;
+        kinds = v ? kinds_of(v, root, l) : KIND_OTHER;
     }
     for (size_t u = 0; u < sizeof unions / sizeof unions[0] && !kinds; u++) {
         list = json_object_get(schema, unions[u]);
@@ -688,8 +708,10 @@ static int kinds_of(const json_t *schema, const json_t *root, int *left)
             continue;
         json_array_foreach((json_t *)list, i, v)
         {
-            int one = kinds_of(v, root, left);
+            int one = kinds_of(v, root, l);
 
+            if (l->rc)
+                break;
             kinds |= one ? one : KIND_OTHER;
         }
     }
@@ -699,19 +721,23 @@ static int kinds_of(const json_t *schema, const json_t *root, int *left)
 }
 
 /* "string", "string?" (or null), or NULL: what the argument's text says. */
-static const char *type_of(const json_t *schema, const json_t *root)
+static const char *type_of(const json_t *schema, const json_t *root, struct look *l)
 {
     enum { SCHEMAS_MAX = 64 };
-    int left = SCHEMAS_MAX, kinds = kinds_of(schema, root, &left);
+    int kinds;
+
+    l->n_schemas = SCHEMAS_MAX;
+    kinds = kinds_of(schema, root, l);
 
     return !(kinds & KIND_TEXT) || kinds & KIND_OTHER ? NULL
            : kinds & KIND_NULL                        ? "string?"
                                                       : "string";
 }
 
-/* nk_output_opts' tool_types. Owned; NULL: no memory. */
-static json_t *types_of(const json_t *tools)
+/* nk_output_opts' tool_types. *out is owned by the caller; NULL: no memory. */
+static int types_of(json_t **out, const json_t *tools, struct nk_work *work, struct nk_error *err)
 {
+    struct look l = { .work = work, .err = err };
     json_t *types = json_object(), *tool, *schema;
     const char *key;
     size_t i;
@@ -724,21 +750,22 @@ static json_t *types_of(const json_t *tools)
 
         json_object_foreach(json_object_get(root, "properties"), key, schema)
         {
-            const char *type = type_of(schema, root);
+            const char *type = l.rc ? NULL : type_of(schema, root, &l);
 
             if (type)
                 json_object_set_new(of, key, json_string(type));
         }
         json_object_set_new(types, json_string_value(json_object_get(function, "name")), of);
     }
-    return types;
+    *out = types;
+    return l.rc;
 }
 
 static int prepare_chat(struct nk_prepared *out, const nk_prompter *p, const struct nk_request *r,
                         int n_ctx, struct nk_work *work, struct nk_request_error *e)
 {
     struct nk_buf text = NK_BUF_INIT(RENDERED_BYTES_MAX);
-    json_t *own = NULL; /* generate's prompt as messages */
+    json_t *own = NULL, *types; /* own: generate's prompt as messages */
     const json_t *messages = r->messages, *tools = tools_of(r);
     int rc = 0;
 
@@ -776,7 +803,12 @@ static int prepare_chat(struct nk_prepared *out, const nk_prompter *p, const str
     out->output.tools = out->generic_tools ? nk__tool_form_generic() : &p->form;
     out->output.n_tool_names = (int)json_array_size(tools);
     out->output.tool_names = copy_names(tools);
-    out->output.tool_types = types_of(tools);
+    rc = types_of(&types, tools, work, &e->err);
+    out->output.tool_types = types;
+    if (rc) {
+        snprintf(e->param, sizeof e->param, "tools");
+        return rc;
+    }
     if (!out->output.tool_names || !out->output.tool_types)
         return bad(e, "", "no_memory", "no memory for the tools");
     return 0;

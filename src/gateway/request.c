@@ -386,6 +386,7 @@ int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, s
         .limits = limits,
         .e = e,
         .message_rules = nk__api_is_openai(api) ? nk__rules_message : nk__rules_ollama_message,
+        .joined = NK_BUF_INIT(SIZE_MAX / 4),
     };
     bool other_dialect =
         api == NK_API_MESSAGES || api == NK_API_COUNT_TOKENS || api == NK_API_RESPONSES;
@@ -433,6 +434,7 @@ int nk__request_parse(struct nk_request *r, enum nk_api api, const char *body, s
         rc = apply_constraint(&p, rules[api]);
     if (!rc)
         rc = check_together(&p);
+    nk_buf_release(&p.joined);
     if (rc)
         nk__request_release(r);
     return rc;

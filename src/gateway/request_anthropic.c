@@ -273,7 +273,7 @@ static int read_messages(struct nk_parse *p, const struct nk_field_rule *f, cons
             return rc;
     }
     p->path[0] = '\0';
-    return 0;
+    return nk__build_end(p);
 }
 
 /* It comes first, wherever it stands in the request. */

@@ -24,33 +24,52 @@ static json_t *last_message(const struct nk_parse *p)
     return n ? json_array_get(p->r->messages, n - 1) : NULL;
 }
 
-int nk__build_message(struct nk_parse *p, const char *role, const struct nk_buf *content)
+int nk__build_end(struct nk_parse *p)
 {
-    json_t *last = last_message(p), *text = json_stringn(nk_buf_str(content), content->size), *m;
-    const json_t *before = json_object_get(last, "content");
-    const char *last_role = json_string_value(json_object_get(last, "role"));
-    struct nk_buf joined = NK_BUF_INIT(SIZE_MAX / 4);
+    json_t *m = p->joining;
+
+    p->joining = NULL;
+    return m && json_object_set_new(m, "content",
+                                    json_stringn(nk_buf_str(&p->joined), p->joined.size))
+               ? nk__build_no_memory(p)
+               : 0;
+}
+
+static int join(struct nk_parse *p, json_t *last, const struct nk_buf *content)
+{
     int rc = 0;
 
-    /* Two of one role in a row are one turn: many templates want turns to alternate. */
-    if (last && !strcmp(last_role, role) && (!strcmp(role, "user") || !strcmp(role, "system"))) {
-        rc = nk__build_text(p, &joined, before);
-        if (!rc && text)
-            rc = nk__build_text(p, &joined, text);
-        if (!rc && (!text || json_object_set_new(last, "content",
-                                                 json_stringn(nk_buf_str(&joined), joined.size))))
-            rc = nk__build_no_memory(p);
-        json_decref(text);
-        nk_buf_release(&joined);
-        return rc;
+    if (p->joining != last) {
+        p->joining = last;
+        nk_buf_reset(&p->joined);
+        rc = nk__build_text(p, &p->joined, json_object_get(last, "content"));
     }
+    if (!rc && p->joined.size)
+        rc = nk_buf_adds(&p->joined, "\n", NULL);
+    if (!rc)
+        rc = nk_buf_add(&p->joined, nk_buf_str(content), content->size, NULL);
+    return rc ? nk__build_no_memory(p) : 0;
+}
+
+int nk__build_message(struct nk_parse *p, const char *role, const struct nk_buf *content)
+{
+    json_t *last = last_message(p), *m;
+    const char *last_role = json_string_value(json_object_get(last, "role"));
+    int rc;
+
+    /* Two of one role in a row are one turn: many templates want turns to alternate. */
+    if (last && !strcmp(last_role, role) && (!strcmp(role, "user") || !strcmp(role, "system")))
+        return join(p, last, content);
+    rc = nk__build_end(p);
+    if (rc)
+        return rc;
     if (json_array_size(p->r->messages) >= (size_t)p->limits->messages_max) {
-        json_decref(text);
         p->path[0] = '\0';
         return nk__bad(p, NK_E_INVALID, "too_many", nk__api_input(p->r->api),
                        "more than %d messages; that many are possible", p->limits->messages_max);
     }
-    m = json_pack("{s:s, s:o}", "role", role, "content", text);
+    m = json_pack("{s:s, s:o}", "role", role, "content",
+                  json_stringn(nk_buf_str(content), content->size));
     return !m || json_array_append_new(p->r->messages, m) ? nk__build_no_memory(p) : 0;
 }
 
@@ -121,6 +140,12 @@ int nk__build_tool(struct nk_parse *p, const json_t *tool, const char *schema_na
     size_t i;
     int rc;
 
+    /* Also those that are given twice: each is compared with all before it. */
+    if (p->n_tools++ == NK_TOOLS_MAX) {
+        p->path[0] = '\0';
+        return nk__bad(p, NK_E_INVALID, "too_many", "tools",
+                       "more than %d tools; that many are possible", NK_TOOLS_MAX);
+    }
     if (!name || json_is_null(name))
         return nk__bad(p, NK_E_INVALID, "missing_field", "name", "is required");
     rc = nk__check_tool_name(p, &name_rule, name);
@@ -165,12 +190,6 @@ int nk__build_tool(struct nk_parse *p, const json_t *tool, const char *schema_na
                     : nk__bad(p, NK_E_INVALID, "bad_value", "name",
                               "\"%s\" is given twice, and not as the same tool",
                               json_string_value(name));
-    }
-    if (i >= NK_TOOLS_MAX) {
-        json_decref(made);
-        p->path[0] = '\0';
-        return nk__bad(p, NK_E_INVALID, "too_many", "tools",
-                       "more than %d tools; that many are possible", NK_TOOLS_MAX);
     }
     return json_array_append_new(p->r->tools, made) ? nk__build_no_memory(p) : 0;
 }

@@ -24,7 +24,14 @@ struct nk_parse {
     /* Explicit: is the last message, an assistant's, to be continued, and is a reply to begin? */
     bool seen_continue, wants_continue, seen_begin, wants_begin;
     bool seen_samplers;
-    unsigned samplers; /* a bit for each, as nk__read_samplers numbers them */
+    unsigned samplers;   /* a bit for each, as nk__read_samplers numbers them */
+    int n_unknown;       /* names that nobody knows */
+    int n_tools;         /* as they were given, also twice */
+    const json_t *asked; /* the last of r->messages that is no tool's */
+    /* The text of a message that several in a row become, which gets it when it is whole: so each
+     * of them is copied once, however many there are. */
+    json_t *joining;
+    struct nk_buf joined;
 };
 
 struct nk_field_rule {
@@ -120,9 +127,12 @@ int nk__read_ids(struct nk_parse *p, const char *name, const json_t *v, int32_t 
 
 /* More text, a string, on a line of its own. */
 int nk__build_text(struct nk_parse *p, struct nk_buf *to, const json_t *text);
-/* A message; a user's or the system's after one of the same role becomes a part of that one.
+/* A message; a user's or the system's after one of the same role becomes a part of that one, which
+ * has its content from the next message of another role, or nk__build_end, on.
  * INVALID too_many. */
 int nk__build_message(struct nk_parse *p, const char *role, const struct nk_buf *content);
+/* There are no more messages. */
+int nk__build_end(struct nk_parse *p);
 int nk__build_tool_result(struct nk_parse *p, const char *call_id, const struct nk_buf *content);
 /* To the last message, an assistant's: what it thought (empty: nothing), and a call. */
 int nk__build_reasoning(struct nk_parse *p, const struct nk_buf *reasoning);

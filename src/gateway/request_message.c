@@ -249,18 +249,12 @@ static bool add_call(json_t *list, const json_t *id, json_t *function)
 
 /* The id of the only call of the message that the last tools' messages answer; NULL: there is none,
  * or more than one. *n: how many calls. */
-static const json_t *only_call_id(const json_t *messages, size_t *n)
+static const json_t *only_call_id(const struct nk_parse *p, size_t *n)
 {
-    *n = 0;
-    for (size_t i = json_array_size(messages); i-- > 0;) {
-        const json_t *m = json_array_get(messages, i), *calls = json_object_get(m, "tool_calls");
+    const json_t *calls = json_object_get(p->asked, "tool_calls");
 
-        if (!strcmp(json_string_value(json_object_get(m, "role")), "tool"))
-            continue;
-        *n = json_array_size(calls);
-        return *n == 1 ? json_object_get(json_array_get(calls, 0), "id") : NULL;
-    }
-    return NULL;
+    *n = json_array_size(calls);
+    return *n == 1 ? json_object_get(json_array_get(calls, 0), "id") : NULL;
 }
 
 /* One checked message as the template gets it. NULL: no memory. */
@@ -304,7 +298,7 @@ static json_t *take_message(struct nk_parse *p, const json_t *m)
         if (json_is_string(v))
             ok = ok && !json_object_set(out, names[k][1], v);
     }
-    id = is_answer ? only_call_id(p->r->messages, &n_calls) : NULL;
+    id = is_answer ? only_call_id(p, &n_calls) : NULL;
     if (id && !json_object_get(out, "tool_call_id"))
         ok = ok && !json_object_set(out, "tool_call_id", (json_t *)id);
     if (json_array_size(calls) || json_is_object(function)) {
@@ -343,7 +337,7 @@ static int check_message(struct nk_parse *p, const json_t *m)
     if (!nk__api_is_openai(p->r->api) || strcmp(role, "tool") ||
         json_is_string(json_object_get(m, "tool_call_id")))
         return 0;
-    only_call_id(p->r->messages, &n_calls);
+    only_call_id(p, &n_calls);
     return n_calls == 1 ? 0
                         : nk__bad(p, NK_E_INVALID, "missing_field", "tool_call_id",
                                   "is required in a tool's message unless it answers a single "
@@ -373,6 +367,7 @@ int nk__read_messages(struct nk_parse *p, const struct nk_field_rule *f, const j
     p->takes_unknown = true;
     json_array_foreach((json_t *)v, i, m)
     {
+        json_t *taken;
         int rc = 0;
 
         snprintf(p->path, sizeof p->path, "messages[%zu].", i);
@@ -387,8 +382,11 @@ int nk__read_messages(struct nk_parse *p, const struct nk_field_rule *f, const j
             rc = check_message(p, m);
         if (rc)
             return rc;
-        if (json_array_append_new(p->r->messages, take_message(p, m)))
+        taken = take_message(p, m);
+        if (json_array_append_new(p->r->messages, taken))
             return nk__bad(p, NK_E_EXHAUSTED, "no_memory", "", "no memory for the message");
+        if (strcmp(json_string_value(json_object_get(taken, "role")), "tool"))
+            p->asked = taken;
     }
     p->takes_unknown = false;
     p->path[0] = '\0';

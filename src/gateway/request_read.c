@@ -62,7 +62,7 @@ int nk__ignore(struct nk_parse *p, const char *name)
     return 0;
 }
 
-enum { NAME_MAX_SHOWN = 40 };
+enum { NAME_MAX_SHOWN = 40, UNKNOWN_MAX = 256 };
 
 /* "topP" and "top-p" are ways to write "top_p". Returns how many characters are left. */
 static size_t plain_name(char out[NAME_MAX_SHOWN + 1], const char *name)
@@ -148,13 +148,18 @@ static bool is_others(const struct nk_parse *p, const char *name, const json_t *
 static int read_unknown(struct nk_parse *p, const struct nk_field_rule *rules, const char *name,
                         const json_t *v)
 {
-    const struct nk_field_rule *meant = nearest(rules, name);
+    const struct nk_field_rule *meant;
     char known[300] = "";
     size_t at = 0;
 
+    if (!p->limits->strict && p->takes_unknown)
+        return 0;
+    if (p->n_unknown++ == UNKNOWN_MAX) /* each is compared with all that are known */
+        return nk__bad(p, NK_E_INVALID, "too_many", name,
+                       "is one of more than %d fields that nobody knows; that many are taken",
+                       UNKNOWN_MAX);
+    meant = nearest(rules, name);
     if (!p->limits->strict) {
-        if (p->takes_unknown)
-            return 0;
         if ((!meant || meant->use == NK_FIELD_IGNORED) && is_others(p, name, v))
             return nk__bad(p, NK_E_INVALID, "unknown_field", name,
                            "is a field of /v1/chat/completions that changes the answer; this "

@@ -334,10 +334,17 @@ static int make_echo(struct nk_parse *p)
 /* Those of p->r->tools that are allowed. */
 static int keep_allowed(struct nk_parse *p)
 {
-    json_t *kept = json_array();
+    json_t *kept;
     const json_t *tool, *allowed;
     size_t i, k;
-    int rc = kept ? 0 : nk__build_no_memory(p);
+    int rc;
+
+    if (json_array_size(p->allowed_tools) > NK_TOOLS_MAX) /* each is compared with each tool */
+        return nk__bad(p, NK_E_INVALID, "too_many", "tool_choice",
+                       "allows %zu tools; at most %d are possible",
+                       json_array_size(p->allowed_tools), NK_TOOLS_MAX);
+    kept = json_array();
+    rc = kept ? 0 : nk__build_no_memory(p);
 
     json_array_foreach(p->r->tools, i, tool)
     {
@@ -376,6 +383,8 @@ int nk__responses_build(struct nk_parse *p)
         rc = add_history(&s, p->r->previous);
     if (!rc && p->input)
         rc = add_input(&s, p->input);
+    if (!rc)
+        rc = nk__build_end(p);
     if (!rc && !json_array_size(p->r->messages))
         rc = nk__bad(p, NK_E_INVALID, p->input ? "bad_value" : "missing_field", "input",
                      "is required: a string, or a list of items");

@@ -151,6 +151,50 @@ static void test_prompt__types_of_arguments_are_found_behind_references(void **s
     nk__prompter_free(p);
 }
 
+/* So many arguments, each of which may be any of so many words. */
+static char *tool_body(int n_arguments, int n_words)
+{
+    char *body = malloc((size_t)(n_arguments + n_words) * 40 + 400), *at = body;
+
+    assert_non_null(body);
+    at =
+        stpcpy(at, "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],"
+                   "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":{"
+                   "\"$defs\":{\"w\":{\"enum\":[");
+    for (int i = 0; i < n_words; i++)
+        at += sprintf(at, "%s\"a\"", i ? "," : "");
+    at = stpcpy(at, "]}},\"properties\":{");
+    for (int i = 0; i < n_arguments; i++)
+        at += sprintf(at, "%s\"p%d\":{\"$ref\":\"#/$defs/w\"}", i ? "," : "", i);
+    strcpy(at, "}}}}]}");
+    return body;
+}
+
+static void test_prompt__arguments_that_name_one_long_list_are_counted(void **state)
+{
+    nk_prompter *p = open_prompter(without_tools, NK_GATEWAY_TOOLS_NATIVE, 0);
+    struct nk_prepared prepared;
+    struct nk_request_error e;
+
+    (void)state;
+    for (int k = 0; k < 2; k++) {
+        char *body = tool_body(k ? 5000 : 50, k ? 5000 : 50);
+        struct nk_work work = NK_WORK_INIT(NULL);
+        struct nk_request r = parse(body);
+        int rc = nk__prepare(&prepared, p, &r, 1 << 22, &work, &e);
+
+        assert_int_equal(rc, k ? NK_E_INVALID : 0);
+        if (k) {
+            assert_string_equal(e.err.reason, "too_much_work");
+            assert_string_equal(e.param, "tools");
+        }
+        nk__prepared_release(&prepared);
+        nk__request_release(&r);
+        free(body);
+    }
+    nk__prompter_free(p);
+}
+
 static void test_prompt__a_switch_without_marks_can_think(void **state)
 {
     nk_prompter *p = open_prompter("{{ messages[0].content }}{% if enable_thinking %}!{% endif %}",
@@ -270,6 +314,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prompt__tools_are_explained_where_the_template_knows_none),
         cmocka_unit_test(test_prompt__types_of_arguments_are_found_behind_references),
+        cmocka_unit_test(test_prompt__arguments_that_name_one_long_list_are_counted),
         cmocka_unit_test(test_prompt__a_switch_without_marks_can_think),
         cmocka_unit_test(test_prompt__tools_are_the_templates_own_where_it_has_them_or_off),
         cmocka_unit_test(test_prompt__ids_name_the_function_where_the_template_shows_nothing_else),

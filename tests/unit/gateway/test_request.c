@@ -695,6 +695,105 @@ static void test_request__too_deep_json_is_refused(void **state)
     free(deep);
 }
 
+/* ---- large bodies: what they cost grows as they do, or they are refused ---- */
+
+/* before, so often unit, after; units are parted by commas. Owned by the caller. */
+static char *body_of(const char *before, const char *unit, int n, const char *after)
+{
+    size_t size = strlen(unit) + 1;
+    char *text = malloc(strlen(before) + size * (size_t)n + strlen(after) + 1), *p;
+
+    assert_non_null(text);
+    p = stpcpy(text, before);
+    for (int i = 0; i < n; i++)
+        p += sprintf(p, "%s%s", i ? "," : "", unit);
+    strcpy(p, after);
+    return text;
+}
+
+static size_t n_allocated;
+
+static void *count(size_t size)
+{
+    n_allocated += size;
+    return malloc(size);
+}
+
+/* Jansson's bytes are the oracle: joined one by one, all before are copied for each. */
+static void test_request__messages_that_are_joined_are_copied_once(void **state)
+{
+    enum { N = 20000 };
+    static const struct {
+        enum nk_api api;
+        const char *before;
+    } cases[] = { { NK_API_MESSAGES, "{\"model\":\"m\",\"max_tokens\":9,\"messages\":[" },
+                  { NK_API_RESPONSES, "{\"model\":\"m\",\"input\":[" } };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char *body =
+            body_of(cases[i].before, "{\"role\":\"user\",\"content\":\"abcdefghij\"}", N, "]}");
+
+        n_allocated = 0;
+        json_set_alloc_funcs(count, free);
+        assert_int_equal(parse(cases[i].api, body), 0);
+        json_set_alloc_funcs(malloc, free);
+        assert_int_equal(json_array_size(r.messages), 1);
+        assert_int_equal(
+            json_string_length(json_object_get(json_array_get(r.messages, 0), "content")),
+            N * 11 - 1);
+        if (n_allocated > 100 * strlen(body))
+            fail_msg("%zu bytes of memory for a body of %zu", n_allocated, strlen(body));
+        free(body);
+    }
+}
+
+static void test_request__what_is_compared_with_all_others_has_a_ceiling(void **state)
+{
+    static const struct {
+        enum nk_api api;
+        const char *before, *unit, *after, *param;
+        int n_max;
+    } cases[] = {
+        { NK_API_MESSAGES,
+          "{\"model\":\"m\",\"max_tokens\":9,\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],"
+          "\"tools\":[",
+          "{\"name\":\"f\",\"input_schema\":{}}", "]}", "tools", NK_TOOLS_MAX },
+        { NK_API_RESPONSES, "{\"model\":\"m\",\"input\":\"hi\",\"tools\":[",
+          "{\"type\":\"function\",\"name\":\"f\",\"parameters\":{}}", "]}", "tools", NK_TOOLS_MAX },
+        { NK_API_RESPONSES,
+          "{\"model\":\"m\",\"input\":\"hi\",\"tools\":[{\"type\":\"function\",\"name\":\"f\","
+          "\"parameters\":{}}],\"tool_choice\":{\"type\":\"allowed_tools\",\"mode\":\"auto\","
+          "\"tools\":[",
+          "{\"type\":\"function\",\"name\":\"g\"}", "]}}", "tool_choice", NK_TOOLS_MAX },
+    };
+    char *body, *p;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
+        for (int more = 0; more < 2; more++) {
+            body = body_of(cases[i].before, cases[i].unit, cases[i].n_max + more, cases[i].after);
+            assert_int_equal(parse(cases[i].api, body), more ? NK_E_INVALID : 0);
+            if (more)
+                assert_string_equal(e.err.reason, "too_many");
+            if (more)
+                assert_string_equal(e.param, cases[i].param);
+            free(body);
+        }
+    /* A name that nobody knows is compared with all that are known, letter by letter. */
+    for (int n = 256; n < 258; n++) {
+        body = malloc(8192);
+        p = stpcpy(body, "{" CHAT);
+        for (int i = 0; i < n; i++)
+            p += sprintf(p, ",\"zq%d\":1", i);
+        strcpy(p, "}");
+        assert_int_equal(parse(NK_API_CHAT, body), n > 256 ? NK_E_INVALID : 0);
+        if (n > 256)
+            assert_string_equal(e.err.reason, "too_many");
+        free(body);
+    }
+}
+
 static int teardown(void **state)
 {
     (void)state;
@@ -899,6 +998,8 @@ int main(void)
         cmocka_unit_test(test_request__ollama_options_and_defaults),
         cmocka_unit_test(test_request__shrunk_it_has_its_strings_and_no_json),
         cmocka_unit_test(test_request__too_deep_json_is_refused),
+        cmocka_unit_test(test_request__messages_that_are_joined_are_copied_once),
+        cmocka_unit_test(test_request__what_is_compared_with_all_others_has_a_ceiling),
     };
 
     return cmocka_run_group_tests(tests, NULL, teardown);
