@@ -28,6 +28,10 @@ enum {
     PEND_BYTES_MAX = 16 << 20,
     NAME_HELD_MAX = NK_TOOL_NAME_MAX + 256, /* with the mark after it */
     KEY_BYTES_MAX = 256,
+    /* White space is held back, as a mark may follow that takes it along, and so is a mark that has
+     * begun (some have numbers and ids of any length). It is looked at again with every token: a
+     * model that writes nothing else must not cost more with each of them. */
+    HELD_MAX = 4096,
     /* A mark that the text ends in the middle of is dropped when so much of it is there. */
     CUT_MARK_BYTES = 3,
 };
@@ -185,15 +189,15 @@ static int find(const nk_output *o, const char *const *marks, int n_marks, bool 
             size_t used = 0;
             enum nk_tool_match found = nk__tool_mark_match(s + i, n - i, marks[m], &used);
 
-            if (found == NK_TOOL_MATCH_NO ||
-                (found == NK_TOOL_MATCH_PART && final && n - i < CUT_MARK_BYTES))
+            if (found == NK_TOOL_MATCH_NO || (found == NK_TOOL_MATCH_PART &&
+                                              (final ? n - i < CUT_MARK_BYTES : n - i > HELD_MAX)))
                 continue;
             *at = spaces;
             *size = used;
             return found == NK_TOOL_MATCH_YES ? m : -1;
         }
     }
-    if (n && !is_space(s[n - 1]))
+    if (n && (!is_space(s[n - 1]) || n - spaces > HELD_MAX))
         spaces = n;
     *at = final ? n : spaces;
     return -1;
@@ -269,7 +273,9 @@ static int keep_mark(nk_output *o, size_t n, struct nk_error *err)
 /* NULL: the mark is not there. */
 static enum nk_tool_match in_front(const nk_output *o, const char *mark, size_t *used)
 {
-    return nk__tool_mark_match(front(o), left(o), mark, used);
+    enum nk_tool_match m = nk__tool_mark_match(front(o), left(o), mark, used);
+
+    return m == NK_TOOL_MATCH_PART && left(o) > HELD_MAX ? NK_TOOL_MATCH_NO : m;
 }
 
 /* Is the mark in front? There is none: MATCH_NO. */
@@ -286,8 +292,14 @@ static bool step_start(nk_output *o, bool final)
 
     skip_space(o);
     if (!left(o) && !final) {
+        bool waits = o->n_used - used <= HELD_MAX;
+
         o->n_used = used; /* white space before what is no mark stays */
-        return false;
+        if (!waits) {
+            o->state = IN_TEXT;
+            o->trim = false;
+        }
+        return !waits;
     }
     think = at_mark(o, marks->open);
     answer = at_mark(o, marks->answer);
@@ -416,7 +428,8 @@ static bool step_weak(nk_output *o, bool final, bool *stop, int *rc, struct nk_e
     n += size;
     while (m == NK_TOOL_MATCH_YES && n < left(o) && is_space(front(o)[n]))
         n++;
-    *stop = !final && (m == NK_TOOL_MATCH_PART || (m == NK_TOOL_MATCH_YES && n == left(o)));
+    *stop = !final && n <= HELD_MAX &&
+            (m == NK_TOOL_MATCH_PART || (m == NK_TOOL_MATCH_YES && n == left(o)));
     if (*stop || m != NK_TOOL_MATCH_YES || n == left(o) || !begins_body(o, front(o)[n]))
         return false;
     *rc = keep(o, n, err);

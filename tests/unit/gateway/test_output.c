@@ -322,12 +322,62 @@ static void test_output__reasoning_is_found_in_templates(void **state)
     assert_false(nk__prompt_opens_think("<think></think>\n", 16, think));
 }
 
+static int tally(void *user, enum nk_output_kind kind, const char *text, size_t size,
+                 struct nk_error *err)
+{
+    (void)kind, (void)text, (void)err;
+    *(size_t *)user += size;
+    return 0;
+}
+
+/* What is held back is looked at again with each token. */
+static void test_output__what_may_be_a_mark_for_ever_is_not_held_back(void **state)
+{
+    static const struct nk_tool_form numbered = { .body = NK_TOOL_JSON,
+                                                  .call_open = "<call \2>", /* any number */
+                                                  .call_close = "</call>" };
+    static const struct {
+        const struct nk_tool_form *form;
+        const char *begin, *unit;
+    } cases[] = { { &hermes, "x", "          " },
+                  { &hermes, "", "          " },
+                  { &mistral, "x", "\n\n\n\n\n\n\n\n\n\n" },
+                  { &llama, "", "          " },
+                  { &numbered, "x<call ", "1234567890" } };
+    enum { N = 2000, SIZE = 10, HELD_MAX = 5000 };
+
+    (void)state;
+    assert_int_equal(NK_TOOL_MARK_NUMBER, 2);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        size_t size = 0, fed = strlen(cases[i].begin);
+        nk_output *o = nk__output_new(&(struct nk_output_opts){ .sink = tally,
+                                                                .user = &size,
+                                                                .think = think,
+                                                                .tools = cases[i].form,
+                                                                .tool_names = tools,
+                                                                .n_tool_names = n_tools });
+
+        assert_non_null(o);
+        assert_int_equal(nk__output_feed(o, cases[i].begin, fed, NULL), 0);
+        for (int k = 0; k < N; k++) {
+            assert_int_equal(nk__output_feed(o, cases[i].unit, SIZE, NULL), 0);
+            fed += SIZE;
+            if (fed - size > HELD_MAX)
+                fail_msg("case %zu: %zu bytes are held back", i, fed - size);
+        }
+        assert_int_equal(nk__output_finish(o, NULL), 0);
+        assert_int_equal(size, fed);
+        nk__output_free(o);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_output__reasoning_comes_first_and_loses_its_marks),
         cmocka_unit_test(test_output__channels_of_gpt_oss),
         cmocka_unit_test(test_output__hermes_calls),
+        cmocka_unit_test(test_output__what_may_be_a_mark_for_ever_is_not_held_back),
         cmocka_unit_test(test_output__what_is_no_call_is_content),
         cmocka_unit_test(test_output__llama_calls_need_no_mark_but_a_known_name),
         cmocka_unit_test(test_output__mistral_calls),
