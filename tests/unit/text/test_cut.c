@@ -502,7 +502,34 @@ static void test_cut__a_text_that_cannot_fit_is_refused_before_it_is_tokenized(v
     assert_int_equal(nk_vocab_tokenize(v, text, SIZE, true, true, SIZE / 8, &work, &t, &err),
                      NK_E_EXHAUSTED);
     assert_string_equal(err.reason, "too_large");
-    assert_true(work.n_steps > 0 && work.n_steps < SIZE / 8 / 4);
+    assert_true(work.n_steps > 0 && work.n_steps < SIZE / 4);
+    free(text);
+    nk_vocab_close(v);
+}
+
+/* A query is tokenized anew with each document, and WPM makes one token of a word of any length. */
+static void test_cut__a_query_before_many_documents_is_counted(void **state)
+{
+    enum { SIZE = 100000, STEPS = 1000000 };
+    nk_vocab *v = other_vocab(WPM);
+    struct nk_work work = { .n_steps_max = STEPS };
+    struct nk_error err = { 0 };
+    struct nk_tokens t;
+    char *text = malloc(SIZE);
+    int n = 0, rc;
+
+    (void)state;
+    assert_non_null(text);
+    memset(text, 'z', SIZE);
+    while (!(rc = nk_vocab_tokenize_pair(v, (struct nk_bytes){ (const uint8_t *)text, SIZE },
+                                         (struct nk_bytes){ (const uint8_t *)"a", 1 }, 512, &work,
+                                         &t, &err))) {
+        free(t.ids);
+        n++;
+        assert_true(n <= STEPS / SIZE);
+    }
+    assert_int_equal(rc, NK_E_INVALID);
+    assert_string_equal(err.reason, "too_much_work");
     free(text);
     nk_vocab_close(v);
 }
@@ -533,6 +560,7 @@ int main(void)
         cmocka_unit_test(test_cut__no_part_grows_with_the_number_of_special_tokens),
         cmocka_unit_test(test_cut__words_are_tokenized_apart),
         cmocka_unit_test(test_cut__a_text_that_cannot_fit_is_refused_before_it_is_tokenized),
+        cmocka_unit_test(test_cut__a_query_before_many_documents_is_counted),
         cmocka_unit_test(test_cut__a_text_that_nobody_waits_for_is_given_up),
     };
 
