@@ -9,6 +9,7 @@
 #include "cli/interrupt.h"
 #include "cli/model_source.h"
 #include "slice/slice.h"
+#include "stage/trial.h"
 
 int nk_cmd_split(int argc, char **argv);
 
@@ -41,7 +42,7 @@ static void print_files(const struct nk_manifest *manifest, const char *dir)
     }
 }
 
-static int split(const char *path, int64_t into, const char *layers, const char *dir,
+static int split(const char *path, int64_t into, const char *layers, const char *dir, bool no_trial,
                  struct nk_error *err)
 {
     struct nk_range ranges[NK_LAYERS_MAX];
@@ -55,6 +56,8 @@ static int split(const char *path, int64_t into, const char *layers, const char 
                     : nk_ranges_balance(m, n, ranges, err);
         if (!rc)
             rc = nk_ranges_check(m, ranges, n, false, err);
+        if (!rc && !no_trial)
+            rc = nk_trial_ranges(m, ranges, n, err);
         nk_wrap(rc, err, "%s", path);
     }
     if (!rc)
@@ -72,11 +75,16 @@ int nk_cmd_split(int argc, char **argv)
 {
     const char *layers = NULL, *out = NULL;
     int64_t into = 0;
+    bool no_trial = false;
     const struct nk_arg args[] = {
         NK_OPT_INT("into", 'k', &into, "K", 1, NK_LAYERS_MAX, "K slices, their bytes balanced"),
         NK_OPT_STRING("layers", 'l', &layers, "RANGES",
                       "these slices, e.g. 0-14,14-28 (each up to, not including, its last number)"),
         NK_OPT_STRING("out", 'o', &out, "DIR", "the folder to write to; made if missing"),
+        NK_OPT_FLAG("no-trial", 0, &no_trial,
+                    "without loading the slices once, which shows whether the llama.cpp of this "
+                    "machine can run them (tried where the architecture was never compared, or "
+                    "layers are of several kinds)"),
         { 0 },
     };
     const struct nk_command cmd = {
@@ -106,7 +114,7 @@ int nk_cmd_split(int argc, char **argv)
     if (nk_model_source(&path, argv[first], &err)) /* until here a signal ends it at once */
         return nk_cli_report(&err);
     catch_signals();
-    rc = split(path, into, layers, out, &err);
+    rc = split(path, into, layers, out, no_trial, &err);
     free(path);
     if (rc)
         exit_code = nk_cli_report(&err);

@@ -17,6 +17,7 @@
 #include "pieces/shelf.h"
 #include "slice/slice.h"
 #include "stage/stage.h"
+#include "stage/trial.h"
 #include "worker/worker.h"
 
 int nk_cmd_worker(int argc, char **argv);
@@ -174,6 +175,8 @@ static int find_slice(const struct options *o, char **path, int *hold, struct nk
     rc = nk_ranges_check(m, &range, 1, false, err);
     if (!rc)
         rc = nk_model_hash(m, hash, err);
+    if (!rc)
+        rc = nk_wrap(nk_trial_uncached(m, &range, 1, err), err, "%s", o->model);
     if (!rc) {
         *hold = nk_shelf_make_room(m, &range, 1);
         rc = nk_slice_cached(m, range, o->how, path, err);

@@ -26,6 +26,7 @@
 #include "slice/layout.h"
 #include "slice/slice.h"
 #include "stage/stage.h"
+#include "stage/trial.h"
 
 enum {
     READY_MS = 600000, /* a large slice from a slow disk */
@@ -177,6 +178,8 @@ int nk_local_files_make(struct nk_local_files **out, const struct nk_local_opts 
         rc = check_memory(m, o, ranges, n, err);
     if (!rc)
         rc = nk_model_hash(m, f->cluster->model_sha256, err);
+    if (!rc)
+        rc = nk_wrap(nk_trial_uncached(m, ranges, n, err), err, "%s", o->model_path);
     if (!rc) {
         f->hold = nk_shelf_make_room(m, ranges, n);
         rc = nk_slice_cache_room(m, ranges, n, err);

@@ -95,6 +95,12 @@ int nk_model_types(const nk_model *m, struct nk_type_share *out, int max);
  *   UNIMPLEMENTED  cannot_split  the model cannot be cut at all */
 int nk_model_cut_check(const nk_model *m, int at, struct nk_error *err);
 
+/* Are the cuts of this model known to be right? So they are where `make conformance` has compared
+ * its architecture, with that llama.cpp, and all layers are of one shape, so that no slice lacks
+ * what another one has. Of other models the rules of arch.c are all there is, and a trial
+ * (stage/trial.h) says what they forget. */
+bool nk_model_is_compared(const nk_model *m, const char *llama_version);
+
 struct nk_range {
     int begin, end;
 };
@@ -270,6 +276,10 @@ uint64_t nk_model_bytes_per_row(const nk_model *m, int layer);
  * bytes. path is for messages.
  *   INVALID  not_a_model; EXHAUSTED no_space, no_memory; and those of nk_ranges_check */
 int nk_slice_write_random(const nk_model *m, struct nk_range range, int fd, const char *path,
+                          struct nk_error *err);
+/* The same with zeros for all weights, as holes in the file: it takes no space, and no time. For
+ * what loads it without computing (stage/trial.h). */
+int nk_slice_write_hollow(const nk_model *m, struct nk_range range, int fd, const char *path,
                           struct nk_error *err);
 /* As nk_embd_open, with random rows, at most max of them: *n_rows. */
 int nk_embd_open_random(nk_embd **out, const nk_model *m, int max, int *n_rows,

@@ -540,7 +540,21 @@ int nk_slice_write(nk_model *m, struct nk_range range, const char *model_sha256,
     return rc ? rc : nk__slice_write(m, range, model_sha256, path, sha256, NULL, NULL, NULL, err);
 }
 
-/* ---- with random weights ---- */
+/* ---- without the weights ---- */
+
+static int write_hollow(const struct plan *p, nk__stream *s, struct nk_error *err)
+{
+    int rc = 0;
+
+    for (int i = 0; i < p->n_pieces && !rc; i++) {
+        const struct piece *q = &p->pieces[i];
+
+        rc = nk__stream_zeros(s, q->copy_bytes ? q->copy_bytes : q->size_bytes, err);
+        if (!rc)
+            rc = add_padding(s, p->alignment, err);
+    }
+    return rc;
+}
 
 static int write_random(const struct plan *p, nk__stream *s, struct nk_error *err)
 {
@@ -571,8 +585,9 @@ static int write_random(const struct plan *p, nk__stream *s, struct nk_error *er
     return rc;
 }
 
-int nk_slice_write_random(const nk_model *m, struct nk_range range, int fd, const char *path,
-                          struct nk_error *err)
+static int write_weightless(const nk_model *m, struct nk_range range, int fd, const char *path,
+                            int (*write)(const struct plan *, nk__stream *, struct nk_error *),
+                            struct nk_error *err)
 {
     static const char no_hash[] =
         "0000000000000000000000000000000000000000000000000000000000000000"; /* of no model */
@@ -591,12 +606,24 @@ int nk_slice_write_random(const nk_model *m, struct nk_range range, int fd, cons
     if (!rc)
         rc = write_header(&p, s, err);
     if (!rc)
-        rc = write_random(&p, s, err);
+        rc = write(&p, s, err);
     if (!rc)
         rc = nk__stream_finish(s, NULL, err);
     nk__stream_free(s);
     plan_release(&p);
     return rc;
+}
+
+int nk_slice_write_random(const nk_model *m, struct nk_range range, int fd, const char *path,
+                          struct nk_error *err)
+{
+    return write_weightless(m, range, fd, path, write_random, err);
+}
+
+int nk_slice_write_hollow(const nk_model *m, struct nk_range range, int fd, const char *path,
+                          struct nk_error *err)
+{
+    return write_weightless(m, range, fd, path, write_hollow, err);
 }
 
 /* ---- layout ---- */

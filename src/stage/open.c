@@ -49,6 +49,10 @@ static int load_model(nk_stage *s, const char *path, const struct nk_stage_opts 
         mp.n_gpu_layers = 0;
         if (opts->weights == NK_WEIGHTS_READ)
             mp.load_mode = LLAMA_LOAD_MODE_NONE;
+        if (opts->trial) { /* neither read nor put into another order */
+            mp.load_mode = LLAMA_LOAD_MODE_MMAP;
+            mp.use_extra_bufts = false;
+        }
         s->keeps_mapping = opts->weights != NK_WEIGHTS_AUTO || !has_plenty_of_memory(path);
     }
     mp.devices = devices;
@@ -325,7 +329,7 @@ static int record_like(nk_stage *s, const nk__graph *known, bool in_pieces, nk__
 {
     int rc = record(s, g, n, embd, !in_pieces, err);
 
-    if (!rc && !in_pieces && !nk__graph_same_end(known, g))
+    if (!rc && !in_pieces && !s->trial && !nk__graph_same_end(known, g))
         rc = record(s, g, n, embd, false, err);
     return rc;
 }
@@ -417,8 +421,12 @@ static int find_places(nk_stage *s, const struct nk_model_info *mi, struct nk_er
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "out of memory");
         goto out;
     }
-    rc = record(s, g, n, false, false, err);
+    rc = record(s, g, n, false, s->trial, err);
     if (rc)
+        goto out;
+    /* Several backends tell their parts of the graph one after the other, and a trial sees the
+     * first one only. */
+    if (s->trial && ggml_backend_dev_count() > 1)
         goto out;
     in_pieces = s->in_pieces;
     rc = keep_memory(s, g, err);
@@ -544,8 +552,9 @@ static int finish_check(nk_stage *s, nk_slice_check *check, struct nk_error *err
     char quoted[512];
     int rc = nk_slice_check_wait(check, &checked, err);
 
-    if (!rc && (nk_file_watch_written(&s->file) ||
-                (s->file.fd >= 0 && !nk_file_watch_is_at(&s->file, s->path))))
+    if (!rc && !s->trial &&
+        (nk_file_watch_written(&s->file) ||
+         (s->file.fd >= 0 && !nk_file_watch_is_at(&s->file, s->path))))
         rc = nk_fail(err, NK_E_ABORTED, "file_changed", "%s was changed while it was loaded",
                      s->path);
     s->info.verified = checked.verified;
@@ -589,6 +598,7 @@ int nk_stage_open(nk_stage **out, const char *path, const struct nk_stage_opts *
     if (!s)
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "out of memory");
     s->file = (struct nk_file_watch)NK_FILE_WATCH_INIT;
+    s->trial = opts->trial;
     rc = check_opts(opts, err);
     if (!rc && !(s->path = strdup(path)))
         rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "out of memory");

@@ -83,6 +83,9 @@ struct nk_stage_opts {
      * bits depend on the load. One sequence per run then (one_sequence_per_run). */
     bool separate_kv;
     bool whole_model; /* PATH is a whole model, not a slice: what `verify` and tests compare with */
+    /* Nothing is computed, and no weight is read: can it be loaded, and do its graphs begin? What
+     * is open then runs nothing (stage/trial.h). */
+    bool trial;
 };
 struct nk_stage_opts nk_stage_opts_default(void); /* n_ctx 0, n_seq_max 4, n_batch 512, threads 0 */
 

@@ -48,6 +48,7 @@ struct nk_stage {
     /* Of the decode in progress, for the callbacks. */
     nk__graph *recording;   /* while it is opened: they record instead */
     bool quick;             /* and what comes after the recording is not computed */
+    bool trial;             /* every one is quick */
     bool polled, in_pieces; /* ggml has begun to compute; was asked about nodes after that */
     const float *in_rows;
     int n_tokens, n_in_seen, n_out_seen;

@@ -49,8 +49,8 @@ class Case(unittest.TestCase):
         return os.path.join(self.dir, name)
 
     def split(self, model, *args, **more):
-        """Slices in order, the vocabulary last, and the manifest."""
-        nk.out("split", model, "--out", self.out, *args, **more)
+        """Slices in order, the vocabulary last, and the manifest. Most models here are not such that llama.cpp would load them."""
+        nk.out("split", model, "--no-trial", "--out", self.out, *args, **more)
         with open(os.path.join(self.out, "manifest.json")) as f:
             manifest = json.load(f)
         return [g.read(os.path.join(self.out, f["name"])) for f in manifest["files"]], manifest
@@ -444,6 +444,61 @@ class Refused(Case):
         self.assertEqual(done.returncode, 1, done)
         self.assertIn("creating: Permission denied", done.stderr)
         self.assertEqual(self.files(), [])
+
+
+class Trial(Case):
+    """Models of which no comparison says that their slices can be run are loaded once, slice by slice, before anything is written."""
+
+    def odd(self, n_head_kv, layers, numbers=range(8)):
+        """kjv-tiny with other numbers of heads in some layers, and layers that are not all the same."""
+        m, tensors = g.read(nk.KJV), []
+        per_head = m.get("llama.embedding_length") // m.get("llama.attention.head_count")
+        m.kv["llama.some.numbers"] = (g.ARR, (g.U32, list(numbers)))
+        if len(layers) == 8:
+            m.kv["llama.attention.head_count_kv"] = (g.U32, n_head_kv)
+        for t in m.tensors.values():
+            data, ne = m.data(t), list(t.ne)
+            if t.name in ["blk.%d.attn_%s.weight" % (i, kind) for i in layers for kind in "kv"]:
+                ne[1] = per_head * n_head_kv
+                data = (data * 4)[:t.row_size * ne[1]]
+            tensors.append((t.name, ne, t.type, data))
+        return g.write(self.path("odd.gguf"), m.kv, tensors)
+
+    def trial(self, model, layers, code=0):
+        env = nk.env(XDG_CACHE_HOME=self.path("cache"))
+        done = nk.run("split", model, "--layers", layers, "--out", self.out, env=env)
+        self.assertEqual(done.returncode, code, done)
+        left = self.path("cache/nakshatra/trial")
+        self.assertEqual(os.listdir(left) if os.path.exists(left) else [], [])
+        if code:
+            self.assertEqual((done.stdout, done.stderr.count("\n"), self.files()), ("", 1, []), done.stderr)
+        return done.stderr, os.path.exists(left)
+
+    def test_trial__an_abort_of_llama_cpp_is_a_sentence_before_anything_is_written(self):
+        said, _ = self.trial(self.odd(3, range(8)), "0-4,4-8", code=1)  # 4 heads that share 3
+        for text in ("odd.gguf: layers 0-4 of this llama model cannot be a slice: llama.cpp ", " stops on it, as a trial shows: ", "GGML_ASSERT("):
+            self.assertIn(text, said)
+
+    def test_trial__names_the_slice_that_cannot_be_loaded_and_llama_cpps_first_error(self):
+        model = self.odd(1, [5])
+        said, _ = self.trial(model, "0-4,4-8", code=1)
+        self.assertIn("layers 4-8 of this llama model cannot be a slice: in a trial, llama.cpp ", said)
+        self.assertIn("tensor 'blk.1.attn_k.weight' has wrong shape", said)
+        done = nk.run("worker", "--model", model, "--layers", "5-8", "--listen", "127.0.0.1:0", env=nk.env(XDG_CACHE_HOME=self.path("cache")))
+        self.assertEqual(done.returncode, 1, done)
+        self.assertIn("layers 5-8 of this llama model cannot be a slice: in a trial, ", done.stderr)
+        done = nk.run("up", model, "--layers", "0-5,5-8", "-p", "x", env=nk.env(XDG_CACHE_HOME=self.path("cache")))
+        self.assertEqual(done.returncode, 1, done)
+        self.assertIn("layers 5-8 of this llama model cannot be a slice: in a trial, ", done.stderr)
+        self.assertEqual([f for _, _, files in os.walk(self.path("cache")) for f in files if f.endswith(".gguf")], [])
+        nk.out("split", model, "--layers", "0-4,4-8", "--no-trial", "--out", self.out)  # who wants to, may
+
+    def test_trial__what_can_be_loaded_is_cut(self):
+        said, tried = self.trial(self.odd(2, []), "0-4,4-8")
+        self.assertEqual((said, tried, len(self.files())), ("", True, 4))
+
+    def test_trial__what_was_compared_is_not_tried(self):
+        self.assertEqual(self.trial(nk.KJV, "0-4,4-8"), ("", False))
 
 
 class Streams(Case):
