@@ -126,14 +126,14 @@ static const struct nk__arch_row table[] = {
     { "qwen3vlmoe",   NK__SHIFT, "n_deepstack_layers", 0, NULL, NULL },
 
     /* llama.cpp recognises the model by its number of layers and computes something else for it. */
-    { "gemma2",       NK__COUNT_MATTERS, NULL, 46, NULL, SCALED27 },
-    { "gemma3",       NK__COUNT_MATTERS, NULL, 62, NULL, SCALED27 },
+    { "gemma2",       NK__COUNT_MATTERS, NULL, 46, "27B", SCALED27 },
+    { "gemma3",       NK__COUNT_MATTERS, NULL, 62, "27B", SCALED27 },
     { "smallthinker", NK__COUNT_MATTERS, NULL, 4, NULL, "every layer has rotary positions" },
-    { "exaone4",      NK__COUNT_MATTERS, NULL, 64, NULL, "it has sliding windows" },
+    { "exaone4",      NK__COUNT_MATTERS, NULL, 64, "32B", "it has sliding windows" },
     { "deepseek2",    NK__COUNT_MATTERS, "expert_gating_func", 47, NULL, SIGMOID },
     { "deepseek2",    NK__COUNT_MATTERS, "expert_gating_func", 48, NULL, SIGMOID },
-    { "baichuan",     NK__COUNT_MATTERS, NULL, 32, NULL, "it has rotary positions" },
-    { "baichuan",     NK__COUNT_MATTERS, NULL, 40, NULL, "it has ALiBi positions" },
+    { "baichuan",     NK__COUNT_MATTERS, NULL, 32, "7B", "it has rotary positions" },
+    { "baichuan",     NK__COUNT_MATTERS, NULL, 40, "13B", "it has ALiBi positions" },
 
     /* ... or for a slice that happens to have that number. DeepSeek V2 Lite, which llama.cpp takes
      * a model of 26, 27 or 48 layers for, is the one without low-rank queries; its slices say
@@ -315,9 +315,10 @@ static int check_splittable(const nk_model *m, struct nk_error *err)
     for (row = NULL; (row = nk__arch_find(m->info.architecture, NK__COUNT_MATTERS, NULL, row));)
         if (m->info.n_layer == row->n && !has_key(m, row->key))
             return nk_fail(err, NK_E_UNIMPLEMENTED, "cannot_split",
-                           "%s models of %d layers cannot be split: llama.cpp knows them by that "
-                           "number, and only then %s",
-                           m->info.architecture, row->n, row->why);
+                           "%s models of %d layers%s%s%s cannot be split: llama.cpp knows them by "
+                           "that number, and only then %s",
+                           m->info.architecture, row->n, row->from ? " (" : "",
+                           row->from ? row->from : "", row->from ? ")" : "", row->why);
     if (!nk__model_tensor(m, "token_embd.weight"))
         return nk_fail(err, NK_E_UNIMPLEMENTED, "cannot_split",
                        "a model without a tensor token_embd.weight cannot be split");

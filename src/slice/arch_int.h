@@ -20,7 +20,8 @@ enum nk__rule {
     NK__REFUSE_IF,
     /* llama.cpp does something else for a model of exactly n layers (unless it has the key `key`,
      * where one is given), so neither a slice of that model nor a slice that happens to have n
-     * layers would compute the same: refused, why. */
+     * layers would compute the same: refused, why. from (may be NULL): what such a model is called
+     * by its size. */
     NK__COUNT_MATTERS,
     /* The slices of that model do not need it, but other models' slices of n layers would fall into
      * it (when the model has `key`). */

@@ -381,8 +381,10 @@ class Refused(Case):
         self.refused([self.path("m.gguf"), "--into", "4", "--out", self.out], "4 slices are not possible; at most 3 are", code=(2,))
         models.small(self.path("m.gguf"), "t5", 12)
         self.refused([self.path("m.gguf"), "--into", "2", "--out", self.out], "architecture t5 cannot be split: it is an encoder and a decoder", code=(1,))
-        models.small(self.path("m.gguf"), "gemma2", 46)
-        self.refused([self.path("m.gguf"), "--into", "2", "--out", self.out], "gemma2 models of 46 layers cannot be split", code=(1,))
+        for arch, layers, size in (("gemma2", 46, "27B"), ("gemma3", 62, "27B"), ("exaone4", 64, "32B")):
+            models.small(self.path("m.gguf"), arch, layers)
+            self.refused([self.path("m.gguf"), "--into", "2", "--out", self.out],
+                         "%s models of %d layers (%s) cannot be split: llama.cpp knows them by that number" % (arch, layers, size), code=(1,))
         # ... nor may a slice look like one of these.
         models.small(self.path("m.gguf"), "gemma2", 60)
         self.refused([self.path("m.gguf"), "--layers", "0-46,46-60", "--out", self.out], "a slice of exactly 46 layers is not possible", code=(1,))
