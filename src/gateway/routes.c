@@ -125,6 +125,8 @@ static const struct nk_route routes[] = {
     { "/v1/responses/", "POST", NK_ROUTE_SHORT, true, false, false, 0, 0,
       nk__answer_response_cancel,
       "`ID/cancel`: ends one that is being computed" },
+    { "/responses", "POST", NK_ROUTE_GENERATE, true, false, false, 0, NK_API_RESPONSES, NULL,
+      "the same as /v1/responses" },
     { "/chat/completions", "POST", NK_ROUTE_GENERATE, true, false, false, 0, NK_API_CHAT, NULL,
       "the same as /v1/chat/completions" },
     { "/completion", "POST", NK_ROUTE_GENERATE, true, false, false, 0, NK_API_LLAMA_COMPLETION,
