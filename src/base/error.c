@@ -18,6 +18,7 @@ int nk_fail_at(struct nk_error *err, int code, const char *file, int line, const
     err->sys = sys;
     err->file = file;
     err->line = line;
+    err->n_found = err->n_max = 0;
     snprintf(err->reason, sizeof err->reason, "%s", reason);
     va_start(ap, fmt);
     vsnprintf(err->msg, sizeof err->msg, fmt, ap);

@@ -50,6 +50,9 @@ struct nk_error {
     int line;
     char reason[32];
     char msg[512];
+    /* Of what there is too much of, where a client gets the figures beside the sentence: so many
+     * were found, and so many are possible. 0: not said. */
+    long n_found, n_max;
 };
 
 /* Fills err (if not NULL) and returns code. errno is kept in err->sys. Use as `return

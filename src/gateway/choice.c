@@ -180,6 +180,16 @@ static bool go_on_later(struct nk_choice *c, const struct nk_gen_stats *stats,
     return go_back(c, c->recovery.until_ns);
 }
 
+/* It had no more room: neither the request's limit nor the operator's was what ended it. */
+static bool is_truncated(const struct nk_choice *c, const struct nk_gen_stats *stats)
+{
+    const struct nk_request *r = &c->j->request;
+    int limit = r->n_predict > 0 ? r->n_predict : c->j->g->opts.n_predict_max;
+
+    return stats->finish == NK_FINISH_LENGTH && !r->only_prompt &&
+           (!limit || c->n_generated < limit);
+}
+
 /* Its ticket is out of the queue, or (runs) has its place: which it leaves. */
 static void end_choice(struct nk_choice *c, bool runs, const struct nk_gen_stats *stats,
                        const struct nk_error *err)
@@ -251,6 +261,7 @@ static void end_choice(struct nk_choice *c, bool runs, const struct nk_gen_stats
             .n_prompt = (int)j->prepared.prompts[c->index / n_per_prompt].n,
             .n_reused = stats->n_reused,
             .n_generated = j->request.only_prompt ? 0 : c->n_generated,
+            .truncated = is_truncated(c, stats),
             .prefill_us = stats->prefill_us,
             .decode_us = stats->decode_us,
             .total_us = (nk_clock_now_ns(g->clock) - j->begin_ns) / 1000,
@@ -367,6 +378,8 @@ static int begin_generation(struct nk_choice *c, struct nk_error *err)
     o.n_predict = n_predict_of(c, (int)prompt->n, left);
     o.sampling = r->sampling;
     o.sampling.grammar = j->prepared.grammar;
+    o.sampling.logit_bias = j->prepared.logit_bias;
+    o.sampling.n_logit_bias = j->prepared.n_logit_bias;
     /* The choices of one prompt have seeds of their own, or they would all be the same. */
     if (r->sampling.seed != NK_SEED_RANDOM)
         o.sampling.seed = (r->sampling.seed + (uint32_t)(c->index % r->n)) % NK_SEED_RANDOM;

@@ -134,9 +134,13 @@ static int fit(nk_embedding *x, int n_ctx, struct nk_tokens *t, struct nk_reques
                        e->param);
     if (t->n <= max)
         return 0;
-    if (!x->r->truncate)
-        return nk_fail(&e->err, NK_E_INVALID, "context_length_exceeded",
-                       "%s: %zu tokens; a text of this model may have %zu", e->param, t->n, max);
+    if (!x->r->truncate) {
+        nk_fail(&e->err, NK_E_INVALID, "context_length_exceeded",
+                "%s: %zu tokens; a text of this model may have %zu", e->param, t->n, max);
+        e->err.n_found = (long)t->n;
+        e->err.n_max = (long)max;
+        return e->err.code;
+    }
     if (nk_vocab_is_end(x->g->vocab, t->ids[t->n - 1]))
         t->ids[max - 1] = t->ids[t->n - 1];
     t->n = max;

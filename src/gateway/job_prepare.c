@@ -21,12 +21,15 @@ static int write_before(void *user, int choice, struct nk_buf *out, struct nk_er
 {
     nk_job *j = user;
     const struct nk_prompt *p = &j->request.prompts[choice / j->request.n];
+    const struct nk_tokens *became = &j->prepared.prompts[choice / j->request.n];
+    const int32_t *ids = p->ids ? p->ids : became->ids; /* ids and texts in turn: what they are */
+    size_t n = p->ids ? p->n_ids : became->n;
     int rc = 0;
 
     if (p->text)
         return nk_buf_add(out, p->text, p->size, err);
-    for (size_t i = 0; i < p->n_ids && !rc; i++)
-        rc = nk_vocab_piece(j->g->vocab, p->ids[i], false, out, err);
+    for (size_t i = 0; i < n && !rc; i++)
+        rc = nk_vocab_piece(j->g->vocab, ids[i], false, out, err);
     return rc;
 }
 
@@ -39,8 +42,14 @@ static int write_settings(void *user, int choice, struct nk_buf *out, struct nk_
     int rc = nk_buf_adds(out, "\"generation_settings\":", err);
 
     if (!rc)
-        rc = nk__llama_settings_write(&j->request, j->g->opts.n_predict_max, j->prepared.grammar,
-                                      out, err);
+        rc = nk__llama_settings_write(
+            &j->request,
+            &(struct nk_llama_settings){ .n_predict_max = j->g->opts.n_predict_max,
+                                         .grammar = j->prepared.grammar,
+                                         .logit_bias = j->prepared.logit_bias,
+                                         .n_logit_bias = j->prepared.n_logit_bias,
+                                         .vocab = j->g->vocab },
+            out, err);
     for (size_t i = 0; i < p->n && !rc; i++)
         rc = nk_vocab_piece(j->g->vocab, p->ids[i], true, &text, err);
     if (!rc)

@@ -39,15 +39,41 @@ static const char fixed[] =
     "\"generation_prompt\":\"\",\"reasoning_format\":\"deepseek\",\"reasoning_in_content\":false,"
     "\"speculative.types\":\"none\"";
 
-int nk__llama_settings_write(const struct nk_request *r, int n_predict_max, const char *grammar,
+static void put_biases(struct out *o, const struct nk_llama_settings *of, bool ignore_eos)
+{
+    const char *comma = "";
+    int n_vocab = of->vocab && ignore_eos ? nk_vocab_size(of->vocab) : 0;
+
+    raw(o, ",\"logit_bias\":[");
+    for (int i = 0; i < of->n_logit_bias && !o->rc; i++) {
+        float bias = of->logit_bias[i].bias;
+
+        o->rc = nk_buf_addf(o->b, o->err, "%s{\"token\":%d,\"bias\":", comma,
+                            (int)of->logit_bias[i].id);
+        if (!o->rc)
+            o->rc = isfinite(bias) ? nk_json_num(o->b, (double)bias, o->err)
+                                   : nk_buf_adds(o->b, "-100", o->err);
+        raw(o, "}");
+        comma = ",";
+    }
+    for (int32_t id = 0; id < n_vocab && !o->rc; id++)
+        if (nk_vocab_is_eog(of->vocab, id)) {
+            /* JSON has no word for minus infinity. */
+            o->rc = nk_buf_addf(o->b, o->err, "%s{\"token\":%d,\"bias\":null}", comma, (int)id);
+            comma = ",";
+        }
+    raw(o, "]");
+}
+
+int nk__llama_settings_write(const struct nk_request *r, const struct nk_llama_settings *of,
                              struct nk_buf *out, struct nk_error *err)
 {
     const struct nk_sampling *s = &r->sampling;
     struct out o = { out, err, 0 };
-    int n_predict = r->only_prompt  ? 0
-                    : r->n_predict  ? r->n_predict
-                    : n_predict_max ? n_predict_max
-                                    : -1;
+    int n_predict = r->only_prompt      ? 0
+                    : r->n_predict      ? r->n_predict
+                    : of->n_predict_max ? of->n_predict_max
+                                        : -1;
 
     if (!o.rc)
         o.rc = nk_buf_addf(out, err, "{\"seed\":%lu", (unsigned long)s->seed);
@@ -82,24 +108,13 @@ int nk__llama_settings_write(const struct nk_request *r, int n_predict_max, cons
     num(&o, "n_predict", n_predict);
     boolean(&o, "ignore_eos", s->ignore_eos);
     boolean(&o, "stream", r->stream);
-    raw(&o, ",\"logit_bias\":[");
-    for (int i = 0; i < s->n_logit_bias && !o.rc; i++) {
-        float bias = s->logit_bias[i].bias;
-
-        o.rc = nk_buf_addf(out, err, "%s{\"token\":%d,\"bias\":", i ? "," : "",
-                           (int)s->logit_bias[i].id);
-        if (!o.rc)
-            o.rc = isfinite(bias) ? nk_json_num(out, (double)bias, err)
-                                  : nk_buf_adds(out, "-100", err);
-        raw(&o, "}");
-    }
-    raw(&o, "]");
+    put_biases(&o, of, s->ignore_eos);
     num(&o, "n_probs", r->n_logprobs > 0 ? r->n_logprobs : 0);
     boolean(&o, "cache_prompt", !r->no_reuse);
     boolean(&o, "timings_per_token", r->timings_per_token);
     raw(&o, ",\"grammar\":");
     if (!o.rc)
-        o.rc = nk_json_str(out, grammar ? grammar : "", err);
+        o.rc = nk_json_str(out, of->grammar ? of->grammar : "", err);
     raw(&o, fixed);
     raw(&o, ",\"samplers\":[\"penalties\",\"dry\",\"top_n_sigma\",\"top_k\",\"typ_p\",\"top_p\","
             "\"min_p\",\"xtc\",\"temperature\"]}");

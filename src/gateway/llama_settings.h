@@ -5,10 +5,18 @@
 
 #include "base/buf.h"
 #include "gateway/request.h"
+#include "text/vocab.h"
 
-/* One JSON object, appended. n_predict_max: where the request says no limit; 0: none. grammar: what
- * it became, also of a schema; or NULL. EXHAUSTED no_memory. */
-int nk__llama_settings_write(const struct nk_request *r, int n_predict_max, const char *grammar,
+/* What a request became, and what is true where it says nothing. */
+struct nk_llama_settings {
+    int n_predict_max;   /* 0: none */
+    const char *grammar; /* also of a schema; or NULL */
+    const struct nk_logit_bias *logit_bias;
+    int n_logit_bias;
+    const nk_vocab *vocab; /* says which tokens ignore_eos bans; NULL: they are not shown */
+};
+/* One JSON object, appended. EXHAUSTED no_memory. */
+int nk__llama_settings_write(const struct nk_request *r, const struct nk_llama_settings *of,
                              struct nk_buf *out, struct nk_error *err);
 
 #endif

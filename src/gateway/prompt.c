@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "gateway/prompt_fim.h"
+#include "gateway/prompt_parts.h"
 #include "gateway/tool_generic.h"
 #include "gateway/tool_grammar.h"
 #include "text/json_schema.h"
@@ -208,6 +209,7 @@ void nk__prepared_release(struct nk_prepared *p)
     for (int i = 0; i < p->n_prompts; i++)
         free(p->prompts[i].ids);
     free(p->grammar);
+    free(p->logit_bias);
     free((void *)p->output.tool_names);
     json_decref((json_t *)p->output.tool_types);
     *p = (struct nk_prepared){ .n_prompts = 0 };
@@ -381,15 +383,6 @@ static int render(const nk_prompter *p, const struct nk_request *r, const json_t
 
 /* ---- tokens ---- */
 
-static int too_long(const struct nk_request *r, size_t n_ids, int n_ctx, struct nk_request_error *e)
-{
-    const char *field = nk__api_input(r->api);
-
-    return bad(e, field, "context_length_exceeded",
-               "%s: %zu tokens; this model's context holds %d, the reply included", field, n_ids,
-               n_ctx);
-}
-
 /* before: ids that the text follows. */
 static int tokens_of(const nk_prompter *p, const struct nk_request *r, const char *text,
                      size_t size, const int32_t *before, size_t n_before, int n_ctx,
@@ -407,11 +400,11 @@ static int tokens_of(const nk_prompter *p, const struct nk_request *r, const cha
 
     if (rc) {
         /* It was not counted to its end. */
-        if (!strcmp(e->err.reason, "too_large"))
-            return bad(e, nk__api_input(r->api), "context_length_exceeded",
-                       "%s: %zu bytes, which are more tokens than this model's context holds: %d, "
-                       "the reply included",
-                       nk__api_input(r->api), size, n_ctx);
+        if (!strcmp(e->err.reason, "too_large")) {
+            n_max = nk__prompt_count(p->vocab, text, size, n_before == 0, work);
+            return nk__prompt_too_long(e, nk__api_input(r->api), n_max ? n_before + n_max : 0, size,
+                                       n_ctx);
+        }
         snprintf(e->param, sizeof e->param, "%s", nk__api_input(r->api));
         return rc;
     }
@@ -423,7 +416,7 @@ static int tokens_of(const nk_prompter *p, const struct nk_request *r, const cha
         skip = 1;
     if (n_before + t.n - skip >= (size_t)n_ctx) {
         free(t.ids);
-        return too_long(r, n_before + t.n - skip, n_ctx, e);
+        return nk__prompt_too_long(e, nk__api_input(r->api), n_before + t.n - skip, size, n_ctx);
     }
     ids = calloc(n_before + t.n + 1, sizeof *ids);
     if (!ids) {
@@ -824,18 +817,15 @@ int nk__prepare(struct nk_prepared *out, const nk_prompter *p, const struct nk_r
     e->param[0] = '\0';
     if (r->num_ctx && r->num_ctx < n_ctx)
         n_ctx = r->num_ctx;
-    for (int i = 0; i < r->sampling.n_logit_bias; i++)
-        if (r->sampling.logit_bias[i].id >= nk_vocab_size(p->vocab))
-            return bad(e, "logit_bias", "bad_value",
-                       "logit_bias: token id %d; this model has 0 to %d",
-                       r->sampling.logit_bias[i].id, nk_vocab_size(p->vocab) - 1);
-    rc = check_ids(p, "context", r->context, r->n_context, e);
+    rc = nk__prompt_biases(p->vocab, r, work, &out->logit_bias, &out->n_logit_bias, e);
+    if (!rc)
+        rc = check_ids(p, "context", r->context, r->n_context, e);
     /* As in Ollama, generate takes a model without a template for one whose template is the prompt
      * itself. */
     if (!rc && (chat || (r->api == NK_API_OLLAMA_GENERATE && !r->raw && !r->suffix &&
                          (p->jinja || p->builtin || p->broken.code || r->system))))
         rc = prepare_chat(out, p, r, n_ctx, work, e);
-    else
+    else if (!rc)
         for (int i = 0; i < r->n_prompts && !rc; i++) {
             const struct nk_prompt *in = &r->prompts[i];
 
@@ -846,11 +836,13 @@ int nk__prepare(struct nk_prepared *out, const nk_prompter *p, const struct nk_r
             } else if (in->ids) {
                 rc = check_ids(p, "prompt", in->ids, in->n_ids, e);
                 if (!rc && in->n_ids >= (size_t)n_ctx)
-                    rc = too_long(r, in->n_ids, n_ctx, e);
+                    rc = nk__prompt_too_long(e, nk__api_input(r->api), in->n_ids, 0, n_ctx);
                 if (!rc)
                     rc = tokens_of(p, r, "", 0, in->ids, in->n_ids, n_ctx, work, &out->prompts[i],
                                    e);
-            } else
+            } else if (in->mixed)
+                rc = nk__prompt_mixed(p->vocab, in->mixed, n_ctx, work, &out->prompts[i], e);
+            else
                 rc = tokens_of(p, r, in->text, in->size, r->context, r->n_context, n_ctx, work,
                                &out->prompts[i], e);
             if (!rc)

@@ -45,7 +45,9 @@ int nk__prompt_render(const nk_prompter *p, const struct nk_request *r, struct n
 struct nk_prepared {
     struct nk_tokens prompts[NK_PROMPTS_MAX];
     int n_prompts;
-    char *grammar;                /* owned; NULL: none */
+    char *grammar;                    /* owned; NULL: none */
+    struct nk_logit_bias *logit_bias; /* owned; the request's, and those of its texts' tokens */
+    int n_logit_bias;
     bool special;                 /* marks are control tokens: the text must show them */
     bool generic_tools;           /* the template did not get the tools: a message has them */
     bool parse;                   /* the reply is a chat's: */

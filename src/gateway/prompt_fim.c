@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/array.h"
+#include "gateway/prompt_parts.h"
 
 struct ids {
     const nk_vocab *v;
@@ -23,9 +24,7 @@ static void add_id(struct ids *t, int32_t id)
         return;
     snprintf(t->e->param, sizeof t->e->param, "%s", t->param);
     if (t->n >= t->n_max)
-        t->rc = nk_fail(&t->e->err, NK_E_INVALID, "context_length_exceeded",
-                        "%s: more tokens than this model's context holds: %zu, the reply included",
-                        t->param, t->n_max + 1);
+        t->rc = nk__prompt_too_long(t->e, t->param, t->n + 1, 0, (int)t->n_max + 1);
     else if (nk_array_grow(t->ids, t->capacity, t->n + 1, SIZE_MAX / sizeof *t->ids, NULL))
         t->rc = nk_fail(&t->e->err, NK_E_EXHAUSTED, "no_memory", "no memory for %zu tokens", t->n);
     else
@@ -43,10 +42,7 @@ static void add_text(struct ids *t, const char *text, size_t size)
     t->rc =
         nk_vocab_tokenize(t->v, text, size, false, false, t->n_max + 1, t->work, &more, &t->e->err);
     if (t->rc == NK_E_EXHAUSTED && !strcmp(t->e->err.reason, "too_large"))
-        t->rc = nk_fail(&t->e->err, NK_E_INVALID, "context_length_exceeded",
-                        "%s: %zu bytes, which are more tokens than this model's context holds: "
-                        "%zu, the reply included",
-                        t->param, size, t->n_max + 1);
+        t->rc = nk__prompt_too_long(t->e, t->param, 0, size, (int)t->n_max + 1);
     for (size_t i = 0; i < more.n && !t->rc; i++)
         add_id(t, more.ids[i]);
     free(more.ids);
@@ -67,6 +63,24 @@ static void add_line(struct ids *t, const char *text)
     if (!t->rc)
         add_text(t, line.data, line.size);
     nk_buf_release(&line);
+}
+
+static void add_mixed(struct ids *t, const json_t *parts)
+{
+    const json_t *part;
+    size_t i;
+
+    json_array_foreach((json_t *)parts, i, part)
+    {
+        if (json_is_string(part))
+            add_text(t, json_string_value(part), json_string_length(part));
+        else if (!t->rc && json_integer_value(part) >= nk_vocab_size(t->v))
+            t->rc = nk_fail(&t->e->err, NK_E_INVALID, "bad_value",
+                            "prompt: token id %d; this model has 0 to %d",
+                            (int)json_integer_value(part), nk_vocab_size(t->v) - 1);
+        else
+            add_id(t, (int32_t)json_integer_value(part));
+    }
 }
 
 /* llama-server's own names where the request has none. */
@@ -124,6 +138,8 @@ int nk__prompt_fim(const nk_vocab *v, const struct nk_request *r, int idx, int n
     if (prompt->ids)
         for (size_t i = 0; i < prompt->n_ids; i++)
             add_id(&t, prompt->ids[i]);
+    else if (prompt->mixed)
+        add_mixed(&t, prompt->mixed);
     else
         add_text(&t, prompt->text, prompt->size);
     t.param = r->input_prefix ? "input_suffix" : "suffix";

@@ -386,6 +386,8 @@ int nk__error_body(enum nk_dialect dialect, bool in_stream, const struct nk_erro
                    const char *param, struct nk_buf *out)
 {
     bool events = in_stream && dialect != NK_DIALECT_OLLAMA;
+    /* llama-server's word and figures: its clients make their history shorter by them. */
+    bool too_long = !strcmp(err->reason, "context_length_exceeded");
     struct nk_json_writer w = NK_JSON_WRITER(out, NULL);
     int status = nk__error_status(err), rc = 0;
 
@@ -415,9 +417,13 @@ int nk__error_body(enum nk_dialect dialect, bool in_stream, const struct nk_erro
     } else {
         nk_json_begin(&w, "error", '{');
         nk_json_put_str(&w, "message", err->msg);
-        nk_json_put_str(&w, "type", type_of(status));
+        nk_json_put_str(&w, "type", too_long ? "exceed_context_size_error" : type_of(status));
         nk_json_put_str(&w, "param", param && param[0] ? param : NULL);
         nk_json_put_str(&w, "code", err->reason);
+        if (too_long && err->n_found)
+            nk_json_put_int(&w, "n_prompt_tokens", err->n_found);
+        if (too_long && err->n_max)
+            nk_json_put_int(&w, "n_ctx", err->n_max);
         nk_json_end(&w, '}');
     }
     nk_json_end(&w, '}');

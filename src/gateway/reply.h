@@ -83,6 +83,7 @@ struct nk_reply_done { /* of one choice */
     size_t tail_size;
     char stop_string[257]; /* "": none ended it */
     int n_prompt, n_reused, n_generated;
+    bool truncated; /* the context ended it, and no limit that somebody said */
     uint64_t prefill_us, decode_us, total_us, waiting_us;
     int n_recovered;                  /* so often it went on after the loss of a worker */
     uint64_t recovery_us, n_replayed; /* what that took; positions that were computed again */

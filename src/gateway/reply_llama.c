@@ -182,7 +182,7 @@ static int write_all(struct nk__reply_choice *c, struct nk_buf *content, struct 
     if (settings.size)
         nk_json_put_raw(&w, NULL, settings.data);
     nk_json_put_bool(&w, "has_new_line", c->has_new_line);
-    nk_json_put_bool(&w, "truncated", false);
+    nk_json_put_bool(&w, "truncated", d->truncated);
     nk_json_put_str(&w, "stop_type", stop_type(d->finish));
     nk_json_put_str(&w, "stopping_word", d->stop_string);
     /* The last token is nobody's input yet, unless it ended the text. */

@@ -459,6 +459,7 @@ void nk__request_release(struct nk_request *r)
     free(r->inputs);
     free(r->context);
     free(r->logit_bias);
+    free(r->text_bias);
     json_decref(r->messages);
     json_decref(r->prefill);
     json_decref(r->response_fields);
@@ -505,8 +506,10 @@ int nk__request_shrink(struct nk_request *r, struct nk_error *err)
     for (size_t i = 0; i < r->n_stop; i++)
         r->stop[i] = copy_to(&at, r->stop[i]);
     r->sampling.grammar = r->sampling.grammar ? "" : NULL;
-    for (int i = 0; i < r->n_prompts; i++)
+    for (int i = 0; i < r->n_prompts; i++) {
         r->prompts[i].text = r->repeats_prompt ? copy_to(&at, r->prompts[i].text) : NULL;
+        r->prompts[i].mixed = NULL;
+    }
     for (int i = 0; i < r->n_prompts && !r->repeats_prompt; i++)
         free(r->prompts[i].ids);
     if (!r->repeats_prompt) {
@@ -516,6 +519,9 @@ int nk__request_shrink(struct nk_request *r, struct nk_error *err)
     free(r->context);
     r->context = NULL;
     r->n_context = 0;
+    free(r->text_bias);
+    r->text_bias = NULL;
+    r->n_text_bias = 0;
     json_decref(r->messages);
     json_decref(r->tools);
     json_decref(r->prefill);

@@ -49,6 +49,12 @@ struct nk_prompt { /* text, or token ids */
     size_t size;
     int32_t *ids; /* owned by the request */
     size_t n_ids;
+    const json_t *mixed; /* borrowed; ids and texts in turn, and there is neither of the above */
+};
+struct nk_text_bias { /* of each token of a text */
+    const char *text; /* borrowed */
+    size_t size;
+    float bias;
 };
 
 enum nk_output_format { NK_FORMAT_TEXT, NK_FORMAT_JSON, NK_FORMAT_SCHEMA };
@@ -76,6 +82,8 @@ struct nk_request {
     int num_ctx; /* Ollama: prompt and reply together; 0: what the chain has */
     struct nk_sampling sampling;
     struct nk_logit_bias *logit_bias; /* owned; sampling points to it */
+    struct nk_text_bias *text_bias;   /* owned; what says texts instead of ids */
+    int n_text_bias;
     const char *stop[NK_STOP_MAX];
     size_t n_stop;
     int n_logprobs; /* -1: none */

@@ -95,7 +95,8 @@ static int read_response_fields(struct nk_parse *p, const struct nk_field_rule *
 
 const struct nk_field_rule nk__rules_llama_completion[] = {
     { "prompt",          NK_FIELD_YES,     nk__read_prompt, 0, 0, 0,
-      "text, a list of texts, token ids, or a list of those; several: the reply is a list" },
+      "text, a list of texts, token ids, or a list of those; ids and texts in one list are one "
+      "prompt; several: the reply is a list" },
     LLAMA_RULES,
     { NULL, 0, NULL, 0, 0, 0, NULL },
 };

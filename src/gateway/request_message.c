@@ -419,13 +419,43 @@ int nk__read_begin(struct nk_parse *p, const struct nk_field_rule *f, const json
 /* As llama-server and Ollama do it, an assistant's message at the end is the beginning of the
  * reply, unless the request says otherwise in vLLM's words. A call cannot be continued: what
  * follows it is its result. */
+/* What is continued is one text, however many parts it came in: there is no line's end between
+ * them. NULL: it did not come in parts, or not all have text; or no memory. */
+static json_t *parts_as_one(const json_t *sent)
+{
+    json_t *content = json_object_get(json_array_get(sent, json_array_size(sent) - 1), "content");
+    struct nk_buf all = NK_BUF_INIT(SIZE_MAX / 4);
+    json_t *part, *out = NULL;
+    bool ok = json_is_array(content);
+    size_t i;
+
+    json_array_foreach(content, i, part)
+    {
+        const json_t *text = json_object_get(part, "text");
+
+        ok = ok && json_is_string(text) &&
+             !nk_buf_add(&all, json_string_value(text), json_string_length(text), NULL);
+    }
+    if (ok)
+        out = json_stringn(nk_buf_str(&all), all.size);
+    nk_buf_release(&all);
+    return out;
+}
+
+static bool is_assistants(const json_t *message)
+{
+    const char *role = json_string_value(json_object_get(message, "role"));
+
+    return role && !strcmp(role, "assistant");
+}
+
 int nk__take_prefill(struct nk_parse *p)
 {
     struct nk_request *r = p->r;
     size_t n = json_array_size(r->messages);
     json_t *last = n ? json_array_get(r->messages, n - 1) : NULL;
-    const char *role = json_string_value(json_object_get(last, "role"));
-    bool possible = role && !strcmp(role, "assistant") && !json_object_get(last, "tool_calls");
+    bool possible = is_assistants(last) && !json_object_get(last, "tool_calls");
+    json_t *text;
 
     r->begins_no_reply = p->seen_begin && !p->wants_begin;
     if (p->seen_continue && p->wants_continue && !possible)
@@ -437,7 +467,17 @@ int nk__take_prefill(struct nk_parse *p)
                        "with a message does not begin another");
     if (!(p->seen_continue ? p->wants_continue : possible && n > 1 && !p->seen_begin))
         return 0;
+    /* Which of them would go on? llama-server refuses it, too; Anthropic's are one. */
+    if (nk__api_dialect(r->api) != NK_DIALECT_ANTHROPIC && n > 1 &&
+        is_assistants(json_array_get(r->messages, n - 2)) &&
+        !json_object_get(json_array_get(r->messages, n - 2), "tool_calls"))
+        return nk__bad(p, NK_E_INVALID, "bad_value", "messages",
+                       "the last two are both an assistant's: the reply goes on with the last one, "
+                       "which must follow a user's or a tool's");
     r->begins_no_reply = false;
+    text = parts_as_one(json_object_get(r->root, "messages"));
+    if (text)
+        json_object_set_new(last, "content", text);
     r->prefill = json_incref(last);
     json_array_remove(r->messages, n - 1);
     return 0;

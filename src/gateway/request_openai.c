@@ -209,7 +209,8 @@ const struct nk_field_rule nk__rules_chat[] = {
 
 const struct nk_field_rule nk__rules_completion[] = {
     { "prompt",   NK_FIELD_YES,     nk__read_prompt, 0, 0, 0,
-      "text, a list of texts, token ids, or a list of those" },
+      "text, a list of texts, token ids, or a list of those; ids and texts in one list are one "
+      "prompt" },
     SHARED_RULES,
     { "logprobs", NK_FIELD_YES,     nk__read_completion_logprobs, 0, 0, 0, "0 to 20" },
     { "n_probs",  NK_FIELD_YES,     nk__read_n_probs, 0, 0, 0, "llama-server's name for logprobs" },

@@ -437,10 +437,41 @@ int nk__read_cache_prompt(struct nk_parse *p, const struct nk_field_rule *f, con
     return 0;
 }
 
+/* Ids, or ids and texts: one prompt. Texts alone are prompts of their own. */
+static bool is_one_prompt(const json_t *list)
+{
+    size_t i;
+    const json_t *v;
+
+    json_array_foreach((json_t *)list, i, v)
+    {
+        if (json_is_integer(v))
+            return true;
+    }
+    return false;
+}
+
+static int read_mixed(struct nk_parse *p, const char *name, const json_t *v,
+                      struct nk_prompt *prompt)
+{
+    size_t i;
+    const json_t *part;
+
+    json_array_foreach((json_t *)v, i, part)
+    {
+        if (!json_is_string(part) && (!json_is_integer(part) || json_integer_value(part) < 0 ||
+                                      json_integer_value(part) > INT32_MAX))
+            return nk__bad(p, NK_E_INVALID, "bad_value", name,
+                           "element %zu is neither a token id nor a string", i);
+    }
+    prompt->mixed = v;
+    return 0;
+}
+
 int nk__read_prompt(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
 {
     size_t n = json_array_size(v);
-    bool is_ids = json_is_array(v) && n && json_is_integer(json_array_get(v, 0));
+    bool is_one = json_is_string(v) || is_one_prompt(v);
 
     if (!json_is_string(v) && !json_is_array(v))
         return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
@@ -448,21 +479,28 @@ int nk__read_prompt(struct nk_parse *p, const struct nk_field_rule *f, const jso
                        nk__json_type(v));
     if (json_is_array(v) && !n)
         return nk__bad(p, NK_E_INVALID, "bad_value", f->name, "is an empty list");
-    if (json_is_string(v) || is_ids)
+    if (is_one)
         n = 1;
     if (n > NK_PROMPTS_MAX)
         return nk__bad(p, NK_E_INVALID, "too_many", f->name, "%zu prompts; at most %d are possible",
                        n, NK_PROMPTS_MAX);
     for (size_t i = 0; i < n; i++) {
-        const json_t *one = json_is_string(v) || is_ids ? v : json_array_get(v, i);
+        const json_t *one = is_one ? v : json_array_get(v, i), *part;
         struct nk_prompt *prompt = &p->r->prompts[i];
+        bool has_text = false;
+        size_t k;
+        int rc;
 
+        json_array_foreach((json_t *)one, k, part)
+        {
+            has_text = has_text || json_is_string(part);
+        }
         if (json_is_string(one)) {
             prompt->text = json_string_value(one);
             prompt->size = json_string_length(one);
         } else if (json_is_array(one) && json_array_size(one)) {
-            int rc = nk__read_ids(p, f->name, one, &prompt->ids, &prompt->n_ids);
-
+            rc = has_text ? read_mixed(p, f->name, one, prompt)
+                          : nk__read_ids(p, f->name, one, &prompt->ids, &prompt->n_ids);
             if (rc)
                 return rc;
         } else
@@ -487,35 +525,60 @@ int nk__read_grammar(struct nk_parse *p, const struct nk_field_rule *f, const js
     return 0;
 }
 
-/* One token's bias. -100 bans and 100 all but forces, says OpenAI; llama-server's false bans. */
-static int add_logit_bias(struct nk_parse *p, const char *name, long long id, const json_t *bias)
+/* -100 bans and 100 all but forces, says OpenAI; llama-server's false bans. */
+static int read_bias(struct nk_parse *p, const char *name, const char *of, const json_t *bias,
+                     float *out)
 {
     bool bans = json_is_false(bias) || json_number_value(bias) == -100;
 
-    if (id < 0 || id > INT32_MAX)
-        return nk__bad(p, NK_E_INVALID, "bad_value", name, "%lld is not a token id", id);
     if (!json_is_false(bias) && (!json_is_number(bias) || !(json_number_value(bias) >= -100 &&
                                                             json_number_value(bias) <= 100)))
         return nk__bad(p, NK_E_INVALID, "bad_value", name,
-                       "the bias of token %lld must be a number from -100 to 100", id);
-    p->r->logit_bias[p->r->sampling.n_logit_bias++] = (struct nk_logit_bias){
-        .id = (int32_t)id,
-        .bias = bans ? -INFINITY : (float)json_number_value(bias),
-    };
+                       "the bias of token %.40s must be a number from -100 to 100", of);
+    *out = bans ? -INFINITY : (float)json_number_value(bias);
     return 0;
 }
 
-static int add_bias_of(struct nk_parse *p, const char *name, const char *key, const json_t *bias)
+static int add_id_bias(struct nk_parse *p, const char *name, long long id, const json_t *bias)
 {
-    char *end;
-    long long id = strtoll(key, &end, 10);
+    char of[24];
+    float value;
+    int rc;
 
-    if (!isdigit((unsigned char)key[0]) || *end)
-        return nk__bad(p, NK_E_INVALID, "bad_value", name, "\"%.40s\" is not a token id", key);
-    return add_logit_bias(p, name, id, bias);
+    if (id < 0 || id > INT32_MAX)
+        return nk__bad(p, NK_E_INVALID, "bad_value", name, "%lld is not a token id", id);
+    snprintf(of, sizeof of, "%lld", id);
+    rc = read_bias(p, name, of, bias, &value);
+    if (!rc)
+        p->r->logit_bias[p->r->sampling.n_logit_bias++] =
+            (struct nk_logit_bias){ .id = (int32_t)id, .bias = value };
+    return rc;
 }
 
-/* {"15043": 1}, or llama-server's [[15043, 1], ["15043", false]]. */
+/* A number is an id. What else it is, is text. */
+static int add_bias_of(struct nk_parse *p, const char *name, const char *key, size_t size,
+                       const json_t *bias)
+{
+    struct nk_request *r = p->r;
+    char *end, of[48];
+    long long id = strtoll(key, &end, 10);
+    float value;
+    int rc;
+
+    if (isdigit((unsigned char)key[0]) && !*end)
+        return add_id_bias(p, name, id, bias);
+    if (!size)
+        return nk__bad(p, NK_E_INVALID, "bad_value", name,
+                       "\"\" is neither a token id nor text that has tokens");
+    snprintf(of, sizeof of, "\"%.40s\"", key);
+    rc = read_bias(p, name, of, bias, &value);
+    if (!rc)
+        r->text_bias[r->n_text_bias++] =
+            (struct nk_text_bias){ .text = key, .size = size, .bias = value };
+    return rc;
+}
+
+/* {"15043": 1, " word": -5}, or llama-server's [[15043, 1], ["15043", false], [" word", -5]]. */
 int nk__read_logit_bias(struct nk_parse *p, const struct nk_field_rule *f, const json_t *v)
 {
     size_t n = json_is_array(v) ? json_array_size(v) : json_object_size(v), i;
@@ -534,12 +597,13 @@ int nk__read_logit_bias(struct nk_parse *p, const struct nk_field_rule *f, const
     if (!n)
         return 0;
     p->r->logit_bias = calloc(n, sizeof *p->r->logit_bias);
-    if (!p->r->logit_bias)
+    p->r->text_bias = calloc(n, sizeof *p->r->text_bias);
+    if (!p->r->logit_bias || !p->r->text_bias)
         return nk__bad(p, NK_E_EXHAUSTED, "no_memory", f->name, "no memory");
     p->r->sampling.logit_bias = p->r->logit_bias;
     json_object_foreach((json_t *)v, key, bias)
     {
-        rc = add_bias_of(p, f->name, key, bias);
+        rc = add_bias_of(p, f->name, key, strlen(key), bias);
         if (rc)
             return rc;
     }
@@ -549,9 +613,10 @@ int nk__read_logit_bias(struct nk_parse *p, const struct nk_field_rule *f, const
 
         if (json_array_size(bias) != 2 || (!json_is_integer(id) && !json_is_string(id)))
             return nk__bad(p, NK_E_INVALID, "bad_value", f->name,
-                           "entry %zu is not a pair of a token id and a number", i);
-        rc = json_is_string(id) ? add_bias_of(p, f->name, json_string_value(id), value)
-                                : add_logit_bias(p, f->name, json_integer_value(id), value);
+                           "entry %zu is not a pair of a token id or a text, and a number", i);
+        rc = json_is_string(id)
+                 ? add_bias_of(p, f->name, json_string_value(id), json_string_length(id), value)
+                 : add_id_bias(p, f->name, json_integer_value(id), value);
         if (rc)
             return rc;
     }

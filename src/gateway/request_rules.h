@@ -20,7 +20,7 @@
     { "frequency_penalty",  NK_FIELD_YES, nk__read_float, NK_SAMPLING(frequency_penalty), -2, 2, \
       "" }, \
     { "logit_bias",         NK_FIELD_YES, nk__read_logit_bias, 0, 0, 0, \
-      "by token id; an object, or a list of pairs" }, \
+      "by token id, or by text: each of its tokens; an object, or a list of pairs" }, \
     { "cache_salt",         NK_FIELD_YES, nk__read_cache_salt, 0, 0, 0, \
       "vLLM's: KV is reused only among requests with the same one (and the same key)" }, \
     { "typical_p",          NK_FIELD_YES, nk__read_float, NK_SAMPLING(typical_p), 0, 1, \

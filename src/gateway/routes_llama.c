@@ -26,6 +26,17 @@ static void write_piece(struct out *o, const char *name, const nk_vocab *v, int3
     nk_buf_release(&piece);
 }
 
+/* Its clients look for the file's ending. */
+static void write_path(struct out *o, const char *name)
+{
+    size_t n = strlen(name);
+    char path[512];
+
+    snprintf(path, sizeof path, "%.500s%s", name,
+             n > 5 && !strcmp(name + n - 5, ".gguf") ? "" : ".gguf");
+    str(o, "model_path", path);
+}
+
 NK__ANSWER(props)
 {
     static const char empty[] = "{\"prompt\":\"\"}";
@@ -51,13 +62,19 @@ NK__ANSWER(props)
     num(&o, "n_ctx", s && s->ok ? s->n_ctx : 0);
     key(&o, "params");
     if (!o.rc)
-        o.rc =
-            nk__llama_settings_write(&r, g->opts.n_predict_max, r.sampling.grammar, a->body, NULL);
+        o.rc = nk__llama_settings_write(
+            &r,
+            &(struct nk_llama_settings){ .n_predict_max = g->opts.n_predict_max,
+                                         .grammar = r.sampling.grammar,
+                                         .logit_bias = r.sampling.logit_bias,
+                                         .n_logit_bias = r.sampling.n_logit_bias,
+                                         .vocab = g->vocab },
+            a->body, NULL);
     raw(&o, "}");
     nk__request_release(&r);
     num(&o, "total_slots", n_places(g));
     str(&o, "model_alias", nk__model_name(g));
-    str(&o, "model_path", g->names[0]);
+    write_path(&o, g->names[0]);
     str(&o, "chat_template", caps.chat_template ? caps.chat_template : "");
     write_piece(&o, "bos_token", g->vocab, nk_vocab_bos(g->vocab));
     write_piece(&o, "eos_token", g->vocab, nk_vocab_eos(g->vocab));

@@ -204,7 +204,9 @@ class Completions(unittest.TestCase):
 
     def test_completion(self):
         for more in ({"prompt": PROMPT}, {"prompt": [PROMPT, "In the beginning"]}, {"prompt": PROMPT, "n_probs": 3, "return_tokens": True},
-                     {"prompt": PROMPT, "stop": ["LORD"], "n_predict": 60}, {"prompt": PROMPT, "response_fields": ["content", "generation_settings/n_predict", "stop_type"]}):
+                     {"prompt": [1, 2, 3, PROMPT, 7, " and"]}, {"prompt": [[1, 5, 6], "In the beginning", ["And it", 9]]},
+                     {"prompt": PROMPT, "logit_bias": [[" the", -100], [" LORD", 3]]}, {"prompt": PROMPT, "logit_bias": {" the": -100}},
+                     {"prompt": PROMPT, "n_predict": -1}, {"prompt": PROMPT, "stop": ["LORD"], "n_predict": 60}, {"prompt": PROMPT, "response_fields": ["content", "generation_settings/n_predict", "stop_type"]}):
             with self.subTest(more):
                 body = {"n_predict": 12, "temperature": 0, "cache_prompt": False, **more}
                 ours = gateway.post("/completion", body)
@@ -225,16 +227,17 @@ class Completions(unittest.TestCase):
     def test_what_was_asked_for_is_told_in_full(self):
         """Every member of llama-server's reply and of its generation_settings, with its value where it is no measured one."""
         measured = {"id_slot", "model", "timings", "dry_penalty_last_n"}
-        body = {"prompt": PROMPT, "n_predict": 6, "temperature": 0, "seed": 3, "cache_prompt": False, "stop": ["x"], "min_p": 0.1}
-        ours, theirs = gateway.post("/completion", body).json, server.post("/completion", body)
-        self.assertEqual(set(theirs) - set(ours), set())
-        self.assertEqual(set(theirs["generation_settings"]) - set(ours["generation_settings"]), set())
-        for a, b in ((ours, theirs), (ours["generation_settings"], theirs["generation_settings"])):
-            for key in set(b) - measured - {"generation_settings"}:
-                if isinstance(b[key], float):
-                    self.assertAlmostEqual(a[key], b[key], 5, key)
-                else:
-                    self.assertEqual(a[key], b[key], key)
+        for more in ({"stop": ["x"], "min_p": 0.1}, {"ignore_eos": True, "logit_bias": {" the": -1}}):
+            body = {"prompt": PROMPT, "n_predict": 6, "temperature": 0, "seed": 3, "cache_prompt": False, **more}
+            ours, theirs = gateway.post("/completion", body).json, server.post("/completion", body)
+            self.assertEqual(set(theirs) - set(ours), set())
+            self.assertEqual(set(theirs["generation_settings"]) - set(ours["generation_settings"]), set())
+            for a, b in ((ours, theirs), (ours["generation_settings"], theirs["generation_settings"])):
+                for key in set(b) - measured - {"generation_settings"}:
+                    if isinstance(b[key], float):
+                        self.assertAlmostEqual(a[key], b[key], 5, key)
+                    else:
+                        self.assertEqual(a[key], b[key], key)
 
     def test_a_server_of_ones_own_defaults_is_llama_servers(self):
         """Requests as they come, that say nothing of seed, temperature or length, and name a model that nobody has."""
@@ -295,7 +298,8 @@ class Stories(unittest.TestCase):
                  ("/v1/completions", {"model": "davinci-002", "prompt": text, "max_tokens": 8}), ("/chat/completions", {"messages": talk, "max_tokens": 8}),
                  ("/chat/completions", {"messages": talk, "max_tokens": 6, "grammar": 'root ::= "a"{5,5}'}),
                  ("/chat/completions", {"messages": talk, "max_tokens": 10, "response_format": {"type": "json_schema", "json_schema": {"schema": {"const": "foooooo"}}}}))
-        refused = (("/completion", {"prompt": text * 32}), ("/chat/completions", {"messages": "string"}), ("/chat/completions", {"messages": [{}]}),
+        twice = [talk[1], {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]
+        refused = (("/completion", {"prompt": text * 32}), ("/chat/completions", {"messages": twice}), ("/chat/completions", {"messages": talk * 100}), ("/chat/completions", {"messages": "string"}), ("/chat/completions", {"messages": [{}]}),
                    ("/chat/completions", {"messages": talk, "response_format": {"type": "sound"}}))
         options = ("--chat-template", "chatml", "--defaults", '{"seed": 42, "temperature": 0.8}', "--max-tokens", "64", "--any-model", "--verbose")
         with nk.Chain(model, "0-3,3-5", "--ctx", "512") as c, Gateway(c.file, *options) as ours, \
@@ -320,9 +324,12 @@ class Stories(unittest.TestCase):
                         self.assertEqual(a["generation_settings"][key], b["generation_settings"][key], key)
             for path, body in refused:
                 with self.subTest(path):
-                    a, (status, _) = ours.post(path, body), theirs.ask("POST", path, body)
+                    a, (status, b) = ours.post(path, body), theirs.ask("POST", path, body)
                     self.assertEqual((a.status, status), (400, 400), a)
                     self.assertIn("error", a.json)
+                    if b["error"]["type"] == "exceed_context_size_error":
+                        for key in ("type", "n_prompt_tokens", "n_ctx"):
+                            self.assertEqual(a.json["error"][key], b["error"][key], key)
 
 
 class Templates(unittest.TestCase):

@@ -44,15 +44,20 @@ static nk_prompter *open_prompter(const char *text, enum nk_gateway_tools tools,
     return p;
 }
 
-static struct nk_request parse(const char *body)
+static struct nk_request parse_as(enum nk_api api, const char *body)
 {
-    const struct nk_request_limits limits = { .messages_max = 100, .n_max = 1 };
+    const struct nk_request_limits limits = { .messages_max = 100, .n_max = 4 };
     struct nk_request_error e;
     struct nk_request r;
 
-    if (nk__request_parse(&r, NK_API_CHAT, body, strlen(body), &limits, &e))
+    if (nk__request_parse(&r, api, body, strlen(body), &limits, &e))
         fail_msg("%s", e.err.msg);
     return r;
+}
+
+static struct nk_request parse(const char *body)
+{
+    return parse_as(NK_API_CHAT, body);
 }
 
 /* The prompt; static. */
@@ -289,6 +294,105 @@ test_prompt__thinking_is_the_requests_then_the_operators_then_the_templates(void
 #undef ASK
 }
 
+static void append(int32_t *ids, size_t *n, const char *text, bool special)
+{
+    struct nk_tokens t;
+    struct nk_error err = { 0 };
+
+    if (nk_vocab_tokenize(vocab, text, strlen(text), special, true, 100, NULL, &t, &err))
+        fail_msg("%s", err.msg);
+    memcpy(ids + *n, t.ids, t.n * sizeof *ids);
+    *n += t.n;
+    free(t.ids);
+}
+
+static void test_prompt__ids_and_texts_in_turn_are_one_prompt(void **state)
+{
+    nk_prompter *p = open_prompter(without_tools, 0, 0);
+    struct nk_request r = parse_as(
+        NK_API_LLAMA_COMPLETION, "{\"prompt\":[[7,\"And it came\",8],[\"And it\",9,\"to pass\"]]}");
+    struct nk_request_error e;
+    struct nk_prepared got;
+    int32_t want[2][64] = { { 7 } };
+    size_t n[2] = { 1, 0 };
+
+    (void)state;
+    append(want[0], &n[0], "And it came", false); /* it does not begin the prompt */
+    want[0][n[0]++] = 8;
+    append(want[1], &n[1], "And it", true);
+    want[1][n[1]++] = 9;
+    append(want[1], &n[1], "to pass", false);
+    assert_int_equal(nk__prepare(&got, p, &r, 512, NULL, &e), 0);
+    assert_int_equal(got.n_prompts, 2);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(got.prompts[i].n, n[i]);
+        assert_memory_equal(got.prompts[i].ids, want[i], n[i] * sizeof want[i][0]);
+    }
+    nk__prepared_release(&got);
+    assert_int_not_equal(nk__prepare(&got, p, &r, (int)n[1], NULL, &e), 0);
+    assert_string_equal(e.err.reason, "context_length_exceeded");
+    assert_int_equal(e.err.n_max, n[1]);
+    nk__request_release(&r);
+    r = parse_as(NK_API_LLAMA_COMPLETION, "{\"prompt\":[\"a\",2147483647]}");
+    assert_int_not_equal(nk__prepare(&got, p, &r, 512, NULL, &e), 0);
+    assert_string_equal(e.err.reason, "bad_value");
+    assert_string_equal(e.param, "prompt");
+    nk__request_release(&r);
+    nk__prompter_free(p);
+}
+
+static void test_prompt__a_bias_of_a_text_is_that_of_its_tokens(void **state)
+{
+    nk_prompter *p = open_prompter(without_tools, 0, 0);
+    struct nk_request r = parse_as(
+        NK_API_COMPLETION, "{\"prompt\":\"a\",\"logit_bias\":[[5,1],[\" And it came\",-2]]}");
+    struct nk_request_error e;
+    struct nk_prepared got;
+    int32_t ids[64];
+    size_t n = 0;
+
+    (void)state;
+    append(ids, &n, " And it came", false);
+    assert_int_equal(nk__prepare(&got, p, &r, 512, NULL, &e), 0);
+    assert_int_equal(got.n_logit_bias, n + 1);
+    assert_int_equal(got.logit_bias[0].id, 5);
+    for (size_t i = 0; i < n; i++)
+        assert_true(got.logit_bias[i + 1].id == ids[i] && got.logit_bias[i + 1].bias == -2);
+    nk__prepared_release(&got);
+    nk__request_release(&r);
+    r = parse_as(NK_API_COMPLETION, "{\"prompt\":\"a\",\"logit_bias\":{\"2147483647\":1}}");
+    assert_int_not_equal(nk__prepare(&got, p, &r, 512, NULL, &e), 0);
+    assert_string_equal(e.err.reason, "bad_value");
+    assert_string_equal(e.param, "logit_bias");
+    nk__request_release(&r);
+    nk__prompter_free(p);
+}
+
+/* A text whose tokens were not counted to the end is counted for the refusal. */
+static void test_prompt__what_is_too_long_says_how_long_it_is(void **state)
+{
+    nk_prompter *p = open_prompter(without_tools, 0, 0);
+    struct nk_request r =
+        parse_as(NK_API_COMPLETION, "{\"prompt\":\"And it came to pass, that the LORD said: and "
+                                    "it came to pass, that the LORD said\"}");
+    struct nk_request_error e;
+    struct nk_prepared got;
+    int32_t ids[64];
+    size_t n = 0;
+
+    (void)state;
+    append(ids, &n, r.prompts[0].text, true);
+    for (int n_ctx = 2; n_ctx <= (int)n; n_ctx++) {
+        assert_int_not_equal(nk__prepare(&got, p, &r, n_ctx, NULL, &e), 0);
+        assert_string_equal(e.err.reason, "context_length_exceeded");
+        assert_non_null(strstr(e.err.msg, "exceeds the available context size"));
+        assert_int_equal(e.err.n_found, n);
+        assert_int_equal(e.err.n_max, n_ctx);
+    }
+    nk__request_release(&r);
+    nk__prompter_free(p);
+}
+
 static int open_vocab(void **state)
 {
     struct nk_error err;
@@ -320,6 +424,9 @@ int main(void)
         cmocka_unit_test(test_prompt__ids_name_the_function_where_the_template_shows_nothing_else),
         cmocka_unit_test(
             test_prompt__thinking_is_the_requests_then_the_operators_then_the_templates),
+        cmocka_unit_test(test_prompt__ids_and_texts_in_turn_are_one_prompt),
+        cmocka_unit_test(test_prompt__a_bias_of_a_text_is_that_of_its_tokens),
+        cmocka_unit_test(test_prompt__what_is_too_long_says_how_long_it_is),
     };
 
     return cmocka_run_group_tests(tests, open_vocab, close_vocab);

@@ -625,6 +625,17 @@ static void test_reply__errors_have_the_dialects_shape(void **state)
     nk_buf_reset(&out);
     nk__error_body(NK_DIALECT_OLLAMA, true, &err, "x", &out);
     assert_string_equal(out.data, "{\"error\":\"\\\"x\\\": unknown\"}\n");
+    nk_buf_reset(&out);
+    nk_fail(&err, NK_E_INVALID, "context_length_exceeded", "too long");
+    err.n_found = 300;
+    err.n_max = 256;
+    nk__error_body(NK_DIALECT_LLAMA, false, &err, "prompt", &out);
+    v = json(out.data, out.size);
+    assert_string_equal(json_string_value(get(v, "error.type")), "exceed_context_size_error");
+    assert_string_equal(json_string_value(get(v, "error.code")), "context_length_exceeded");
+    assert_int_equal(json_integer_value(get(v, "error.n_prompt_tokens")), 300);
+    assert_int_equal(json_integer_value(get(v, "error.n_ctx")), 256);
+    json_decref(v);
     nk_fail(&err, NK_E_EXHAUSTED, "body_too_large", "x");
     assert_int_equal(nk__error_status(&err), 413);
     nk_fail(&err, NK_E_EXHAUSTED, "queue_full", "x");

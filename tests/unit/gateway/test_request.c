@@ -88,7 +88,18 @@ static void test_request__names_what_is_wrong(void **state)
         { NK_API_CHAT, "{" CHAT ",\"top_logprobs\":3}", "bad_value", "top_logprobs" },
         { NK_API_CHAT, "{" CHAT ",\"logprobs\":true,\"top_logprobs\":21}", "bad_value",
           "top_logprobs" },
-        { NK_API_CHAT, "{" CHAT ",\"logit_bias\":{\"x\":1}}", "bad_value", "logit_bias" },
+        { NK_API_CHAT, "{" CHAT ",\"logit_bias\":{\"\":1}}", "bad_value", "logit_bias" },
+        { NK_API_CHAT, "{" CHAT ",\"logit_bias\":[[\" word\",101]]}", "bad_value", "logit_bias" },
+        { NK_API_CHAT, "{" CHAT ",\"logit_bias\":[[1.5,1]]}", "bad_value", "logit_bias" },
+        { NK_API_COMPLETION, "{\"model\":\"m\",\"prompt\":[1,\"a\",-1]}", "bad_value", "prompt" },
+        { NK_API_COMPLETION, "{\"model\":\"m\",\"prompt\":[1,\"a\",[2]]}", "bad_value", "prompt" },
+        { NK_API_COMPLETION, "{\"model\":\"m\",\"prompt\":[[1,\"a\"],[\"b\",true]]}", "bad_value",
+          "prompt" },
+        { NK_API_CHAT,
+          "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\","
+          "\"content\":"
+          "\"b\"},{\"role\":\"assistant\",\"content\":\"c\"}]}",
+          "bad_value", "messages" },
         { NK_API_CHAT, "{" CHAT ",\"logit_bias\":{\"1\":101}}", "bad_value", "logit_bias" },
         { NK_API_CHAT, "{" CHAT ",\"response_format\":{\"type\":\"yaml\"}}", "bad_value",
           "response_format" },
@@ -125,7 +136,7 @@ static void test_request__names_what_is_wrong(void **state)
           "missing_field", "messages[0].tool_call_id" },
         { NK_API_COMPLETION, "{\"model\":\"m\"}", "missing_field", "prompt" },
         { NK_API_COMPLETION, "{\"model\":\"m\",\"prompt\":[]}", "bad_value", "prompt" },
-        { NK_API_COMPLETION, "{\"model\":\"m\",\"prompt\":[1,\"a\"]}", "bad_value", "prompt" },
+        { NK_API_COMPLETION, "{\"model\":\"m\",\"prompt\":[1,null]}", "bad_value", "prompt" },
         { NK_API_COMPLETION, "{\"model\":\"m\",\"prompt\":[\"a\",\"b\",\"c\"],\"n\":2}", "too_many",
           "n" },
         { NK_API_COMPLETION, "{\"prompt\":\"a\",\"echo\":true,\"suffix\":\"b\"}", "refused_field",
@@ -374,6 +385,53 @@ static void test_request__other_names_and_spellings_of_values_are_read(void **st
           "");
     assert_int_equal(r.tool_choice, NK_TOOLS_REQUIRED);
     assert_null(r.model);
+}
+
+static void test_request__a_prompt_is_ids_and_texts_in_turn(void **state)
+{
+    (void)state;
+    takes(NK_API_LLAMA_COMPLETION, "{\"prompt\":[1,\"a\",2]}", "");
+    assert_int_equal(r.n_prompts, 1);
+    assert_int_equal(json_array_size(r.prompts[0].mixed), 3);
+    assert_true(!r.prompts[0].text && !r.prompts[0].ids);
+    takes(NK_API_LLAMA_COMPLETION, "{\"prompt\":[\"a\",2]}", "");
+    assert_int_equal(r.n_prompts, 1);
+    assert_non_null(r.prompts[0].mixed);
+    takes(NK_API_LLAMA_COMPLETION, "{\"prompt\":[[1,2],\"a\",[\"b\",3]]}", "");
+    assert_int_equal(r.n_prompts, 3);
+    assert_int_equal(r.prompts[0].n_ids, 2);
+    assert_string_equal(r.prompts[1].text, "a");
+    assert_int_equal(json_array_size(r.prompts[2].mixed), 2);
+    takes(NK_API_LLAMA_COMPLETION, "{\"prompt\":[\"a\",\"b\"]}", "");
+    assert_int_equal(r.n_prompts, 2);
+}
+
+static void test_request__a_bias_is_of_an_id_or_a_text(void **state)
+{
+    (void)state;
+    takes(NK_API_CHAT, "{" CHAT ",\"logit_bias\":{\"5\":1,\" a word\":-100}}", "");
+    assert_int_equal(r.sampling.n_logit_bias, 1);
+    assert_int_equal(r.n_text_bias, 1);
+    assert_string_equal(r.text_bias[0].text, " a word");
+    assert_true(r.text_bias[0].size == 7 && r.text_bias[0].bias == -INFINITY);
+    takes(NK_API_CHAT, "{" CHAT ",\"logit_bias\":[[\"x\",2],[5,false]]}", "");
+    assert_true(r.n_text_bias == 1 && r.text_bias[0].bias == 2);
+    assert_int_equal(r.sampling.n_logit_bias, 1);
+}
+
+/* The lines of parts are a message's; what is continued is one text. */
+static void test_request__the_parts_of_what_is_continued_are_one_text(void **state)
+{
+#define PARTS "[{\"type\":\"text\",\"text\":\"Wh\"},{\"type\":\"text\",\"text\":\"at\"}]"
+    (void)state;
+    takes(NK_API_CHAT,
+          "{\"messages\":[{\"role\":\"user\",\"content\":" PARTS "},{\"role\":\"assistant\","
+          "\"content\":" PARTS "}]}",
+          "");
+    assert_string_equal(json_string_value(json_object_get(r.prefill, "content")), "What");
+    assert_string_equal(
+        json_string_value(json_object_get(json_array_get(r.messages, 0), "content")), "Wh\nat");
+#undef PARTS
 }
 
 /* Those that take no part are switched off, whatever they are told. */
@@ -986,6 +1044,9 @@ int main(void)
         cmocka_unit_test(test_request__a_misspelt_field_is_refused_with_the_nearest_name),
         cmocka_unit_test(test_request__strict_refuses_what_has_no_effect),
         cmocka_unit_test(test_request__other_names_and_spellings_of_values_are_read),
+        cmocka_unit_test(test_request__a_prompt_is_ids_and_texts_in_turn),
+        cmocka_unit_test(test_request__a_bias_is_of_an_id_or_a_text),
+        cmocka_unit_test(test_request__the_parts_of_what_is_continued_are_one_text),
         cmocka_unit_test(test_request__samplers_are_chosen_in_the_order_there_is),
         cmocka_unit_test(test_request__thinking_is_asked_for_in_many_ways),
         cmocka_unit_test(test_request__histories_come_back_as_clients_keep_them),
