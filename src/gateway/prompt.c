@@ -232,14 +232,27 @@ static int bad(struct nk_request_error *e, const char *param, const char *reason
 
 /* ---- templates ---- */
 
+/* What the operator wants is a wish: not every template can do it. */
+static enum nk_think wanted_thinking(const nk_prompter *p, const struct nk_request *r)
+{
+    return r->think != NK_THINK_DEFAULT ? r->think : p->think;
+}
+
+/* A template without a switch for it: an empty thought at the reply's beginning is the end of
+ * thinking, as llama-server has it. Not gpt-oss's channels, which are messages of their own. */
+static bool closes_thought(const nk_prompter *p, const struct nk_request *r)
+{
+    return wanted_thinking(p, r) == NK_THINK_OFF && !p->think_switch && p->marks.open &&
+           !p->marks.turn;
+}
+
 /* What the template gets beside messages and tools. */
 static int extra_json(const nk_prompter *p, const struct nk_request *r, char **text,
                       struct nk_request_error *e)
 {
     json_t *extra = r->template_kwargs ? json_copy((json_t *)r->template_kwargs) : json_object();
     const char *field = nk__api_think(r->api);
-    /* What the operator wants is a wish: not every template can do it. */
-    enum nk_think think = r->think != NK_THINK_DEFAULT ? r->think : p->think;
+    enum nk_think think = wanted_thinking(p, r);
 
     *text = NULL;
     if (r->think == NK_THINK_ON && !p->think_switch && !p->effort && !p->marks.open) {
@@ -247,7 +260,7 @@ static int extra_json(const nk_prompter *p, const struct nk_request *r, char **t
         return bad(e, field, "no_thinking", "%s: this model's chat template knows no thinking",
                    field);
     }
-    if (r->think == NK_THINK_OFF && !p->think_switch && p->marks.open) {
+    if (r->think == NK_THINK_OFF && !p->think_switch && p->marks.open && !closes_thought(p, r)) {
         json_decref(extra);
         return bad(e, field, "no_thinking",
                    "%s: this model's chat template cannot turn thinking off", field);
@@ -358,6 +371,12 @@ static int render(const nk_prompter *p, const struct nk_request *r, const json_t
             rc = nk_template_render(p->jinja, &input, work, out, &e->err);
         }
     }
+    if (!rc && closes_thought(p, r) && !r->begins_no_reply &&
+        !(r->prefill && json_object_get(r->prefill, "reasoning_content")))
+        rc = nk_buf_addf(
+            out, &e->err, "%s%s",
+            nk__prompt_opens_think(nk_buf_str(out), out->size, p->marks) ? "" : p->marks.open,
+            p->marks.close);
     if (!rc && r->prefill)
         rc = add_prefill(p, r->prefill, out, &e->err);
     free(messages_text);

@@ -13,8 +13,8 @@
 int nk__prompt_mixed(const nk_vocab *v, const json_t *parts, int n_ctx, struct nk_work *work,
                      struct nk_tokens *out, struct nk_request_error *e);
 
-/* What r has of biases: its ids', and those of the tokens of its texts. *out is owned by the caller;
- * NULL: there are none.
+/* What r has of biases: its ids', and those of the tokens of its texts. *out is owned by the
+ * caller; NULL: there are none.
  *   INVALID   bad_value, bad_text, too_much_work; CANCELLED
  *   EXHAUSTED too_many, no_memory */
 int nk__prompt_biases(const nk_vocab *v, const struct nk_request *r, struct nk_work *work,

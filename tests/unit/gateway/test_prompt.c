@@ -294,6 +294,40 @@ test_prompt__thinking_is_the_requests_then_the_operators_then_the_templates(void
 #undef ASK
 }
 
+static void test_prompt__without_a_switch_an_empty_thought_turns_thinking_off(void **state)
+{
+#define TURN      "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+#define SAY(more) "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]" more "}"
+    static const char opens[] =
+        TURN "{% if add_generation_prompt %}[assistant]<think>\n{% endif %}{# </think> #}";
+    static const char has_marks[] = TURN "[assistant]{# <think> </think> #}";
+    static const struct {
+        const char *template, *body, *prompt;
+        enum nk_gateway_reasoning reasoning;
+    } cases[] = {
+        { opens, SAY(""), "[user]x[assistant]<think>\n", NK_GATEWAY_REASONING_AUTO },
+        { opens, SAY(""), "[user]x[assistant]<think>\n</think>", NK_GATEWAY_REASONING_OFF },
+        { opens, SAY(",\"enable_thinking\":false"), "[user]x[assistant]<think>\n</think>",
+          NK_GATEWAY_REASONING_AUTO },
+        { opens, SAY(",\"enable_thinking\":true"), "[user]x[assistant]<think>\n",
+          NK_GATEWAY_REASONING_OFF },
+        { opens, SAY(",\"enable_thinking\":false,\"add_generation_prompt\":false"), "[user]x",
+          NK_GATEWAY_REASONING_AUTO },
+        { has_marks, SAY(""), "[user]x[assistant]<think></think>", NK_GATEWAY_REASONING_OFF },
+        { has_marks, SAY(""), "[user]x[assistant]", NK_GATEWAY_REASONING_ON },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        nk_prompter *p = open_prompter(cases[i].template, 0, cases[i].reasoning);
+
+        assert_string_equal(prompt_of(p, cases[i].body), cases[i].prompt);
+        nk__prompter_free(p);
+    }
+#undef TURN
+#undef SAY
+}
+
 static void append(int32_t *ids, size_t *n, const char *text, bool special)
 {
     struct nk_tokens t;
@@ -424,6 +458,7 @@ int main(void)
         cmocka_unit_test(test_prompt__ids_name_the_function_where_the_template_shows_nothing_else),
         cmocka_unit_test(
             test_prompt__thinking_is_the_requests_then_the_operators_then_the_templates),
+        cmocka_unit_test(test_prompt__without_a_switch_an_empty_thought_turns_thinking_off),
         cmocka_unit_test(test_prompt__ids_and_texts_in_turn_are_one_prompt),
         cmocka_unit_test(test_prompt__a_bias_of_a_text_is_that_of_its_tokens),
         cmocka_unit_test(test_prompt__what_is_too_long_says_how_long_it_is),
