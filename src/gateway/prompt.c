@@ -239,7 +239,8 @@ static enum nk_think wanted_thinking(const nk_prompter *p, const struct nk_reque
 }
 
 /* A template without a switch for it: an empty thought at the reply's beginning is the end of
- * thinking, as llama-server has it. Not gpt-oss's channels, which are messages of their own. */
+ * thinking, as llama-server does it (later ones than 0.7.0). Not gpt-oss's channels, which are
+ * messages of their own. */
 static bool closes_thought(const nk_prompter *p, const struct nk_request *r)
 {
     return wanted_thinking(p, r) == NK_THINK_OFF && !p->think_switch && p->marks.open &&
