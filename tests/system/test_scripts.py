@@ -220,6 +220,22 @@ class Stress(Project):
         self.assertIn("'plan' is none of plain, asan, tsan, conformance", text)
 
 
+class OwnPython(unittest.TestCase):
+    def test_what_uses_the_system_tests_has_their_python_whatever_is_first_in_path(self):
+        """Debian's, which has grpc: tests/CMakeLists.txt looks for no other."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "python3")
+            with open(path, "w") as f:
+                f.write("#!/bin/sh\necho the first in PATH >&2\nexit 9\n")
+            os.chmod(path, 0o755)
+            env = dict(os.environ, PATH=folder + ":" + os.environ["PATH"])
+            for name in ("bench/recovery", "scripts/clients", "scripts/fetch-rate", "scripts/plan-accuracy", "scripts/trials"):
+                done = subprocess.run([os.path.join(nk.SOURCE, name), "--help"], capture_output=True, text=True, env=env)
+                said = done.stdout + done.stderr
+                self.assertNotIn("the first in PATH", said, name)
+                self.assertIn(os.path.basename(name), said)  # its own words
+
+
 class Simulate(unittest.TestCase):
     def test_no_seeds__is_a_sentence(self):
         done = subprocess.run([os.path.join(nk.SOURCE, "scripts", "simulate"), "--seeds", "0"], capture_output=True, text=True)
