@@ -54,6 +54,9 @@ def env(**more):
     e = dict(os.environ)
     e.setdefault("NK_LOG", "warn")
     e["XDG_CACHE_HOME"] = os.path.join(BUILD, "tests", "cache")
+    # Whatever loads every backend looks for Vulkan's drivers: a tenth of a second at each start. Who wants one says which.
+    if "GGML_VK_VISIBLE_DEVICES" not in more:
+        e["VK_DRIVER_FILES"] = e["VK_ICD_FILENAMES"] = os.devnull
     e.update({k: v for k, v in more.items() if v is not None})
     return e
 
@@ -63,6 +66,13 @@ def missing(what):
     if os.environ.get("CI") == "true":
         raise AssertionError(what)
     raise unittest.SkipTest(what)
+
+
+def sanitized(*kinds):
+    """Decorates a class or a test: under sanitizers it runs under these alone ("asan", "tsan"), or under none. Elsewhere it is not
+    there, and no skipped one either. tests/CMakeLists.txt says by what each has its home."""
+    kind = os.environ.get("NK_SANITIZE")
+    return lambda thing: thing if not kind or kind in kinds else None
 
 
 def catches(pid, number):

@@ -81,6 +81,7 @@ class Trio:
             w.kill()
 
 
+@nk.sanitized("tsan")
 class Processes(unittest.TestCase):
     def failed(self, trio, i, codes):
         """The generation has ended because of worker i."""
@@ -134,10 +135,17 @@ class Processes(unittest.TestCase):
     def test_paused__a_worker_that_did_not_run_blames_nobody(self):
         """For longer than the stall time, as when its machine slept: what the others sent meanwhile lies unread."""
         trio = Trio(self, "--silence-ms", 600000)  # else the others give it up, rightly
-        alone = trio.wire.generate(PROMPT, 800)
-        running = trio.wire.start(PROMPT, 800).until_tokens(5)
-        trio.workers[0].halt()
-        self.assertFalse(running.ended, "the test came too late")
+        alone = trio.wire.generate(PROMPT, 200)
+
+        def halted():
+            running = trio.wire.start(PROMPT, 200).until_tokens(5)
+            trio.workers[0].halt()
+            if trio.workers[2].info().counters.sessions_open:
+                return running
+            trio.workers[0].signal(signal.SIGCONT)  # it has ended meanwhile
+            running.wait()
+        running = nk.wait_for(halted, step=0)
+        self.assertIsNotNone(running, "the test came too late, each time")
         time.sleep(STALL_MS / 1000 + 1)  # there is nothing to wait for but that this time goes by
         trio.workers[0].signal(signal.SIGCONT)
         r = running.wait()
@@ -242,6 +250,7 @@ def why_no_networks():
         n.remove()
 
 
+@nk.sanitized()
 class Unreachable(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -308,6 +317,7 @@ Inside().assert_idle()
         trio.works()
 
 
+@nk.sanitized("asan")
 class Refused(unittest.TestCase):
     """What does not fit is refused before the first token, and both sides' values are named."""
 

@@ -74,6 +74,7 @@ class OverOneCluster(unittest.TestCase):
         return error
 
 
+@nk.sanitized("asan")
 class Openai(OverOneCluster):
     def test_models(self):
         [model] = self.gateway.get("/v1/models").json["data"]
@@ -402,6 +403,7 @@ class Openai(OverOneCluster):
         self.refused(self.gateway.ask("BREW", "/v1/models"), 405, "method_not_allowed")
 
 
+@nk.sanitized("asan")
 class PromptProbabilities(unittest.TestCase):
     """Log-probabilities of a prompt that is given: what evaluation harnesses ask for."""
     TEXT = "And it came to pass, that when the LORD heard the voice of the children, he said unto Moses, Go, speak unto them." * 5
@@ -467,6 +469,7 @@ class PromptProbabilities(unittest.TestCase):
             chain.assert_idle()
 
 
+@nk.sanitized("asan")
 class Ollama(OverOneCluster):
     def test_fields_without_a_value_as_ollamas_own_client_sends_them(self):
         """Its requests are Go structs: what has no value comes as "" or {}."""
@@ -577,6 +580,7 @@ class Ollama(OverOneCluster):
             self.assertIsInstance(reply.json["error"], str)
 
 
+@nk.sanitized("asan")
 class Wire(OverOneCluster):
     """What is on the wire, byte by byte."""
     options = ("--chat-template", "chatml", "--body-kib", "256")
@@ -647,17 +651,18 @@ class Wire(OverOneCluster):
             self.assertEqual(replies[0].json["choices"], replies[2].json["choices"])
 
     def test_garbage(self):
-        with contextlib.ExitStack() as stack:
+        # Some connections end only when the time for their header is over: it is a short one.
+        with Gateway(self.chain.file, "--header-ms", "1500") as gateway, contextlib.ExitStack() as stack:
             waiting = []
             for garbage in (b"\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 100000 + b" HTTP/1.1\r\n\r\n", os.urandom(2000)):
-                c = stack.enter_context(self.gateway.connect())
+                c = stack.enter_context(gateway.connect())
                 with contextlib.suppress(OSError):
                     c.socket.sendall(garbage)
                     c.socket.shutdown(socket.SHUT_WR)
                 waiting.append(c)
             for c in waiting:  # some only when their time is over
                 self.assertTrue(c.ended())
-        self.ok(self.gateway.get("/healthz"))
+            self.ok(gateway.get("/healthz"))
 
     def test_huge_headers(self):
         with self.gateway.connect() as c:
@@ -703,6 +708,7 @@ class Wire(OverOneCluster):
             self.assertEqual(gateway.post("/", {}).status, 405)
 
 
+@nk.sanitized("asan")
 class SlowClients(OverOneCluster):
     """Limits that are short, and waited for."""
     options = ("--body-ms", "1500", "--idle-ms", "3000")
@@ -734,6 +740,7 @@ class SlowClients(OverOneCluster):
             self.assertTrue(c.ended())
 
 
+@nk.sanitized("asan")
 class Browser(OverOneCluster):
     """What keeps foreign pages out, and lets allowed ones in."""
     options = ("--cors-origin", "https://page.example")
@@ -764,6 +771,7 @@ class Browser(OverOneCluster):
         self.assertEqual(reply.json["response"], self.gateway.post("/v1/completions", completion(temperature=0)).json["choices"][0]["text"])
 
 
+@nk.sanitized("asan")
 class Health(OverOneCluster):
     options = ("--chat-template", "chatml")
 
@@ -867,6 +875,7 @@ class Health(OverOneCluster):
         self.refused(self.gateway.post("/", {}), 405, "method_not_allowed")
 
 
+@nk.sanitized("tsan")
 class Going(unittest.TestCase):
     """Clients that go away or do not read; a long context, so that generations last."""
 
@@ -960,6 +969,7 @@ class Going(unittest.TestCase):
         self.assertEqual(cluster["stages"][0]["kv_tokens"], self.clients[0].info().n_ctx)
         self.chain.assert_idle()
 
+    @nk.sanitized()  # most of it are the megabytes that the kernel takes; unit.gateway.gateway has a slow reader, too
     def test_slow_reader_is_cut_off_and_slows_nobody(self):
         before = self.cancelled()
         with self.gateway.connect(receive_buffer=4096) as slow, self.gateway.connect() as c:
@@ -972,6 +982,7 @@ class Going(unittest.TestCase):
         self.chain.assert_idle()
 
 
+@nk.sanitized("tsan")
 class Queue(unittest.TestCase):
     def test_64_streams_finish(self):
         with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "4096", "--sequences", "8") as chain, Gateway(chain.file) as gateway:
@@ -1065,6 +1076,7 @@ class Queue(unittest.TestCase):
         return c
 
 
+@nk.sanitized("tsan")
 class Failing(unittest.TestCase):
     def test_worker_that_goes_and_returns(self):
         with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", "40000") as chain, Gateway(chain.file, "--waiting-ms", "1000", "--hold-ms", "0") as gateway:
@@ -1223,6 +1235,7 @@ class Failing(unittest.TestCase):
                 self.assertEqual(takes, [process.pid])
 
 
+@nk.sanitized()
 class Soak(unittest.TestCase):
     def test_memory_stays_flat_over_good_and_hostile_requests(self):
         """NK_REQUESTS: how many; what they leave behind would show after the first third."""
@@ -1262,6 +1275,7 @@ class Soak(unittest.TestCase):
                 self.assertLess(sizes[-1], sizes[0] * 1.25, sizes)
 
 
+@nk.sanitized("asan")
 class Security(unittest.TestCase):
     def setUp(self):
         self.dir = tempfile.mkdtemp(prefix="nk-tls-")

@@ -100,6 +100,7 @@ class Recurrent(unittest.TestCase):
         self.assertEqual(r.code, "OK", r.error)
         return r
 
+    @nk.sanitized()
     def test_what_a_layer_keeps_is_known_from_the_file(self):
         """Before anything is loaded: a plan needs it. What libllama really takes is what measuring tells."""
         ctx, sequences = 256, 3
@@ -114,6 +115,7 @@ class Recurrent(unittest.TestCase):
                 # Of layers that are not alike the parts are estimated; their sum is right.
                 self.assertEqual(sum(x["kv_bytes"] for x in took), sum(want), [x["kv_bytes"] for x in took])
 
+    @nk.sanitized()
     def test_chain__is_the_whole_model_to_the_bit(self):
         for path, _, wire in self.chains():
             one = nk.Worker("--model", path, "--layers", f"0-{wire.workers[-1].end}", "--threads", 1, "--ctx", 2048,
@@ -125,6 +127,7 @@ class Recurrent(unittest.TestCase):
             finally:
                 one.stop()
 
+    @nk.sanitized()
     def test_many__at_once_equal_their_runs_alone(self):
         """Their rows are not run in one batch, whose order llama.cpp would not keep."""
         for path, _, wire in self.chains():
@@ -137,6 +140,7 @@ class Recurrent(unittest.TestCase):
                 self.same(path, r.wait(), a)
             doomed.wait()
 
+    @nk.sanitized()
     def test_deterministic__among_others_is_alone_to_the_bit(self):
         """Attention and states: both apart."""
         for path, _, wire in self.chains("--deterministic", names=["jamba-dense"]):
@@ -145,9 +149,10 @@ class Recurrent(unittest.TestCase):
             running = [wire.start(q["ids"], q["n"], n_logprobs=4, deterministic=True) for q in requests]
             self.assertEqual([outcome(r.wait()) for r in running], alone)
 
+    @nk.sanitized()
     def test_continuation__goes_on_from_the_state_and_is_a_fresh_run(self):
         """A prompt of whole chunks, and what follows: the same runs as without the kept session."""
-        for path, chain, wire in self.chains():
+        for path, chain, wire in self.chains(names=names("mamba2-dense", "jamba-dense")):
             base = prompt(128, 3)
             longer = base + self.generate(wire, base, 1).ids + prompt(2, 4)
             fresh = self.generate(wire, longer, 12)
@@ -158,6 +163,7 @@ class Recurrent(unittest.TestCase):
             self.assertEqual(r.done.n_reused, 128)
             self.same(path, r, fresh)
 
+    @nk.sanitized()
     def test_killed__is_resumed_from_the_state(self):
         """What is left of it goes on from where it is; what is new computes all that it lacks, from rows that others kept."""
         for _, chain, _ in self.chains("--deterministic", names=["mamba-dense", "jamba-dense"]):
@@ -166,6 +172,7 @@ class Recurrent(unittest.TestCase):
                 within.goes_on(prompt(100), 24, [(0 if i == 1 else 9, [i])])
             within.goes_on(prompt(100), 24, [(9, [0, 1])])
 
+    @nk.sanitized("asan")
     def test_ahead__of_the_next_stage_it_goes_back_to_a_checkpoint(self):
         """The link breaks while chunks are on it, and no journal has them: the stage before has computed more than the next one
         got, and cannot cut it off."""
@@ -194,10 +201,11 @@ class Recurrent(unittest.TestCase):
             self.assertEqual((c.tokens_replayed, c.checkpoints_used), (len(text) - 128, 1))
             chain.assert_idle()
 
+    @nk.sanitized()
     def test_other__continuations_begin_anew(self):
         """A shorter prompt, the same one, one that leaves the kept ids early or at their last: without checkpoints a state has no
         way back."""
-        for path, _, wire in self.chains("--checkpoint-mib", 0):
+        for path, _, wire in self.chains("--checkpoint-mib", 0, names=names("mamba-dense", "jamba-dense")):
             base = prompt(70, 3)
             made = self.generate(wire, base, 8, reuse=True).ids
             kept = base + made[:-1]
@@ -212,6 +220,7 @@ class Recurrent(unittest.TestCase):
     def gone_back(self, chain):
         return [w.info().counters.checkpoints_used for w in chain.workers]
 
+    @nk.sanitized("asan")
     def test_thinking__that_is_stripped_leaves_the_prompt_reused(self):
         """The next turn has neither what was generated nor the last words of the prompt: it goes back to the last end of a chunk
         before. That is computed in the chunks of a fresh run, so it is one; again and again, among others, and from a state that
@@ -241,6 +250,7 @@ class Recurrent(unittest.TestCase):
                 self.assertEqual((c.checkpoints, c.checkpoint_bytes), (0, 0))
                 last.wake()
 
+    @nk.sanitized()
     def test_prompt__that_goes_on_in_another_way_goes_back_to_its_end(self):
         """In the middle of a chunk. What is computed is what goes on from there without ever having been anywhere else."""
         for path, chain, wire in self.chains(names=names("mamba2-dense", "jamba-dense")):
@@ -257,6 +267,7 @@ class Recurrent(unittest.TestCase):
             self.same(path, r, straight)
             self.assertEqual(self.gone_back(chain)[-1], 1)
 
+    @nk.sanitized()
     def test_answer__that_is_taken_up_in_its_middle(self):
         for path, chain, wire in self.chains("--checkpoint-every", 16, names=["mamba-dense"]):
             base = prompt(64, 3)
@@ -271,6 +282,7 @@ class Recurrent(unittest.TestCase):
             other = self.generate(wire, longer, 8, reuse=True)
             self.same(path, r, other)
 
+    @nk.sanitized("asan")
     def test_beginning__that_two_share_is_copied_and_both_go_on(self):
         """Most of the kept session is of no use to the new one, which leaves it there: it is as it was afterwards."""
         for path, chain, wire in self.chains(names=names("mamba-dense", "jamba-dense")):
@@ -289,6 +301,7 @@ class Recurrent(unittest.TestCase):
             self.assertEqual(r.done.n_reused, 329)
             self.same(path, r, straight)
 
+    @nk.sanitized()
     def test_stages__that_do_not_have_the_same_begin_anew(self):
         """A worker that has no room for checkpoints: the chain does not go back, and nothing fails."""
         path, cuts = self.models["mamba-dense"]
@@ -303,8 +316,9 @@ class Recurrent(unittest.TestCase):
                 self.same(path, r, self.generate(wire, longer, 8))
                 chain.assert_idle()
 
+    @nk.sanitized()
     def test_lost__on_a_later_stage_it_is_computed_anew_on_all(self):
-        for path, chain, wire in self.chains():
+        for path, chain, wire in self.chains(names=names("mamba-dense", "qwen3next-moe")):
             base = prompt(64, 3)
             longer = base + self.generate(wire, base, 1, reuse=True).ids + prompt(10, 4)
             with nk.Client(chain.workers[-1].address) as last:

@@ -85,6 +85,7 @@ class Workers(unittest.TestCase):
         return results
 
 
+@nk.sanitized()
 class Deterministic(Workers):
     """Workers in deterministic mode."""
     options = ("--deterministic",)
@@ -158,6 +159,7 @@ class Deterministic(Workers):
         self.assertEqual(len(self.wire.generate(talk.ids(500), 100).ids), 12)
 
 
+@nk.sanitized("tsan")
 class Merging(Workers):
     def test_deterministic__is_refused_where_sessions_share_kv_cells(self):
         for wire in self.wire, self.whole:
@@ -275,6 +277,7 @@ class Merging(Workers):
         self.assertEqual((long.code, len(long.ids)), ("OK", 30))
 
 
+@nk.sanitized("asan")
 class Reuse(unittest.TestCase):
     """Continued sessions. Each test has workers of its own, whose kept sessions it counts."""
 
@@ -487,6 +490,7 @@ class Reuse(unittest.TestCase):
             self.assert_as_fresh(results[i], texts[i])
 
 
+@nk.sanitized("asan")
 class Limits(unittest.TestCase):
     def test_n_predict__0_is_a_sequences_share_of_the_context(self):
         with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", 256, "--sequences", 1) as chain, talk.Wire(chain.workers) as wire:
@@ -529,6 +533,7 @@ class Limits(unittest.TestCase):
             chain.assert_idle()
 
 
+@nk.sanitized("tsan")
 class Turns(unittest.TestCase):
     def assert_answered_meanwhile(self, trace):
         """Between a run with a row of the second session and its token, others are answered, more than those of the same run."""
@@ -615,6 +620,7 @@ class Turns(unittest.TestCase):
         self.assertEqual([(a, b, c, d) for a, b in runs[0] for c, d in runs[1] if a < d and c < b], [])
 
 
+@nk.sanitized("tsan")
 class Soak(unittest.TestCase):
     def test_thousand__short_sessions_leave_nothing_and_no_memory(self):
         """After some hundred every pool and cache is as large as it gets; what a session holds would show then."""
@@ -640,6 +646,7 @@ class Soak(unittest.TestCase):
                     self.assertLess(talk.rss(w.pid) - b, 6 << 20, f"worker {w.id} grew")
 
 
+@nk.sanitized("tsan")
 class Queue(unittest.TestCase):
     def test_full__sessions_wait_in_order_and_the_queue_has_an_end(self):
         options = ["--ctx", 30000, "--sequences", 2, "--queue", 3]

@@ -334,6 +334,7 @@ class Again(Case):
             for entry in json.load(f)["files"]:
                 self.assertEqual(entry["sha256"], nk.sha256(os.path.join(self.out, entry["name"])))
 
+    @nk.sanitized()
     def test_again__ended_at_any_moment_it_leaves_whole_files_and_goes_on(self):
         model = models.large(self.path("large.gguf"), 120 * MIB, 6)
         args = [nk.NAKSHATRA, "split", model, "--into", "6", "--out"]
@@ -531,6 +532,7 @@ class Streams(Case):
         for key in big:
             self.assertEqual(have.kv[key], whole.kv[key])
 
+    @nk.sanitized()
     def test_streams__a_bar_on_a_terminal_and_none_in_a_pipe(self):
         model = models.large(self.path("large.gguf"), 400 * MIB)
         pid, fd = pty.fork()

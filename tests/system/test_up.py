@@ -50,6 +50,7 @@ class Up(unittest.TestCase):
     def assert_gone(self, pids):
         self.assertTrue(nk.wait_for(lambda: not any(map(nk.alive, pids)), 30), pids)
 
+    @nk.sanitized()
     def test_up__prints_the_golden_text_and_nothing_else(self):
         golden = nk.golden("kjv-tiny")
         for k in (1, 2, 3):
@@ -59,6 +60,7 @@ class Up(unittest.TestCase):
             self.assertEqual(done.stderr, "")
             self.assertEqual(os.listdir(self.dir), [])
 
+    @nk.sanitized()
     def test_up__takes_layers_and_the_prompt_from_standard_input(self):
         golden = nk.golden("kjv-tiny")
         done = self.up("--layers", "0-1,1-7,7-8", "--file", "-", "-n", "64", "--temp", "0", "--json",
@@ -67,6 +69,7 @@ class Up(unittest.TestCase):
         self.assertEqual(golden["prompt_text"] + got["text"], golden["text"])
         self.assertEqual([s["worker"] for s in got["stages"]], ["w0", "w1", "w2"])
 
+    @nk.sanitized("tsan")
     def test_up__stays_up_for_others_and_ends_with_ctrl_c(self):
         with self.serve("--workers", "2", "--ctx", "256", "--sequences", "3") as up:
             file, pids = self.wait_up(up, 2)
@@ -88,6 +91,7 @@ class Up(unittest.TestCase):
             self.assert_gone(pids)
         self.assertEqual(os.listdir(self.dir), [])
 
+    @nk.sanitized("tsan")
     def test_up__without_a_prompt_it_serves(self):
         golden = nk.golden("kjv-tiny")
         with self.serve("--workers", "2") as up:
@@ -103,6 +107,7 @@ class Up(unittest.TestCase):
             self.assertEqual(up.wait(30), 0, up.stderr)
             self.assert_gone(pids)
 
+    @nk.sanitized("tsan")
     def test_up__ctrl_c_of_a_terminal_lets_streams_end(self):
         """A terminal's Ctrl-C goes to the whole process group; the workers must outlive the streams."""
         for n_signals in (1, 2):
@@ -128,6 +133,7 @@ class Up(unittest.TestCase):
                 self.assertEqual(up.wait(30), 0 if n_signals == 1 else 130, up.stderr)
                 self.assert_gone(pids)
 
+    @nk.sanitized("asan")
     def test_up__what_the_gateway_would_refuse_is_named_before_anything_is_cut(self):
         cache = os.path.join(self.dir, "cache")
         env = dict(self.env, XDG_CACHE_HOME=cache)
@@ -142,6 +148,7 @@ class Up(unittest.TestCase):
                     self.assertIn(word, done.stderr)
         self.assertEqual(os.listdir(self.dir), [])
 
+    @nk.sanitized("asan")
     def test_up__what_the_memory_has_no_place_for_is_refused_before_anything_is_cut(self):
         cache = os.path.join(self.dir, "cache")
         done = nk.run("up", nk.KJV, "--ctx", str(1 << 30), "--prompt", "In", env=dict(self.env, XDG_CACHE_HOME=cache))
@@ -149,6 +156,7 @@ class Up(unittest.TestCase):
         self.assertRegex(done.stderr, r"TiB of memory are needed \(weights .*, 1073741824 tokens of context .*\), .* are free on CPU")
         self.assertEqual(os.listdir(self.dir), [])
 
+    @nk.sanitized("tsan")
     def test_up__ctrl_c_in_a_generation_ends_all(self):
         with self.start("--ctx", "8000", "--prompt", "In", "-n", "7000", "--temp", "0") as up:
             self.assertTrue(nk.wait_for(lambda: up.stdout, step=0.001))
@@ -158,6 +166,7 @@ class Up(unittest.TestCase):
             self.assert_gone(pids)
         self.assertEqual(os.listdir(self.dir), [])
 
+    @nk.sanitized("tsan")
     def test_up__ctrl_c_while_the_workers_start_ends_all(self):
         for delay in (0.02, 0.1, 0.2):
             with self.start("--workers", "4", "--ctx", "8000", "--prompt", "In", "-n", "7000", "--temp", "0") as up:
@@ -167,6 +176,7 @@ class Up(unittest.TestCase):
                 self.assertIn(up.wait(30), (130, -signal.SIGINT))
                 self.assert_gone(pids)
 
+    @nk.sanitized()
     def test_up__killed_it_takes_its_workers_along_and_the_next_one_removes_its_folder(self):
         with self.serve() as lives:
             file, _ = self.wait_up(lives, 2)
@@ -181,6 +191,7 @@ class Up(unittest.TestCase):
             self.assertEqual(os.listdir(self.dir), [os.path.basename(os.path.dirname(file))])
             self.assertTrue(os.path.exists(file))
 
+    @nk.sanitized()
     def test_up__a_reader_that_goes_away_ends_all(self):
         read, write = os.pipe()
         with self.start("--ctx", "8000", "--prompt", "In", "-n", "7000", "--temp", "0", stdout=write) as up:
@@ -200,6 +211,7 @@ class Up(unittest.TestCase):
                     return pid
         return None
 
+    @nk.sanitized("tsan")
     def test_up__a_worker_that_dies_is_started_again_on_its_port(self):
         golden = nk.golden("kjv-tiny")
         self.env["NK_LOG"] = "info"
@@ -222,6 +234,7 @@ class Up(unittest.TestCase):
             self.assert_gone(pids)
         self.assertEqual(os.listdir(self.dir), [])
 
+    @nk.sanitized()  # system.recovery has its like
     def test_up__a_worker_that_dies_while_it_drains_is_started_again_and_answers_end_whole(self):
         self.env["NK_LOG"] = "info"
         with self.serve("--workers", "2", "--ctx", "4096", "--drain-ms", "3600000", "--hold-ms", "3600000") as up:
@@ -249,6 +262,7 @@ class Up(unittest.TestCase):
             self.assert_gone(pids)
         self.assertEqual(os.listdir(self.dir), [])
 
+    @nk.sanitized("asan")
     def test_up__a_worker_that_cannot_be_kept_alive_ends_all(self):
         with self.serve("--workers", "2") as up:
             _, pids = self.wait_up(up, 2)
@@ -269,6 +283,7 @@ class Up(unittest.TestCase):
             self.assert_gone(set(pids) | killed)
         self.assertEqual(os.listdir(self.dir), [])
 
+    @nk.sanitized("tsan")
     def test_up__a_signal_while_a_worker_is_started_again_ends_all(self):
         with self.serve("--workers", "2") as up:
             _, pids = self.wait_up(up, 2)
@@ -280,6 +295,7 @@ class Up(unittest.TestCase):
             self.assert_gone(pids)
         self.assertEqual(os.listdir(self.dir), [])
 
+    @nk.sanitized()
     def test_up__cuts_once(self):
         env = dict(self.env, XDG_CACHE_HOME=os.path.join(self.dir, "cache"))
         seen = []
@@ -296,6 +312,7 @@ class Up(unittest.TestCase):
         self.assertGreaterEqual(len(seen[0]), 3)
         self.assertEqual(seen[0], seen[1])
 
+    @nk.sanitized("asan")
     def test_up__cuts_a_damaged_slice_or_vocabulary_again(self):
         cache = os.path.join(self.dir, "cache")
         env = dict(self.env, XDG_CACHE_HOME=cache)
@@ -313,6 +330,7 @@ class Up(unittest.TestCase):
             self.assertRegex(done.stderr, f"event=cut_again .*{ending} is damaged.*{sentence}")
             self.assertEqual(nk.sha256(path), before)
 
+    @nk.sanitized("asan")
     def test_up__a_cache_on_a_full_disk_is_said_and_no_half_slice_is_left(self):
         if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
             nk.missing("mounting needs root (unshare -m)")
@@ -328,6 +346,7 @@ class Up(unittest.TestCase):
         self.assertIn(cache, done.stderr)
         self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
 
+    @nk.sanitized("asan")
     def test_up__without_a_home_it_says_what_to_set_and_needs_only_that(self):
         env = {k: v for k, v in self.env.items() if k not in ("HOME", "XDG_CACHE_HOME")}
         done = nk.run("up", nk.KJV, "--prompt", "In", "-n", "2", env=env)
@@ -337,6 +356,7 @@ class Up(unittest.TestCase):
         done = nk.run("up", nk.KJV, "--prompt", "In", "-n", "2", env=dict(env, XDG_CACHE_HOME=os.path.join(self.dir, "c")))
         self.assertEqual(done.returncode, 0, done.stderr)
 
+    @nk.sanitized("asan")
     def test_up__wrong_arguments_are_sentences_and_exit_code_2(self):
         for args, sentence in [
             ([], "an argument is missing"),

@@ -81,6 +81,7 @@ class Case(unittest.TestCase):
         return nk.synth(self.path(name), *shape)
 
 
+@nk.sanitized()
 class Exact(Case):
     def test_exact__stories260k_in_every_split_of_its_five_layers(self):
         splits = list(compositions(5))
@@ -123,6 +124,7 @@ class Exact(Case):
         self.assertEqual([s["layers"].count(",") for s in self.exact(nk.KJV, "--into", 3, *SHORT)], [2])
 
 
+@nk.sanitized()
 class Quantised(Case):
     """Every type that llama-quantize lists. Some want an importance matrix, which llama-imatrix makes of any text: with it
     there is none that cannot be made. (MXFP4_MOE is for the experts of a model that has some.)"""
@@ -165,6 +167,7 @@ class Quantised(Case):
         self.assertGreaterEqual(len(types), 2 if nk.SANITIZED else 22, types)
 
 
+@nk.sanitized("asan")
 class Wrong(Case):
     """verify must be able to fail: it is given models whose slices are not the model."""
 
@@ -248,6 +251,7 @@ class Wrong(Case):
         self.assertIn("kjv-tiny.003-008.gguf", done.stderr)
 
 
+@nk.sanitized("asan")
 class Refused(Case):
     def refused(self, args, text, code):
         cache = self.path("cache")
@@ -295,6 +299,7 @@ class Refused(Case):
             self.assertTrue(report["error"]["reason"] and report["error"]["message"])
 
 
+@nk.sanitized("asan")
 class Report(Case):
     def test_report__json_has_these_fields(self):
         report = self.verify(nk.KJV, "--layers", "0-3,3-8", "--tokens", 20, "--sequences", 3, "--threads", 1)

@@ -37,6 +37,7 @@ def need_huge_pages():
         nk.missing(f"Linux 6.1 is needed for huge pages on request: this is {os.uname().release}")
 
 
+@nk.sanitized("asan")
 class Served(unittest.TestCase):
     """Three workers that are a chain, and one with the whole model."""
 
@@ -235,6 +236,7 @@ class Served(unittest.TestCase):
                        "UNIMPLEMENTED", "unknown_method", "Train")
 
 
+@nk.sanitized()
 class Memory(unittest.TestCase):
     def test_weights__on_a_cpu_are_mapped_or_read(self):
         """And a worker that is told to use the CPU loads no driver of anything else."""
@@ -302,6 +304,7 @@ class Memory(unittest.TestCase):
             self.assertEqual(answers, answers[:1] * 4)
 
 
+@nk.sanitized("tsan")
 class Sleeping(unittest.TestCase):
     def test_sleep__gives_the_memory_back_and_wake_takes_it_again(self):
         w = whole("--no-mmap", "--ctx", 32768, "--sequences", 4)  # 64 MiB of KV
@@ -338,8 +341,15 @@ class Sleeping(unittest.TestCase):
         with nk.Chain(nk.KJV, "0-4,4-8", "--ctx", LONG) as chain, talk.Wire(chain.workers) as wire:
             last = nk.Client(chain.workers[1].address)
             # within the grace
-            running = wire.start(PROMPT, 2500).until_tokens(5)
-            chain.workers[0].halt()  # so that it is still there when it is looked at
+            def held():  # so that it is still there when it is looked at
+                running = wire.start(PROMPT, 300).until_tokens(5)
+                chain.workers[0].halt()
+                if last.info().counters.sessions_open:
+                    return running
+                chain.workers[0].signal(signal.SIGCONT)  # it has ended meanwhile
+                running.wait()
+            running = nk.wait_for(held, step=0)
+            self.assertIsNotNone(running, "no generation could be stopped in its midst")
             seen = []
 
             def look():  # meanwhile it takes no new sessions, and holds its memory still
@@ -355,7 +365,7 @@ class Sleeping(unittest.TestCase):
             looking.start()
             last.sleep(grace_ms=86400000)  # a day: it does not wait until the grace is over
             looking.join()
-            self.assertEqual((running.wait().code, len(running.result.ids)), ("OK", 2500))
+            self.assertEqual((running.wait().code, len(running.result.ids)), ("OK", 300))
             self.assertEqual(seen, [("asleep", True, True)])
             talk.complaint(self, lambda: wire.generate(PROMPT, 4), "UNAVAILABLE", "asleep", "w1")
             last.wake()
@@ -371,6 +381,7 @@ class Sleeping(unittest.TestCase):
             last.__exit__()
 
 
+@nk.sanitized("asan")
 class Starting(unittest.TestCase):
     def setUp(self):
         self.dir = tempfile.TemporaryDirectory(prefix="nk-worker-")
@@ -531,6 +542,7 @@ class Starting(unittest.TestCase):
                 w.kill()
 
 
+@nk.sanitized("asan")
 class Damaged(unittest.TestCase):
     """A slice that is not what was written, or does not stay that."""
 
@@ -611,6 +623,7 @@ class Damaged(unittest.TestCase):
         self.ended(w, "(was written to while it was in use|is not there any more)")
 
 
+@nk.sanitized("tsan")
 class Ending(unittest.TestCase):
     N = 300
 
@@ -714,6 +727,7 @@ class Ending(unittest.TestCase):
         w.kill()
 
 
+@nk.sanitized()
 class Writing(unittest.TestCase):
     def test_log__is_key_value_lines_without_text(self):
         line = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (error|warn|info|debug|trace) +[a-z]+ +"
