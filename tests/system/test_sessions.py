@@ -593,6 +593,7 @@ class Turns(unittest.TestCase):
         self.assertLess(rows[0]["t"], chunks[0]["t"])
         self.assertGreater(rows[-1]["t"], chunks[-1]["t"])
 
+    @nk.sanitized()  # ggml's threads
     def test_decode__on_shared_cores_one_stage_at_a_time_computes(self):
         """From the traces: the times of decode on the two stages do not overlap where each has all cores of this machine."""
         cores = len(os.sched_getaffinity(0))

@@ -36,7 +36,8 @@ class Up(unittest.TestCase):
         return nk.Background("up", nk.KJV, *args, env=self.env, **more)
 
     def serve(self, *args):
-        return self.start("--listen", "127.0.0.1:0", *args)
+        """With one thread each: as many as there are cores would wait for each other by spinning, most of all under a sanitizer."""
+        return self.start("--listen", "127.0.0.1:0", "--threads", "1", *args)
 
     def wait_up(self, process, n):
         """Until it has said where it listens; returns the cluster file and the workers' pids."""
@@ -71,7 +72,7 @@ class Up(unittest.TestCase):
 
     @nk.sanitized("tsan")
     def test_up__stays_up_for_others_and_ends_with_ctrl_c(self):
-        with self.serve("--workers", "2", "--ctx", "256", "--sequences", "3") as up:
+        with self.start("--listen", "127.0.0.1:0", "--workers", "2", "--ctx", "256", "--sequences", "3") as up:
             file, pids = self.wait_up(up, 2)
             report = json.loads(nk.out("check", "--cluster", file, "--json", "--timeout-ms", 5000 * nk.SLOW))
             self.assertTrue(report["ok"])
