@@ -21,6 +21,7 @@ class Cluster(unittest.TestCase):
     so."""
 
     OPTIONS = ["--not-here", "--spread", 2, "--deterministic"]
+    THREADS = "--threads", "1"  # more would wait for each other by spinning
 
     @classmethod
     def setUpClass(cls):
@@ -28,7 +29,7 @@ class Cluster(unittest.TestCase):
         cls.addClassCleanup(lambda: cls.net.close())
         cls.a = cls.net.serve("a", nk.KJV, *cls.OPTIONS)
         token = cls.net["a"].out("token", "--uses", "3").strip()
-        cls.agents = {name: cls.net.join(name, token) for name in "bcd"}
+        cls.agents = {name: cls.net.join(name, token, *cls.THREADS) for name in "bcd"}
         cls.wait_spare()
 
     @classmethod
@@ -66,7 +67,7 @@ class Cluster(unittest.TestCase):
         self.assertTrue(nk.wait_for(lambda: not any(map(nk.alive, children))), [cluster.command(c) for c in children])
 
     def join(self, name):
-        self.agents[name] = self.net.join(name)  # no token: it is a member
+        self.agents[name] = self.net.join(name, *self.THREADS)  # no token: it is a member
 
     # ---- machines ----
 
@@ -188,7 +189,7 @@ class Cluster(unittest.TestCase):
         agent = self.agents[spare]
         self.assertEqual(agent.stop(), 0)
         disk = self.net.small_disk(os.path.join(self.net[spare].dir, "small"), "256k")
-        self.agents[spare] = full = self.net.join(spare, env={"XDG_CACHE_HOME": disk})
+        self.agents[spare] = full = self.net.join(spare, *self.THREADS, env={"XDG_CACHE_HOME": disk})
         self.a.wait_here(spare)
         self.kill(second)  # now it is needed, and cannot
         full.wait_line(r"layers \d-\d: .* are needed there, .*larger file system; again in \d s")
@@ -235,7 +236,7 @@ class Cluster(unittest.TestCase):
             return any(h["state"] == "fetching" for h in m["holdings"])
         self.a.wait_status(fetching)
         e = self.net.add("e")
-        joining = e.join(self.net["a"].out("token").strip(), wait=False)
+        joining = e.join(self.net["a"].out("token").strip(), *self.THREADS, wait=False)
         self.assertTrue(nk.wait_for(lambda: joining.out or joining.process.poll() is not None))
         self.a.send(signal.SIGKILL)
         self.assertEqual(self.a.wait(), -signal.SIGKILL)
