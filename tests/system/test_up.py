@@ -385,7 +385,7 @@ class Up(unittest.TestCase):
         self.assertEqual(os.listdir(self.dir), [])
 
 
-@unittest.skipIf(nk.SANITIZED, "what the demo shows is the plain build")
+@nk.sanitized()  # what the demo shows is the plain build
 class Demo(unittest.TestCase):
     """make demo: the text over two workers, held against llama.cpp's own program."""
 

@@ -255,7 +255,7 @@ class Memory(unittest.TestCase):
                 finally:
                     self.assertEqual(w.stop(), 0, w.log())
 
-    @unittest.skipIf(os.environ.get("NK_SANITIZE"), "a sanitizer's own memory would be measured")
+    @nk.sanitized()  # a sanitizer's own memory would be measured
     def test_memory__of_weights_and_kv_comes_into_huge_pages(self):
         need_huge_pages()
         w = whole("--device", "CPU", "--ctx", 32768)  # 64 MiB of KV
@@ -272,7 +272,7 @@ class Memory(unittest.TestCase):
             self.assertEqual(w.stop(), 0, w.log())
 
 
-    @unittest.skipIf(nk.SANITIZED, "a sanitizer's own memory would be measured")
+    @nk.sanitized()  # a sanitizer's own memory would be measured
     def test_mapping__is_replaced_by_memory_in_huge_pages_where_there_is_plenty(self):
         """A matrix of 9 MB that ggml computes with as it is in the file. And asleep and awake again, all of it once more."""
         need_huge_pages()
@@ -387,7 +387,7 @@ class Starting(unittest.TestCase):
         self.dir = tempfile.TemporaryDirectory(prefix="nk-worker-")
         self.addCleanup(self.dir.cleanup)
 
-    @unittest.skipIf(nk.SANITIZED, "a sanitizer takes all of the address space")
+    @nk.sanitized()  # a sanitizer takes all of the address space
     def test_memory__that_is_not_there_is_a_sentence_before_anything_is_loaded(self):
         # By a limit of the address space, so that the machine's own memory does not matter: the program takes far less.
         limit = 16 << 30
