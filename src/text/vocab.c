@@ -259,6 +259,36 @@ static bool splits_by_regex(const struct llama_model *model)
     return true;
 }
 
+/* Where a file names no token to begin or end a text with, libllama takes the usual id, which a
+ * small vocabulary may not have, or none at all. To add either it asserts that there is one. */
+static bool has_token(const nk_vocab *v, int32_t id)
+{
+    return id >= 0 && id < v->n_tokens;
+}
+
+static int check_ends(const nk_vocab *v, const char *path, struct nk_error *err)
+{
+    const struct llama_vocab *l = v->llama;
+    bool wpm = v->type == LLAMA_VOCAB_TYPE_WPM; /* which adds them always */
+    const struct {
+        const char *key, *what;
+        int32_t id;
+        bool added;
+    } ends[] = {
+        { "bos", "to begin texts with", llama_vocab_bos(l), wpm || llama_vocab_get_add_bos(l) },
+        { "eos", "to end texts with", llama_vocab_eos(l), llama_vocab_get_add_eos(l) },
+        { "seperator", "to end texts with", llama_vocab_sep(l), wpm },
+    };
+
+    for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++)
+        if (ends[i].added && !has_token(v, ends[i].id))
+            return nk_fail(err, NK_E_INVALID, "bad_gguf",
+                           "%s: its tokenizer needs a token %s, and tokenizer.ggml.%s_token_id "
+                           "is none of its %d",
+                           path, ends[i].what, ends[i].key, v->n_tokens);
+    return 0;
+}
+
 int nk_vocab_open(nk_vocab **out, const char *path, struct nk_error *err)
 {
     struct llama_model_params params = llama_model_default_params();
@@ -280,13 +310,16 @@ int nk_vocab_open(nk_vocab **out, const char *path, struct nk_error *err)
         goto out;
     }
     init(v, llama_model_get_vocab(v->model));
-    v->cuts = nk__cuts_new(v->llama);
-    v->token_bytes_max = longest_token(v->llama);
-    v->by_regex = v->by_regex && splits_by_regex(v->model);
     if (v->type == LLAMA_VOCAB_TYPE_NONE || v->n_tokens <= 0) {
         rc = nk_fail(err, NK_E_INVALID, "no_vocab", "%s has no vocabulary", path);
         goto out;
     }
+    rc = check_ends(v, path, err);
+    if (rc)
+        goto out;
+    v->cuts = nk__cuts_new(v->llama);
+    v->token_bytes_max = longest_token(v->llama);
+    v->by_regex = v->by_regex && splits_by_regex(v->model);
     if (llama_model_meta_val_str(v->model, "nakshatra.model_sha256", v->model_sha256,
                                  sizeof v->model_sha256) != 64)
         v->model_sha256[0] = '\0';
@@ -339,14 +372,20 @@ bool nk_vocab_is_eog(const nk_vocab *v, int32_t id)
            llama_vocab_is_eog(v->llama, id);
 }
 
+/* libllama's usual id may be one that this vocabulary does not have. */
+static int32_t known(const nk_vocab *v, int32_t id)
+{
+    return has_token(v, id) ? id : LLAMA_TOKEN_NULL;
+}
+
 int32_t nk_vocab_bos(const nk_vocab *v)
 {
-    return llama_vocab_bos(v->llama);
+    return known(v, llama_vocab_bos(v->llama));
 }
 
 int32_t nk_vocab_eos(const nk_vocab *v)
 {
-    return llama_vocab_eos(v->llama);
+    return known(v, llama_vocab_eos(v->llama));
 }
 
 bool nk_vocab_is_end(const nk_vocab *v, int32_t id)
@@ -362,17 +401,27 @@ bool nk_vocab_adds_bos(const nk_vocab *v)
 struct nk_fim_tokens nk_vocab_fim(const nk_vocab *v)
 {
     return (struct nk_fim_tokens){
-        .prefix = llama_vocab_fim_pre(v->llama),
-        .suffix = llama_vocab_fim_suf(v->llama),
-        .middle = llama_vocab_fim_mid(v->llama),
-        .repository = llama_vocab_fim_rep(v->llama),
-        .separator = llama_vocab_fim_sep(v->llama),
+        .prefix = known(v, llama_vocab_fim_pre(v->llama)),
+        .suffix = known(v, llama_vocab_fim_suf(v->llama)),
+        .middle = known(v, llama_vocab_fim_mid(v->llama)),
+        .repository = known(v, llama_vocab_fim_rep(v->llama)),
+        .separator = known(v, llama_vocab_fim_sep(v->llama)),
     };
 }
 
 /* ---- tokens and text ---- */
 
 enum { BLOCK_BYTES = 1024 };
+
+/* A character or byte that a tokenizer has no token for, nor one for what is unknown, gets the id
+ * -1, or the usual id of such a token, in silence. */
+static bool all_known(const nk_vocab *v, const int32_t *ids, int32_t n)
+{
+    for (int32_t i = 0; i < n; i++)
+        if (!has_token(v, ids[i]))
+            return false;
+    return true;
+}
 
 /* Whether libllama makes tokens of this text that have all its bytes. It throws where a vocabulary
  * without byte tokens lacks a character (SPM), and drops bytes in silence where a byte-level
@@ -381,8 +430,10 @@ static bool can_express(const nk_vocab *v, const char *text, size_t size)
 {
     int32_t *ids = malloc((size + 8) * sizeof *ids), n = 0, n_piece = 0;
     size_t n_bytes = 0;
-    bool ok = ids && !nk__guard_tokenize(v->llama, text, (int32_t)size, ids, (int32_t)size + 8,
-                                         false, false, &n, NULL);
+    bool ok = ids &&
+              !nk__guard_tokenize(v->llama, text, (int32_t)size, ids, (int32_t)size + 8, false,
+                                  false, &n, NULL) &&
+              all_known(v, ids, n);
 
     for (int32_t i = 0; ok && v->may_lose_bytes && i < n; i++) {
         ok = !nk__guard_piece(v->llama, ids[i], NULL, 0, true, &n_piece, NULL);
@@ -476,6 +527,10 @@ static int tokenize(const nk_vocab *v, const char *text, size_t size, bool add_s
     if (n < 0) {
         rc = nk_fail(err, NK_E_INTERNAL, "engine_failed",
                      "llama.cpp says %d tokens, then that these do not suffice", -n);
+        goto out;
+    }
+    if (!all_known(v, ids, n)) {
+        rc = cannot_express(v, text, size, work, err);
         goto out;
     }
     *out = (struct nk_tokens){ ids, (size_t)n };
@@ -758,7 +813,7 @@ int nk_vocab_tokenize_pair(const nk_vocab *v, struct nk_bytes query, struct nk_b
         n += q.n;
         if (llama_vocab_get_add_eos(lv))
             out->ids[n++] = end;
-        if (llama_vocab_get_add_sep(lv))
+        if (llama_vocab_get_add_sep(lv) && has_token(v, llama_vocab_sep(lv)))
             out->ids[n++] = llama_vocab_sep(lv);
         if (d.n)
             memcpy(out->ids + n, d.ids, d.n * sizeof *d.ids);

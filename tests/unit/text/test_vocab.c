@@ -330,6 +330,73 @@ static void test_vocab__refuses_arrays_that_llama_would_misread(void **state)
     }
 }
 
+/* A vocabulary of these tokens alone, with the ids that libllama takes for it. */
+static void write_tokens(char path[256], const char *kind, const char **tokens, int32_t type0,
+                         const char *more)
+{
+    struct gguf_context *g = gguf_init_empty();
+    float scores[8] = { 0 };
+    int32_t types[8];
+    size_t n = 0;
+
+    while (tokens[n])
+        types[n++] = 1;
+    types[0] = type0;
+    gguf_set_val_str(g, "general.architecture", "llama");
+    gguf_set_val_str(g, "tokenizer.ggml.model", kind);
+    gguf_set_arr_str(g, "tokenizer.ggml.tokens", tokens, n);
+    gguf_set_arr_str(g, "tokenizer.ggml.merges", (const char *[]){ "a b" }, 1);
+    gguf_set_arr_data(g, "tokenizer.ggml.scores", GGUF_TYPE_FLOAT32, scores, n);
+    gguf_set_arr_data(g, "tokenizer.ggml.token_type", GGUF_TYPE_INT32, types, n);
+    if (more)
+        gguf_set_val_bool(g, more, true);
+    vocab_file_path(path, test_dir, VOCAB_BPE);
+    assert_true(gguf_write_to_file(g, path, true));
+    gguf_free(g);
+}
+
+/* libllama asserts that there is a token where it adds one, also where the file names none. */
+static void test_vocab__tokens_that_are_added_must_be_there(void **state)
+{
+    const char *words[] = { "[UNK]", "a", "##b", NULL }, *one[] = { "a", NULL },
+               *some[] = { "<s>", "a", NULL };
+    char path[256];
+
+    (void)state;
+    write_tokens(path, "bert", words, LLAMA_TOKEN_TYPE_UNKNOWN, NULL);
+    assert_refused(path, NK_E_INVALID, "bad_gguf");
+    write_tokens(path, "llama", one, LLAMA_TOKEN_TYPE_NORMAL, "tokenizer.ggml.add_bos_token");
+    assert_refused(path, NK_E_INVALID, "bad_gguf");
+    write_tokens(path, "rwkv", some, LLAMA_TOKEN_TYPE_CONTROL, NULL);
+    {
+        struct nk_error err = { 0 };
+        struct nk_tokens t;
+        nk_vocab *v;
+
+        assert_int_equal(nk_vocab_open(&v, path, &err), 0);
+        assert_int_equal(nk_vocab_tokenize(v, "aa", 2, false, false, 10, NULL, &t, &err), 0);
+        assert_int_equal(t.n, 2);
+        free(t.ids);
+        /* It has no token for x, and none for what is unknown. */
+        assert_int_equal(nk_vocab_tokenize(v, "axa", 3, false, false, 10, NULL, &t, &err),
+                         NK_E_INVALID);
+        assert_string_equal(err.reason, "bad_text");
+        assert_non_null(strstr(err.msg, "U+0078"));
+        assert_null(t.ids);
+        nk_vocab_close(v);
+    }
+    write_tokens(path, "gpt2", one, LLAMA_TOKEN_TYPE_NORMAL, NULL);
+    {
+        struct nk_error err = { 0 };
+        nk_vocab *v;
+
+        assert_int_equal(nk_vocab_open(&v, path, &err), 0); /* libllama's usual one is 11 */
+        assert_int_equal(nk_vocab_bos(v), LLAMA_TOKEN_NULL);
+        assert_int_equal(nk_vocab_eos(v), LLAMA_TOKEN_NULL);
+        nk_vocab_close(v);
+    }
+}
+
 static void test_vocab__a_borrowed_stub_answers_with_an_error(void **state)
 {
     char path[256];
@@ -431,6 +498,7 @@ int main(void)
         cmocka_unit_test(test_vocab__says_what_is_wrong_with_a_file),
         cmocka_unit_test(test_vocab__survives_files_cut_anywhere),
         cmocka_unit_test(test_vocab__refuses_arrays_that_llama_would_misread),
+        cmocka_unit_test(test_vocab__tokens_that_are_added_must_be_there),
         cmocka_unit_test(test_vocab__a_borrowed_stub_answers_with_an_error),
         cmocka_unit_test(test_chat__renders_what_llama_knows),
         cmocka_unit_test(test_chat__names_what_it_knows_when_asked_for_something_else),
