@@ -289,6 +289,33 @@ static int check_ends(const nk_vocab *v, const char *path, struct nk_error *err)
     return 0;
 }
 
+/* RWKV's tokenizer follows the text through a tree of all tokens. Where it gets into it and meets
+ * no token, it does not go on in the text, and takes memory until there is none. So what a token
+ * begins with must be a token, too. */
+static int check_rwkv(const nk_vocab *v, const char *path, struct nk_error *err)
+{
+    bool begins[256] = { false }, alone[256] = { false };
+    struct nk_buf piece = NK_BUF_INIT(NK_TEXT_BYTES_MAX);
+    int rc = 0;
+
+    for (int32_t id = 0; id < v->n_tokens && !rc; id++) {
+        nk_buf_reset(&piece);
+        rc = nk_vocab_piece(v, id, true, &piece, err);
+        if (rc || !piece.size)
+            continue;
+        begins[(uint8_t)piece.data[0]] = true;
+        alone[(uint8_t)piece.data[0]] |= piece.size == 1;
+    }
+    nk_buf_release(&piece);
+    for (int b = 0; b < 256 && !rc; b++)
+        if (begins[b] && !alone[b])
+            rc = nk_fail(err, NK_E_INVALID, "bad_gguf",
+                         "%s: tokens begin with the byte 0x%02x, and none is this byte alone; the "
+                         "tokenizer \"rwkv\" needs one",
+                         path, (unsigned)b);
+    return rc;
+}
+
 int nk_vocab_open(nk_vocab **out, const char *path, struct nk_error *err)
 {
     struct llama_model_params params = llama_model_default_params();
@@ -315,6 +342,8 @@ int nk_vocab_open(nk_vocab **out, const char *path, struct nk_error *err)
         goto out;
     }
     rc = check_ends(v, path, err);
+    if (!rc && v->type == LLAMA_VOCAB_TYPE_RWKV)
+        rc = check_rwkv(v, path, err);
     if (rc)
         goto out;
     v->cuts = nk__cuts_new(v->llama);

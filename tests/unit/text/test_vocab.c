@@ -359,7 +359,7 @@ static void write_tokens(char path[256], const char *kind, const char **tokens, 
 static void test_vocab__tokens_that_are_added_must_be_there(void **state)
 {
     const char *words[] = { "[UNK]", "a", "##b", NULL }, *one[] = { "a", NULL },
-               *some[] = { "<s>", "a", NULL };
+               *some[] = { "b", "a", NULL }, *gap[] = { "a", "th", NULL };
     char path[256];
 
     (void)state;
@@ -367,7 +367,9 @@ static void test_vocab__tokens_that_are_added_must_be_there(void **state)
     assert_refused(path, NK_E_INVALID, "bad_gguf");
     write_tokens(path, "llama", one, LLAMA_TOKEN_TYPE_NORMAL, "tokenizer.ggml.add_bos_token");
     assert_refused(path, NK_E_INVALID, "bad_gguf");
-    write_tokens(path, "rwkv", some, LLAMA_TOKEN_TYPE_CONTROL, NULL);
+    write_tokens(path, "rwkv", gap, LLAMA_TOKEN_TYPE_NORMAL, NULL); /* and never ends on "to" */
+    assert_refused(path, NK_E_INVALID, "bad_gguf");
+    write_tokens(path, "rwkv", some, LLAMA_TOKEN_TYPE_NORMAL, NULL);
     {
         struct nk_error err = { 0 };
         struct nk_tokens t;
