@@ -30,6 +30,10 @@ enum { NK_BLOCK_BYTES = 16384 };
 struct nk_connection { /* libmicrohttpd's "socket context" */
     nk_watched *watched;
     nk_guest *guest;
+    /* Of the request that is being read: where its target as it was sent ends (at its first NUL),
+     * and whether it has a NUL as %00. */
+    const char *target_end;
+    bool target_has_nul;
 };
 
 struct nk_exchange {
@@ -98,6 +102,9 @@ void nk__exchange_completed(void *cls, struct MHD_Connection *connection, void *
 /* What one address may have of the connections. */
 int nk__connections_per_address(const struct nk_gateway_limits *l);
 const char *nk__exchange_header(nk_exchange *x, const char *name);
+/* MHD_OPTION_URI_LOG_CALLBACK: the target as it was sent. Returns NULL, the request's first
+ * context. */
+void *nk__exchange_target(void *cls, const char *target, struct MHD_Connection *connection);
 /* Judges the head; what is wrong is kept in x. fits: the route takes the method. */
 void nk__exchange_judge(nk_exchange *x, const char *method, const char *target, const char *version,
                         bool fits);

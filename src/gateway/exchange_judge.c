@@ -21,6 +21,34 @@ static enum MHD_Result add_header(void *cls, enum MHD_ValueKind kind, const char
     return MHD_YES;
 }
 
+void *nk__exchange_target(void *cls, const char *target, struct MHD_Connection *connection)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    struct nk_connection *c = info ? info->socket_context : NULL;
+
+    (void)cls;
+    if (c) {
+        c->target_end = target + strlen(target);
+        c->target_has_nul = strstr(target, "%00") != NULL;
+    }
+    return NULL;
+}
+
+/* A path ends at its first NUL here, and perhaps nowhere in a proxy. */
+static int judge_target(nk_exchange *x, const char *version, struct nk_error *err)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    const struct nk_connection *c = info ? info->socket_context : NULL;
+
+    /* One space, which is a NUL now, between the target and the version. */
+    if (c && (c->target_has_nul || (x->g->lenient_lines && c->target_end + 1 != version)))
+        return nk_fail(err, NK_E_INVALID, "bad_header",
+                       "there is a NUL in the request's path, or more than one space behind it");
+    return 0;
+}
+
 /* Can the request be read in one way only? */
 static int judge_head(nk_exchange *x, const char *method, const char *target, const char *version,
                       struct nk_error *err)
@@ -33,6 +61,8 @@ static int judge_head(nk_exchange *x, const char *method, const char *target, co
     nk__head_begin(&h, method, target, version, x->g->lenient_lines && size);
     MHD_get_connection_values_n(x->connection, MHD_HEADER_KIND, add_header, &h);
     rc = nk__head_end(&h, size ? size->header_size : 0, err);
+    if (!rc)
+        rc = judge_target(x, version, err);
     /* libmicrohttpd ends a chunk's first line at whatever resembles a line's end. So what follows
      * a body in chunks is not read at all. */
     x->closes = rc || h.chunked;

@@ -8,8 +8,9 @@
  * first of several lengths for the length, ends a line at a single LF, joins folded lines, and ends
  * a value at a NUL. It leaves no note of the last three, but it cuts in place: so each name and
  * value must lie where strict reading would have found it, and all together must be as long as the
- * head was. From 0.9.77 on it refuses all that by itself when it is asked to
- * (MHD_OPTION_STRICT_FOR_CLIENT).
+ * head was. (The target it has decoded: exchange_judge.c looks where that ended before.) One thing
+ * is left that nobody can see any more: a NUL where a line's CR should be. From 0.9.77 on it
+ * refuses all that by itself when it is asked to (MHD_OPTION_STRICT_FOR_CLIENT).
  *
  * Pure; one thread. */
 #ifndef NK_GATEWAY_HEAD_H

@@ -143,7 +143,8 @@ int nk__http_start(nk_gateway *g, struct nk_error *err)
         flags, 0, NULL, NULL, nk__exchange_access, g, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
         MHD_OPTION_SOCK_ADDR, &g->listen.address, MHD_OPTION_NOTIFY_COMPLETED,
         nk__exchange_completed, g, MHD_OPTION_NOTIFY_CONNECTION, on_connection, g,
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, l->header_bytes_max, MHD_OPTION_CONNECTION_LIMIT,
+        MHD_OPTION_URI_LOG_CALLBACK, nk__exchange_target, g, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+        l->header_bytes_max, MHD_OPTION_CONNECTION_LIMIT,
         (unsigned)(l->connections_max + SPARE_PLACES + CLOSING_MAX), MHD_OPTION_CONNECTION_TIMEOUT,
         (unsigned)(l->idle_ms + 999) / 1000, MHD_OPTION_STRICT_FOR_CLIENT, g->lenient_lines ? 0 : 1,
         MHD_OPTION_ARRAY, g->tls_certificate ? tls : tls + 3, MHD_OPTION_END);
