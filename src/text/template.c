@@ -23,6 +23,13 @@
 #include "base/process.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED
+#elif defined(__has_feature) /* clang's way to tell */
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED
+#endif
+#endif
+#ifdef SANITIZED
 enum { SLOWER = 20, LIMITED_MEMORY = false }; /* their shadows are terabytes of address space */
 #else
 enum { SLOWER = 1, LIMITED_MEMORY = true };

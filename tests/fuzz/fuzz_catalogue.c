@@ -4,9 +4,8 @@
  * walked through. Whatever the bytes are, the answer is a catalogue or an error. */
 #include <stdlib.h>
 
+#include "fuzz/fuzz.h"
 #include "pieces/catalogue_int.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { LAYERS_MAX = 16 }; /* more would only be slower */
 
@@ -31,7 +30,9 @@ static void walk(const nk_catalogue *c, int part)
         abort();
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+const struct fuzz_ceiling fuzz_ceiling = { .base = 100000, .per_byte = 1000 };
+
+void fuzz_one(const uint8_t *data, size_t size)
 {
     struct nk_error err = { 0 };
     nk_catalogue *c;
@@ -40,7 +41,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     check(rc, &err);
     if (rc)
-        return 0;
+        return;
     n = nk_model_info(nk_catalogue_model(c))->n_layer;
     for (int i = 0; i < n && i < LAYERS_MAX; i++)
         check(nk_catalogue_range_bytes(c, (struct nk_range){ i, i + 1 }, &bytes, &err), &err);
@@ -48,5 +49,4 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     for (int i = 0; i < nk_catalogue_n_parts(c) && i < 1000; i++)
         walk(c, i);
     nk_catalogue_unref(c);
-    return 0;
 }

@@ -5,9 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fuzz/fuzz.h"
 #include "text/jinja.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static const char *const templates[] = {
     "{%- if tools %}{{- tools | tojson }}{%- endif %}{%- for m in messages %}{{- '<|' + m.role + "
@@ -28,13 +27,24 @@ static const char *const templates[] = {
     "| length }}",
 };
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+const struct fuzz_ceiling fuzz_ceiling = { .base = 1000000, .per_byte = 5000 };
+
+void fuzz_one(const uint8_t *data, size_t size)
 {
     static nk_jinja *opened[3];
     char *text;
 
     if (size > 100000)
-        return 0;
+        return;
+    for (int i = 0; i < 3 && !opened[i]; i++) {
+        struct nk_error err = { 0 };
+
+        if (nk_jinja_new(&opened[i], templates[i], "<s>", "</s>", &err)) {
+            fprintf(stderr, "%s\n", err.msg);
+            abort();
+        }
+        fuzz_prepared();
+    }
     text = malloc(size + 2);
     if (!text)
         abort();
@@ -46,10 +56,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         struct nk_buf out = NK_BUF_INIT(1 << 20);
         struct nk_error err = { 0 };
 
-        if (!opened[i] && nk_jinja_new(&opened[i], templates[i], "<s>", "</s>", &err)) {
-            fprintf(stderr, "%s\n", err.msg);
-            abort();
-        }
         if (tools < text + size)
             in.tools = tools;
         if (nk_jinja_render(opened[i], &in, &out, &err) && out.size)
@@ -57,5 +63,4 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         nk_buf_release(&out);
     }
     free(text);
-    return 0;
 }

@@ -1,12 +1,14 @@
 /* layer: chain. cluster.yaml as a stranger may write it: whatever is accepted is a chain from layer
  * 0 without a gap, and reads back the same after being written. */
+#include "fuzz/fuzz.h"
 #include "chain/cluster.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+const struct fuzz_ceiling fuzz_ceiling = { .base = 100000, .per_byte = 1000 };
+
+void fuzz_one(const uint8_t *data, size_t size)
 {
     struct nk_buf text = NK_BUF_INIT(4 << 20);
     struct nk_cluster *c, *d;
@@ -14,7 +16,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (nk_cluster_parse(&c, (struct nk_bytes){ data, size }, "/x/c.yaml", &err)) {
         NK_ASSERT(!c && err.msg[0]);
-        return 0;
+        return;
     }
     for (int i = 0; i < c->n_workers; i++)
         NK_ASSERT(c->workers[i].layer_begin == (i ? c->workers[i - 1].layer_end : 0) &&
@@ -32,5 +34,4 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     nk_buf_release(&text);
     free(c);
     free(d);
-    return 0;
 }

@@ -1,6 +1,7 @@
 /* layer: cluster. Both sides' messages of enrolment, and what is in them, as a stranger may send
  * them: a request that is accepted reads back the same after being written; an answer is one, or an
  * error with a sentence. */
+#include "fuzz/fuzz.h"
 #include "cluster/enrol_int.h"
 
 #include <string.h>
@@ -50,10 +51,10 @@ static void answer(struct nk_bytes text)
     nk_enrolled_release(&e);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+const struct fuzz_ceiling fuzz_ceiling = { .base = 100000, .per_byte = 1000 };
+
+void fuzz_one(const uint8_t *data, size_t size)
 {
     request((struct nk_bytes){ data, size });
     answer((struct nk_bytes){ data, size });
-    return 0;
 }

@@ -2,10 +2,9 @@
  *
  * First byte: how to choose among the allowed tokens; the rest is GBNF. The mask of all tokens is
  * what each token alone is told, and what is allowed can be accepted. */
+#include "fuzz/fuzz.h"
 #include "fuzz/text_fuzz.h"
 #include "text/grammar.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static void check(bool ok)
 {
@@ -13,7 +12,10 @@ static void check(bool ok)
         abort();
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+/* The base is what a grammar may cost until it is too complex. */
+const struct fuzz_ceiling fuzz_ceiling = { .base = 100000000, .per_byte = 10000 };
+
+void fuzz_one(const uint8_t *data, size_t size)
 {
     const nk_vocab *v = fuzz_vocab(VOCAB_BPE);
     struct nk_error err = { 0 };
@@ -22,14 +24,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     int rc;
 
     if (size < 2 || size > 65536 || memchr(data, 0, size))
-        return 0;
+        return;
     text = strndup((const char *)data + 1, size - 1);
     check(text != NULL);
     rc = nk_grammar_new(&g, nk_vocab_llama(v), text, &err);
     free(text);
     if (rc) {
         check(!strcmp(err.reason, "bad_grammar") || !strcmp(err.reason, "grammar_too_complex"));
-        return 0;
+        return;
     }
     for (int step = 0; step < 8 && !rc; step++) {
         const uint8_t *mask;
@@ -60,5 +62,4 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     check(!rc || !strcmp(err.reason, "grammar_too_complex"));
     nk_grammar_free(g);
-    return 0;
 }

@@ -1,11 +1,13 @@
 /* layer: text. JSON schemas as clients send them: what becomes a grammar is one that compiles. */
+#include "fuzz/fuzz.h"
 #include "fuzz/text_fuzz.h"
 #include "text/grammar.h"
 #include "text/json_schema.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+/* The base is what a grammar may cost until it is too complex. */
+const struct fuzz_ceiling fuzz_ceiling = { .base = 100000000, .per_byte = 10000 };
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+void fuzz_one(const uint8_t *data, size_t size)
 {
     const nk_vocab *v = fuzz_vocab(VOCAB_BPE);
     json_t *schema =
@@ -15,7 +17,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     nk_grammar *g;
 
     if (!schema)
-        return 0;
+        return;
     if (!nk_json_schema_to_grammar(schema, NULL, &out, &err)) {
         const uint8_t *mask;
 
@@ -34,5 +36,4 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     nk_buf_release(&out);
     json_decref(schema);
-    return 0;
 }

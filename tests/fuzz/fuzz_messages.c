@@ -5,10 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fuzz/fuzz.h"
 #include "rpc/rows.h"
 #include "worker/worker_int.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { ARENA_BYTES_MAX = 1 << 20, FLOATS_MAX = 4096 };
 
@@ -89,14 +88,16 @@ static void reply(ProtobufCAllocator *allocator, const uint8_t *data, size_t siz
     free(packed);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+const struct fuzz_ceiling fuzz_ceiling = { .base = 100000, .per_byte = 1000 };
+
+void fuzz_one(const uint8_t *data, size_t size)
 {
     static nk_arena *arena;
 
     if (!arena && !(arena = nk_arena_new(ARENA_BYTES_MAX)))
         abort();
     if (!size)
-        return 0;
+        return;
     nk_arena_reset(arena);
     switch (data[0] % 3) {
     case 0:
@@ -108,5 +109,4 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     default:
         reply(nk_arena_allocator(arena), data + 1, size - 1);
     }
-    return 0;
 }

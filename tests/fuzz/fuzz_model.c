@@ -5,11 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fuzz/fuzz.h"
 #include "slice/model_int.h"
 #include "slice/slice.h"
 #include "slice/write_int.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { LAYERS_CUT_MAX = 16 }; /* more would only be slower */
 
@@ -19,7 +18,9 @@ static void check(int rc, const struct nk_error *err)
         abort();
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+const struct fuzz_ceiling fuzz_ceiling = { .base = 100000, .per_byte = 1000 };
+
+void fuzz_one(const uint8_t *data, size_t size)
 {
     static const char hash[] = "0000000000000000000000000000000000000000000000000000000000000000";
     struct nk_range ranges[3];
@@ -32,7 +33,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     check(rc, &err);
     if (rc)
-        return 0;
+        return;
     n = nk_model_info(m)->n_layer;
     nk_model_types(m, types, 4);
     for (int at = 1; at < n && at < LAYERS_CUT_MAX; at++) {
@@ -52,5 +53,4 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     rc = nk__slice_write(m, (struct nk_range){ 0, 0 }, hash, NULL, sha256, NULL, NULL, NULL, &err);
     check(rc, &err);
     nk_model_close(m);
-    return 0;
 }

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fuzz/fuzz.h"
 #include "gateway/request.h"
 
 enum {
@@ -13,25 +14,25 @@ enum {
 #undef XX
 };
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+const struct fuzz_ceiling fuzz_ceiling = { .base = 100000, .per_byte = 1000 };
+
+void fuzz_one(const uint8_t *data, size_t size)
 {
     static const struct nk_request_limits limits = { .messages_max = 16, .n_max = 8 };
     struct nk_request r;
     struct nk_request_error e = { .param = "" };
 
     if (!size)
-        return 0;
+        return;
     if (nk__request_parse(&r, (enum nk_api)(data[0] % N_APIS), (const char *)data + 1, size - 1,
                           &limits, &e)) {
         if (r.root || !e.err.code || !e.err.reason[0] || !e.err.msg[0] ||
             strlen(e.param) >= sizeof e.param)
             abort();
-        return 0;
+        return;
     }
     if ((r.model && !r.model[0]) || r.n < 1 || r.n_stop > NK_STOP_MAX ||
         nk_sampling_check(&r.sampling, NULL))
         abort();
     nk__request_release(&r);
-    return 0;
 }

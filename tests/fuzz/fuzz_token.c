@@ -1,12 +1,14 @@
 /* layer: cluster. A join token as a person may have typed it: whatever is accepted says all that it
  * should, and reads back the same after being written. */
+#include "fuzz/fuzz.h"
 #include "cluster/token.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+const struct fuzz_ceiling fuzz_ceiling = { .base = 100000, .per_byte = 1000 };
+
+void fuzz_one(const uint8_t *data, size_t size)
 {
     char *text = malloc(size + 1), again[NK_TOKEN_TEXT_SIZE], same[NK_TOKEN_TEXT_SIZE];
     struct nk_token t, read;
@@ -25,5 +27,4 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         NK_ASSERT(!nk_token_encode(&read, same, &err) && !strcmp(again, same));
     }
     free(text);
-    return 0;
 }

@@ -5,10 +5,9 @@
  * (byte-level vocabularies), streamed is what is whole, nothing half a character. The bytes are
  * also taken as ids, of which many do not exist. */
 #include "base/utf8.h"
+#include "fuzz/fuzz.h"
 #include "fuzz/text_fuzz.h"
 #include "text/detok.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static void check(bool ok)
 {
@@ -40,7 +39,9 @@ static void stream(const nk_vocab *v, const int32_t *ids, size_t n, bool special
     nk_detok_free(d);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+const struct fuzz_ceiling fuzz_ceiling = { .base = 200000, .per_byte = 5000 };
+
+void fuzz_one(const uint8_t *data, size_t size)
 {
     const nk_vocab *v;
     struct nk_buf whole = NK_BUF_INIT(1 << 24), stopped = NK_BUF_INIT(1 << 24);
@@ -51,7 +52,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     int rc;
 
     if (size < 2 || size > 20000)
-        return 0;
+        return;
     v = fuzz_vocab((enum vocab_kind)(data[0] % VOCAB_STUB));
     special = data[0] & 0x80;
     n_stop = data[1] < size - 2 ? data[1] : size - 2;
@@ -93,5 +94,4 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     nk_buf_release(&whole);
     nk_buf_release(&stopped);
-    return 0;
 }

@@ -5,6 +5,7 @@
 #include <llama.h>
 #include <unistd.h>
 
+#include "fuzz/fuzz.h"
 #include "text/vocab.h"
 #include "unit/text/vocab_file.h"
 
@@ -27,6 +28,7 @@ static inline const nk_vocab *fuzz_vocab(enum vocab_kind kind)
             abort();
         close(fd);
         unlink(path);
+        fuzz_prepared();
     }
     return vocabs[kind];
 }
