@@ -113,8 +113,12 @@ static const struct nk_field_rule *nearest(const struct nk_field_rule *rules, co
     const struct nk_field_rule *found = NULL;
 
     for (const struct nk_field_rule *f = rules; f->name; f++) {
-        size_t n = plain_name(known, f->name), d = name_distance(asked, n_asked, known, n);
+        size_t n = plain_name(known, f->name), d;
 
+        /* Lengths alone tell most of them apart; a body may have a million names. */
+        if (n > n_asked + least || n_asked > n + least)
+            continue;
+        d = name_distance(asked, n_asked, known, n);
         if (d < least || (d == least && !found)) {
             least = d;
             found = f;

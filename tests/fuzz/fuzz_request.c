@@ -14,7 +14,7 @@ enum {
 #undef XX
 };
 
-const struct fuzz_ceiling fuzz_ceiling = { .base = 100000, .per_byte = 1000 };
+const struct fuzz_ceiling fuzz_ceiling = { .base = 300000, .per_byte = 4000 };
 
 void fuzz_one(const uint8_t *data, size_t size)
 {
