@@ -21,6 +21,8 @@ export class Machines {
             return;
         const members = cluster.members ?? [], layers = c.model.layers ?? Math.max(0, ...members.map((m) => m.holds?.end ?? 0));
         setText(byId("plan"), describePlan(cluster.plan));
+        setText(byId("plan-warning"), cluster.plan?.warning ?? "");
+        byId("plan-warning").hidden = !cluster.plan?.warning;
         for (const m of members) {
             let box = this.boxes.get(m.id);
             if (!box)

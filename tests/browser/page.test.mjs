@@ -306,7 +306,7 @@ test("machines are boxes with their layers, links, fetches, a join line and spar
             { id: "b", name: EVIL, state: "fetching", address: EVIL, holds: { begin: 3, end: 8 }, doing: EVIL, progress: { bytes: 25 << 20, of: 100 << 20, rate: 5 << 20 } },
             { id: "d", name: "shed", state: "gone" }],
         links: [{ a: "a", b: "b", rtt_ms: 0.42, rate: 117500000 }, { a: "b", b: "x", rtt_ms: null, rate: null }],
-        plan: { epoch: 3, kind: "chain", predicted: 20.25, measured: 19.5, chains: [["a", "b"]] },
+        plan: { epoch: 3, kind: "chain", predicted: 20.25, measured: 19.5, chains: [["a", "b"]], warning: `one stream gets 0.50 ${EVIL}` },
         spares: [{ name: EVIL, reason: `too slow ${EVIL}` }],
     } });
     await page.locator(".machine").first().waitFor();
@@ -319,6 +319,7 @@ test("machines are boxes with their layers, links, fetches, a join line and spar
     assert.equal(await box(0).getByRole("progressbar").count(), 0);
     assert.ok(await box(2).evaluate((node) => node.classList.contains("gone")));
     assert.equal(await page.locator("#plan").textContent(), "Plan 3 · chain · predicted 20.3 tok/s · measured 19.5 tok/s");
+    assert.equal(await page.getByText("one stream gets 0.50").textContent(), `one stream gets 0.50 ${EVIL}`);
     assert.deepEqual(await page.locator("#spares li").allTextContents(), [`${EVIL}: too slow ${EVIL}`]);
     assert.equal(await page.locator("#cluster img").count(), 0);
     const widths = await page.locator(".machine .layers").nth(1).evaluate((bar) => [bar, bar.firstChild].map((node) => node.getBoundingClientRect().width));
@@ -341,6 +342,7 @@ test("without any chain the page says what is waited for", () => withPage(browse
     await page.locator("#state[data-state=down]").waitFor();
     assert.ok((await page.locator("#cluster-problem").textContent()).includes(message));
     assert.equal(await page.locator("#plan").textContent(), "No plan yet.");
+    assert.equal(await page.locator("#plan-warning").isVisible(), false);
     assert.equal(await page.locator("#join").isVisible(), false);
     await noAxeViolations(page, "no chain");
 }));
