@@ -113,6 +113,13 @@ void nk_channel_close(nk_channel *ch)
     nk__channel_unref(ch);
 }
 
+void nk_channel_ends(nk_channel *ch, struct nk_certificate_ends *out)
+{
+    *out = (struct nk_certificate_ends){ 0 };
+    if (ch->verifier)
+        nk__verifier_ends(ch->verifier, out);
+}
+
 /* ---- calls ---- */
 
 static void deadline_error(const nk_call *c, struct nk_error *out)
@@ -231,18 +238,35 @@ static bool is_connected(nk_call *c)
            (!strncmp(peer, "ipv4:", 5) || !strncmp(peer, "ipv6:", 5) || !strncmp(peer, "unix:", 5));
 }
 
-/* Connecting failed: what gRPC says of it, or what our verifier has said, without gRPC's frame. */
+/* Connecting failed: what gRPC says of it, or what our verifier has said, without gRPC's frame. A
+ * server that does not take this side's certificate hangs up without a word, as does one that wants
+ * TLS of a client that speaks none. */
 static void unreachable_error(nk_call *c, const char *text, struct nk_error *out)
 {
     static const char frame[] = "Custom verification check failed with error: UNAUTHENTICATED: ";
-    const char *ours = c->membership ? strstr(text, frame) : NULL;
-    bool closed =
-        c->membership && (strstr(text, "Socket closed") ||
-                          strstr(text, "Connection reset by peer") || strstr(text, "Broken pipe"));
+    const char *address = c->channel->address, *ours = strstr(text, frame);
+    bool closed = strstr(text, "Socket closed") || strstr(text, "Connection reset by peer") ||
+                  strstr(text, "Broken pipe");
+    char fault[300] = "";
 
-    nk_fail(out, NK_E_UNAVAILABLE, "unreachable", "%s cannot be reached (%s%s)",
-            c->channel->address, ours ? ours + strlen(frame) : text,
-            closed ? "; that machine may have refused this one, and says why in its log" : "");
+    if (!c->channel->verifier) {
+        nk_fail(out, NK_E_UNAVAILABLE, "unreachable", "%s cannot be reached (%s%s)", address, text,
+                closed ? "; it may want TLS, and this side was given no certificates" : "");
+    } else if (ours) {
+        nk_fail(out, NK_E_UNAVAILABLE, "unreachable", "%s cannot be reached (TLS: %s)", address,
+                ours + strlen(frame));
+    } else if (closed) {
+        nk__verifier_own_fault(c->channel->verifier, fault, sizeof fault);
+        nk_fail(out, NK_E_UNAVAILABLE, "unreachable",
+                "%s cannot be reached (TLS: %s; that machine may have refused this one, and says "
+                "why in its log%s%s)",
+                address, text, fault[0] ? "; " : "", fault);
+    } else if (strstr(text, "andshake")) {
+        nk_fail(out, NK_E_UNAVAILABLE, "unreachable",
+                "%s cannot be reached (TLS: %s; does it speak TLS?)", address, text);
+    } else {
+        nk_fail(out, NK_E_UNAVAILABLE, "unreachable", "%s cannot be reached (%s)", address, text);
+    }
 }
 
 bool nk__client_status(nk_call *c, struct nk_error *out)

@@ -8,6 +8,8 @@
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 
+#include "rpc/certificate.h"
+
 static int bad(struct nk_error *err, const char *what, const char *why)
 {
     unsigned long e = ERR_peek_last_error();
@@ -35,15 +37,6 @@ static int check_certificates(const char *pem, const char *what, X509 **first, s
     return 0;
 }
 
-static int no_password(char *buf, int size, int writing, void *user)
-{
-    (void)buf;
-    (void)size;
-    (void)writing;
-    (void)user;
-    return -1; /* never ask on the terminal */
-}
-
 static int check_pair(const struct nk_credentials *c, struct nk_error *err)
 {
     X509 *x = NULL;
@@ -56,7 +49,7 @@ static int check_pair(const struct nk_credentials *c, struct nk_error *err)
     if (rc)
         goto out;
     bio = BIO_new_mem_buf(c->key, -1);
-    key = bio ? PEM_read_bio_PrivateKey(bio, NULL, no_password, NULL) : NULL;
+    key = bio ? PEM_read_bio_PrivateKey(bio, NULL, nk__no_password, NULL) : NULL;
     if (!key)
         rc = bad(err, "the key", "no unencrypted PEM private key can be read");
     else if (X509_check_private_key(x, key) != 1)
@@ -78,43 +71,58 @@ static int check_alone(const struct nk_credentials *c, struct nk_error *err)
     return 0;
 }
 
-/* gRPC does not verify certificates itself (see identity.c); that whoever shows one has its key is
- * part of the handshake in any case. */
-static grpc_tls_credentials_options *identity_options(struct nk__membership *m,
-                                                      struct nk__verifier *verifier)
+/* gRPC does not verify certificates itself (see certificate.h); that whoever shows one has its key
+ * is part of the handshake in any case. own: there is a certificate to show. */
+static grpc_tls_credentials_options *options(grpc_tls_certificate_provider *provider, bool own,
+                                             struct nk__verifier *verifier)
 {
     grpc_tls_credentials_options *o = grpc_tls_credentials_options_create();
 
-    grpc_tls_credentials_options_set_certificate_provider(o, m->provider);
+    grpc_tls_credentials_options_set_certificate_provider(o, provider);
     grpc_tls_credentials_options_watch_root_certs(o);
-    grpc_tls_credentials_options_watch_identity_key_cert_pairs(o);
+    if (own)
+        grpc_tls_credentials_options_watch_identity_key_cert_pairs(o);
     grpc_tls_credentials_options_set_check_call_host(o, 0);
     nk__verifier_set(verifier, o);
     return o;
 }
 
+/* A client without a certificate gets as far as the verifier, which refuses it and can say so. */
+static grpc_server_credentials *server_of(grpc_tls_certificate_provider *provider,
+                                          struct nk__verifier *verifier)
+{
+    grpc_tls_credentials_options *o = options(provider, true, verifier);
+
+    grpc_tls_credentials_options_set_cert_request_type(
+        o, GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_BUT_DONT_VERIFY);
+    return grpc_tls_server_credentials_create(o);
+}
+
+static grpc_channel_credentials *channel_of(grpc_tls_certificate_provider *provider, bool own,
+                                            struct nk__verifier *verifier)
+{
+    grpc_tls_credentials_options *o = options(provider, own, verifier);
+
+    grpc_tls_credentials_options_set_verify_server_cert(o, 0);
+    return grpc_tls_credentials_create(o);
+}
+
 static int server_identity(grpc_server_credentials **out, struct nk__membership **membership,
                            nk_net *net, const struct nk_credentials *c, struct nk_error *err)
 {
-    grpc_tls_credentials_options *o;
     int rc = check_alone(c, err);
 
     if (!rc)
         rc = nk__membership_get(membership, net, c->identity, err);
-    if (rc)
-        return rc;
-    o = identity_options(*membership, nk__verifier_new(*membership, NULL));
-    grpc_tls_credentials_options_set_cert_request_type(
-        o, GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_BUT_DONT_VERIFY);
-    *out = grpc_tls_server_credentials_create(o);
-    return 0;
+    if (!rc)
+        *out = server_of((*membership)->provider, nk__verifier_new(*membership, NULL));
+    return rc;
 }
 
 static int channel_identity(grpc_channel_credentials **out, struct nk__membership **membership,
                             struct nk__verifier **verifier, nk_net *net, const char *address,
                             const struct nk_credentials *c, struct nk_error *err)
 {
-    grpc_tls_credentials_options *o;
     int rc = check_alone(c, err);
 
     if (!rc)
@@ -122,10 +130,21 @@ static int channel_identity(grpc_channel_credentials **out, struct nk__membershi
     if (rc)
         return rc;
     *verifier = nk__verifier_new(*membership, address);
-    o = identity_options(*membership, *verifier);
-    grpc_tls_credentials_options_set_verify_server_cert(o, 0);
-    *out = grpc_tls_credentials_create(o);
+    *out = channel_of((*membership)->provider, true, *verifier);
     return 0;
+}
+
+/* ---- PEM texts: gRPC keeps them ---- */
+
+static grpc_tls_certificate_provider *keep(const struct nk_credentials *c)
+{
+    grpc_tls_identity_pairs *pairs = NULL;
+
+    if (c->key) {
+        pairs = grpc_tls_identity_pairs_create();
+        grpc_tls_identity_pairs_add_pair(pairs, c->key, c->certificate);
+    }
+    return grpc_tls_certificate_provider_static_data_create(c->ca, pairs);
 }
 
 /* ---- what servers and channels ask for ---- */
@@ -133,7 +152,8 @@ static int channel_identity(grpc_channel_credentials **out, struct nk__membershi
 int nk__server_credentials(grpc_server_credentials **out, struct nk__membership **membership,
                            nk_net *net, const struct nk_credentials *c, struct nk_error *err)
 {
-    grpc_ssl_pem_key_cert_pair pair = { c->key, c->certificate };
+    grpc_tls_certificate_provider *provider;
+    struct nk__verifier *verifier;
     int rc;
 
     *out = NULL;
@@ -155,16 +175,20 @@ int nk__server_credentials(grpc_server_credentials **out, struct nk__membership 
     if (!rc)
         rc = check_pair(c, err);
     if (!rc)
-        *out = grpc_ssl_server_credentials_create_ex(
-            c->ca, &pair, 1, GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY, NULL);
-    return rc;
+        rc = nk__verifier_new_pem(&verifier, net, c->ca, c->certificate, NULL, err);
+    if (rc)
+        return rc;
+    provider = keep(c);
+    *out = server_of(provider, verifier);
+    grpc_tls_certificate_provider_release(provider);
+    return 0;
 }
 
 int nk__channel_credentials(grpc_channel_credentials **out, struct nk__membership **membership,
                             struct nk__verifier **verifier, nk_net *net, const char *address,
                             const struct nk_credentials *c, struct nk_error *err)
 {
-    grpc_ssl_pem_key_cert_pair pair = { c->key, c->certificate };
+    grpc_tls_certificate_provider *provider;
     int rc;
 
     *out = NULL;
@@ -187,6 +211,11 @@ int nk__channel_credentials(grpc_channel_credentials **out, struct nk__membershi
     if (!rc && c->key)
         rc = check_pair(c, err);
     if (!rc)
-        *out = grpc_ssl_credentials_create_ex(c->ca, c->key ? &pair : NULL, NULL, NULL);
-    return rc;
+        rc = nk__verifier_new_pem(verifier, net, c->ca, c->certificate, address, err);
+    if (rc)
+        return rc;
+    provider = keep(c);
+    *out = channel_of(provider, c->key != NULL, *verifier);
+    grpc_tls_certificate_provider_release(provider);
+    return 0;
 }

@@ -22,6 +22,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "rpc/certificate.h"
 #include "rpc/identity_int.h"
 
 enum {
@@ -29,8 +30,6 @@ enum {
     /* Every member with the longest role and name, and the first line. */
     ROSTER_BYTES_MAX =
         (NK_MEMBERS_MAX + 1) * (NK_MEMBER_ID_CHARS + 9 + NK_MEMBER_NAME_BYTES_MAX + 2),
-    /* What OpenSSL asks of keys and signatures at its level 2: 112 bits. */
-    AUTH_LEVEL = 2,
 };
 
 #define ROSTER_HEAD "nakshatra-members 1 "
@@ -56,11 +55,9 @@ struct nk_identity {
     _Atomic int refs;
     char *folder, *ca_path, *certificate_path, *key_path, *members_path;
     char cluster[NK_CLUSTER_ID_CHARS + 1], id[NK_MEMBER_ID_CHARS + 1];
-    X509 *own; /* as it was when the folder was opened */
-    struct nk_log_limit refusals;
 
     pthread_mutex_t mu; /* all below; held while a file is read */
-    struct seen roster_seen, ca_seen;
+    struct seen roster_seen, ca_seen, own_seen;
     struct roster roster;
     int roster_rc;
     struct nk_error roster_err;
@@ -68,6 +65,7 @@ struct nk_identity {
     X509_STORE *store;
     int store_rc;
     struct nk_error store_err;
+    X509 *own; /* as it was read last */
 };
 
 const char *nk_role_text(enum nk_role role)
@@ -358,25 +356,6 @@ enum nk_role nk__identity_role(nk_identity *i, const char *id)
 
 /* ---- certificates ---- */
 
-static int no_password(char *buf, int size, int writing, void *user)
-{
-    (void)buf;
-    (void)size;
-    (void)writing;
-    (void)user;
-    return -1; /* never ask on the terminal */
-}
-
-static X509 *parse_certificate(const char *pem)
-{
-    BIO *bio = BIO_new_mem_buf(pem, -1);
-    X509 *x = bio ? PEM_read_bio_X509(bio, NULL, no_password, NULL) : NULL;
-
-    BIO_free(bio);
-    ERR_clear_error();
-    return x;
-}
-
 enum naming { NAMES_MEMBER, NAMES_NOBODY, NAMES_SEVERAL, NAMES_ANOTHER };
 
 /* What the URIs among the subject alternative names say; one, of a member, is right. */
@@ -420,101 +399,6 @@ static int fail_naming(enum naming naming, int code, const char *reason, struct 
                                              : "another URI");
 }
 
-static void date_format(char *out, size_t size, const ASN1_TIME *t)
-{
-    struct tm tm;
-
-    if (ASN1_TIME_to_tm(t, &tm) != 1 || !strftime(out, size, "%Y-%m-%dT%H:%M:%SZ", &tm))
-        snprintf(out, size, "an unknown time");
-}
-
-static void now_format(char *out, size_t size, int64_t now_s)
-{
-    time_t t = (time_t)now_s;
-    struct tm tm;
-
-    if (!gmtime_r(&t, &tm) || !strftime(out, size, "%Y-%m-%dT%H:%M:%SZ", &tm))
-        snprintf(out, size, "an unknown time");
-}
-
-enum { NO_TIME = -1 }; /* whenever that is */
-
-/* A certificate against the CA, at a time. 0 or DENIED wrong_ca, expired, not_yet_valid,
- * bad_certificate. */
-static int verify(X509_STORE *store, X509 *x, int purpose, int64_t now_s, struct nk_error *err)
-{
-    X509_STORE_CTX *ctx = X509_STORE_CTX_new();
-    char date[32], now[32];
-    int e, rc = 0;
-
-    if (!ctx || X509_STORE_CTX_init(ctx, store, x, NULL) != 1 ||
-        X509_STORE_CTX_set_purpose(ctx, purpose) != 1) {
-        rc = nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory to verify a certificate");
-        goto out;
-    }
-    if (now_s == NO_TIME)
-        X509_VERIFY_PARAM_set_flags(X509_STORE_CTX_get0_param(ctx), X509_V_FLAG_NO_CHECK_TIME);
-    else
-        X509_VERIFY_PARAM_set_time(X509_STORE_CTX_get0_param(ctx), (time_t)now_s);
-    X509_VERIFY_PARAM_set_auth_level(X509_STORE_CTX_get0_param(ctx), AUTH_LEVEL);
-    if (X509_verify_cert(ctx) == 1)
-        goto out;
-    e = X509_STORE_CTX_get_error(ctx);
-    now_format(now, sizeof now, now_s);
-    switch (e) {
-    case X509_V_ERR_CERT_HAS_EXPIRED:
-        date_format(date, sizeof date, X509_get0_notAfter(x));
-        rc = nk_fail(err, NK_E_DENIED, "expired",
-                     "the certificate was good until %s, and this machine's clock says %s", date,
-                     now);
-        break;
-    case X509_V_ERR_CERT_NOT_YET_VALID:
-        date_format(date, sizeof date, X509_get0_notBefore(x));
-        rc = nk_fail(err, NK_E_DENIED, "not_yet_valid",
-                     "the certificate is good from %s on, and this machine's clock says %s: one of "
-                     "two clocks is wrong",
-                     date, now);
-        break;
-    case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY:
-    case X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT:
-    case X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE:
-    case X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT:
-    case X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN:
-    case X509_V_ERR_CERT_SIGNATURE_FAILURE:
-        rc = nk_fail(err, NK_E_DENIED, "wrong_ca", "the certificate is not of this cluster's CA");
-        break;
-    default:
-        rc = nk_fail(err, NK_E_DENIED, "bad_certificate", "the certificate is not taken: %s",
-                     X509_verify_cert_error_string(e));
-    }
-out:
-    X509_STORE_CTX_free(ctx);
-    ERR_clear_error();
-    return rc;
-}
-
-static int store_from(X509_STORE **out, const char *pem, struct nk_error *err)
-{
-    X509_STORE *store = X509_STORE_new();
-    BIO *bio = BIO_new_mem_buf(pem, -1);
-    X509 *x;
-    int n = 0;
-
-    *out = NULL;
-    while (store && bio && (x = PEM_read_bio_X509(bio, NULL, no_password, NULL))) {
-        n += X509_STORE_add_cert(store, x) == 1;
-        X509_free(x);
-    }
-    BIO_free(bio);
-    ERR_clear_error();
-    if (!n) {
-        X509_STORE_free(store);
-        return nk_fail(err, NK_E_INVALID, "bad_identity", "no PEM certificate can be read");
-    }
-    *out = store;
-    return 0;
-}
-
 /* mu held. */
 static void refresh_store(nk_identity *i)
 {
@@ -526,7 +410,7 @@ static void refresh_store(nk_identity *i)
         return;
     rc = nk_file_read(i->ca_path, PEM_BYTES_MAX, &pem, &i->store_err);
     if (!rc) {
-        rc = store_from(&store, nk_buf_str(&pem), &i->store_err);
+        rc = nk__certificate_store(&store, nk_buf_str(&pem), "bad_identity", &i->store_err);
         if (rc)
             nk_wrap(rc, &i->store_err, "%s", i->ca_path);
         nk_buf_release(&pem);
@@ -556,7 +440,8 @@ int nk__identity_judge(nk_identity *i, const char *pem, bool is_client, int64_t 
 {
     char cluster[NK_CLUSTER_ID_CHARS + 1];
     X509_STORE *store = get_store(i, err);
-    X509 *x = parse_certificate(pem);
+    X509 *x = nk__certificate_parse(pem);
+    struct nk__certificate_question q;
     enum naming naming;
     int rc = 0;
 
@@ -566,13 +451,19 @@ int nk__identity_judge(nk_identity *i, const char *pem, bool is_client, int64_t 
         goto out;
     }
     if (!x) {
-        rc = nk_fail(err, NK_E_DENIED, "bad_certificate", "the certificate cannot be read");
+        rc = pem[0] ? nk_fail(err, NK_E_DENIED, "bad_certificate", "the certificate cannot be read")
+                    : nk_fail(err, NK_E_DENIED, "no_certificate", "it has shown no certificate");
         goto out;
     }
     /* Who it says it is comes first: with it the other sentences have a name. */
     naming = member_of(x, cluster, id);
-    rc =
-        verify(store, x, is_client ? X509_PURPOSE_SSL_CLIENT : X509_PURPOSE_SSL_SERVER, now_s, err);
+    q = (struct nk__certificate_question){
+        .store = store,
+        .purpose = is_client ? X509_PURPOSE_SSL_CLIENT : X509_PURPOSE_SSL_SERVER,
+        .now_s = now_s,
+        .ca = "this cluster's CA",
+    };
+    rc = nk__certificate_verify(&q, x, err);
     if (!rc && naming != NAMES_MEMBER)
         rc = fail_naming(naming, NK_E_DENIED, "bad_certificate", err);
     if (!rc && strcmp(cluster, i->cluster) != 0)
@@ -596,28 +487,30 @@ out:
     return rc;
 }
 
-void nk__identity_check_date(nk_identity *i, int64_t now_s)
+X509 *nk__identity_own(nk_identity *i)
 {
-    X509_STORE *store = get_store(i, NULL);
-    struct nk_error e;
-    char quoted[sizeof e.msg + 64];
+    struct nk_buf pem = { 0 };
+    X509 *x = NULL;
 
-    if (store && verify(store, i->own, X509_PURPOSE_ANY, now_s, &e))
-        nk_log(NK_LOG_RPC, NK_LOG_WARN, "event=identity path=%s reason=%s msg=%s",
-               i->certificate_path, e.reason, nk_log_quote(quoted, sizeof quoted, e.msg));
-    X509_STORE_free(store);
+    pthread_mutex_lock(&i->mu);
+    if (has_changed(&i->own_seen, i->certificate_path) &&
+        !nk_file_read(i->certificate_path, PEM_BYTES_MAX, &pem, NULL)) {
+        x = nk__certificate_parse(nk_buf_str(&pem));
+        if (x) {
+            X509_free(i->own);
+            i->own = x;
+        }
+        nk_buf_release(&pem);
+    }
+    x = i->own;
+    X509_up_ref(x);
+    pthread_mutex_unlock(&i->mu);
+    return x;
 }
 
-void nk__identity_log_refusal(nk_identity *i, const char *side, const char *target,
-                              const struct nk_error *e)
+X509_STORE *nk__identity_store(nk_identity *i)
 {
-    char quoted[sizeof e->msg + 64];
-    unsigned long n_suppressed;
-
-    if (nk_log_allow(&i->refusals, &n_suppressed))
-        nk_log(NK_LOG_RPC, NK_LOG_WARN, "event=refused side=%s%s%s reason=%s msg=%s suppressed=%lu",
-               side, target ? " peer=" : "", target ? target : "", e->reason,
-               nk_log_quote(quoted, sizeof quoted, e->msg), n_suppressed);
+    return get_store(i, NULL);
 }
 
 /* ---- the folder ---- */
@@ -644,6 +537,7 @@ static int read_own(nk_identity *i, struct nk_error *err)
     EVP_PKEY *pkey = NULL;
     X509 *x = NULL;
     BIO *bio = NULL;
+    struct nk__certificate_question q;
     struct nk_error e;
     enum naming naming;
     int rc = store ? 0 : i->store_rc;
@@ -654,13 +548,13 @@ static int read_own(nk_identity *i, struct nk_error *err)
         rc = nk_file_read_secret(i->key_path, PEM_BYTES_MAX, &key, err);
     if (rc)
         goto out;
-    x = parse_certificate(nk_buf_str(&certificate));
+    x = nk__certificate_parse(nk_buf_str(&certificate));
     if (!x) {
         rc = bad(i->certificate_path, "no PEM certificate can be read", err);
         goto out;
     }
     bio = BIO_new_mem_buf(nk_buf_str(&key), -1);
-    pkey = bio ? PEM_read_bio_PrivateKey(bio, NULL, no_password, NULL) : NULL;
+    pkey = bio ? PEM_read_bio_PrivateKey(bio, NULL, nk__no_password, NULL) : NULL;
     if (!pkey)
         rc = bad(i->key_path, "no unencrypted PEM private key can be read", err);
     else if (X509_check_private_key(x, pkey) != 1)
@@ -673,7 +567,13 @@ static int read_own(nk_identity *i, struct nk_error *err)
         nk_wrap(rc, err, "%s", i->certificate_path);
         goto out;
     }
-    if (verify(store, x, X509_PURPOSE_ANY, NO_TIME, &e))
+    q = (struct nk__certificate_question){
+        .store = store,
+        .purpose = X509_PURPOSE_ANY,
+        .now_s = NK__CERTIFICATE_NO_TIME,
+        .ca = "this cluster's CA",
+    };
+    if (nk__certificate_verify(&q, x, &e))
         rc = bad(i->certificate_path, e.msg, err);
     if (!rc) {
         i->own = x;
@@ -702,7 +602,7 @@ int nk_identity_open(nk_identity **out, const char *folder, struct nk_error *err
         return nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
     atomic_init(&i->refs, 1);
     pthread_mutex_init(&i->mu, NULL);
-    i->roster_seen.sys = i->ca_seen.sys = -1; /* nothing was seen yet */
+    i->roster_seen.sys = i->ca_seen.sys = i->own_seen.sys = -1; /* nothing was seen yet */
     i->folder = strdup(folder);
     i->ca_path = join(folder, "ca.pem");
     i->certificate_path = join(folder, "current/certificate.pem");

@@ -2,6 +2,8 @@
 #ifndef NK_RPC_IDENTITY_INT_H
 #define NK_RPC_IDENTITY_INT_H
 
+#include <openssl/x509.h>
+
 #include "rpc/identity.h"
 
 /* The files that gRPC watches; borrowed as long as the identity. */
@@ -18,15 +20,14 @@ enum nk_role nk__identity_role(nk_identity *i, const char *id);
 /* Whether to let in the machine that has shown this certificate (and proven to have its key): the
  * cluster's CA, the time now_s (since 1970), its use as a client or a server, the cluster, the
  * roster. id is the member's, "" when it is refused.
- *   DENIED  wrong_ca, expired, not_yet_valid, bad_certificate, wrong_cluster, not_a_member, or the
- *           roster's error: a sentence that says who, what was found and what would be right */
+ *   DENIED  no_certificate, wrong_ca, expired, not_yet_valid, bad_certificate, wrong_cluster,
+ *           not_a_member, or the roster's error: a sentence that says who, what was found and what
+ *           would be right */
 int nk__identity_judge(nk_identity *i, const char *pem, bool is_client, int64_t now_s,
                        char id[NK_MEMBER_ID_CHARS + 1], struct nk_error *err);
-/* Says in the log when this machine's own certificate is out of date. */
-void nk__identity_check_date(nk_identity *i, int64_t now_s);
-/* One line for the operator, at most one a second. target: the server that was to be reached, or
- * NULL. */
-void nk__identity_log_refusal(nk_identity *i, const char *side, const char *target,
-                              const struct nk_error *e);
+/* This machine's own certificate as it is now, and the CA's; a reference for the caller. The store
+ * is NULL where it cannot be read. */
+X509 *nk__identity_own(nk_identity *i);
+X509_STORE *nk__identity_store(nk_identity *i);
 
 #endif

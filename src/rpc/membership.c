@@ -1,6 +1,6 @@
-/* Identities in use on a net: gRPC's questions about certificates, and what becomes of the calls of
- * a member that is taken off the roster. gRPC has no way to close a connection: its calls are ended
- * and no new ones are taken on it, which leaves nothing of it but a socket. */
+/* Identities in use on a net, and what becomes of the calls of a member that is taken off the
+ * roster. gRPC has no way to close a connection: its calls are ended and no new ones are taken on
+ * it, which leaves nothing of it but a socket. */
 #include "rpc/rpc_int.h"
 
 #include <stdlib.h>
@@ -14,103 +14,6 @@ enum {
     FILES_S = 1,      /* how often gRPC looks whether certificate, key and CA are others */
     ROSTER_MS = 1000, /* how often we look at the roster for the sake of open calls */
 };
-
-/* ---- who is let in ---- */
-
-struct nk__verifier {
-    grpc_tls_certificate_verifier_external external;
-    nk_identity *identity;
-    struct nk_clock *clock;
-    char *target; /* client: the server's address */
-    pthread_mutex_t mu;
-    char last[NK_MEMBER_ID_CHARS + 1]; /* client: who was let in last */
-};
-
-/* On a thread of gRPC's; which of ours has made the verifier ThreadSanitizer is told. */
-static int verify(void *user, grpc_tls_custom_verification_check_request *request,
-                  grpc_tls_on_custom_verification_check_done_cb callback, void *callback_arg,
-                  grpc_status_code *status, char **details)
-{
-    struct nk__verifier *v = user;
-    char id[NK_MEMBER_ID_CHARS + 1];
-    struct nk_error e = { 0 };
-    int rc;
-
-    (void)callback;
-    (void)callback_arg;
-    nk__op_completed(v);
-    rc = nk__identity_judge(v->identity,
-                            request->peer_info.peer_cert ? request->peer_info.peer_cert : "",
-                            !v->target, nk_clock_unix_s(v->clock), id, &e);
-    if (rc) {
-        nk__identity_log_refusal(v->identity, v->target ? "client" : "server", v->target, &e);
-        *status = GRPC_STATUS_UNAUTHENTICATED;
-        *details = gpr_malloc(strlen(e.msg) + 1); /* gRPC frees it */
-        strcpy(*details, e.msg);
-    } else {
-        pthread_mutex_lock(&v->mu);
-        memcpy(v->last, id, sizeof v->last);
-        pthread_mutex_unlock(&v->mu);
-        *status = GRPC_STATUS_OK;
-    }
-    return 1; /* answered */
-}
-
-/* There is nothing to cancel: verify() answers at once. */
-static void cancel(void *user, grpc_tls_custom_verification_check_request *request)
-{
-    (void)user;
-    (void)request;
-}
-
-static void destruct(void *user)
-{
-    struct nk__verifier *v = user;
-
-    nk__op_completed(v);
-    nk_identity_unref(v->identity);
-    pthread_mutex_destroy(&v->mu);
-    free(v->target);
-    free(v);
-}
-
-struct nk__verifier *nk__verifier_new(struct nk__membership *m, const char *target)
-{
-    struct nk__verifier *v = nk__alloc(1, sizeof *v);
-
-    v->external = (grpc_tls_certificate_verifier_external){
-        .user_data = v, .verify = verify, .cancel = cancel, .destruct = destruct
-    };
-    v->identity = nk_identity_ref(m->identity);
-    v->clock = m->net->clock;
-    if (target) {
-        v->target = strdup(target);
-        NK_ASSERT(v->target);
-    }
-    pthread_mutex_init(&v->mu, NULL);
-    nk__op_started(v);
-    return v;
-}
-
-void nk__verifier_set(struct nk__verifier *v, grpc_tls_credentials_options *options)
-{
-    grpc_tls_certificate_verifier *g = grpc_tls_certificate_verifier_external_create(&v->external);
-
-    grpc_tls_credentials_options_set_certificate_verifier(options, g);
-    grpc_tls_certificate_verifier_release(g);
-}
-
-bool nk__verifier_is_stale(struct nk__verifier *v)
-{
-    bool stale;
-
-    pthread_mutex_lock(&v->mu);
-    stale = v->last[0] && !nk_identity_find(v->identity, v->last, NULL);
-    if (stale)
-        v->last[0] = '\0';
-    pthread_mutex_unlock(&v->mu);
-    return stale;
-}
 
 /* ---- calls ---- */
 
@@ -279,10 +182,8 @@ int nk__membership_get(struct nk__membership **out, nk_net *net, const char *fol
         LIST_INSERT_HEAD(&net->memberships, m, link);
     }
     pthread_mutex_unlock(&net->mu);
-    if (is_new) {
-        nk__identity_check_date(i, nk_clock_unix_s(net->clock));
+    if (is_new)
         nk_net_post(net, roster_tick, m);
-    }
     *out = m;
     return 0;
 }

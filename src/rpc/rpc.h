@@ -84,8 +84,9 @@ bool nk_address_is_loopback(const char *address);
  * Within a second (of the net's clock) after a member was taken off the roster its open calls end
  * with DENIED `removed`, on servers and on clients; after that second those that have not ended are
  * cut. While the roster cannot be read nobody is let in and no call is taken; open ones go on.
- * Whom this side refuses, and why, is in its log, since the peer reads no more than "Socket
- * closed". */
+ *
+ * Whom this side refuses with either, and why, is in its log, since the peer reads no more than
+ * "Socket closed". Dates that are near or past are in it, too. */
 struct nk_credentials {
     const char *ca;          /* PEM texts: whom to trust, */
     const char *certificate; /* own, */
@@ -223,6 +224,21 @@ void nk_server_stop(nk_server *s, uint32_t grace_ms);
 int nk_channel_open(nk_channel **out, nk_net *net, const char *address,
                     const struct nk_credentials *credentials, struct nk_error *err);
 void nk_channel_close(nk_channel *ch); /* [any] calls on it live on */
+/* When certificates end, in seconds since 1970; 0: there is none, or none was seen. */
+struct nk_certificate_ends {
+    int64_t own, ca;   /* of several CAs the first to end */
+    int64_t peer;      /* the server's, as it was let in last */
+    bool peer_is_near; /* that end: see nk_certificate_warning */
+};
+void nk_channel_ends(nk_channel *ch, struct nk_certificate_ends *out); /* [any] */
+/* The same of a PEM text's first certificate; 0: none can be read. [any] */
+int64_t nk_certificate_end_s(const char *pem);
+/* Whether whoever runs this machine should be told of these dates: the certificate is not good yet
+ * or no more, or ends within 30 days and a sixth of its life. (A cluster's own are for 7 days and
+ * renewed when a third is left: renewal is then overdue.) out: the sentence, which `what` begins.
+ * [any] */
+bool nk_certificate_warning(const char *pem, const char *what, int64_t now_s, char *out,
+                            size_t size);
 /* Before the first call: while there are calls, the server is heard of several times in silence_ms
  * (at least 40), whatever it computes. One that is not heard of for so long, since it was stopped
  * or its line cut, or that takes no message for so long, is lost: its calls end with UNAVAILABLE

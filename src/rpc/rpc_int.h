@@ -9,6 +9,8 @@
  *   reflection.c  grpc.reflection.v1alpha.ServerReflection
  *   args.c        addresses and gRPC's settings
  *   credentials.c TLS
+ *   certificate.c X.509: what is let in, and until when it is good
+ *   verifier.c    gRPC's questions about certificates, answered
  *   identity.c    identity folders: who this machine is, who else is a member
  *   membership.c  identities in use: who is let in, and who is no member any more
  *
@@ -90,7 +92,8 @@ struct nk_net {
     pthread_mutex_t mu; /* all until the line below */
     pthread_cond_t changed;
     struct nk__inbox inbox;
-    bool kicked; /* the kick for what is in the inbox is on its way */
+    int64_t warned_ends[2]; /* this machine's certificate and the CA that the log tells of */
+    bool kicked;            /* the kick for what is in the inbox is on its way */
     bool stopping;
     LIST_HEAD(, nk_call) calls;
     size_t n_calls; /* whose grpc_call exists */
@@ -233,7 +236,7 @@ struct nk_channel {
     char *address;
     _Atomic int refs;                  /* the owner's, and one per call */
     struct nk__membership *membership; /* with an identity, else NULL */
-    struct nk__verifier *verifier;     /* lives as long as the credentials */
+    struct nk__verifier *verifier;     /* with TLS, else NULL; lives as long as the credentials */
     grpc_channel_credentials *credentials;
     /* Of g, which is another one after a member was taken off, or the server was given up. */
     pthread_mutex_t mu;
@@ -269,14 +272,29 @@ struct nk__membership {
 int nk__membership_get(struct nk__membership **out, nk_net *net, const char *folder,
                        struct nk_error *err);
 void nk__membership_free(struct nk__membership *m); /* when the net has stopped */
-/* What gRPC asks about the certificate of whoever is at the other end. One per server or channel.
- * target: the server's address, on a client; else NULL. */
+
+/* ---- verifier.c ---- */
+
+/* What gRPC asks about the certificate of whoever is at the other end. One per server or channel;
+ * gRPC owns it once it was set. target: the server's address, on a client; else NULL. What is wrong
+ * with the dates of this machine's certificate or of the CA goes to the log, once on a net. */
 struct nk__verifier;
 struct nk__verifier *nk__verifier_new(struct nk__membership *m, const char *target);
+/* Of PEM texts, which were checked; own: NULL on a client that shows none.
+ *   INVALID  bad_credentials  the CA cannot be read */
+int nk__verifier_new_pem(struct nk__verifier **out, nk_net *net, const char *ca, const char *own,
+                         const char *target, struct nk_error *err);
 /* Sets it among the options, which then own it. */
 void nk__verifier_set(struct nk__verifier *v, grpc_tls_credentials_options *options);
 /* Was the last one that was let in a member who is none now? Then that is forgotten. [any] */
 bool nk__verifier_is_stale(struct nk__verifier *v);
+/* What may be wrong with what this side shows, for the sentence about a server that hung up;
+ * "" where nothing is known to be. [any] */
+void nk__verifier_own_fault(struct nk__verifier *v, char *out, size_t size);
+void nk__verifier_ends(struct nk__verifier *v, struct nk_certificate_ends *out); /* [any] */
+
+/* ---- membership.c ---- */
+
 /* Finds out who is at the other end; false: the call was ended, because that is no member any more.
  * Net thread. */
 bool nk__call_identify(nk_call *c);
@@ -367,7 +385,7 @@ void nk__args_int(struct nk__args *a, const char *key, int value);
 void nk__args_common(struct nk__args *a, const nk_net *net, grpc_resource_quota *quota);
 #define NK__ADDRESS_MAX 272 /* a DNS name (253), brackets, a port */
 
-/* *membership is NULL without an identity, as is *verifier. */
+/* *membership is NULL without an identity, *verifier in plain text. */
 int nk__server_credentials(grpc_server_credentials **out, struct nk__membership **membership,
                            nk_net *net, const struct nk_credentials *c, struct nk_error *err);
 int nk__channel_credentials(grpc_channel_credentials **out, struct nk__membership **membership,

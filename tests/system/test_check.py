@@ -310,16 +310,18 @@ class Tls(unittest.TestCase):
         return name + ".pem"
 
     def test_check__an_expired_certificate_is_not_let_in(self):
-        good = self.certificate("good", 14, "IP:127.0.0.1")  # made in the same way, but for its date
+        good = self.certificate("good", 8, "IP:127.0.0.1")  # made in the same way, but for its date: a day is left
         done = self.check(f"tls: {{ca: ca.pem, certificate: {good}, key: ca-me.key}}\n")
         self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stderr, "event=certificate of=self reason=ends_soon msg=\"this machine's certificate is good until ")
         expired = self.certificate("expired", 5, "IP:127.0.0.1")
         done = self.check(f"tls: {{ca: ca.pem, certificate: {expired}, key: ca-me.key}}\n")
         self.assertEqual(done.returncode, 1, done.stdout)
-        self.assertIn("worker w0", done.stderr)
+        self.assertRegex(done.stderr, "worker w0 .*TLS: .*may have refused this one.*this machine's certificate was good until")
 
     def test_check__a_worker_with_an_expired_certificate_or_another_name_is_not_believed(self):
-        for name, days, subject in ("late", 5, "IP:127.0.0.1"), ("elsewhere", 14, "IP:127.0.0.2,DNS:elsewhere.example"):
+        for name, days, subject, why in (("late", 5, "IP:127.0.0.1", "was good until"),
+                                         ("elsewhere", 14, "IP:127.0.0.2,DNS:elsewhere.example", "is not for 127.0.0.1, but for")):
             with self.subTest(name):
                 own = self.path(self.certificate(name, days, subject))
                 w = nk.Worker("--model", nk.KJV, "--layers", "0-4", "--threads", 1, "--tls-ca", self.path("ca.pem"),
@@ -333,7 +335,7 @@ class Tls(unittest.TestCase):
                                                        ("w1", self.chain.workers[1].address, "4-8")], vocab=nk.KJV))
                     done = nk.run("check", "--cluster", file, "--timeout-ms", "3000")
                     self.assertEqual(done.returncode, 1, done.stdout)
-                    self.assertIn("worker bad", done.stderr)
+                    self.assertRegex(done.stderr, f"worker bad .*TLS: .*the certificate {why}")
                     self.assertEqual(w.stop(), 0)
                 finally:
                     w.kill()

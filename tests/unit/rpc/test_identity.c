@@ -339,6 +339,8 @@ static void test_judge__lets_in_who_is_on_the_roster_and_says_why_not_the_others
             strcmp(e.reason, cases[k].reason) != 0 || !strstr(e.msg, cases[k].part))
             fail_msg("%s: %s; expected %s ... %s", e.reason, e.msg, cases[k].reason, cases[k].part);
     assert_int_equal(nk__identity_judge(i, "", true, now_s, id, &e), NK_E_DENIED);
+    assert_string_equal(e.reason, "no_certificate");
+    assert_int_equal(nk__identity_judge(i, "no PEM", true, now_s, id, &e), NK_E_DENIED);
     assert_string_equal(e.reason, "bad_certificate");
     remove_file("members");
     assert_int_equal(judge(i, &ca, URI_B, now_s - 60, now_s + 60, &e), NK_E_DENIED);
