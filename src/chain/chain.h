@@ -71,6 +71,10 @@ struct nk_worker_report {
     uint32_t protocol;
     struct nk_computed computed;
     double rtt_us; /* of a small call, the best of a few */
+    /* When certificates end, in seconds since 1970: the worker's, this machine's, the CA's; 0:
+     * plain text. near: the worker's is one to warn of (rpc.h, nk_certificate_warning). */
+    int64_t certificate_end_s, own_end_s, ca_end_s;
+    bool certificate_is_near;
 };
 struct nk_chain_report {
     int n_workers;

@@ -151,6 +151,17 @@ static void asked(struct asking *a)
         nk__look_hurry(k);
 }
 
+static void take_ends(struct nk_worker_report *w, nk_channel *ch)
+{
+    struct nk_certificate_ends ends;
+
+    nk_channel_ends(ch, &ends);
+    w->certificate_end_s = ends.peer;
+    w->own_end_s = ends.own;
+    w->ca_end_s = ends.ca;
+    w->certificate_is_near = ends.peer_is_near;
+}
+
 static void info_message(nk_call *call, void *user, struct nk_bytes msg)
 {
     struct asking *a = user;
@@ -165,6 +176,7 @@ static void info_message(nk_call *call, void *user, struct nk_bytes msg)
     if (m) {
         a->has_reply = true;
         take_reply(a->w, m);
+        take_ends(a->w, c->channels[a->idx]);
         if (a->round == 1 || us < a->w->rtt_us)
             a->w->rtt_us = us;
     }

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "chain/chain.h"
 #include "cli/generate.h"
@@ -43,6 +44,22 @@ static void print_differences(const struct nk_chain_report *r)
             printf("%s %s has %s", i ? "," : "", r->workers[i].id, *value ? value : "not told");
         }
         printf(". That is allowed: %s.\n", row->why);
+    }
+}
+
+/* Those whose end is near or past, while it can still be mended. */
+static void print_certificates(const struct nk_chain_report *r)
+{
+    for (int i = 0; i < r->n_workers; i++) {
+        const struct nk_worker_report *w = &r->workers[i];
+        time_t end = (time_t)w->certificate_end_s;
+        char date[32];
+        struct tm tm;
+
+        if (w->certificate_is_near && gmtime_r(&end, &tm) &&
+            strftime(date, sizeof date, "%Y-%m-%d %H:%M", &tm))
+            printf("warning: the certificate of worker %s (%s) is good until %s UTC only\n", w->id,
+                   w->address, date);
     }
 }
 
@@ -89,6 +106,7 @@ static void print_table(const struct nk_cluster *cluster, const struct result *r
             printf("spare %s  stands in for worker %s, layers %d-%d, device %s\n", w->address,
                    cluster->workers[w->stands_for].id, w->layer_begin, w->layer_end, w->device);
     }
+    print_certificates(r->report);
     if (r->probed && !r->rc)
         printf("\nOne token went through all %d worker%s and back in %.2f ms. A session has room "
                "for %d tokens.\n",

@@ -11,6 +11,7 @@
 #include "gateway/listeners.h"
 #include "gateway/job.h"
 #include "gateway/model.h"
+#include "rpc/rpc.h"
 
 enum { HELPERS = 3, CHECK_MS = 2000, PROBE_MS = 5000 };
 
@@ -234,6 +235,17 @@ static void looked(struct nk_waiter *w)
     atomic_store(&g->look_pending, false);
 }
 
+static void warn_of_certificate(const nk_gateway *g)
+{
+    char text[200], quoted[300];
+
+    if (g->tls_certificate &&
+        nk_certificate_warning(g->tls_certificate, "the certificate of the listener",
+                               nk_clock_unix_s(g->clock), text, sizeof text))
+        nk_log(NK_LOG_GATEWAY, NK_LOG_WARN, "event=certificate of=listener msg=%s",
+               nk_log_quote(quoted, sizeof quoted, text));
+}
+
 int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struct nk_error *err)
 {
     nk_gateway *g = calloc(1, sizeof *g);
@@ -331,6 +343,7 @@ int nk_gateway_start(nk_gateway **out, const struct nk_gateway_opts *opts, struc
              g->listen.host[0] ? g->listen.host : "127.0.0.1", g->port);
     nk_log(NK_LOG_GATEWAY, NK_LOG_INFO, "listen=%s tls=%s keys=%s model=%s", g->url,
            g->tls_certificate ? "yes" : "no", g->keys ? "yes" : "no", g->names[0]);
+    warn_of_certificate(g);
     if (!g->listen.loopback && (!g->tls_certificate || !g->keys))
         nk_log(NK_LOG_GATEWAY, NK_LOG_WARN,
                "listen=%s msg=\"everybody who reaches this address can use it\"", g->url);

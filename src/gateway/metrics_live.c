@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "gateway/model.h"
 #include "gateway/routes_int.h"
+#include "rpc/rpc.h"
 
 static void gauge(struct out *o, const char *name, const char *help, double value)
 {
@@ -66,6 +67,48 @@ STAGE_VALUE(stage_prefilled, w->tokens_prefilled)
 STAGE_VALUE(stage_decoded, w->tokens_decoded)
 STAGE_VALUE(stage_failed, w->sessions_failed)
 STAGE_VALUE(stage_busy, w->compute_us / 1e6)
+
+static void end_of(struct out *o, const char *labels, int64_t end_s)
+{
+    if (!o->rc && end_s)
+        o->rc = nk__metrics_line(o->b, "nakshatra_certificate_expiry_timestamp_seconds", labels,
+                                 (double)end_s, NULL);
+}
+
+/* The gateway's for its clients; its own and the CA's towards workers; the workers' as it was shown
+ * them. Nothing in plain text. */
+static void certificates(struct out *o, const nk_gateway *g, const struct nk_snapshot *s)
+{
+    const struct nk_worker_report *any = NULL;
+    char quoted[160], label[240];
+
+    if (!o->rc)
+        o->rc = nk__metrics_head(o->b, "nakshatra_certificate_expiry_timestamp_seconds", "gauge",
+                                 "When a certificate ends, in seconds since 1970.", NULL);
+    if (g->tls_certificate)
+        end_of(o, "certificate=\"listener\"", nk_certificate_end_s(g->tls_certificate));
+    for (int k = 0; s && k < s->n; k++) {
+        const struct nk_chain_report *r = s->views[k].report;
+
+        for (int i = 0; i < r->n_workers; i++) {
+            const struct nk_worker_report *w = &r->workers[i];
+
+            if (!any && w->own_end_s)
+                any = w;
+            nk__metrics_quote(quoted, sizeof quoted, w->id);
+            if (s->n > 1)
+                snprintf(label, sizeof label, "certificate=\"worker\",stage=%s,chain=\"%d\"",
+                         quoted, k);
+            else
+                snprintf(label, sizeof label, "certificate=\"worker\",stage=%s", quoted);
+            end_of(o, label, w->certificate_end_s);
+        }
+    }
+    if (any) {
+        end_of(o, "certificate=\"self\"", any->own_end_s);
+        end_of(o, "certificate=\"ca\"", any->ca_end_s);
+    }
+}
 
 int nk__metrics_live_write(nk_gateway *g, const struct nk_snapshot *s, struct nk_buf *out,
                            struct nk_error *err)
@@ -138,6 +181,7 @@ int nk__metrics_live_write(nk_gateway *g, const struct nk_snapshot *s, struct nk
               "Sessions that ended with an error.", false, stage_failed);
     per_stage(&o, s, "nakshatra_stage_busy_seconds_total", "counter",
               "Time that the stage computed.", false, stage_busy);
+    certificates(&o, g, s);
     if (!o.rc && !getrusage(RUSAGE_SELF, &usage)) {
         o.rc = nk__metrics_head(out, "process_cpu_seconds_total", "counter",
                                 "User and system time of the gateway's process.", NULL);

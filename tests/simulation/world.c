@@ -977,6 +977,12 @@ void nk_channel_watch(nk_channel *ch, uint32_t silence_ms)
     (void)ch, (void)silence_ms;
 }
 
+void nk_channel_ends(nk_channel *ch, struct nk_certificate_ends *out)
+{
+    (void)ch; /* plain text */
+    *out = (struct nk_certificate_ends){ 0 };
+}
+
 /* ---- faults ---- */
 
 int world_n_calls(const struct process *p)

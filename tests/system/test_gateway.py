@@ -1304,6 +1304,8 @@ class Security(unittest.TestCase):
             for secret in ("secret-key-one", "secret-key-two"):
                 gateway.key = secret
                 self.assertEqual(len(gateway.post("/v1/completions", completion(stream=True)).chunks()), 9)
+            end = re.search(r'^nakshatra_certificate_expiry_timestamp_seconds\{certificate="listener"\} ([0-9.e+]+)$', gateway.get("/metrics").text, re.M)
+            self.assertGreater(float(end[1]), 1.7e9)
             # What is kept of one key's prompt is continued for that key only, and for the same cache_salt.
             long = {"prompt": "My password for the vault is zebra", "max_tokens": 1}
             for secret, fields, reused in (("one", {}, False), ("two", {}, False), ("one", {}, True), ("two", {}, True), ("one", {"cache_salt": "a"}, False),
