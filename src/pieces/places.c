@@ -201,6 +201,17 @@ static int write_fd(int fd, uint64_t at, const uint8_t *p, size_t size, const ch
     return 0;
 }
 
+/* The disk begins with it now, while the next parts come: else all of a slice would wait to be
+ * written when it is complete, and the fetch with it (nk__journal_commit). Only a hint. */
+static void write_back(int fd, uint64_t at, uint32_t size)
+{
+#ifdef SYNC_FILE_RANGE_WRITE
+    (void)sync_file_range(fd, (off_t)at, (off_t)size, SYNC_FILE_RANGE_WRITE);
+#else
+    (void)fd, (void)at, (void)size;
+#endif
+}
+
 int nk__places_read(const nk__places *p, int part, uint8_t *buf, struct nk_error *err)
 {
     struct nk__segment s = { .c = p->c, .part = part };
@@ -224,10 +235,13 @@ int nk__places_write(const nk__places *p, int part, const uint8_t *buf, struct n
     int rc = 0;
 
     while (!rc && nk__segment_next(&s)) {
+        uint64_t at = p->tensors[s.tensor].offset + s.from;
         uint32_t n = here(p, &s);
 
         if (n)
-            rc = write_fd(p->fd, p->tensors[s.tensor].offset + s.from, buf + s.at, n, p->path, err);
+            rc = write_fd(p->fd, at, buf + s.at, n, p->path, err);
+        if (n && !rc)
+            write_back(p->fd, at, n);
     }
     return rc;
 }
