@@ -154,6 +154,13 @@ static bool take_linked(struct nk__hub_file *g)
     return true;
 }
 
+/* So does it say of which commit they are. */
+static void take_commit(struct nk__hub_file *g)
+{
+    if (g->source.hub && g->at_source && g->head.commit[0])
+        memcpy(g->commit, g->head.commit, sizeof g->commit);
+}
+
 /* The first bytes are here (magic): may they go to the disk? */
 static int body_begin(struct nk__hub_file *g, struct nk_error *err)
 {
@@ -161,9 +168,12 @@ static int body_begin(struct nk__hub_file *g, struct nk_error *err)
     bool same;
     int rc;
 
+    take_commit(g);
     if (g->head.status == 206) {
         rc = check_range(g, &same, err);
         g->again = !rc && !same;
+        if (!rc && same)
+            memcpy(g->part.commit, g->commit, sizeof g->part.commit);
         if (!rc && same)
             nk__hub_progress_start(g);
         return rc;
@@ -423,6 +433,7 @@ static int redirect(struct nk__hub_file *g, char **url, int hop, struct nk_error
 {
     char shown[128], *to = NULL;
 
+    take_commit(g);
     if (take_linked(g)) {
         if (g->has && !strcmp(g->linked_etag, g->have.linked_etag)) {
             g->kept = true;
@@ -472,6 +483,7 @@ static int judge(struct nk__hub_file *g, const char *url, CURLcode code, bool *a
     }
     /* A body that was not read (on_body) ends in CURLE_WRITE_ERROR. */
     if (status == 304 && g->has && !g->resume && (!code || code == CURLE_WRITE_ERROR)) {
+        take_commit(g);
         g->kept = true;
         return 0;
     }
@@ -502,6 +514,7 @@ int nk__hub_ask(struct nk__hub_file *g, bool from_start, bool *again, struct nk_
     g->resume = !from_start && g->fd >= 0 && g->at > 0 && nk__hub_can_resume(&g->part);
     g->linked_etag[0] = '\0';
     g->linked_size = -1;
+    g->commit[0] = '\0';
     g->again = g->kept = false;
     *again = false;
     for (int hop = 0; !rc; hop++) {

@@ -18,6 +18,7 @@ enum {
 struct nk__hub_state {
     char etag[256], linked_etag[256]; /* as in struct nk__hub_head */
     char sha256[NK_SHA256_HEX];       /* "" unknown */
+    char commit[41];                  /* of the hub, that was last seen to have it; "" unknown */
     uint64_t size;
 };
 
@@ -29,7 +30,7 @@ struct nk__hub_file {
     int lock_fd, fd;                                                   /* fd: of .part, or -1 */
     uint64_t touched_ns;
 
-    struct nk__hub_state have; /* of path */
+    struct nk__hub_state have; /* of path; also of one that has just come */
     bool has;
     struct nk__hub_state part; /* of fd, bytes [0, at) of which are there */
     uint64_t at;
@@ -41,9 +42,10 @@ struct nk__hub_file {
     struct nk__hub_head head;
     char linked_etag[256]; /* what the hub's redirect said */
     int64_t linked_size;
-    bool at_source; /* the question goes to the source's own host */
-    bool resume;    /* a range is asked for */
-    bool body;      /* the answer is being taken over */
+    char commit[41]; /* what it said this is of; "" nothing */
+    bool at_source;  /* the question goes to the source's own host */
+    bool resume;     /* a range is asked for */
+    bool body;       /* the answer is being taken over */
     bool again; /* what is there does not fit the source any more: once more, from the beginning */
     bool kept;  /* the copy is what the source has */
     char magic[NK__HUB_MAGIC];
@@ -70,6 +72,9 @@ int nk__hub_alive(struct nk__hub_file *g, struct nk_error *err);
 int nk__hub_fail_sys(struct nk_error *err, const char *path, const char *doing);
 /* False: there is none, or it is nothing that this program wrote. */
 bool nk__hub_state_read(struct nk__hub_state *s, const char *path);
+/* Replaces what is there. As nk_file_write fails. */
+int nk__hub_state_write(const struct nk__hub_file *g, const struct nk__hub_state *s,
+                        const char *path, struct nk_error *err);
 
 /* Can a part of it be gone on with? Its tag, or its SHA-256, must tell whether the source still has
  * the same: two halves of different files are the worst that could come of this. */

@@ -83,6 +83,18 @@ static void add_etag(char out[256], const char *p, const char *end)
     out[end - p] = '\0';
 }
 
+static void add_commit(char out[41], const char *p, const char *end)
+{
+    out[0] = '\0';
+    if (end - p != 40)
+        return;
+    for (int i = 0; i < 40; i++)
+        if (!((p[i] >= '0' && p[i] <= '9') || (p[i] >= 'a' && p[i] <= 'f')))
+            return;
+    memcpy(out, p, 40);
+    out[40] = '\0';
+}
+
 static bool is_space(char c)
 {
     return c == ' ' || c == '\t' || c == '\r' || c == '\n';
@@ -129,6 +141,8 @@ void nk__hub_head_add(struct nk__hub_head *h, const char *line, size_t size)
         add_range(h, p, end);
     else if (IS("etag"))
         add_etag(h->etag, p, end);
+    else if (IS("x-repo-commit"))
+        add_commit(h->commit, p, end);
     else if (IS("x-linked-etag"))
         add_etag(h->linked_etag, p, end);
     else if (IS("x-linked-size"))

@@ -180,8 +180,19 @@ static int set_paths(struct nk__hub_file *g, struct nk_error *err)
     return rc;
 }
 
+/* The copy is what the source has: of this commit, too. */
+static int note_kept(struct nk__hub_file *g, struct nk_error *err)
+{
+    if (!g->commit[0] || !strcmp(g->commit, g->have.commit))
+        return 0;
+    memcpy(g->have.commit, g->commit, sizeof g->have.commit);
+    return nk__hub_state_write(g, &g->have, g->state_path, err);
+}
+
+/* commit: that the file is of; "" nobody said. */
 static int get_file(const struct nk__hub_source *source, const char *token,
-                    const struct nk_hub_opts *opts, char **path, struct nk_error *err)
+                    const struct nk_hub_opts *opts, char **path, char commit[41],
+                    struct nk_error *err)
 {
     struct nk__hub_file g = {
         .opts = opts, .source = *source, .token = token, .lock_fd = -1, .fd = -1
@@ -200,7 +211,12 @@ static int get_file(const struct nk__hub_source *source, const char *token,
         if (rc && rc != NK_E_CANCELLED && g.has) {
             nk__hub_say(&g, "%s; the copy from earlier is used, %s", e.msg, g.path);
             rc = 0;
+            g.kept = true;
+            g.commit[0] = '\0'; /* the one that it had */
         }
+        if (!rc && g.kept)
+            rc = note_kept(&g, &e);
+        memcpy(commit, g.have.commit, sizeof g.have.commit);
     }
     curl_easy_cleanup(g.curl);
     nk__hub_part_forget(&g);
@@ -250,6 +266,40 @@ static int token_of(const char **out, char text[512], struct nk_error *err)
     return 0;
 }
 
+/* All shards of a source, of one commit: a branch may move while they come, and shards of two
+ * revisions load as one model that answers nonsense. */
+static int get_shards(struct nk__hub_source *s, const char *token, const struct nk_hub_opts *o,
+                      char **path, struct nk_error *err)
+{
+    char first[41] = "";
+    int rc = 0, of = 0;
+
+    /* The first shard last: its path is the model's, and it is there when all are. */
+    for (int i = s->n_shards; !rc && i >= 1; i--) {
+        char *one = NULL, commit[41] = "";
+
+        nk__hub_source_shard(s, i);
+        rc = get_file(s, token, o, &one, commit, err);
+        if (!rc && commit[0] && !first[0]) {
+            memcpy(first, commit, sizeof first);
+            of = i;
+            if (i > 1)
+                nk__hub_source_pin(s, commit);
+        } else if (!rc && commit[0] && strcmp(commit, first) != 0) {
+            rc = nk_fail(err, NK_E_DATA_LOSS, "mixed_revisions",
+                         "%s: shard %d of %d is of commit %s, shard %d of commit %s; all of one "
+                         "are needed: @COMMIT behind the name asks for one, once the hub can be "
+                         "reached",
+                         s->shown, i, s->n_shards, commit, of, first);
+        }
+        if (!rc && i == 1)
+            *path = one;
+        else
+            free(one);
+    }
+    return rc;
+}
+
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static CURLcode curl_ready;
 
@@ -283,17 +333,8 @@ int nk_hub_get(char **path, const char *source, const struct nk_hub_opts *opts,
         rc = nk__hub_source_parse(s, source, endpoint, err);
     if (!rc && s->hub)
         rc = token_of(&token, token_text, err);
-    /* The first shard last: its path is the model's, and it is there when all are. */
-    for (int i = rc ? 0 : s->n_shards; !rc && i >= 1; i--) {
-        char *one = NULL;
-
-        nk__hub_source_shard(s, i);
-        rc = get_file(s, token, &o, &one, err);
-        if (!rc && i == 1)
-            *path = one;
-        else
-            free(one);
-    }
+    if (!rc)
+        rc = get_shards(s, token, &o, path, err);
     explicit_bzero(token_text, sizeof token_text);
     free(s);
     return rc;

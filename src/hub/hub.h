@@ -7,7 +7,9 @@
  *   hf:ORG/REPO/FILE.gguf[@REVISION]     FILE may be in folders; REVISION: a branch, tag or
  *                                        commit, else main
  *
- * One shard of several (-00002-of-00003.gguf) stands for all of them.
+ * One shard of several (-00002-of-00003.gguf) stands for all of them. Those of the hub are of one
+ * commit: that of the first one that it answers for is asked for by its name (DATA_LOSS
+ * mixed_revisions where shards are of several after all).
  *
  * Where: CACHE/models/HOST/KEY/NAME.gguf, KEY being 16 hex digits of the address's hash (that of
  * its first shard, so that shards lie together). Beside it NAME.gguf.json says what it is (the

@@ -25,6 +25,7 @@ struct nk__hub_source {
     char key[17];                    /* of its folder */
     char name[NK__HUB_NAME_MAX + 1]; /* of its file: letters, digits, "._+-" */
     bool hub;                        /* it is the hub's: its token is for it */
+    size_t revision_at;              /* of a hub's: where in url REVISION is, escaped */
     int shard, n_shards;             /* 1 of 1 where the name says nothing else */
 };
 
@@ -34,6 +35,9 @@ int nk__hub_source_parse(struct nk__hub_source *out, const char *text, const cha
                          struct nk_error *err);
 /* Makes it another shard of the same, 1 to n_shards. */
 void nk__hub_source_shard(struct nk__hub_source *s, int shard);
+/* A hub's: its url asks for this commit (40 hex digits) from now on, whatever becomes of the
+ * branch. Where it lies stays. */
+void nk__hub_source_pin(struct nk__hub_source *s, const char *commit);
 /* $HF_ENDPOINT, or huggingface.co. INVALID bad_source. */
 int nk__hub_endpoint(char out[512], struct nk_error *err);
 /* Scheme, host and port are the same. False if one of them is no URL. */
@@ -50,7 +54,8 @@ struct nk__hub_head {
     int64_t length; /* of this body; -1: it does not say */
     /* Content-Range: bytes begin-end/total; each -1 where it says none. */
     int64_t range_begin, range_end, range_total;
-    char etag[256]; /* with its quotes; "" when none, or nothing that may be sent back */
+    char etag[256];  /* with its quotes; "" when none, or nothing that may be sent back */
+    char commit[41]; /* the hub's: of the repository, 40 hex digits; "" none */
     /* The hub's, of what it redirects to: */
     char linked_etag[256];
     int64_t linked_size;   /* -1 */

@@ -61,6 +61,8 @@ bool nk__hub_state_read(struct nk__hub_state *s, const char *path)
              get_text(o, "linked_etag", s->linked_etag, sizeof s->linked_etag) &&
              get_text(o, "sha256", s->sha256, sizeof s->sha256);
         s->size = ok ? (uint64_t)size : 0;
+        /* Earlier versions wrote none. */
+        get_text(o, "commit", s->commit, sizeof s->commit);
         json_decref(o);
     }
     nk_buf_release(&b);
@@ -77,12 +79,12 @@ bool nk__hub_state_read(struct nk__hub_state *s, const char *path)
     return ok;
 }
 
-static int state_write(const struct nk__hub_file *g, const struct nk__hub_state *s,
-                       const char *path, struct nk_error *err)
+int nk__hub_state_write(const struct nk__hub_file *g, const struct nk__hub_state *s,
+                        const char *path, struct nk_error *err)
 {
-    json_t *o =
-        json_pack("{s:s, s:s, s:s, s:s, s:I}", "source", g->source.shown, "etag", s->etag,
-                  "linked_etag", s->linked_etag, "sha256", s->sha256, "size", (json_int_t)s->size);
+    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:s, s:I}", "source", g->source.shown, "etag",
+                          s->etag, "linked_etag", s->linked_etag, "sha256", s->sha256, "commit",
+                          s->commit, "size", (json_int_t)s->size);
     char *text = o ? json_dumps(o, JSON_INDENT(2)) : NULL;
     int rc = text ? nk_file_write(path, text, strlen(text), err)
                   : nk_fail(err, NK_E_EXHAUSTED, "no_memory", "no memory");
@@ -238,6 +240,7 @@ int nk__hub_part_begin(struct nk__hub_file *g, uint64_t size, struct nk_error *e
     g->part.size = size;
     snprintf(g->part.etag, sizeof g->part.etag, "%s", g->head.etag);
     snprintf(g->part.linked_etag, sizeof g->part.linked_etag, "%s", g->linked_etag);
+    snprintf(g->part.commit, sizeof g->part.commit, "%s", g->commit);
     nk__hub_etag_sha256(g->part.sha256, g->linked_etag);
     if (!statvfs(g->lock_path, &fs) && size > (uint64_t)fs.f_bavail * fs.f_frsize)
         return nk_fail(err, NK_E_EXHAUSTED, "no_space",
@@ -248,7 +251,7 @@ int nk__hub_part_begin(struct nk__hub_file *g, uint64_t size, struct nk_error *e
     g->fd = open(g->part_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (g->fd < 0)
         return nk__hub_fail_sys(err, g->part_path, "creating");
-    rc = state_write(g, &g->part, g->part_state_path, err);
+    rc = nk__hub_state_write(g, &g->part, g->part_state_path, err);
     return rc ? rc : sha_start(g, err);
 }
 
@@ -309,7 +312,8 @@ int nk__hub_part_end(struct nk__hub_file *g, struct nk_error *err)
         fsync(dir);
         close(dir);
     }
-    rc = state_write(g, &done, g->state_path, err);
+    rc = nk__hub_state_write(g, &done, g->state_path, err);
+    g->have = done;
     nk__hub_part_forget(g);
     unlink(g->part_state_path);
     if (!rc)

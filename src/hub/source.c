@@ -351,6 +351,7 @@ static int from_hub(struct nk__hub_source *out, const char *text, const char *en
     const char *path = text + sizeof hf - 1, *end, *revision = "main", *at = strrchr(path, '@');
     const char *slash, *file = NULL;
     char url[NK__HUB_URL_MAX];
+    size_t revision_at = 0;
     int n = 0, rc;
 
     nk_visible_line(out->shown, sizeof out->shown, text);
@@ -377,12 +378,13 @@ static int from_hub(struct nk__hub_source *out, const char *text, const char *en
         return bad(err, out->shown, "'%.40s' is no revision; %s", revision, form);
     snprintf(url, sizeof url, "%s/", endpoint);
     if (!add_escaped(url, sizeof url - 16, path, (size_t)(file - path), true) ||
-        !strcat(url, "resolve/") ||
+        !strcat(url, "resolve/") || !(revision_at = strlen(url)) ||
         !add_escaped(url, sizeof url - 16, revision, strlen(revision), false) ||
         !strcat(url, "/") || !add_escaped(url, sizeof url - 1, file, (size_t)(end - file), true))
         return bad(err, out->shown, "this is too long");
     rc = from_url(out, url, err);
     out->hub = true;
+    out->revision_at = revision_at;
     return rc;
 }
 
@@ -408,6 +410,17 @@ void nk__hub_source_shard(struct nk__hub_source *s, int shard)
     set_shard(s->url, shard);
     set_shard(s->name, shard);
     nk__hub_shown(s->shown, sizeof s->shown, s->url);
+}
+
+void nk__hub_source_pin(struct nk__hub_source *s, const char *commit)
+{
+    char *at = s->url + s->revision_at;
+    size_t n_old = strcspn(at, "/"), n_new = strlen(commit), n_rest = strlen(at + n_old) + 1;
+
+    if (!s->hub || s->revision_at + n_new + n_rest > sizeof s->url)
+        return;
+    memmove(at + n_new, at + n_old, n_rest);
+    memcpy(at, commit, n_new);
 }
 
 int nk__hub_endpoint(char out[512], struct nk_error *err)

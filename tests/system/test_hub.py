@@ -429,6 +429,42 @@ class Hub(unittest.TestCase):
         self.assertNotIn("authorization", store.asked()[-1])
         self.bad("bad_token", "HF_TOKEN", source="hf:o/r/m.gguf", env=self.env(HF_TOKEN="a\r\nX: y"))
 
+    def test_shards_are_of_one_commit(self):
+        a, b = "a" * 40, "b" * 40
+
+        def of(commit, data):
+            return lambda _, request: request.head(200, len(data), ("X-Repo-Commit", commit), ("ETag", f'"{commit}"')) or request.wfile.write(data)
+
+        def at(revision, i, *answers):
+            self.script(*answers, path="/org/repo/resolve/%s/m-%05d-of-00003.gguf" % (revision, i))
+
+        def got():
+            begin = "/org/repo/resolve/"
+            return [path[len(begin):].split("/")[0][:4] for path, _ in self.server.requests]
+        env = self.env(HF_ENDPOINT=self.server.url)
+        # The branch moves after the first answer: the others are asked for by the commit.
+        at("main", 3, of(a, DATA + b"3"))
+        for i in 1, 2:
+            at("main", i, of(b, OTHER))
+            at(a, i, of(a, DATA + b"%d" % i))
+        path, _ = self.good("hf:org/repo/m-00001-of-00003.gguf", data=DATA + b"1", env=env)
+        self.assertEqual(got(), ["main", "aaaa", "aaaa"])
+        # It has moved, and breaks off between two: what is here of the old one is not put beside the new.
+        at("main", 3, of(b, OTHER + b"3"))
+        at(b, 2, says(404))
+        self.bad("mixed_revisions", "shard 2 of 3 is of commit " + a, "shard 3 of commit " + b,
+                 source="hf:org/repo/m-00001-of-00003.gguf", env=env)
+        # It is there again: all of the new one.
+        at("main", 3, of(b, OTHER + b"3"))
+        for i in 1, 2:
+            at(b, i, of(b, OTHER + b"%d" % i))
+        self.assertEqual(self.good("hf:org/repo/m-00001-of-00003.gguf", data=OTHER + b"1", env=env)[0], path)
+        # A hub that answers with another commit than the one it is asked for.
+        shutil.rmtree(os.path.join(self.cache, "nakshatra"))
+        at("main", 3, of(b, OTHER + b"3"))
+        at(b, 2, of(a, DATA + b"2"))
+        self.bad("mixed_revisions", "shard 2 of 3 is of commit " + a, source="hf:org/repo/m-00001-of-00003.gguf", env=env)
+
     def test_through_a_proxy_the_token_stays_within_tls(self):
         asked = []
 

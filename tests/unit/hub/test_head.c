@@ -32,6 +32,7 @@ static void test_head__says_what_the_server_says(void **state)
                                     "ETag: \"a-b\"\r\n"
                                     "X-Linked-ETag: \"0123\"\r\n"
                                     "X-Linked-Size: 4096\r\n"
+                                    "X-Repo-Commit: 0123456789abcdef0123456789abcdef01234567\r\n"
                                     "Retry-After: 7\r\n"
                                     "Content-Type: text/html; charset=utf-8\r\n"
                                     "\r\n");
@@ -44,12 +45,16 @@ static void test_head__says_what_the_server_says(void **state)
     assert_int_equal(h.range_total, 4096);
     assert_string_equal(h.etag, "\"a-b\"");
     assert_string_equal(h.linked_etag, "\"0123\"");
+    assert_string_equal(h.commit, "0123456789abcdef0123456789abcdef01234567");
     assert_int_equal(h.linked_size, 4096);
     assert_int_equal(h.retry_after_s, 7);
     assert_true(h.html);
     h = head_of("HTTP/1.1 416 no\r\nContent-Range: bytes */300\r\n");
     assert_int_equal(h.range_begin, -1);
     assert_int_equal(h.range_total, 300);
+    /* It becomes a part of an address: nothing else than a commit does. */
+    h = head_of("HTTP/1.1 200 OK\r\nX-Repo-Commit: ../../../0123456789abcdef0123456789abcdef0\r\n");
+    assert_string_equal(h.commit, "");
 }
 
 static void test_head__the_last_one_counts(void **state)
