@@ -172,6 +172,13 @@ static bool is_wanted(const struct nk_shelf_file *f, const char *name,
     return false;
 }
 
+/* Of the model, and not among the ranges. */
+static bool is_spare(const struct nk_shelf_file *f, const nk_model *m, const char *hash,
+                     const struct nk_range *ranges, int n)
+{
+    return !strcmp(f->model_sha256, hash) && !is_wanted(f, nk_model_file_name(m), ranges, n);
+}
+
 static void remove_least_used(const nk_model *m, const char *hash, const struct nk_range *ranges,
                               int n)
 {
@@ -188,17 +195,27 @@ static void remove_least_used(const nk_model *m, const char *hash, const struct 
         for (int k = ranges[i].begin; k < ranges[i].end && k < in->n_layer; k++)
             sum += in->layer_bytes[k];
     sum += in->embd_bytes + in->head_bytes + in->other_bytes;
-    for (int i = 0; i < n_files; i++) { /* what was used last is the first to stay */
+    /* What is in use stays, however long ago it was read; of the rest, what was used last. */
+    for (int i = 0; i < n_files; i++)
+        if (files[i].in_use && is_spare(&files[i], m, hash, ranges, n))
+            sum += files[i].size_bytes;
+    for (int i = 0; i < n_files; i++) {
         const struct nk_shelf_file *f = &files[i];
 
-        if (strcmp(f->model_sha256, hash) != 0 || is_wanted(f, nk_model_file_name(m), ranges, n))
+        if (f->in_use || !is_spare(f, m, hash, ranges, n))
             continue;
-        if (f->in_use || sum + f->size_bytes <= ceiling)
+        if (sum + f->size_bytes <= ceiling || !nk_shelf_remove(f))
             sum += f->size_bytes;
-        else if (nk_shelf_remove(f))
+        else
             nk_log(NK_LOG_PIECES, NK_LOG_INFO, "event=cache_removed file=%s",
                    nk_log_quote(quoted, sizeof quoted, f->path));
     }
+    if (sum > ceiling)
+        nk_log(NK_LOG_PIECES, NK_LOG_INFO, /* nothing is wrong: it is what runs */
+               "event=cache_over_ceiling model=%s bytes=%llu ceiling=%llu msg=\"slices in use, and "
+               "those to come, are more; they stay\"",
+               nk_log_quote(quoted, sizeof quoted, nk_model_file_name(m)), (unsigned long long)sum,
+               (unsigned long long)ceiling);
     free(files);
 }
 

@@ -28,7 +28,8 @@ bool nk_shelf_remove(const struct nk_shelf_file *f);
 
 /* Before slices of m are made or looked for: removes slices of its model until these (n of them,
  * and the vocabulary file) and what is left take at most about twice its size. Those that are in
- * ranges are not touched. m's hash is known. Best effort.
+ * ranges, or in use, are not touched; where these alone are more, a line in the log says so. m's
+ * hash is known. Best effort.
  *
  * Returns a descriptor that the caller closes when everything that it needs of them is open: until
  * then nothing of the model is removed by others, who would take what was just found for not in
