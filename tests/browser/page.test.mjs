@@ -129,6 +129,7 @@ test("what a model writes stays text; code is a block; thoughts are folded", () 
     await ask(page, "<b>bold?</b>");
     await answered(page);
     const answer = page.locator(".answered > .text");
+    await answer.locator("strong").waitFor(); // what reads Markdown is fetched when it is first needed
     assert.equal(await page.locator(".asked .text").textContent(), "<b>bold?</b>");
     assert.equal(await answer.locator("p").first().textContent(), "See <img src=x onerror=alert(1)> and b:");
     assert.equal(await answer.locator("pre").textContent(), "int x;");
@@ -166,7 +167,7 @@ test("a text that is too long is named, with what to do", () => withPage(browser
     await ask(page, "word ".repeat(40000));
     const problem = page.locator(".turn .problem");
     await problem.waitFor();
-    assert.match(await problem.textContent(), /Too long for the context.*200\d+ bytes.*32768.*Shorten the text/);
+    assert.match(await problem.textContent(), /Too long for the context.*400\d\d tokens.*32768.*Shorten the text/);
     assert.equal(await problem.getAttribute("role"), "alert");
 }, { allowed: [/status of 400/] }));
 
