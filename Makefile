@@ -25,7 +25,7 @@ demo: build      ## the main job on a real model over two worker processes
 demo-cluster: build ## three machines (network namespaces; needs root): serve, join, join, and one that leaves and comes back
 	@NK_BUILD="$(BUILD)" scripts/demo-cluster
 
-test: test-deps build ## all tests: style, unit, system, the same under ASan+UBSan, threads under TSan, the conformance run
+test: test-deps build ## all tests: style, unit, system, under ASan+UBSan and TSan what has its home there, the conformance run
 	@scripts/test
 
 clients: test-deps build ## real clients from npm, agents too, one after the other; prints the table of docs/clients.md

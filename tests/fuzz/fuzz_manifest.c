@@ -31,7 +31,7 @@ static void check_again(const struct nk_manifest *mf)
     struct nk_manifest *again;
     struct nk_error err;
 
-    snprintf(path, sizeof path, "/tmp/nk-fuzz-manifest-%d.json", (int)getpid());
+    snprintf(path, sizeof path, "manifest-%d.json", (int)getpid());
     NK_ASSERT(!nk__manifest_write(mf, path, &err));
     NK_ASSERT(!nk_manifest_read(&again, path, &err));
     unlink(path);

@@ -57,7 +57,7 @@ static int64_t n_bytes; /* this process's, less what it had when it was forked *
 
 const char *__asan_default_options(void)
 {
-    return "max_allocation_size_mb=256";
+    return "max_allocation_size_mb=256:exitcode=99"; /* FOUND: UBSan ends the child with it */
 }
 
 static void on_malloc(const volatile void *at, size_t size)

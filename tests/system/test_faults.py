@@ -81,20 +81,21 @@ class Trio:
             w.kill()
 
 
+def failed(test, trio, i, codes):
+    """The generation has ended because of worker i."""
+    r = trio.running.wait()
+    test.assertIsNotNone(r.error)
+    test.assertIn(r.code, codes, r.error.details())
+    if i:  # the first one's own silence is gRPC's to report
+        test.assertIn(trio.workers[i].address, r.error.details())
+        for k, w in enumerate(trio.workers):
+            if k != i:
+                test.assertNotIn(w.address, r.error.details())
+    return r
+
+
 @nk.sanitized("tsan")
 class Processes(unittest.TestCase):
-    def failed(self, trio, i, codes):
-        """The generation has ended because of worker i."""
-        r = trio.running.wait()
-        self.assertIsNotNone(r.error)
-        self.assertIn(r.code, codes, r.error.details())
-        if i:  # the first one's own silence is gRPC's to report
-            self.assertIn(trio.workers[i].address, r.error.details())
-            for k, w in enumerate(trio.workers):
-                if k != i:
-                    self.assertNotIn(w.address, r.error.details())
-        return r
-
     def test_killed__is_noticed_and_named(self):
         for i in range(3):
             with self.subTest(f"w{i}"):
@@ -102,7 +103,7 @@ class Processes(unittest.TestCase):
                 trio.run()
                 address = trio.workers[i].address
                 trio.workers[i].kill()
-                r = self.failed(trio, i, ["UNAVAILABLE"])
+                r = failed(self, trio, i, ["UNAVAILABLE"])
                 if i:
                     self.assertEqual(r.reason, "peer_gone")
                 trio.others_are_idle(i)
@@ -123,7 +124,7 @@ class Processes(unittest.TestCase):
         trios[0].running.cancel()
         for i in 1, 2:
             with self.subTest(f"w{i}"):
-                r = self.failed(trios[i], i, ["UNAVAILABLE"])
+                r = failed(self, trios[i], i, ["UNAVAILABLE"])
                 self.assertEqual(r.reason, "peer_gone")
                 self.assertRegex(r.error.details(), "silent for [0-9]+ ms")
         for i, trio in enumerate(trios):
@@ -156,7 +157,7 @@ class Processes(unittest.TestCase):
         trio.wire.generate(PROMPT, 4)
         trio.workers[2].halt()
         trio.running = trio.wire.start(PROMPT, 10)
-        self.failed(trio, 2, STANDS_STILL)
+        failed(self, trio, 2, STANDS_STILL)
         trio.others_are_idle(2)
         trio.workers[2].signal(signal.SIGCONT)
         trio.works()
@@ -297,7 +298,7 @@ Inside().assert_idle()
         trios[0].running.cancel()
         for i in 1, 2:
             with self.subTest(f"w{i}"):
-                Processes.failed(self, trios[i], i, ["DEADLINE_EXCEEDED", "UNAVAILABLE"])
+                failed(self, trios[i], i, ["DEADLINE_EXCEEDED", "UNAVAILABLE"])
         for i, trio in enumerate(trios):  # what is cut off is free again by itself, on either side
             with self.subTest(f"w{i}"):
                 trio.others_are_idle(i)

@@ -37,7 +37,6 @@ class Deps(unittest.TestCase):
         self.assertRegex(said, "Ask somebody who may to run: apt-get update && apt-get install .* libgrpc-dev ")
 
 
-@unittest.skipIf(os.environ.get("NK_SANITIZE"), "the plain build is what is installed")
 class Install(unittest.TestCase):
     def install(self, dest):
         """Every file that is installed, as a path from the prefix."""

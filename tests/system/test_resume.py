@@ -1,7 +1,6 @@
 """Sessions that outlive a worker, at the wire: a stage is killed in the middle of a generation and started again with nothing, and the
 session is resumed. What comes then must be what comes undisturbed, to the last bit where the workers are deterministic."""
 import random
-import signal
 import unittest
 
 import grpc

@@ -20,11 +20,6 @@ JOBS = os.cpu_count() or 1
 SHORT = ("--tokens", "12", "--sequences", "2", "--batch", "16", "--threads", "1")
 
 
-def fewer(items):
-    """All of them; some under a sanitizer, which looks at our code and not at llama.cpp's numbers."""
-    return items[::6] if nk.SANITIZED else items
-
-
 def tool(name, *args):
     """One of llama.cpp's own programs; the private one needs its loader, and to be told of a backend. A CompletedProcess."""
     command, env = [os.path.join(os.environ["NK_LLAMA_BIN"], name), *map(str, args)], dict(os.environ)
@@ -87,11 +82,11 @@ class Exact(Case):
         splits = list(compositions(5))
         self.assertEqual(len(set(splits)), 16)
         for model in nk.STORIES:
-            self.all_exact(model, fewer(splits))
+            self.all_exact(model, splits)
 
     def test_exact__kjv_tiny_in_many_splits_of_its_eight_layers(self):
         splits = list(compositions(8))
-        self.all_exact(nk.KJV, fewer(random.Random(1).sample(splits[:-1], 15)) + splits[-1:])
+        self.all_exact(nk.KJV, random.Random(1).sample(splits[:-1], 15) + splits[-1:])
 
     def test_exact__prompts_past_2000_tokens_with_rope_freqs(self):
         model = self.synth("long.gguf", "--shape", "tiny", "--layers", 3, "--width", 64, "--ff", 64, "--heads", 4, "--kv-heads",
@@ -104,7 +99,7 @@ class Exact(Case):
         model = self.synth("moe.gguf", "--shape", "moe", "--layers", 4, "--width", 256, "--ff", 256, "--heads", 4, "--kv-heads",
                            2, "--vocab", 1024, "--experts", 8, "--experts-used", 2)
         self.assertEqual(g.read(model).tensors["blk.0.ffn_gate_exps.weight"].ne[2], 8)
-        self.exact(model, "--layers", "0-1,1-3,3-4", *(SHORT if nk.SANITIZED else ()), "--sequences", 4)
+        self.exact(model, "--layers", "0-1,1-3,3-4", "--sequences", 4)
 
     def test_exact__every_legal_cut_by_one_command(self):
         splits = self.exact(nk.KJV, "--every-cut", *SHORT)
@@ -159,12 +154,10 @@ class Quantised(Case):
             os.unlink(path)
             return types
 
-        # llama-quantize computes seconds for the tables of these.
-        chosen = fewer([t for t in self.types if not nk.SANITIZED or not t.startswith(("IQ1", "IQ2"))])
         with ThreadPoolExecutor(JOBS) as pool:
-            types = set().union(*pool.map(one, chosen))
+            types = set().union(*pool.map(one, self.types))
         # Not the same model again and again.
-        self.assertGreaterEqual(len(types), 2 if nk.SANITIZED else 22, types)
+        self.assertGreaterEqual(len(types), 22, types)
 
 
 @nk.sanitized("asan")

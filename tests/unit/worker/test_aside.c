@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -134,11 +135,22 @@ static void begin(struct client *cl, uint8_t id, const char *grammar, float dry)
     assert_int_equal(nk_call_send_pb(cl->call, (ProtobufCMessage *)&req, NULL), 0);
 }
 
+/* Under the mutex: until there was a change. */
+static void wait_change(const char *what)
+{
+    struct timespec end;
+
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec += 300;
+    if (pthread_cond_timedwait(&changed, &mutex, &end))
+        fail_msg("not within five minutes: %s", what);
+}
+
 static void wait_held(int n)
 {
     pthread_mutex_lock(&mutex);
     while (n_held + n_made_on_net < n)
-        pthread_cond_wait(&changed, &mutex);
+        wait_change("a sampler is made");
     pthread_mutex_unlock(&mutex);
 }
 
@@ -146,7 +158,7 @@ static void wait_end(struct client *cl)
 {
     pthread_mutex_lock(&mutex);
     while (!cl->ended)
-        pthread_cond_wait(&changed, &mutex);
+        wait_change("a client's end");
     pthread_mutex_unlock(&mutex);
     nk_call_unref(cl->call);
 }
