@@ -41,6 +41,8 @@ struct fake {
     fake_script script;
     Nakshatra__V1__InferenceRequest *request; /* the last Open; owned */
     atomic_int n_calls, n_ended, n_infos, n_held, n_cancels;
+    uint8_t cancelled[16]; /* the session that the last Cancel names, and its attempt */
+    uint32_t cancelled_attempt;
     nk_call *held; /* by the script that leaves all to the test; a reference */
 };
 
@@ -157,8 +159,12 @@ static void fake_message(nk_call *c, void *user, struct nk_bytes msg)
     if (m && m->kind_case == NAKSHATRA__V1__INFERENCE_REQUEST__KIND_CANCEL) {
         struct nk_error e;
 
+        if (m->cancel->session.len == sizeof f->cancelled)
+            memcpy(f->cancelled, m->cancel->session.data, sizeof f->cancelled);
+        f->cancelled_attempt = m->cancel->attempt;
         nakshatra__v1__inference_request__free_unpacked(m, NULL);
-        atomic_fetch_add(&f->n_cancels, 1);
+        fake_turn();
+        fake_count(&f->n_cancels);
         nk_fail(&e, NK_E_CANCELLED, "cancelled", "as you like");
         nk_call_finish(c, &e);
         return;

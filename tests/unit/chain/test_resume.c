@@ -859,6 +859,84 @@ static void test_resume__it_goes_on_on_another_chain_of_the_same_model(void **st
     nk_chain_close(other);
 }
 
+/* ---- let go ---- */
+
+/* Each worker was told once, of this session; the chain was closed right after, so that whatever
+ * comes without being waited for did not come. */
+static void were_told(const struct open_said *said, uint32_t attempt)
+{
+    fake_turn();
+    for (int i = 0; i < FAKES; i++) {
+        assert_int_equal(fakes[i].n_cancels, 1);
+        assert_memory_equal(fakes[i].cancelled, said->session, 16);
+        assert_int_equal(fakes[i].cancelled_attempt, attempt);
+    }
+}
+
+static void test_resume__let_go_while_its_open_is_on_the_way(void **state)
+{
+    struct nk_gen_opts o = options();
+    nk_chain *c = fake_chain();
+    struct nk_gen_name name;
+    struct heard h;
+
+    (void)state;
+    fakes[0].script = fake_hold;
+    start(c, &h, &o);
+    fake_wait(&fakes[0].n_held, 1);
+    fake_say(&fakes[0], say_gone);
+    heard_wait(&h, 0, true);
+    resume(c, &h);
+    fake_wait(&fakes[0].n_held, 2); /* its Open came, and has no answer */
+    note_open(&fakes[0]);
+    name = nk_gen_name(h.g);
+    assert_int_equal(name.attempt, 1);
+    nk_chain_let_go(c, &name, NULL);
+    for (int i = 0; i < FAKES; i++)
+        fake_wait(&fakes[i].n_cancels, 1);
+    were_told(&opens[0], 1);
+    fake_say(&fakes[0], say_gone); /* as a worker ends what was let go */
+    heard_wait(&h, 0, true);
+    nk_gen_free(h.g);
+    nk_chain_close(c);
+}
+
+static void test_resume__let_go_and_closed_at_once_all_are_told(void **state)
+{
+    static const struct chapter told = { 3, NK_E_UNAVAILABLE, "peer_gone" };
+    struct nk_gen_opts o = options();
+    struct nk_gen_name name;
+    struct heard h;
+
+    (void)state;
+    for (int round = 0; round < 20; round++) {
+        nk_chain *c = fake_chain();
+
+        fake_reset();
+        n_opens = 0;
+        chapters = &told;
+        fakes[0].script = tell;
+        start(c, &h, &o);
+        heard_wait(&h, 0, true);
+        name = nk_gen_name(h.g);
+        nk_chain_let_go(c, &name, NULL);
+        nk_gen_free(h.g);
+        nk_chain_close(c);
+        were_told(&opens[0], 0);
+    }
+}
+
+static void test_resume__whose_end_is_lost_is_let_go_by_all(void **state)
+{
+    static const struct chapter told = { STORY_TOKENS + 1, NK_E_UNAVAILABLE, "peer_gone" };
+    struct heard h;
+
+    (void)state;
+    hear(&told, 1, &h); /* closes the chain as soon as the end is heard */
+    is_whole(&h);
+    were_told(&opens[0], 0);
+}
+
 static int reset(void **state)
 {
     (void)state;
@@ -888,6 +966,9 @@ int main(void)
         T(test_resume__silence_before_the_next_token_is_no_stall_and_replaying_none_at_all),
         T(test_resume__it_may_be_resumed_inside_done),
         T(test_resume__it_goes_on_on_another_chain_of_the_same_model),
+        T(test_resume__let_go_while_its_open_is_on_the_way),
+        T(test_resume__let_go_and_closed_at_once_all_are_told),
+        T(test_resume__whose_end_is_lost_is_let_go_by_all),
     };
 
     return cmocka_run_group_tests(tests, fake_start, fake_stop);

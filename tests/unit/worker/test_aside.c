@@ -229,6 +229,76 @@ static void test_aside__a_grammar_that_is_none_is_refused_with_its_sentence(void
     assert_int_equal(c.n_messages, 0);
 }
 
+/* ---- the worker goes while a sampler is made ---- */
+
+static void ask(struct client *cl, const char *path, const ProtobufCMessage *msg)
+{
+    static const struct nk_call_handlers handlers = { .message = message, .end = end };
+
+    *cl = (struct client){ 0 };
+    pthread_mutex_lock(&mutex);
+    assert_int_equal(nk_call_start(&cl->call, channel, path, 0, &handlers, cl, NULL), 0);
+    nk_call_ref(cl->call);
+    pthread_mutex_unlock(&mutex);
+    assert_int_equal(nk_call_send_pb(cl->call, msg, NULL), 0);
+    nk_call_send_done(cl->call);
+}
+
+static void ends_well(struct client *cl)
+{
+    wait_end(cl);
+    if (cl->status.code)
+        fail_msg("%s", cl->status.msg);
+}
+
+static void test_aside__a_worker_that_sleeps_ends_who_waits_for_a_sampler(void **state)
+{
+    Nakshatra__V1__SleepRequest sleep = NAKSHATRA__V1__SLEEP_REQUEST__INIT;
+    Nakshatra__V1__WakeRequest wake = NAKSHATRA__V1__WAKE_REQUEST__INIT;
+    struct client slow, asleep, awake, again;
+
+    (void)state;
+    set_hold(true);
+    begin(&slow, 6, grammar, 0);
+    wait_held(1);
+    ask(&asleep, "/nakshatra.v1.Nakshatra/Sleep", &sleep.base);
+    wait_end(&slow); /* while it is still being made, of a vocabulary that has to stay for it */
+    assert_string_equal(slow.status.reason, "asleep");
+    assert_int_equal(slow.n_messages, 0);
+    set_hold(false);
+    ends_well(&asleep);
+    ask(&awake, "/nakshatra.v1.Nakshatra/Wake", &wake.base);
+    ends_well(&awake);
+    begin(&again, 6, grammar, 0); /* with the vocabulary that is there now */
+    ends_well(&again);
+    assert_true(again.n_messages >= 3);
+}
+
+static void *stop(void *arg)
+{
+    nk_worker_stop(arg, 0);
+    return NULL;
+}
+
+/* The last test: the group has no worker after it. */
+static void test_aside__a_worker_that_stops_ends_who_waits_for_a_sampler(void **state)
+{
+    struct client slow;
+    pthread_t stopping;
+
+    (void)state;
+    set_hold(true);
+    begin(&slow, 7, grammar, 0);
+    wait_held(1);
+    assert_int_equal(pthread_create(&stopping, NULL, stop, worker), 0);
+    wait_end(&slow); /* while it is still being made */
+    assert_int_equal(slow.status.code, NK_E_UNAVAILABLE);
+    assert_int_equal(slow.n_messages, 0);
+    set_hold(false);
+    pthread_join(stopping, NULL); /* what is made is freed: LeakSanitizer */
+    worker = NULL;
+}
+
 static char dir[] = "nk-aside-XXXXXX", file[64];
 
 static int set_up(void **state)
@@ -263,7 +333,7 @@ static int tear_down(void **state)
 {
     (void)state;
     nk_channel_close(channel);
-    nk_worker_stop(worker, 1000);
+    nk_worker_stop(worker, 1000); /* none, when all went well */
     nk_net_stop(net);
     unlink(file);
     rmdir(dir);
@@ -276,6 +346,8 @@ int main(void)
         cmocka_unit_test(test_aside__others_are_served_while_a_grammar_is_made),
         cmocka_unit_test(test_aside__who_goes_meanwhile_is_not_opened),
         cmocka_unit_test(test_aside__a_grammar_that_is_none_is_refused_with_its_sentence),
+        cmocka_unit_test(test_aside__a_worker_that_sleeps_ends_who_waits_for_a_sampler),
+        cmocka_unit_test(test_aside__a_worker_that_stops_ends_who_waits_for_a_sampler),
     };
 
     return cmocka_run_group_tests_name("aside", tests, set_up, tear_down);
