@@ -272,7 +272,7 @@ class Conformance(unittest.TestCase):
         """At first, and when those without an answer were asked again."""
         models = [os.path.join(self.dir, name + ".gguf") for name in names]
         for m in models:
-            ggufio.write(m, {}, [])
+            ggufio.write(m, {"general.architecture": (ggufio.STR, "llama")}, [])
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
             self.script.CPU_S = 1 if "spins" in names else nk.LONG_S
