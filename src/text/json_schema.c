@@ -611,6 +611,7 @@ static void release(struct nk__conversion *c)
         json_decref(c->made[i].schema);
     free(c->targets);
     free(c->made);
+    free(c->refs);
 }
 
 int nk_json_schema_to_grammar(const json_t *schema, struct nk_work *work, struct nk_buf *out,

@@ -81,6 +81,12 @@ struct nk__conversion {
         json_t *schema;
     } * made;
     size_t n_made, made_capacity;
+    /* Each $ref of the schema and what its "#" is, by their addresses, once one was followed. */
+    struct nk__ref {
+        const json_t *ref, *resource;
+    } * refs;
+    size_t n_refs, refs_capacity;
+    bool has_resources; /* other than the root */
     /* What nk__value_keeps is about to find out, the innermost first. */
     const struct nk__keeping {
         const json_t *schema, *v;

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/array.h"
+
 /* ---- keywords ---- */
 
 /* Keywords that say something of a value; what is not here is none, or an annotation. */
@@ -256,18 +258,92 @@ static const char *id_of(const json_t *schema)
     return id ? id : json_string_value(json_object_get(schema, "id"));
 }
 
-/* The definition that calls itself so, by $anchor (size bytes of name without "#") or $id. */
-static int find_named(struct nk__conversion *c, const json_t *at, const char *name, int depth,
-                      const json_t **found)
+static bool is_resource(const json_t *schema)
+{
+    const char *id = json_string_value(json_object_get(schema, "$id"));
+
+    return id && *id != '#';
+}
+
+/* Where a "$ref" stands decides what "#" means in it: the innermost schema around it that has a
+ * "$id" of its own. Found once for all of them. */
+static int find_refs(struct nk__conversion *c, const json_t *at, const json_t *resource, int depth)
+{
+    const json_t *ref = json_object_get(at, "$ref");
+    const char *key;
+    json_t *value;
+    size_t i;
+    int rc = nk__schema_spend(c, 1 + json_object_size(at) + json_array_size(at));
+
+    if (rc || depth > NK__SCHEMA_NESTED_MAX)
+        return rc;
+    if (depth && is_resource(at)) {
+        resource = at;
+        c->has_resources = true;
+    }
+    if (json_is_string(ref)) {
+        rc = nk_array_grow(c->refs, c->refs_capacity, c->n_refs + 1, NK__SCHEMA_PARTS_MAX, c->err);
+        if (rc)
+            return rc;
+        c->refs[c->n_refs++] = (struct nk__ref){ ref, resource };
+    }
+    if (json_is_object(at))
+        json_object_foreach((json_t *)(uintptr_t)at, key, value)
+        {
+            rc = rc ? rc : find_refs(c, value, resource, depth + 1);
+        }
+    json_array_foreach(at, i, value)
+    {
+        rc = rc ? rc : find_refs(c, value, resource, depth + 1);
+    }
+    return rc;
+}
+
+static int compare_refs(const void *a, const void *b)
+{
+    uintptr_t x = (uintptr_t)((const struct nk__ref *)a)->ref,
+              y = (uintptr_t)((const struct nk__ref *)b)->ref;
+
+    return x < y ? -1 : x > y;
+}
+
+/* NULL: it is not known, as the reference stands too deep. */
+static int resource_of(struct nk__conversion *c, const json_t *ref, const json_t **resource)
+{
+    struct nk__ref wanted = { ref, NULL }, *found;
+    int rc = 0;
+
+    if (!c->n_refs) {
+        rc = find_refs(c, c->root, c->root, 0);
+        if (!rc && c->n_refs)
+            qsort(c->refs, c->n_refs, sizeof *c->refs, compare_refs);
+    }
+    *resource = c->root;
+    if (rc || !c->has_resources)
+        return rc;
+    found = bsearch(&wanted, c->refs, c->n_refs, sizeof *c->refs, compare_refs);
+    *resource = found ? found->resource : NULL;
+    return 0;
+}
+
+/* Whether an $id is this one; an empty fragment at its end says nothing. */
+static bool is_id(const char *id, const char *name, size_t size)
+{
+    return id && !strncmp(id, name, size) && (!id[size] || !strcmp(id + size, "#"));
+}
+
+/* The definition that calls itself so, by $anchor (size bytes of name with "#") or $id. */
+static int find_named(struct nk__conversion *c, const json_t *at, const char *name, size_t size,
+                      int depth, const json_t **found)
 {
     const char *key, *id = id_of(at), *anchor = json_string_value(json_object_get(at, "$anchor"));
     json_t *value;
     size_t i;
     int rc = nk__schema_spend(c, 2 + json_object_size(at) + json_array_size(at));
 
-    if (rc || depth > NK__SCHEMA_DEPTH_MAX)
-        return rc;
-    if ((id && !strcmp(id, name)) || (anchor && *name == '#' && !strcmp(anchor, name + 1))) {
+    if (rc || depth > NK__SCHEMA_DEPTH_MAX || (depth && *name == '#' && is_resource(at)))
+        return rc; /* "#foo" within another one is another */
+    if (is_id(id, name, size) || (anchor && *name == '#' && !strcmp(anchor, name + 1))) {
         *found = at;
         return 0;
     }
@@ -275,34 +351,40 @@ static int find_named(struct nk__conversion *c, const json_t *at, const char *na
         json_object_foreach((json_t *)(uintptr_t)at, key, value)
         {
             if (!rc && !*found && strcmp(key, "enum") != 0 && strcmp(key, "const") != 0)
-                rc = find_named(c, value, name, depth + 1, found);
+                rc = find_named(c, value, name, size, depth + 1, found);
         }
     json_array_foreach(at, i, value)
     {
         if (!rc && !*found)
-            rc = find_named(c, value, name, depth + 1, found);
+            rc = find_named(c, value, name, size, depth + 1, found);
     }
     return rc;
 }
 
 int nk__schema_resolve(struct nk__conversion *c, const json_t *ref, const json_t **target)
 {
-    const char *text = json_string_value(ref), *id = id_of(c->root);
+    const char *text = json_string_value(ref);
+    const json_t *resource = NULL;
+    size_t size = text ? strcspn(text, "#") : 0;
     int rc = nk__schema_spend(c, 1 + json_string_length(ref) / 4);
 
     *target = NULL;
+    if (!rc && text)
+        rc = resource_of(c, ref, &resource);
     if (rc)
         return rc;
-    if (text && id && *text != '#' && !strncmp(text, id, strcspn(id, "#"))) {
-        const char *rest = text + strcspn(id, "#");
+    if (resource && size) {
+        const json_t *named = NULL;
 
-        if (*rest == '#' || !*rest)
-            text = *rest ? rest : "#";
+        rc = is_id(id_of(c->root), text, size) ? 0 : find_named(c, c->root, text, size, 0, &named);
+        resource = is_id(id_of(c->root), text, size) ? c->root : named;
     }
-    if (text && *text == '#')
-        *target = walk(c->root, text + 1);
-    if (text && !*target && *text != '/' && text[strcspn(text, "/")] != '/')
-        rc = find_named(c, c->root, text, 0, target);
+    if (!rc && resource) {
+        text += size;
+        *target = walk(resource, *text ? text + 1 : text);
+        if (!*target && text[1] != '/' && !strchr(text, '/'))
+            rc = find_named(c, resource, text, strlen(text), 0, target);
+    }
     if (!rc && !*target)
         return nk__schema_refuse(c, "$ref",
                                  "only \"#\", places below it and names that are given there can "

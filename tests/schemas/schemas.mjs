@@ -86,9 +86,16 @@ function schema(depth) {
     case 7: return { allOf: few(), ...(often(0.5) ? plainSchema(depth) : {}) };
     case 8: return { ...plainSchema(depth), not: schema(depth - 1) };
     case 9: return { ...plainSchema(depth), if: schema(depth - 1), then: schema(depth - 1), ...(often(0.5) ? { else: schema(depth - 1) } : {}) };
-    case 10: return { $ref: pick(["#/$defs/one", "#/$defs/two"]), ...(often(0.3) ? plainSchema(depth) : {}) };
+    case 10: return { $ref: pick(["#/$defs/one", "#/$defs/two", "http://x.test/three"]), ...(often(0.3) ? plainSchema(depth) : {}) };
     default: return plainSchema(depth);
   }
+}
+
+// The third has an $id, so that "#" within it is itself, with a "one" that is not the other.
+function definitions() {
+  const inner = { ...numberSchema(), $defs: {} };
+  return { one: schema(1), two: { anyOf: [{ type: "null" }, objectSchema(1)] },
+    three: { $id: "http://x.test/three", type: "object", properties: { a: { $ref: "#/$defs/one" } }, additionalProperties: false, $defs: { one: inner } } };
 }
 
 // ---- schemas with a document of theirs ----
@@ -192,9 +199,10 @@ function judge(s, text, validate) {
 console.log(`seed ${seed}, ${rounds} rounds`);
 const questions = [], oracles = [];
 while (questions.length < rounds) {
-  const s = schema(3), whole = typeof s === "object" && JSON.stringify(s).includes("$ref") ? { ...s, $defs: { one: schema(1), two: { anyOf: [{ type: "null" }, objectSchema(1)] } } } : s;
+  const s = schema(3), whole = typeof s === "object" && JSON.stringify(s).includes("$ref") ? { ...s, $defs: definitions() } : s;
   try {
     oracles.push(ajv.compile(whole));
+    ajv.removeSchema("http://x.test/three"); // the next one has another
   } catch (e) {
     continue; // such as a pattern that JavaScript does not have
   }

@@ -451,6 +451,30 @@ static const struct {
       { "1" },
       { "2" } },
     { "{\"$ref\":\"#foo\",\"$defs\":{\"a\":{\"$anchor\":\"foo\",\"const\":1}}}", { "1" }, { "2" } },
+    { "{\"$id\":\"http://x/y\",\"$ref\":\"http://x/z.json\",\"$defs\":{\"a\":{\"$id\":\"http://x/"
+      "z.json\",\"const\":1}}}",
+      { "1" },
+      { "2" } },
+    { "{\"$ref\":\"http://x/z#\",\"$defs\":{\"a\":{\"$id\":\"http://x/z\",\"const\":1}}}",
+      { "1" },
+      { "2" } },
+    { "{\"$ref\":\"http://x/z#/$defs/b\",\"$defs\":{\"b\":{\"const\":2},\"a\":{\"$id\":\"http://x/"
+      "z\",\"$defs\":{\"b\":{\"const\":1}}}}}",
+      { "1" },
+      { "2" } },
+    /* "#" is the schema around it that has an $id */
+    { "{\"$ref\":\"#/$defs/a\",\"$defs\":{\"b\":{\"const\":2},\"a\":{\"$id\":\"http://x/"
+      "z\",\"allOf\":[{\"$ref\":\"#/$defs/b\"}],\"$defs\":{\"b\":{\"const\":1}}}}}",
+      { "1" },
+      { "2" } },
+    { "{\"$ref\":\"#foo\",\"$defs\":{\"a\":{\"$id\":\"http://x/z\",\"$defs\":{\"b\":{\"$anchor\":"
+      "\"foo\",\"const\":1}}},\"b\":{\"$anchor\":\"foo\",\"const\":2}}}",
+      { "2" },
+      { "1" } },
+    { "{\"$ref\":\"http://x/z\",\"$defs\":{\"a\":{\"$id\":\"http://x/z\",\"properties\":{\"a\":{"
+      "\"$ref\":\"#\"}},\"additionalProperties\":false}}}",
+      { "{\"a\": {\"a\": {}}}" },
+      { "{\"b\": 1}", "{\"a\": {\"b\": 1}}", "{\"a\": 1}" } },
 };
 
 static void test_json_schema__grammar_takes_valid_texts_and_no_others(void **state)
@@ -567,6 +591,10 @@ static void test_json_schema__what_is_not_understood_is_refused_by_name(void **s
           "#/properties/a" },
         { "{\"$ref\":\"other.json\"}", "$ref" },
         { "{\"$ref\":\"#/nothing\"}", "$ref" },
+        { "{\"$ref\":\"http://x/y#/$defs/a\",\"$defs\":{\"a\":{\"const\":1}}}", "$ref" },
+        { "{\"$ref\":\"#/$defs/a\",\"$defs\":{\"b\":{\"const\":2},\"a\":{\"$id\":\"http://x/z\","
+          "\"allOf\":[{\"$ref\":\"#/$defs/b\"}]}}}",
+          "$ref" },
         { "{\"$ref\":\"#\"}", "itself" },
         { "{\"$ref\":\"#/$defs/a\",\"$defs\":{\"a\":{\"$ref\":\"#/$defs/b\"},\"b\":{\"$ref\":\"#/"
           "$defs/a\"}}}",
