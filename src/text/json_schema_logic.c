@@ -221,7 +221,7 @@ int nk__logic_not(struct nk__conversion *c, const json_t *schema, const json_t *
         any |= known;
     }
     if (!rc && any && !json_array_size(either))
-        rc = nk__schema_refuse(c, "not", "a schema like this is not supported in it");
+        rc = nk__schema_nothing(c, "not", "a schema like this is not supported in it");
     if (rc) {
         json_decref(either);
         return rc;

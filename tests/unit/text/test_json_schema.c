@@ -141,6 +141,10 @@ static const struct {
       "n\"}]}},\"definitions\":{\"n\":{\"type\":\"integer\"}}}",
       { "{\"p\": 1}" },
       { "{\"p\": \"1\"}" } },
+    /* a part of which nothing is certainly valid drops out, and not the others with it */
+    { "{\"anyOf\":[{\"type\":\"string\",\"not\":{\"format\":\"date\"}},{\"type\":\"integer\"}]}",
+      { "1" },
+      { "\"2020-01-01\"", "1.5" } },
     /* references */
     { "{\"$ref\":\"#/$defs/"
       "node\",\"$defs\":{\"node\":{\"type\":\"object\",\"properties\":{\"v\":{\"type\":\"integer\"}"
