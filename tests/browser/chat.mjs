@@ -30,6 +30,11 @@ export const isSend = (page) => page.locator("#send:not(.stop)").waitFor();
 /** Adds to the body of every generation: what a model writes is then known, and it is still the model that writes it. */
 export const addToRequests = (page, more) => page.route(/\/v1\/(chat\/)?completions$/, (route) =>
     route.continue({ postData: JSON.stringify({ ...route.request().postDataJSON(), ...more }) }));
+/** Answers last until they are stopped: a model may end one at any time by itself. */
+export async function long(page) {
+    await addToRequests(page, { ignore_eos: true });
+    await set(page, { max_tokens: LONG });
+}
 export const only = (text) => ({ grammar: `root ::= ${JSON.stringify(text)}` });
 
 export async function noAxeViolations(page, what) {

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { after, before, test } from "node:test";
 import { launch, until, withPage } from "./browser.mjs";
-import { LONG, addToRequests, answered, ask, isSend, isStop, noAxeViolations, only, set, shown } from "./chat.mjs";
+import { addToRequests, answered, ask, isSend, isStop, long, noAxeViolations, only, set, shown } from "./chat.mjs";
 
 const { NK_CHAT: CHAT } = process.env;
 
@@ -118,7 +118,7 @@ test("in a drawer where the window is narrow, by the keyboard too, in both colou
 }));
 
 test("an answer goes on while another chat is looked at", () => withPage(browser, CHAT, async (page) => {
-    await set(page, { max_tokens: LONG });
+    await long(page);
     await ask(page, "Long");
     await until(async () => (await shown(page)).length > 20, "nothing is written");
     await page.click("#new-chat");
@@ -214,7 +214,7 @@ test("drafts outlive a reload, one for each conversation, with files and with wh
 }));
 
 test("an answer that is written when the page is reloaded stays as far as it came, and goes on", () => withPage(browser, CHAT, async (page, requests) => {
-    await set(page, { max_tokens: LONG });
+    await long(page);
     await ask(page, "In the beginning");
     await until(async () => (await shown(page)).length > 40, "nothing is written");
     const before = await shown(page);

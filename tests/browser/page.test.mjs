@@ -4,7 +4,7 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { launch, until, withPage } from "./browser.mjs";
-import { LONG, addToRequests, answered, ask, isSend, isStop, noAxeViolations, only, set, shown, squeeze } from "./chat.mjs";
+import { LONG, addToRequests, answered, ask, isSend, isStop, long, noAxeViolations, only, set, shown, squeeze } from "./chat.mjs";
 
 const { NK_CHAT: CHAT, NK_PLAIN: PLAIN, NK_KEYED: KEYED, NK_SMALL: SMALL, NK_GOING: GOING, NK_CONTROL: CONTROL, NK_KEY: KEY } = process.env;
 
@@ -51,7 +51,7 @@ test("a chat is shown as the API answers it, with its figures", () => withPage(b
 }));
 
 test("stop ends the answer and the generation, by button and by Escape", () => withPage(browser, CHAT, async (page) => {
-    await set(page, { max_tokens: LONG });
+    await long(page);
     for (const stop of [() => page.click("#send"), () => page.keyboard.press("Escape")]) {
         await ask(page, "In the beginning");
         await isStop(page);
@@ -234,7 +234,7 @@ test("the cluster is shown as it is, and lives", () => withPage(browser, CHAT, a
     assert.match(await first.textContent(), /MiB weights/);
     assert.match(await first.textContent(), new RegExp(`${c.stages[0].kv_tokens.toLocaleString("en")} tokens`));
 
-    await set(page, { max_tokens: LONG });
+    await long(page);
     await ask(page, "In the beginning");
     await until(async () => Number(await first.locator(".flow strong").textContent()) > 0, "no tokens per second");
     await page.locator("#sessions tr").filter({ hasText: "running" }).waitFor();
@@ -244,7 +244,7 @@ test("the cluster is shown as it is, and lives", () => withPage(browser, CHAT, a
 }));
 
 test("a worker that goes and returns: told at once, and all is well again by itself", () => withPage(browser, CHAT, async (page) => {
-    await set(page, { max_tokens: LONG });
+    await long(page);
     await ask(page, "In the beginning");
     await until(async () => (await shown(page)).length > 20, "nothing is written");
     await control("kill");
@@ -397,7 +397,7 @@ test("a narrow window never scrolls sideways, and the panel takes the chat's pla
 test("everything can be done with the keyboard alone", () => withPage(browser, CHAT, async (page) => {
     const focused = () => page.evaluate(() => document.activeElement.id || document.activeElement.getAttribute("aria-label") || document.activeElement.textContent);
     assert.equal(await focused(), "prompt");
-    await set(page, { max_tokens: LONG });
+    await long(page);
     await page.focus(".skip");
     await page.keyboard.press("Enter");
     await until(async () => await focused() === "prompt", "the skip link does not lead to the message");
@@ -482,7 +482,7 @@ test("light and dark follow the system and the switch, and neither has an access
 
 test("who wants less motion gets none", () => withPage(browser, CHAT, async (page) => {
     const moving = () => page.evaluate(() => document.getAnimations().filter((a) => a.playState === "running").length);
-    await set(page, { max_tokens: LONG });
+    await long(page);
     await ask(page, "In the beginning");
     await page.locator(".link.live").first().waitFor();
     assert.equal(await moving(), 0);

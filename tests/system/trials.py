@@ -11,7 +11,6 @@ run, whose prompt is the prompt and what was said so far. It has its bits where 
 A stage that is not lost keeps what it computed in other shapes, and sessions share runs and KV cells, so that the last bits depend on
 the load: then each token is about as probable, up to the first one where two are as good as equally probable. Afterwards nothing of
 any session is left on any worker."""
-import contextlib
 import os
 import random
 import re
@@ -77,7 +76,7 @@ class Pool:
 
     def __init__(self, model, ranges, *options, env_more=None, prefix=()):
         self.model, self.ranges, self.options, self.env_more, self.prefix = model, ranges, options, env_more, prefix
-        self.both, self.links, self.stopped, self.starved = [None] * len(ranges), [None] * len(ranges), [], []
+        self.both, self.links, self.stopped, self.starved = [None] * len(ranges), [None] * len(ranges), [], {}
         try:
             for i in reversed(range(len(ranges))):
                 self.both[i] = [self.start(i, k) for k in range(2)]
@@ -125,23 +124,22 @@ class Pool:
         elif how == "break":
             self.links[i][k].drop()
         else:
-            starve(w)
-            self.starved.append(w)
+            self.starved[w] = starve(w)
         self.use[i] = 1 - k
         return True
 
     def go_on(self):
         for w in self.stopped:
             w.signal(signal.SIGCONT)
-        for w in self.starved:
-            if w.process.poll() is None:
+        for w, asked in self.starved.items():
+            if asked():
                 resource.prlimit(w.pid, resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             else:
                 w.kill()
         for pair in self.links:
             for between in pair or ():
                 between.mend()
-        self.stopped, self.starved = [], []
+        self.stopped, self.starved = [], {}
 
     def mend(self):
         self.go_on()
@@ -171,15 +169,28 @@ class Pool:
 
 def starve(w):
     """The system gives it no more memory: what its heap has not got by now it does not get. (A limit of its address space would not
-    do: the heap has taken much more of that than it uses.) And somebody asks it for more than it had to do so far."""
+    do: the heap has taken much more of that than it uses.) And somebody asks it for more than it had to do so far. Returns what
+    waits until that is over and says whether the worker is there still: one that dies of it may take a while."""
+    survived = []
     i = w.info()
     rows = nk.pb().Rows(n_rows=i.n_batch, width=i.n_embd, data=bytes(4 * i.n_batch * i.n_embd)) if i.layer_begin else None
     resource.prlimit(w.pid, resource.RLIMIT_DATA, (1 << 20, resource.RLIM_INFINITY))
 
     def ask():
-        with nk.Client(w.address) as client, contextlib.suppress(grpc.RpcError):
-            client.forward(nk.pb().ForwardRequest(ids=[5] * i.n_batch, rows=rows, all_logits=True), timeout=10)
-    threading.Thread(target=ask, daemon=True).start()
+        try:
+            with nk.Client(w.address) as client:
+                client.forward(nk.pb().ForwardRequest(ids=[5] * i.n_batch, rows=rows, all_logits=True), timeout=10)
+            survived.append(True)
+        except grpc.RpcError as e:
+            survived.append(e.code() != grpc.StatusCode.UNAVAILABLE)  # else it is gone
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+
+    def over():
+        asking.join()
+        return survived[0] and w.process.poll() is None
+    return over
 
 
 def full_disk(folder):
