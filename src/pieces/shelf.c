@@ -207,13 +207,12 @@ static void remove_least_used(const nk_model *m, const char *hash, const struct 
         if (sum + f->size_bytes <= ceiling || !nk_shelf_remove(f))
             sum += f->size_bytes;
         else
-            nk_log(NK_LOG_PIECES, NK_LOG_INFO, "event=cache_removed file=%s",
+            nk_log(NK_LOG_PIECES, NK_LOG_DEBUG, "event=cache_removed file=%s",
                    nk_log_quote(quoted, sizeof quoted, f->path));
     }
     if (sum > ceiling)
-        nk_log(NK_LOG_PIECES, NK_LOG_INFO, /* nothing is wrong: it is what runs */
-               "event=cache_over_ceiling model=%s bytes=%llu ceiling=%llu msg=\"slices in use, and "
-               "those to come, are more; they stay\"",
+        nk_log(NK_LOG_PIECES, NK_LOG_DEBUG, /* nothing is wrong: it is what runs */
+               "event=cache_over_ceiling why=in_use model=%s bytes=%llu ceiling=%llu",
                nk_log_quote(quoted, sizeof quoted, nk_model_file_name(m)), (unsigned long long)sum,
                (unsigned long long)ceiling);
     free(files);
