@@ -106,7 +106,7 @@ class Tokens(Case):
         self.assertEqual(os.path.exists(b.state("member", "identity")), False)
 
     def test_expired(self):
-        token = self.token("--ttl", "1s")
+        token = self.token("--ttl", "1s", "--uses", "9")  # who is let in in time uses one
         self.assertTrue(nk.wait_for(lambda: self.said(token, "expired"), step=0.5))
 
     def said(self, token, word):
